@@ -1,0 +1,72 @@
+.DEFAULT_GOAL := help
+
+PYTHON     ?= python3
+RECIPE     ?= float32
+CHECKPOINT ?= build/checkpoints/demo
+BUNDLE     ?= build/demo/bundle
+EPISODES   ?= models/demo/episodes
+REPORT     ?= build/demo/report.html
+ROBOT      ?=
+ARGS       ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
+STAMP := $(VENV)/.stamp
+
+.PHONY: help setup demo test test-full check export run bench mesa record-demo robot-wheel clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
+
+setup: $(STAMP) ## make .venv with the pinned dependencies; again only when the pins change
+
+$(STAMP): requirements/dev.txt requirements/dev-no-deps.txt
+	@echo "setup: $(VENV) with the pins of $^ (minutes the first time)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("setup: Python %d.%d is too old, 3.11 or newer is needed: make setup PYTHON=python3.11" % v)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements/dev.txt
+	@$(PIP) --no-deps -r requirements/dev-no-deps.txt
+	@touch $@
+
+demo: setup mesa ## the whole job in one go: checkpoint, export, run, report
+	$(PY) -m export demo
+
+test: setup ## the quick tests; no GPU needed
+	$(PY) -m pytest -m "not full" $(ARGS)
+
+test-full: setup ## all tests, at the published widths too
+	$(PY) -m pytest $(ARGS)
+
+check: setup ## format, lint, types, import rules (what CI runs)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+export: setup $(CHECKPOINT) ## CHECKPOINT -> BUNDLE, in precision RECIPE
+	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE)
+
+build/checkpoints/demo: | $(STAMP)
+	$(PY) -m models init demo --out $@
+
+run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
+	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT))
+
+bench: setup ## time the runtime beside the plain composition, interleaved in one run
+	$(PY) -m export bench
+
+mesa: ## install the simulator's software renderer, where that is possible
+	@sh requirements/mesa.sh
+
+record-demo: setup mesa ## record the demo's episodes from the simulator again
+	$(PY) -m models.demo.record --out $(EPISODES)
+
+robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
+	$(PY) -m build --wheel --no-isolation --outdir dist runtime
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist
+
+distclean: clean ## remove .venv and the tools' caches too
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Tests that run wherever a bundle runs, the board included."""

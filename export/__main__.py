@@ -1,0 +1,53 @@
+"""python -m export VERB: from a checkpoint to a bundle, and the benchmark of it.
+
+build RECIPE --checkpoint DIR --out BUNDLE    split, export, prove, compile, pack
+bench                                         the runtime beside what one would compose
+demo                                          the whole job on the demo policy
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+
+from export.bench import BenchConfig, bench
+from export.build import BuildConfig, build
+from export.demo import DemoConfig, demo
+from export.errors import ExportError
+from models.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(BuildConfig):
+    """Checkpoint -> bundle."""
+
+    recipe: tyro.conf.Positional[str]
+    """Precision recipe."""
+
+
+VERBS: dict[str, tuple[type, Callable[..., object]]] = {
+    "build": (Build, build),
+    "bench": (BenchConfig, bench),
+    "demo": (DemoConfig, demo),
+}
+
+
+def main() -> int:
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        {verb: types for verb, (types, _) in VERBS.items()}, description=__doc__
+    )
+    run = next(run for types, run in VERBS.values() if type(chosen) is types)
+    try:
+        result = run(chosen)
+    except (CheckpointError, ExportError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The demo policy: its tokenizer, its recorded episodes, and how they were made."""

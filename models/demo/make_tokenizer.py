@@ -1,0 +1,76 @@
+"""python -m models.demo.make_tokenizer: writes `models/demo/tokenizer.json`.
+
+A byte-level BPE of some hundred entries with the pre-tokenizer and the special-token roles of
+Qwen2.5, trained on the prompt and on instructions like those of the demo's tasks. Deterministic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from models.config import PromptConfig
+
+PATH = Path(__file__).parent / "tokenizer.json"
+VOCABULARY = 480
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
+WORDS = Regex(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+VERBS = ("reach", "push", "pull", "press", "open", "close", "pick up", "place", "move", "turn")
+OBJECTS = (
+    "marker", "puck", "button", "drawer", "window", "door", "block", "handle", "lever", "carrot",
+    "spoon", "plate", "eggplant", "cube",
+)  # fmt: skip
+PLACES = ("where the marker was", "on the plate", "to the goal", "to the left", "from the top")
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def main() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(WORDS, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.save(str(PATH))
+    print(f"{PATH}: {tokenizer.get_vocab_size()} tokens")
+
+
+def _corpus() -> list[str]:
+    plain = PromptConfig().template
+    for special in SPECIAL:
+        plain = plain.replace(special, "")
+    for place in ("{anchor}", "{frame}", "{instruction}"):
+        plain = plain.replace(place, "")
+    instructions = [
+        f"{verb} the {colour} {thing} {place}"
+        for verb in VERBS
+        for colour in COLOURS
+        for thing in OBJECTS
+        for place in PLACES
+    ]
+    return [plain] * 200 + instructions
+
+
+if __name__ == "__main__":
+    main()

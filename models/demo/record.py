@@ -1,0 +1,124 @@
+"""Record the demo's expert episodes from the Meta-World simulator.
+
+    python -m models.demo.record --out models/demo/episodes
+
+Writes one .npz per episode, each reproducible from its task and seed: every simulator step until
+the scripted expert succeeds and a few more. One simulator step counts as one control step at 10 Hz,
+so the replay runs slower than the simulated arm, which takes 12.5 ms per step. The statistics of
+the episodes go beside the folder, as `dataset_statistics.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from runtime.metaworld import MetaWorldRobot
+from runtime.robot import Recording, RobotError, save_recording
+
+RATE_HZ = 10.0
+ROBOT = "metaworld_sawyer"
+_STEPS_AFTER_SUCCESS = 5
+
+# Two of the task that needs the anchor frame: the marker is gone after it.
+_EPISODES = (
+    ("reach", 1),
+    ("reach", 2),
+    ("button-press-topdown", 1),
+    ("drawer-open", 1),
+    ("push", 1),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordConfig:
+    """Where the episodes go and how they look."""
+
+    out: Path
+    """Folder for the .npz files; made if it does not exist."""
+
+    image_size: int = 112
+    """Side of the square frames in pixels."""
+
+
+def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
+    """Let the scripted expert do `task` once.
+
+    Raises:
+        RobotError: if the simulator cannot run here, or the expert fails with this seed.
+    """
+    robot = MetaWorldRobot(task=task, seed=seed, image_size=image_size, end_on_success=False)
+    images, states, actions = [], [], []
+    num_steps_left = _STEPS_AFTER_SUCCESS
+    with closing(robot):
+        robot.reset()
+        while not robot.done and num_steps_left > 0:
+            observation, action_A = robot.observe(), robot.expert_action()
+            images.append(observation.image)
+            states.append(observation.state)
+            actions.append(action_A)
+            robot.apply(action_A)
+            num_steps_left -= int(robot.success is True)
+        if not robot.success:
+            raise RobotError(
+                f"{task}: the expert fails with seed {seed} in {len(actions)} steps; "
+                "choose another seed"
+            )
+    return Recording(
+        instruction=robot.instruction,
+        task=task,
+        seed=seed,
+        rate_hz=RATE_HZ,
+        images=np.stack(images),
+        states=np.stack(states),
+        actions=np.stack(actions),
+        success=True,
+    )
+
+
+def statistics(recordings: Sequence[Recording]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Range, mean and quantiles per dimension, as OpenVLA and starVLA write them."""
+
+    def of(values_ND: NDArray[np.float32]) -> dict[str, list[float]]:
+        wide = values_ND.astype(np.float64)
+        numbers = {
+            "min": wide.min(axis=0),
+            "max": wide.max(axis=0),
+            "mean": wide.mean(axis=0),
+            "std": wide.std(axis=0),
+            "q01": np.quantile(wide, 0.01, axis=0),
+            "q99": np.quantile(wide, 0.99, axis=0),
+        }
+        return {name: value.tolist() for name, value in numbers.items()}
+
+    return {
+        ROBOT: {
+            "action": of(np.concatenate([r.actions for r in recordings])),
+            "state": of(np.concatenate([r.states for r in recordings])),
+        }
+    }
+
+
+def main(config: RecordConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    recordings = []
+    for task, seed in _EPISODES:
+        recording = record_episode(task=task, seed=seed, image_size=config.image_size)
+        path = config.out / f"{task}-{seed}.npz"
+        save_recording(recording, path)
+        recordings.append(recording)
+        print(f"{path}: {len(recording.images)} steps, {path.stat().st_size / 1000:.0f} kB")
+    path = config.out.parent / "dataset_statistics.json"
+    path.write_text(json.dumps(statistics(recordings), indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RecordConfig, prog="python -m models.demo.record", description=__doc__))

@@ -1,0 +1,216 @@
+"""anchorvla VERB BUNDLE (= python -m runtime VERB BUNDLE)
+
+    run    drive recorded episodes or the simulator at a fixed rate, and report
+    check  does the bundle compute what its exporter measured?
+    bench  time it on this machine
+    show   what is in it, and when each part is recomputed
+
+Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bundle, 4 observation, 5 engine, 6 robot or
+recording, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from . import anchor
+from .benchmark import measure
+from .bundle import read_bundle
+from .check import TOLERANCE, check
+from .errors import BundleError, EngineError, ObservationError
+from .loop import LoopConfig, Step, Trace, run_episode
+from .policy import load
+from .report import summarize, write_report
+from .robot import RecordingError, ReplayedRobot, Robot, RobotError, load_recording
+from .show import describe, draw
+
+TICKS_FOR_REPORT = 50
+
+EXIT_CODES: dict[type[Exception], int] = {
+    BundleError: 3,
+    ObservationError: 4,
+    EngineError: 5,
+    RobotError: 6,
+    RecordingError: 6,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; errors that a user can mend become one line and an exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.verb(options))
+    except tuple(EXIT_CODES) as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except ValueError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = LoopConfig(
+        rate_hz=options.rate_hz, execute=options.execute, max_steps=options.max_steps
+    )
+    policy = load(options.bundle, robot=options.robot)
+    traces: list[Trace] = []
+    for name, robot in _robots(options):
+        with contextlib.closing(robot):
+            trace = run_episode(
+                policy,
+                robot,
+                config,
+                seed=options.seed,
+                anchor_policy=anchor.parse(options.anchor),
+                on_step=_narrate(name) if sys.stdout.isatty() else lambda step: None,
+            )
+        traces.append(trace)
+        verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
+        print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
+    numbers = summarize(policy.graph, traces)
+    if options.report is not None:
+        timings = measure(policy, TICKS_FOR_REPORT)
+        write_report(options.report, policy.bundle, traces, timings, config, options.title)
+        print(f"report: {options.report}")
+    line = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
+    line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
+    print(json.dumps(_compact(line)))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    verdicts = check(load(options.bundle, robot=options.robot))
+    for verdict in verdicts:
+        mark = "ok  " if verdict.passed else "FAIL"
+        print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {TOLERANCE:.0e})")
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if failed:
+        print(
+            f"error: {len(failed)} of {len(verdicts)} differ from the golden data: this machine "
+            "computes something else than the exporter's; do not drive a robot with it",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    timings = measure(load(options.bundle, robot=options.robot), options.ticks)
+    for kind, timing in timings.items():
+        print(
+            f"{kind}: {timing.tick.p50:.2f} ms median, {timing.tick.p99:.2f} ms p99 of "
+            f"{timing.tick.n}; outside engines {timing.overhead.p50:.3f} ms"
+        )
+        for name, stage in timing.stages.items():
+            print(f"  {name:<18} {stage.p50:9.3f} ms  p99 {stage.p99:9.3f}")
+    line = {
+        kind: {"tick": asdict(t.tick), "overhead": asdict(t.overhead)}
+        for kind, t in timings.items()
+    }
+    print(json.dumps(_compact(line)))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    bundle = read_bundle(options.bundle)
+    print(describe(bundle, brief=options.brief))
+    if options.svg is not None:
+        options.svg.write_text(draw(bundle.manifest.graph) + "\n")
+        print(f"\npicture: {options.svg}")
+    return 0
+
+
+def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
+    paths = sorted(p for e in options.episodes for p in (e.glob("*.npz") if e.is_dir() else [e]))
+    if not paths and not options.tasks:
+        raise RecordingError(
+            "nothing to run: name recordings with --episodes (a folder needs .npz files in it), or "
+            "simulator tasks with --tasks"
+        )
+    for path in paths:
+        yield path.stem, ReplayedRobot(load_recording(path))
+    for task in options.tasks:
+        from .metaworld import MetaWorldRobot
+
+        for number in range(options.num_episodes):
+            seed = options.seed + number
+            yield f"{task} live, seed {seed}", MetaWorldRobot(task=task, seed=seed)
+
+
+def _narrate(name: str):  # type: ignore[no-untyped-def]
+    count = 0
+
+    def narrate(step: Step) -> None:
+        nonlocal count
+        count += 1
+        print(f"\r{name}: step {count}", end="", flush=True)
+
+    return narrate
+
+
+def _compact(value: object) -> object:
+    """Three decimals are enough for milliseconds."""
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {key: _compact(item) for key, item in value.items()}
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anchorvla", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("bundle", type=Path, metavar="BUNDLE")
+    common.add_argument("--robot", help="key of the statistics, where there are several")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    run = verbs.add_parser("run", parents=[common], help="drive episodes and report")
+    run.add_argument(
+        "--episodes", type=Path, nargs="+", default=[], help="recordings, or folders of them"
+    )
+    run.add_argument("--tasks", nargs="+", default=[], help="tasks of the simulator, run live")
+    run.add_argument("--num-episodes", type=int, default=1, help="live ones per task (default 1)")
+    run.add_argument("--rate-hz", type=float, default=10.0, help="actions per second (default 10)")
+    run.add_argument("--execute", type=int, default=5, help="actions per thought (default 5)")
+    run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
+    run.add_argument(
+        "--anchor", default="first", help="first, manual, every(K), kinematic, semantic"
+    )
+    run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
+    run.add_argument("--report", type=Path, help="write an HTML page here")
+    run.add_argument("--title", default="AnchorVLA4D run", help="heading of the page")
+    run.set_defaults(verb=_run)
+
+    verb = verbs.add_parser("check", parents=[common], help="compare with the golden data")
+    verb.set_defaults(verb=_check)
+    bench = verbs.add_parser("bench", parents=[common], help="time it here")
+    bench.add_argument("--ticks", type=int, default=100, help="of each kind (default 100)")
+    bench.set_defaults(verb=_bench)
+    show = verbs.add_parser("show", parents=[common], help="print the graph")
+    show.add_argument("--svg", type=Path, help="draw it here")
+    show.add_argument("--brief", action="store_true", help="leave out stages and tensors")
+    show.set_defaults(verb=_show)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

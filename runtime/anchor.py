@@ -1,0 +1,124 @@
+"""When does the current frame become the new anchor?
+
+An anchor policy is asked once per tick, before anything is computed, and answers yes or no. The
+published variants: first frame, every k steps, kinematic keyframe, semantic keyframe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What an anchor policy may look at."""
+
+    step: int
+    """Ticks since the episode started; the first is 0."""
+    since_anchor: int
+    """Ticks since the anchor was set."""
+    state: NDArray[np.float32]
+    """[S] in robot units."""
+    similarity: Callable[[], float]
+    """Cosine between the vision features of this frame and of the anchor. Costs the frame's vision
+    pass, which the tick then does not pay again."""
+
+
+class AnchorPolicy(Protocol):
+    def wants(self, tick: Tick) -> bool:
+        """Whether the current frame should become the anchor. Called once per tick, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first frame of the episode, for good."""
+
+    def wants(self, tick: Tick) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """Only what `Episode.re_anchor` is given. Same answer as `First`; the name says who decides."""
+
+    def wants(self, tick: Tick) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A new anchor every `k` ticks."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"every(k) needs k >= 1, got {self.k}")
+
+    def wants(self, tick: Tick) -> bool:
+        return tick.since_anchor >= self.k
+
+
+@dataclass(slots=True)
+class Kinematic:
+    """Gripper events and turning points of the arm.
+
+    A keyframe is a change of the last state by more than `gripper_change` within one tick, or a
+    step of the first six states shorter than `slow_step` that the next step reverses. The
+    published rule looks one frame ahead; on a robot the turn is seen one tick later, and that
+    tick's frame becomes the anchor.
+    """
+
+    gripper_change: float = 0.1
+    slow_step: float = 0.2
+    _previous: NDArray[np.float32] | None = field(default=None, init=False)
+    _step: NDArray[np.float32] | None = field(default=None, init=False)
+
+    def wants(self, tick: Tick) -> bool:
+        state, previous, last_step = tick.state, self._previous, self._step
+        if tick.step == 0:
+            previous = last_step = None
+        self._previous = state.copy()
+        if previous is None:
+            self._step = None
+            return False
+        step = self._step = (state - previous)[:6]
+        if abs(float(state[-1] - previous[-1])) > self.gripper_change:
+            return True
+        if last_step is None:
+            return False
+        return bool(np.linalg.norm(last_step) < self.slow_step and last_step @ step < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Semantic:
+    """The scene no longer looks like the anchor: feature cosine below `threshold`."""
+
+    threshold: float = 0.2
+
+    def wants(self, tick: Tick) -> bool:
+        return tick.since_anchor > 0 and tick.similarity() < self.threshold
+
+
+def parse(text: str) -> AnchorPolicy:
+    """An anchor policy from its name: first, manual, every(K), kinematic, semantic.
+
+    Raises:
+        ValueError: for any other text.
+    """
+    if text.startswith("every(") and text.endswith(")") and text[6:-1].isdigit():
+        return Every(int(text[6:-1]))
+    named: dict[str, Callable[[], AnchorPolicy]] = {
+        "first": First,
+        "manual": Manual,
+        "kinematic": Kinematic,
+        "semantic": Semantic,
+    }
+    if text not in named:
+        raise ValueError(f"unknown anchor policy {text!r}; know {[*named, 'every(K)']}")
+    return named[text]()

@@ -1,0 +1,49 @@
+"""Does a bundle still compute what its exporter measured? The golden data says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .policy import ACTIONS, Policy, read_golden
+
+TOLERANCE = 1e-4
+"""Relative error allowed per stage and end to end, in float32; see the recipe that was exported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How far one tensor is from the golden one."""
+
+    name: str
+    error: float
+    """Norm of the difference over the norm."""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= TOLERANCE
+
+
+def check(policy: Policy) -> list[Verdict]:
+    """Run the golden observation and compare what every engine writes, and the actions.
+
+    The last verdict is about the actions, against the reference that knows nothing of stages.
+    """
+    golden = read_golden(policy.bundle)
+    episode = policy.start(anchor=golden["anchor"], instruction=str(golden["instruction"]))
+    policy.interpreter.forget()
+    chunk = episode.act(golden["frame"], golden["state"], noise=golden["noise"])
+    written = [n for s in policy.graph.stages if s.engine for n in s.outputs.values()]
+    verdicts = [
+        Verdict(name, relative_error(policy.memory.host(name), golden[f"stage/{name}"]))
+        for name in written
+    ]
+    return [*verdicts, Verdict(ACTIONS, relative_error(chunk, golden[ACTIONS]))]
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Norm of the difference over the norm of `want`; infinite if anything is not finite."""
+    difference = np.linalg.norm(got.astype(np.float64) - want)
+    error = float(difference / max(float(np.linalg.norm(want)), 1e-30))
+    return error if np.isfinite(error) else float("inf")

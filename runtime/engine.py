@@ -1,0 +1,71 @@
+"""What the interpreter needs of a machine: memory with permanent addresses, and engines on it.
+
+Two Protocols, implemented per backend (`onnxruntime_engine.py` is the one for any CPU). Every
+implementation must pass `tests/runtime/test_engine_conformance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from .graph import Graph, Tensor
+
+
+class Memory(Protocol):
+    """All tensors of a graph, each at an address that never changes.
+
+    Distinct tensors never share bytes unless one is part of the other. Contents start as zeros.
+    """
+
+    def host(self, name: str) -> NDArray[Any]:
+        """The tensor as the host sees it: always the same array."""
+
+    def upload(self, name: str) -> None:
+        """Make what the host wrote visible to engines."""
+
+    def download(self, name: str) -> None:
+        """Make what engines wrote visible to the host."""
+
+
+class Engine(Protocol):
+    """A compiled network. Weights exist once, however often it is bound."""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """Shape and dtype of every input port."""
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """Shape and dtype of every output port."""
+
+    def bind(
+        self, inputs: Mapping[str, str], outputs: Mapping[str, str], memory: Memory
+    ) -> Callable[[], None]:
+        """Bind every port to a tensor of `memory`, once.
+
+        Returns:
+            A function that runs the engine on these buffers. It allocates nothing for them.
+
+        Raises:
+            EngineError: a port is missing or unknown, or a shape or dtype does not fit.
+        """
+
+
+class Backend(Protocol):
+    """A kind of machine."""
+
+    name: str
+
+    def memory(self, graph: Graph) -> Memory:
+        """Allocate every tensor of `graph`."""
+
+    def engine(self, path: Path) -> Engine:
+        """Load an engine of a *verified* bundle.
+
+        Raises:
+            EngineError: if the file cannot be loaded here.
+        """

@@ -1,0 +1,17 @@
+"""One error class per boundary. A message says what and where, got against expected, what to do."""
+
+
+class BundleError(Exception):
+    """A bundle is missing, damaged, or does not fit this runtime."""
+
+
+class ObservationError(ValueError):
+    """An image, state, noise or instruction that the policy cannot take."""
+
+
+class EngineError(Exception):
+    """An engine could not be loaded, bound or run."""
+
+
+class EpisodeError(RuntimeError):
+    """An episode was used at a time when its contract does not allow it."""

@@ -1,0 +1,239 @@
+"""A policy as a dataflow graph: stages joined by tensors, fed by a handful of inputs.
+
+What goes in: stages in the order they run, tensors with shapes, inputs by name. What comes out:
+for every tensor and stage the set of inputs it depends on, and the order in which to run them for
+a wanted leaf. Pure data and arithmetic; nothing here computes a policy.
+
+A tensor may be a part of a larger one (`part_of`), so that a concatenation or a slice is a place in
+memory and not a copy. Dependencies follow memory: a tensor depends on whatever writes any byte of
+it, directly or through its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
+
+
+class GraphError(ValueError):
+    """A graph whose stages, tensors and inputs do not fit together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """A named block of memory of fixed shape."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    unit: str = ""
+    """Unit of the numbers where they have one."""
+    part_of: tuple[str, int] | None = None
+    """Name of the larger tensor this one lies in and the element it starts at."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One call: of an engine (a compiled network) or of a named host function."""
+
+    name: str
+    engine: str | None = None
+    function: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Port name -> tensor, or for a host function also a graph input."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Port name -> tensor."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Constants of a host function."""
+
+    @property
+    def label(self) -> str:
+        """What is called: many stages may share one."""
+        return self.engine or self.function or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Stages in running order.
+
+    Raises:
+        GraphError: on construction, if a name is unknown or used twice, a part lies outside its
+            tensor, two stages write the same memory, or a stage reads memory that no earlier
+            stage writes.
+    """
+
+    inputs: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    stages: tuple[Stage, ...]
+    outputs: tuple[str, ...]
+    """Tensors that may be asked for. The first is what a tick is for."""
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_parts()
+        self._check_writes()
+
+    @cached_property
+    def dependencies(self) -> dict[str, frozenset[str]]:
+        """Inputs that each tensor depends on, in the order of `tensors`."""
+        by_stage = self.stage_dependencies
+        result: dict[str, frozenset[str]] = {}
+        for name in self.tensors:
+            writers = (by_stage[stage.name] for stage in self.writers(name))
+            result[name] = frozenset().union(*writers)
+        return result
+
+    @cached_property
+    def stage_dependencies(self) -> dict[str, frozenset[str]]:
+        """Inputs that each stage depends on."""
+        known: dict[str, frozenset[str]] = {}
+        for stage in self.stages:
+            needs: set[str] = set()
+            for source in stage.inputs.values():
+                if source in self.inputs:
+                    needs.add(source)
+                else:
+                    needs.update(*(known[w.name] for w in self.writers(source)))
+            known[stage.name] = frozenset(needs)
+        return known
+
+    def writers(self, tensor: str) -> Iterator[Stage]:
+        """Stages that write any byte of `tensor`."""
+        root, start, stop = self.extent(tensor)
+        for stage, (other, a, b) in self._writes:
+            if other == root and a < stop and start < b:
+                yield stage
+
+    def extent(self, tensor: str) -> tuple[str, int, int]:
+        """The memory of `tensor`: its outermost tensor, first element, one past the last."""
+        name, offset = tensor, 0
+        while (part := self.tensors[name].part_of) is not None:
+            name, offset = part[0], offset + part[1]
+        return name, offset, offset + self.tensors[tensor].size
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """Tensors that own memory."""
+        return tuple(n for n, t in self.tensors.items() if t.part_of is None)
+
+    def needed_for(self, leaf: str) -> tuple[int, ...]:
+        """Indices of the stages that `leaf` needs, in running order.
+
+        Raises:
+            GraphError: if `leaf` is no output of the graph.
+        """
+        if leaf not in self.outputs:
+            raise GraphError(f"{leaf!r} is no output of this graph; it has {list(self.outputs)}")
+        wanted, chosen = {leaf}, []
+        index = {stage.name: i for i, stage in enumerate(self.stages)}
+        while wanted:
+            name = wanted.pop()
+            for stage in self.writers(name):
+                if index[stage.name] not in chosen:
+                    chosen.append(index[stage.name])
+                    wanted.update(s for s in stage.inputs.values() if s not in self.inputs)
+        return tuple(sorted(chosen))
+
+    def kept_for(self, source: str, changing: Sequence[str]) -> int:
+        """Bytes that depend on input `source` but on none of `changing`: what a cache holds."""
+        spans: dict[str, set[tuple[int, int, int]]] = {}
+        for name, needs in self.dependencies.items():
+            if source in needs and not needs.intersection(changing):
+                root, start, stop = self.extent(name)
+                size = ITEM_SIZES[self.tensors[name].dtype]
+                spans.setdefault(root, set()).add((start, stop, size))
+        return sum(_covered(span) for span in spans.values())
+
+    @cached_property
+    def _writes(self) -> list[tuple[Stage, tuple[str, int, int]]]:
+        return [(s, self.extent(t)) for s in self.stages for t in s.outputs.values()]
+
+    def _check_names(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise GraphError(f"stage names used twice: {twice}")
+        if both := sorted(set(self.inputs) & self.tensors.keys()):
+            raise GraphError(f"names of an input and of a tensor: {both}")
+        for stage in self.stages:
+            if (stage.engine is None) == (stage.function is None):
+                raise GraphError(f"stage {stage.name!r} must name an engine or a function")
+            for source in stage.inputs.values():
+                if source not in self.tensors and source not in self.inputs:
+                    raise GraphError(f"stage {stage.name!r} reads unknown {source!r}")
+                if source in self.inputs and stage.engine:
+                    raise GraphError(
+                        f"stage {stage.name!r}: engines read tensors, {source!r} is an input"
+                    )
+            for target in stage.outputs.values():
+                if target not in self.tensors:
+                    raise GraphError(f"stage {stage.name!r} writes unknown tensor {target!r}")
+        for name in self.outputs:
+            if name not in self.tensors:
+                raise GraphError(f"output {name!r} is no tensor")
+        if not self.outputs:
+            raise GraphError("a graph needs at least one output")
+
+    def _check_parts(self) -> None:
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in ITEM_SIZES:
+                raise GraphError(f"tensor {name!r} has unknown dtype {tensor.dtype!r}")
+            if not tensor.shape or any(side < 1 for side in tensor.shape):
+                raise GraphError(f"tensor {name!r} has shape {list(tensor.shape)}")
+            seen, at = {name}, tensor
+            while at.part_of is not None:
+                parent, offset = at.part_of
+                if parent in seen or parent not in self.tensors:
+                    raise GraphError(f"tensor {name!r} is part of {parent!r}, which cannot be")
+                outer = self.tensors[parent]
+                if offset < 0 or offset + at.size > outer.size or outer.dtype != at.dtype:
+                    raise GraphError(f"tensor {name!r} does not lie inside {parent!r}")
+                seen.add(parent)
+                at = outer
+
+    def _check_writes(self) -> None:
+        written: dict[str, list[tuple[int, int, str]]] = {}
+        for stage in self.stages:
+            for source in stage.inputs.values():
+                if source in self.inputs:
+                    continue
+                root, start, stop = self.extent(source)
+                spans = {
+                    (max(a, start), min(b, stop), 1)
+                    for a, b, _ in written.get(root, [])
+                    if a < stop and start < b
+                }
+                if _covered(spans) < stop - start:
+                    raise GraphError(
+                        f"stage {stage.name!r} reads {source!r} before all of it is written"
+                    )
+            for target in stage.outputs.values():
+                root, start, stop = self.extent(target)
+                for a, b, other in written.setdefault(root, []):
+                    if a < stop and start < b:
+                        raise GraphError(
+                            f"stages {other!r} and {stage.name!r} both write {target!r}"
+                        )
+                written[root].append((start, stop, stage.name))
+
+
+def _covered(spans: set[tuple[int, int, int]]) -> int:
+    """Bytes under the union of (first element, one past the last, item size)."""
+    total, reach = 0, 0
+    for start, stop, size in sorted(spans):
+        if stop > reach:
+            total += (stop - max(start, reach)) * size
+            reach = stop
+    return total

@@ -1,0 +1,145 @@
+"""Camera image -> normalised patches, bit for bit as the Qwen2-VL image processor makes them.
+
+A pixel has 256 values, so rescaling and normalising is a table of 256 numbers per channel, built
+with the processor's own sequence of float operations. Resizing is Pillow's bicubic filter, which
+the policy was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import ObservationError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """Processor settings, named as in `preprocessor_config.json`."""
+
+    min_pixels: int
+    max_pixels: int
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"0 <= min_pixels <= max_pixels expected, got {self.min_pixels}, {self.max_pixels}"
+            )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError("image_mean and image_std must hold three numbers, std above zero")
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+def resized_shape(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+    """Size an image is resized to: multiples of patch x merge, pixels between the limits.
+
+    The rule of Qwen2-VL (`smart_resize`).
+
+    Raises:
+        ObservationError: for an image 200 times longer than wide.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ObservationError(f"image of {width}x{height} is too narrow: aspect ratio above 200")
+    factor = config.patch_size * config.merge_size
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > config.max_pixels:
+        shrink = math.sqrt(height * width / config.max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < max(config.min_pixels, 1):
+        grow = math.sqrt(max(config.min_pixels, 1) / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def grid_of(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of patches that an image of this size gives."""
+    rows, columns = resized_shape(height, width, config)
+    return rows // config.patch_size, columns // config.patch_size
+
+
+def check_image(image: NDArray[np.uint8], *, what: str) -> None:
+    """Refuse anything but a uint8 [H, W, 3] picture with something on it.
+
+    Raises:
+        ObservationError: says what was seen instead.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ObservationError(f"{what} must be a numpy array, got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        largest = f", max {image.max()}" if image.size else ""
+        raise ObservationError(
+            f"{what} must be uint8 in 0..255, got {image.dtype}{largest}; convert it first"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        hint = ""
+        if image.ndim == 3 and image.shape[0] == 3:
+            hint = "; this looks like [3, H, W], transpose it"
+        elif image.ndim == 3 and image.shape[2] == 4:
+            hint = "; drop the alpha channel"
+        raise ObservationError(f"{what} must be [H, W, 3] RGB, got {list(image.shape)}{hint}")
+    if image.min() == image.max():
+        raise ObservationError(
+            f"{what} is one value everywhere ({image.flat[0]}): "
+            "is the lens covered, or the camera not started?"
+        )
+
+
+class PatchMaker:
+    """Turns images into patches for one exported grid."""
+
+    def __init__(self, config: ImageConfig, grid: tuple[int, int]) -> None:
+        self.config = config
+        self.grid = grid
+        level = (np.arange(256).astype(np.float64) * config.rescale_factor).astype(np.float32)
+        mean = np.array(config.image_mean, np.float32)[:, None]
+        std = np.array(config.image_std, np.float32)[:, None]
+        self._table = ((level - mean) / std).ravel()
+        self._offset = (np.arange(3) * 256).astype(np.intp)[:, None, None]
+
+    def __call__(self, image: NDArray[np.uint8], out_NK: NDArray[np.float32]) -> None:
+        """Write the patches of `image` uint8 [H, W, 3] to `out_NK` [N, patch_dim] float32.
+
+        Raises:
+            ObservationError: if the image would give another grid than the exported one.
+        """
+        c = self.config
+        shape = resized_shape(image.shape[0], image.shape[1], c)
+        grid = (shape[0] // c.patch_size, shape[1] // c.patch_size)
+        if grid != self.grid:
+            raise ObservationError(
+                f"an image of {image.shape[1]}x{image.shape[0]} gives {grid[0]}x{grid[1]} patches, "
+                f"but this bundle was exported for {self.grid[0]}x{self.grid[1]}; crop or resize "
+                "the camera image, or export again with the camera's size"
+            )
+        if shape != image.shape[:2]:
+            resized = Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+            image = np.asarray(resized)
+        p, m = c.patch_size, c.merge_size
+        blocks = image.reshape(grid[0] // m, m, p, grid[1] // m, m, p, 3)
+        pixels = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, 1, p * p)
+        index = pixels + self._offset
+        out = out_NK.reshape(-1, 3, c.temporal_patch_size, p * p)
+        np.take(self._table, index, out=out[:, :, :1], mode="clip")
+        out[:, :, 1:] = out[:, :, :1]  # one image stands for all its frames
+
+
+def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:
+    """Cosine between the mean features of two images; 0 if one is all zeros."""
+    a, b = a_ND.mean(axis=0), b_ND.mean(axis=0)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else 0.0

@@ -1,0 +1,149 @@
+"""Instruction -> token ids, and what the language engine must know about their places.
+
+A prompt is a sequence of segments: text of a known number of tokens, or an image of known grid.
+The prefix ends with the anchor image; the suffix holds the frame and the instruction. Both are
+padded to the engine's fixed number of tokens, S; the prefix is the suffix's past, P = S.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ObservationError
+
+Segment = int | tuple[int, int]
+"""A number of text tokens, or the (rows, columns) of an image's merged tokens."""
+
+MASKED = -30000.0
+"""Added to the score of a forbidden pair: finite in float16 too, and exp of it is 0."""
+
+MAX_INSTRUCTION = 2000
+"""Characters; far beyond any exported prompt, it keeps the tokenizer from chewing on a novel."""
+
+
+def check_instruction(instruction: str, special_tokens: Sequence[str]) -> None:
+    """Refuse text that would be read as something else than an instruction.
+
+    Raises:
+        ObservationError: empty, too long, with control characters or with a special token.
+    """
+    if not isinstance(instruction, str):
+        raise ObservationError(f"instruction must be text, got {type(instruction).__name__}")
+    if not instruction.strip():
+        raise ObservationError("instruction is empty; say what the robot should do")
+    if len(instruction) > MAX_INSTRUCTION:
+        raise ObservationError(
+            f"instruction has {len(instruction)} characters, the limit is {MAX_INSTRUCTION}"
+        )
+    for at, character in enumerate(instruction):
+        if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
+            raise ObservationError(
+                f"instruction holds the control character {character!r} at {at}; "
+                "send one plain line"
+            )
+    for token in (*special_tokens, "<image>"):
+        if token in instruction:
+            raise ObservationError(
+                f"instruction holds {token!r}, which the model reads as structure; remove it"
+            )
+
+
+def encode_tail(
+    tokenizer: Any, template: str, end_ids: Sequence[int], instruction: str
+) -> tuple[int, ...]:
+    """Token ids of everything behind the frame image.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        template: the text behind the image, with `{instruction}`.
+        end_ids: ids appended as they are.
+        instruction: what the operator says.
+
+    Raises:
+        ObservationError: see `check_instruction`.
+    """
+    special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
+    check_instruction(instruction, special)
+    text = template.replace("{instruction}", instruction)
+    return (*tokenizer.encode(text, add_special_tokens=False).ids, *end_ids)
+
+
+def num_tokens(segments: Sequence[Segment]) -> int:
+    return sum(s if isinstance(s, int) else s[0] * s[1] for s in segments)
+
+
+def mrope_positions(segments: Sequence[Segment], start: int = 0) -> tuple[NDArray[np.int64], int]:
+    """Positions in time, height and width of every token, and the position that follows.
+
+    Text counts on in all three. An image stands still in time and spreads its rows and columns
+    from where it starts; text goes on behind its longer side (Qwen2.5-VL, `get_rope_index`).
+
+    Returns:
+        [3, tokens] int64 and the next position.
+    """
+    parts, at = [np.zeros((3, 0), np.int64)], start
+    for segment in segments:
+        if isinstance(segment, int):
+            parts.append(np.broadcast_to(np.arange(at, at + segment), (3, segment)))
+            at += segment
+        else:
+            rows, columns = np.indices(segment).reshape(2, -1)
+            parts.append(np.stack([np.zeros_like(rows), rows, columns]) + at)
+            at += max(segment)
+    return np.concatenate(parts, axis=1), at
+
+
+def mrope_tables(
+    positions_3N: NDArray[np.int64], *, theta: float, sections: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosine and sine of the rotary angles, [N, d] float32 each; d = 2 * sum(sections).
+
+    Frequency i turns with the time, height or width position, by the section it falls into.
+    """
+    half = sum(sections)
+    powers = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(2 * half)
+    frequencies = (1.0 / np.float32(theta) ** powers).astype(np.float32)
+    axis = np.repeat(np.arange(3), sections)
+    angles = positions_3N.astype(np.float32)[axis].T * frequencies
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
+def attention_mask(num_past: int, past_slots: int, num_new: int, slots: int) -> NDArray[np.float32]:
+    """Causal mask [S, P + S] for `num_new` of S slots behind `num_past` of P cached ones.
+
+    Padded rows attend to themselves, so that no row of the softmax is empty.
+    """
+    mask = np.full((slots, past_slots + slots), MASKED, np.float32)
+    row = np.arange(slots)
+    mask[row, past_slots + row] = 0.0
+    mask[:num_new, :num_past] = 0.0
+    mask[:num_new, past_slots : past_slots + num_new][np.tril_indices(num_new)] = 0.0
+    return mask
+
+
+def pooling_matrix(
+    bins: int, num_spatial: int, num_prefix: int, num_suffix: int, slots: int
+) -> NDArray[np.float32]:
+    """Averages that pool [spatial tokens, prefix, suffix] into bins, [bins, spatial + 2 S].
+
+    The bins are those of adaptive average pooling over the true sequence: bin i covers tokens
+    floor(i L / bins) to ceil((i + 1) L / bins). Padding columns are zero.
+    """
+    length = num_spatial + num_prefix + num_suffix
+    column = np.concatenate(
+        [
+            np.arange(num_spatial + num_prefix),
+            num_spatial + slots + np.arange(num_suffix),
+        ]
+    )
+    matrix = np.zeros((bins, num_spatial + 2 * slots), np.float32)
+    for i in range(bins):
+        start, stop = i * length // bins, -(-(i + 1) * length // bins)
+        matrix[i, column[start:stop]] = 1.0 / (stop - start)
+    return matrix

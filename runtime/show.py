@@ -1,0 +1,234 @@
+"""What a bundle is and when each of its parts is recomputed, as text and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .bundle import Bundle
+from .graph import Graph, Stage
+from .svg import INK, MUTED, element, label, svg
+
+COLOURS = {
+    "once": ("#eef1f5", "#9aa5b1"),
+    "anchor": ("#fef3e2", "#d97706"),
+    "instruction": ("#e7f7ef", "#059669"),
+    "tick": ("#e8effd", "#2563eb"),
+}
+"""Fill and border per pace."""
+
+LANES = ("anchor", "both", "frame", "instruction", "state", "noise")
+
+
+def when(needs: Iterable[str]) -> str:
+    """When something that depends on these inputs is recomputed, in words."""
+    names = set(needs)
+    if not names:
+        return "once, at load"
+    if names & {"frame", "state", "noise"}:
+        return "every tick with a new " + " or ".join(sorted(names & {"frame", "state", "noise"}))
+    return "on a new " + " or ".join(sorted(names))
+
+
+def pace(needs: Iterable[str]) -> str:
+    """Key of `COLOURS`: the fastest-changing input decides."""
+    names = set(needs)
+    if names & {"frame", "state", "noise"}:
+        return "tick"
+    return next((n for n in ("instruction", "anchor") if n in names), "once")
+
+
+def describe(bundle: Bundle, *, brief: bool = False) -> str:
+    """The bundle, and unless `brief` its stages and its tensors, as aligned text."""
+    manifest, graph = bundle.manifest, bundle.manifest.graph
+    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.outputs[0])}
+
+    def paced(stage: str, needs: Iterable[str]) -> str:
+        return when(needs) + ("" if stage in every_tick else ", if asked for")
+
+    writers = {t: s for s in graph.stages for t in s.outputs.values()}
+    stages = [("stage", "calls", "reads", "recomputed")]
+    stages += [
+        (
+            s.name,
+            s.label,
+            " ".join(s.inputs.values()) or "-",
+            paced(s.name, graph.stage_dependencies[s.name]),
+        )
+        for s in graph.stages
+    ]
+    tensors = [("tensor", "shape", "bytes", "written by", "depends on", "recomputed")]
+    for name, tensor in graph.tensors.items():
+        needs = graph.dependencies[name]
+        writer = writers[name].name if name in writers else "its parts"
+        if tensor.part_of and name not in writers:
+            writer = f"part of {tensor.part_of[0]}"
+        tensors.append(
+            (
+                name,
+                "x".join(map(str, tensor.shape)),
+                f"{tensor.num_bytes:,}",
+                writer,
+                ", ".join(n for n in graph.inputs if n in needs) or "nothing",
+                paced(writers[name].name, needs) if name in writers else when(needs),
+            )
+        )
+    weights = sum(e.parameters for e in manifest.engines.values())
+    size = sum(e.bytes for e in manifest.files.values())
+    head = [
+        f"{bundle.path}: {manifest.policy}, recipe {manifest.recipe}",
+        f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}",
+        f"{weights:,} weights in {len(manifest.engines)} engines, {size:,} bytes in "
+        f"{len(manifest.files)} files, images of {manifest.grid[0]}x{manifest.grid[1]} patches",
+        "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
+    ]
+    return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
+
+
+def draw(graph: Graph) -> str:
+    """The graph as an SVG: inputs on the left, columns by depth, coloured by pace.
+
+    Stages that run once are left out, and a chain of calls of one engine is one box.
+    """
+    boxes, edges = _boxes(graph)
+    columns = _columns(boxes, edges, graph.inputs)
+    lanes = {name: _lane(graph, boxes, name) for name in columns}
+    taken: dict[tuple[str, int], int] = {}
+    rows: dict[str, tuple[str, int]] = {}
+    for name in columns:
+        key = (lanes[name], columns[name])
+        rows[name] = (lanes[name], taken.get(key, 0))
+        taken[key] = taken.get(key, 0) + 1
+    depth = {
+        lane: max([n for (at, _), n in taken.items() if at == lane], default=0) for lane in LANES
+    }
+    tops, y = {}, 44.0
+    for lane in LANES:
+        tops[lane] = y
+        y += 46 * depth[lane] + (14 if depth[lane] else 0)
+    width, step = 118.0, 152.0
+    place = {
+        name: (16 + columns[name] * step, tops[rows[name][0]] + 46 * rows[name][1])
+        for name in columns
+    }
+    parts = _key()
+    for source, target in edges:
+        (x1, y1), (x2, y2) = place[source], place[target]
+        x1, y1, y2, bend = x1 + width, y1 + 16, y2 + 16, 26
+        parts.append(
+            element(
+                "path",
+                d=f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}",
+                fill="none",
+                stroke="#aab4c0",
+                stroke_width=1.3,
+            )  # fmt: skip
+        )
+    for name, (x, top) in place.items():
+        stages = boxes.get(name)
+        needs = {name} if stages is None else graph.stage_dependencies[stages[0].name]
+        fill, border = COLOURS[pace(needs)]
+        heavy = stages is not None and stages[0].engine is not None
+        parts.append(
+            element(
+                "rect",
+                x=x,
+                y=top,
+                width=width,
+                height=32,
+                rx=16 if stages is None else 5,
+                fill=fill if stages is not None else "#ffffff",
+                stroke=border,
+                stroke_width=2 if heavy else 1.1,
+            )  # fmt: skip
+        )
+        words = name if stages is None or len(stages) == 1 else f"{name} x {len(stages)}"
+        size = 11.5 if len(words) < 18 else 10
+        parts.append(label(x + width / 2, top + 20.5, words, size=size, fill=INK, anchor="middle"))
+    constants = sum(1 for needs in graph.stage_dependencies.values() if not needs)
+    parts.append(
+        label(
+            16, y + 8, f"Not drawn: {constants} stages that run once, at load.", size=11, fill=MUTED
+        )
+    )
+    return svg(16 + (max(columns.values()) + 1) * step, y + 20, parts)
+
+
+def _boxes(graph: Graph) -> tuple[dict[str, list[Stage]], list[tuple[str, str]]]:
+    """Stages grouped into boxes, and the edges between boxes and from inputs."""
+    boxes: dict[str, list[Stage]] = {}
+    home: dict[str, str] = {}
+    for stage in graph.stages:
+        if not graph.stage_dependencies[stage.name]:
+            continue
+        before = {
+            w.name for t in stage.inputs.values() if t in graph.tensors for w in graph.writers(t)
+        }
+        chain = next(
+            (
+                home[n]
+                for n in before
+                if n in home
+                and boxes[home[n]][-1].engine == stage.engine
+                and stage.engine is not None
+                and _numbered(stage.name)
+            ),
+            None,
+        )
+        home[stage.name] = chain or (stage.label if _numbered(stage.name) else stage.name)
+        boxes.setdefault(home[stage.name], []).append(stage)
+    edges: dict[tuple[str, str], None] = {}
+    for name, stages in boxes.items():
+        for stage in stages:
+            for source in stage.inputs.values():
+                if source in graph.inputs:
+                    edges[source, name] = None
+                    continue
+                for writer in graph.writers(source):
+                    if writer.name in home and home[writer.name] != name:
+                        edges[home[writer.name], name] = None
+    return boxes, list(edges)
+
+
+def _numbered(name: str) -> bool:
+    return name.rsplit("_", 1)[-1].isdigit() and not name.startswith("x_")
+
+
+def _columns(
+    boxes: dict[str, list[Stage]], edges: list[tuple[str, str]], inputs: tuple[str, ...]
+) -> dict[str, int]:
+    """Longest path from an input."""
+    columns = dict.fromkeys(inputs, 0)
+    for name in boxes:  # in running order, so sources come first
+        columns[name] = 1 + max(columns[source] for source, target in edges if target == name)
+    return columns
+
+
+def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:
+    needs = {name} if name not in boxes else set(graph.stage_dependencies[boxes[name][0].name])
+    if len(needs) > 1:
+        return "both"
+    (only,) = needs
+    return only if only in LANES else "both"
+
+
+def _key() -> list[str]:
+    parts, x = [], 16.0
+    words = {
+        "anchor": "kept while the anchor stays",
+        "instruction": "kept while the instruction stays",
+        "tick": "every tick",
+    }
+    for key, text in words.items():
+        fill, border = COLOURS[key]
+        parts.append(element("rect", x=x, y=8, width=14, height=14, rx=3, fill=fill, stroke=border))
+        parts.append(label(x + 20, 19, text, fill=MUTED))
+        x += 44 + 6.6 * len(text)
+    return parts
+
+
+def _align(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

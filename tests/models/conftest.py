@@ -1,0 +1,62 @@
+"""Policies and their compositions, built once per session."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import models.demo
+import pytest
+from tokenizers import Tokenizer
+
+from export.composition import Composition
+from models.anchorvla4d import AnchorVLA4D
+from models.config import PolicyConfig, demo, full, shallow
+from tests.oracles import IMAGE, random_policy
+
+TOKENIZER = Path(models.demo.__file__).parent / "tokenizer.json"
+
+
+class Pair(NamedTuple):
+    """Our policy, and the libraries' with the same weights."""
+
+    ours: AnchorVLA4D
+    oracle: Composition
+
+
+def _published_depths() -> PolicyConfig:
+    """`full` but for the language model's depth: its 36 layers would take 11 GB."""
+    base = full()
+    config = shallow(base, vision=32, language=1, spatial=24, head=24)
+    return dataclasses.replace(config, vision=base.vision, spatial=base.spatial)
+
+
+CONFIGS = {
+    "demo": demo,
+    "wide": lambda: shallow(full(), vision=2, language=2, spatial=4, head=2),
+    "published": _published_depths,
+}
+"""`wide` has the published widths and few layers; `published` is for `make test-full`."""
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TOKENIZER))
+
+
+@pytest.fixture(scope="session")
+def build(tokenizer):
+    """Name in `CONFIGS` -> `Pair`. Only the last big one is kept."""
+    built: dict[str, Pair] = {}
+
+    def pair(name: str) -> Pair:
+        if name not in built:
+            if name != "demo":
+                built.pop("wide", None)
+                built.pop("published", None)
+            model = random_policy(CONFIGS[name]())
+            built[name] = Pair(model, Composition(model, tokenizer, IMAGE))
+        return built[name]
+
+    return pair

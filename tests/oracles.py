@@ -1,0 +1,95 @@
+"""What the parity tests share: seeded random policies, observations, and how far is too far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from tokenizers import Tokenizer
+
+from models.anchorvla4d import AnchorVLA4D, PromptParts
+from models.checkpoint import random_tensors
+from models.config import PolicyConfig
+from runtime.image import ImageConfig, PatchMaker, grid_of
+from runtime.prompt import encode_tail
+
+IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
+
+# Two correct float32 implementations differ by the order of their sums. A product over n terms then
+# differs by about sqrt(n) * 2^-24 of its terms' norm, which is a few times 6e-8 here, and the
+# differences of L layers add up like a random walk: some 1e-6 at the published depths. A wrong
+# epsilon, order, axis or rounding shows as 1e-4 or more.
+MODULE = 1e-5
+
+# The sampler divides the error of the predicted noise by sqrt(a_t), which is 1/204 at the first
+# step and 1/6 at the second; where the clip does not hide it, 5e-7 becomes 1e-4.
+END_TO_END = 1e-4
+
+
+def relative_error(got: ArrayLike, want: ArrayLike) -> float:
+    """Norm of the difference over the norm of what is wanted, in float64."""
+    got64, want64 = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got64.shape == want64.shape, f"shapes {got64.shape} and {want64.shape} differ"
+    return float(np.linalg.norm(got64 - want64) / np.linalg.norm(want64))
+
+
+def random_policy(config: PolicyConfig, seed: int = 0) -> AnchorVLA4D:
+    with torch.device("meta"):
+        model = AnchorVLA4D(config)
+    model.load_state_dict(dict(random_tensors(model, seed)), assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a policy is given, in policy units."""
+
+    anchor: NDArray[np.uint8]
+    frame: NDArray[np.uint8]
+    instruction: str
+    state: NDArray[np.float32]
+    noise: NDArray[np.float32]
+
+    @classmethod
+    def random(
+        cls, config: PolicyConfig, size: tuple[int, int], instruction: str, seed: int
+    ) -> Observation:
+        rng = np.random.default_rng(seed)
+        head = config.head
+        anchor, frame = rng.integers(0, 256, (2, *size, 3), np.uint8)
+        return cls(
+            anchor=anchor,
+            frame=frame,
+            instruction=instruction,
+            state=rng.standard_normal(head.state_dim, np.float32),
+            noise=rng.standard_normal((head.prediction_horizon, head.action_dim), np.float32),
+        )
+
+
+def patches_of(image: NDArray[np.uint8], config: ImageConfig = IMAGE) -> torch.Tensor:
+    grid = grid_of(image.shape[0], image.shape[1], config)
+    out = np.empty((grid[0] * grid[1], config.patch_dim), np.float32)
+    PatchMaker(config, grid)(image, out)
+    return torch.from_numpy(out)
+
+
+@torch.no_grad()
+def act(model: AnchorVLA4D, tokenizer: Tokenizer, seen: Observation) -> NDArray[np.float32]:
+    """The float32 reference, [T, A] in policy units."""
+    parts = PromptParts.of(model.config.prompt, tokenizer)
+    actions_TA: NDArray[np.float32] = model(
+        patches_of(seen.anchor),
+        patches_of(seen.frame),
+        grid_of(seen.frame.shape[0], seen.frame.shape[1], IMAGE),
+        parts,
+        encode_tail(tokenizer, parts.tail, parts.end_ids, seen.instruction),
+        torch.from_numpy(seen.state),
+        torch.from_numpy(seen.noise),
+    ).numpy()
+    return actions_TA

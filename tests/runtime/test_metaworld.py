@@ -1,0 +1,261 @@
+"""The simulated robot: what its frames show, what its seeds fix, how it says that it cannot run."""
+
+import ctypes
+import ctypes.util
+import importlib.util
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from runtime import metaworld
+from runtime.metaworld import TASKS, MetaWorldRobot, rendering_backend
+from runtime.robot import RobotError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def simulator():
+    try:
+        MetaWorldRobot(task="reach", seed=0, image_size=16).close()
+    except RobotError as error:
+        pytest.skip(str(error))
+
+
+def make_robot(**options):
+    return closing(MetaWorldRobot(**({"task": "reach", "seed": 0} | options)))
+
+
+def marker_pixels(image):
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+    return (green > 100) & (green > 2 * red) & (green > 2 * blue)
+
+
+def marker_features(image):
+    """Where the marker is in the picture and how large: what a linear map can work with."""
+    v, u = np.nonzero(marker_pixels(image))
+    return np.array([1, u.mean(), v.mean(), np.sqrt(len(u))])
+
+
+def goal_error_m(robot, *, num_fit=60, num_held_out=40):
+    """Median distance between the goals and those read off the first frames of other episodes."""
+    features, goals = [], []
+    for _ in range(num_fit + num_held_out):
+        features.append(marker_features(robot.reset().image))
+        goals.append(robot.goal_m)
+    features, goals = np.array(features), np.array(goals)
+    weights, *_ = np.linalg.lstsq(features[:num_fit], goals[:num_fit], rcond=None)
+    misses_m = np.linalg.norm(features[num_fit:] @ weights - goals[num_fit:], axis=1)
+    return np.median(misses_m)
+
+
+# A goal counts as reached within 0.05 m. Goals fill a box of 0.2 x 0.1 x 0.25 m, so that guessing
+# its middle misses by about 0.09 m.
+def test_the_marker_in_the_first_frame_tells_where_the_goal_is():
+    with make_robot() as robot:
+        assert goal_error_m(robot) < 0.015
+
+
+def test_without_settling_the_first_frame_shows_the_goal_of_another_episode(monkeypatch):
+    monkeypatch.setattr(MetaWorldRobot, "_settle", lambda self: None)
+    with make_robot() as robot:
+        assert goal_error_m(robot) > 0.05
+
+
+@pytest.mark.parametrize("task", ["reach", "push"])
+def test_the_marker_is_wholly_in_view_and_nothing_else_looks_like_it(task):
+    with make_robot(task=task) as robot:
+        for _ in range(20):
+            pixels = marker_pixels(robot.reset().image)
+            v, u = np.nonzero(pixels)
+            assert 20 < len(u) < 150
+            assert u.min() > 0 and v.min() > 0 and u.max() < 111 and v.max() < 111
+            assert np.ptp(u) < 14 and np.ptp(v) < 14
+
+
+def test_the_remembered_marker_is_gone_after_the_first_frame_and_back_in_the_next_episode():
+    with make_robot(task="reach") as robot:
+        for _ in range(2):
+            assert marker_pixels(robot.reset().image).any()
+            for _ in range(3):
+                robot.apply(np.zeros(4, np.float32))
+                assert not marker_pixels(robot.observe().image).any()
+
+
+@pytest.mark.parametrize("options", [{"task": "push"}, {"hide_marker_after_first_frame": False}])
+def test_a_marker_that_need_not_be_remembered_stays(options):
+    with make_robot(**options) as robot:
+        robot.reset()
+        robot.apply(np.zeros(4, np.float32))
+        assert marker_pixels(robot.observe().image).any()
+
+
+@pytest.mark.parametrize("task", ["button-press-topdown", "drawer-open"])
+def test_a_task_without_marker_shows_none(task):
+    with make_robot(task=task) as robot:
+        assert not marker_pixels(robot.reset().image).any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_task_and_seed_give_the_same_bits(task):
+    with make_robot(task=task, seed=5) as first, make_robot(task=task, seed=5) as second:
+        for _ in range(2):
+            ours, theirs = first.reset(), second.reset()
+            for _ in range(10):
+                assert np.array_equal(ours.image, theirs.image)
+                assert np.array_equal(ours.state, theirs.state)
+                action_A = first.expert_action()
+                first.apply(action_A)
+                second.apply(action_A)
+                ours, theirs = first.observe(), second.observe()
+
+
+def test_an_episode_does_not_depend_on_the_actions_of_the_one_before():
+    with make_robot(task="push") as idle, make_robot(task="push") as busy:
+        idle.reset()
+        busy.reset()
+        while not busy.done:
+            busy.apply(busy.expert_action())
+        assert np.array_equal(idle.reset().image, busy.reset().image)
+        assert np.array_equal(idle.goal_m, busy.goal_m)
+
+
+def test_every_seed_and_every_episode_has_its_own_goal():
+    goals = []
+    for seed in (0, 1):
+        with make_robot(seed=seed) as robot:
+            for _ in range(2):
+                robot.reset()
+                goals.append(tuple(robot.goal_m))
+    assert len(set(goals)) == 4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_expert_mostly_succeeds(task):
+    successes = []
+    for seed in range(3):
+        with make_robot(task=task, seed=seed) as robot:
+            robot.reset()
+            while not robot.done:
+                robot.apply(robot.expert_action())
+            successes.append(robot.success)
+    assert sum(successes) >= 2
+
+
+def test_doing_nothing_does_not_succeed():
+    with make_robot(max_steps=20) as robot:
+        robot.reset()
+        while not robot.done:
+            robot.apply(np.zeros(4, np.float32))
+        assert robot.success is False
+
+
+def test_success_is_kept_when_the_episode_goes_on():
+    with make_robot(end_on_success=False, max_steps=90) as robot:
+        robot.reset()
+        while not robot.success:
+            robot.apply(robot.expert_action())
+        assert not robot.done
+        while not robot.done:  # away from the goal
+            robot.apply(np.array([0, -1, 0, 0], np.float32))
+        assert robot.success
+
+
+def test_the_state_is_the_hand_in_metres_and_the_gripper_opening():
+    with make_robot() as robot:
+        before = robot.reset().state
+        assert before.shape == (4,)
+        assert 0.9 < before[3] <= 1
+        for _ in range(20):
+            robot.apply(np.array([1, 0, 0, 1], np.float32))
+        after = robot.observe().state
+        # The arm follows a target that moved 20 x 1 cm, and has not caught up yet.
+        assert 0.05 < after[0] - before[0] < 0.2
+        assert after[3] < before[3]
+
+
+def test_actions_outside_the_range_are_clipped_and_counted():
+    with make_robot(seed=2) as clipped, make_robot(seed=2) as plain:
+        for robot, scale in ((clipped, 3), (plain, 1)):
+            robot.reset()
+            for _ in range(4):
+                robot.apply(np.full(4, scale, np.float32))
+        assert (clipped.num_clipped_actions, plain.num_clipped_actions) == (4, 0)
+        assert np.array_equal(clipped.observe().state, plain.observe().state)
+        clipped.reset()
+        assert clipped.num_clipped_actions == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "juggle"}, "task must be one of reach, .*, got 'juggle'"),
+        ({"image_size": 8}, r"image_size must be in \[16, 480\] pixels, got 8"),
+        ({"max_steps": 500}, r"max_steps must be in \[1, 499\], where Meta-World stops, got 500"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_robot(**options)
+
+
+def test_a_closed_robot_does_not_come_back():
+    with make_robot() as robot:
+        robot.close()
+        with pytest.raises(RobotError, match=r"reset\(\) after close\(\)"):
+            robot.reset()
+
+
+def test_egl_comes_first_and_the_users_choice_before_it(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(metaworld, "_can_load", lambda backend: True)
+    assert rendering_backend() == "egl"
+    monkeypatch.setattr(metaworld, "_can_load", lambda backend: backend != "egl")
+    assert rendering_backend() == "osmesa"
+    monkeypatch.setenv("MUJOCO_GL", "GLFW")
+    assert rendering_backend() == "glfw"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("", "MUJOCO_GL is not set, no library for egl or osmesa can be loaded"),
+        ("egl", "MUJOCO_GL is egl, no library for egl can be loaded"),
+        ("osmesa", "MUJOCO_GL is osmesa, no library for osmesa can be loaded"),
+    ],
+)
+def test_without_any_gl_library_the_error_names_the_packages(monkeypatch, chosen, message):
+    def cannot_load(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", cannot_load)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setenv("MUJOCO_GL", chosen)
+    with pytest.raises(RobotError, match="apt-get install libegl1 libegl-mesa0.*libosmesa6"):
+        rendering_backend()
+    with pytest.raises(RobotError, match=message):
+        make_robot()
+
+
+def test_a_missing_simulator_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RobotError, match="not installed .no metaworld and no mujoco.: pip install"):
+        make_robot()
+
+
+def test_mujoco_bound_to_another_library_is_reported(monkeypatch):
+    assert "mujoco" in sys.modules
+    monkeypatch.delenv("MUJOCO_GL")
+    with pytest.raises(RobotError, match="mujoco was imported before.*set MUJOCO_GL="):
+        make_robot()
+
+
+def test_a_renderer_that_fails_is_reported(monkeypatch):
+    import mujoco
+
+    def fail(*_):
+        raise ImportError("Cannot initialize a EGL device display")
+
+    monkeypatch.setattr(mujoco, "Renderer", fail)
+    with pytest.raises(RobotError, match="cannot render with MUJOCO_GL=.*Cannot initialize"):
+        make_robot()

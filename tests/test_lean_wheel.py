@@ -1,0 +1,149 @@
+"""The lean wheel as a robot gets it: built, installed on each Python that JetPack has, and used.
+
+JetPack 6 has Python 3.10, JetPack 7 has 3.12. A Python that is not here is skipped with a reason.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EPISODE = ROOT / "models" / "demo" / "episodes" / "reach-1.npz"
+
+MAX_MB = {"robot.txt": 150, "robot-onnxruntime.txt": 230}
+DISTRIBUTIONS = {"numpy", "pillow", "tokenizers", "onnxruntime", "anchorvla-runtime"}
+HEAVY = {"torch", "transformers", "onnx", "models", "quant", "export"}
+HTTP_CLIENTS = {
+    "aiohttp",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "huggingface-hub",
+    "pycurl",
+    "requests",
+    "tornado",
+    "urllib3",
+}
+
+
+@dataclass(frozen=True)
+class LeanVenv:
+    """A venv with nothing but the wheel and the pins."""
+
+    folder: Path
+    sizes_mb: dict[str, float]
+    """Disk usage without pip after each requirements file."""
+
+    def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """A program of the venv, from a folder that is not the repository."""
+        return _run(self.folder / "bin" / program, *arguments, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", folder, "runtime"]
+    _run(sys.executable, *build, cwd=ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module", params=["3.10", "3.12"])
+def lean_venv(
+    request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LeanVenv:
+    folder = tmp_path_factory.mktemp(f"lean-{request.param}-")
+    _run(_python(request.param), "-m", "venv", folder, cwd=folder)
+    sizes_mb = {}
+    for name in MAX_MB:
+        pins = ROOT / "requirements" / name
+        install = ["-m", "pip", "--quiet", "install", "--no-deps"]
+        _run(folder / "bin" / "python", *install, "-r", pins, wheel, cwd=folder)
+        sizes_mb[name] = _size_mb(folder)
+    return LeanVenv(folder, sizes_mb)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {name.removeprefix("runtime/") for name in names if name.startswith("runtime/")}
+    assert inside == {path.name for path in (ROOT / "runtime").glob("*.py")} | {"py.typed"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"runtime", "anchorvla_runtime"}
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+def test_the_venv_is_small(lean_venv, capsys):
+    with capsys.disabled():
+        for name, size_mb in lean_venv.sizes_mb.items():
+            print(
+                f"\n  {lean_venv.folder.name} {name}: {size_mb:.0f} MB of {MAX_MB[name]} MB", end=""
+            )
+    for name, size_mb in lean_venv.sizes_mb.items():
+        assert size_mb <= MAX_MB[name], name
+
+
+def test_nothing_else_is_installed_and_no_http_client(lean_venv):
+    listed = lean_venv.run("python", "-m", "pip", "list", "--format", "json").stdout
+    names = {package["name"].lower().replace("_", "-") for package in json.loads(listed)}
+    assert not names & HTTP_CLIENTS
+    assert names - {"pip", "setuptools"} == DISTRIBUTIONS
+
+
+def test_importing_the_runtime_loads_nothing_heavy(lean_venv):
+    code = "import runtime, sys; print(runtime.__file__, *{m.split('.')[0] for m in sys.modules})"
+    file, *loaded = lean_venv.run("python", "-c", code).stdout.split()
+    assert Path(file).is_relative_to(lean_venv.folder)
+    assert not HEAVY.intersection(loaded)
+
+
+def test_the_commands_work_on_the_demo_bundle(lean_venv, demo_bundle, tmp_path):
+    lean_venv.run("anchorvla", "check", demo_bundle)
+    report = tmp_path / "report.html"
+    pace = ("--rate-hz", 50, "--max-steps", 20)
+    lean_venv.run("anchorvla", "run", demo_bundle, "--episodes", EPISODE, *pace, "--report", report)
+    assert report.stat().st_size > 0
+
+
+def _python(version: str) -> Path:
+    """An interpreter of `version` that runs: on the path, or one that pyenv keeps."""
+    on_path = shutil.which(f"python{version}")
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    kept = sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"), reverse=True)
+    for candidate in [*([Path(on_path)] if on_path else []), *kept]:
+        # A shim of pyenv's is on the path even where its version is not switched on.
+        if (
+            subprocess.run([candidate, "-c", "import ensurepip"], capture_output=True).returncode
+            == 0
+        ):
+            return candidate
+    pytest.skip(f"no python{version} that runs is installed here")
+
+
+def _run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    result = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={key: value for key, value in os.environ.items() if key not in hidden},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def _size_mb(venv: Path) -> float:
+    """What the venv takes on the disk, without pip."""
+    files = [
+        path.lstat()
+        for path in venv.rglob("*")
+        if not any(part.split("-")[0] == "pip" for part in path.relative_to(venv).parts)
+    ]
+    return sum(stat.st_blocks * 512 for stat in files) / 1e6
