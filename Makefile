@@ -2,8 +2,10 @@
 
 PYTHON     ?= python3
 RECIPE     ?= float32
-CHECKPOINT ?= build/checkpoints/demo
+CHECKPOINT ?= build/demo/checkpoint
 BUNDLE     ?= build/demo/bundle
+IMAGE      ?= 112 112
+TOKENS     ?= 64
 EPISODES   ?= models/demo/episodes
 REPORT     ?= build/demo/report.html
 ROBOT      ?=
@@ -23,7 +25,7 @@ setup: $(STAMP) ## make .venv with the pinned dependencies; again only when the 
 
 $(STAMP): requirements/dev.txt requirements/dev-no-deps.txt
 	@echo "setup: $(VENV) with the pins of $^ (minutes the first time)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("setup: Python %d.%d is too old, 3.11 or newer is needed: make setup PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("setup: Python %d.%d is too old, 3.10 or newer is needed: make setup PYTHON=python3.12" % v)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -r requirements/dev.txt
 	@$(PIP) --no-deps -r requirements/dev-no-deps.txt
@@ -44,17 +46,18 @@ check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-export: setup $(CHECKPOINT) ## CHECKPOINT -> BUNDLE, in precision RECIPE
-	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE)
+export: setup $(CHECKPOINT) ## CHECKPOINT -> BUNDLE for IMAGE (width height) and TOKENS per call, in precision RECIPE
+	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE) \
+		--image-size $(IMAGE) --tokens $(TOKENS)
 
-build/checkpoints/demo: | $(STAMP)
+build/demo/checkpoint: | $(STAMP)
 	$(PY) -m models init demo --out $@
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT))
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
-	$(PY) -m export bench
+	$(PY) -m export bench --results docs/results
 
 mesa: ## install the simulator's software renderer, where that is possible
 	@sh requirements/mesa.sh

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import tyro
-from rich.console import Console
 
 from export.bench import BenchConfig, bench
 from export.build import BuildConfig, build
@@ -44,7 +43,7 @@ def main() -> int:
     try:
         result = run(chosen)
     except (CheckpointError, ExportError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
 

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,8 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
         stage_s.append(stages)
 
     rows |= {"uncached": lambda: ticker.tick(cold=True), "warm": warm}
-    for row in rows.values():  # compilers, allocators and caches have their first time here
-        row()
+    for run in rows.values():  # compilers, allocators and caches have their first time here
+        run()
     outside.clear()
     stage_s.clear()
     rate = matrix_rate()
@@ -255,7 +256,7 @@ def matrix_rate() -> float:
         model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
         session = ort.InferenceSession(model.SerializeToString())
         x = random.standard_normal((m, k), np.float32)
-        seconds = _median_seconds(lambda s=session, x=x: s.run(None, {"x": x}), 9)
+        seconds = _median_seconds(partial(session.run, None, {"x": x}), 9)
         best = max(best, 2.0 * m * k * n / seconds)
     return best
 

@@ -268,7 +268,7 @@ def _pack(
     table = checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy()
     table.tofile(folder / "embedding.bin")
     shutil.copyfile(checkpoint.path / "tokenizer.json", folder / "tokenizer.json")
-    np.savez_compressed(folder / "golden.npz", **golden)
+    np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
     files = {
         path.relative_to(folder).as_posix(): FileEntry(
             sha256=sha256_of(path), bytes=path.stat().st_size

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
@@ -89,6 +89,18 @@ class Composition(nn.Module):
         _share(self, model)
         self.eval().requires_grad_(False)
 
+    def cast(self, dtype: torch.dtype) -> Composition:
+        """Change the type of the weights; rotary frequencies stay float32, as `transformers` loads.
+
+        `to(dtype)` would round them too. The model that was given keeps its own weights.
+        """
+        rotary = (self.qwen.language_model.rotary_emb, self.qwen.visual.rotary_pos_emb)
+        frequencies = [module.inv_freq for module in rotary]
+        self.to(dtype)
+        for module, kept in zip(rotary, frequencies, strict=True):
+            module.inv_freq = kept
+        return self
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -112,7 +124,7 @@ class Composition(nn.Module):
         x_1TA = noise[None]
         for t in self.timesteps:
             epsilon = self.head(x_1TA.to(condition.dtype), t, condition)
-            x_1TA = self.scheduler.step(epsilon.float(), t, x_1TA).prev_sample
+            x_1TA = self.scheduler.step(epsilon.float(), t, x_1TA, return_dict=False)[0]
         return x_1TA[0]
 
     def prepare(
@@ -145,9 +157,14 @@ class Composition(nn.Module):
                 f"anchor and frame give {grid[0, 1:].tolist()} and {grid[1, 1:].tolist()} patches; "
                 "take both from the same camera"
             )
-        ids = torch.tensor([self.input_ids(int(grid[0].prod()) // 4, instruction)])
+        merged = int(grid[0].prod()) // self.config.vision.spatial_merge_size**2
+        ids = torch.tensor([self.input_ids(merged, instruction)])
         kinds = (ids == self.image_pad_id).int()
-        positions, _ = self.qwen.get_rope_index(ids, kinds, image_grid_thw=grid)
+        positions, _ = self.qwen.get_rope_index(
+            ids,  # type: ignore[arg-type]
+            kinds,  # type: ignore[arg-type]
+            image_grid_thw=grid,
+        )
         device = self.qwen.device
         inputs = (
             batch["pixel_values"],
@@ -286,7 +303,7 @@ class HeadBlock(nn.Module):
 
 
 def step_embedding(t: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoids of the timestep, [256] bfloat16, with frequencies rounded to bfloat16 as trained."""
+    """Sinusoids of the timestep, [256] bfloat16; the frequencies are rounded too, as trained."""
     index = torch.arange(FREQUENCIES // 2, dtype=torch.bfloat16, device=device)
     frequencies = torch.exp(index * -math.log(10000) / (FREQUENCIES // 2))
     angles = t * frequencies.float()
@@ -358,8 +375,8 @@ def qwen(config: PolicyConfig, image_pad_id: int) -> Qwen2_5_VLModel:
     with torch.device("meta"):
         model = Qwen2_5_VLModel(whole)
     # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
-    model.language_model.rotary_emb = Qwen2_5_VLRotaryEmbedding(model.config.text_config)
-    model.visual.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(model.config.vision_config)
+    model.language_model.rotary_emb = Qwen2_5_VLRotaryEmbedding(text)  # type: ignore[arg-type]
+    model.visual.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(vision)
     return model
 
 

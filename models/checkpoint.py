@@ -74,15 +74,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such folder")
     try:
         config = PolicyConfig.from_json(_required(path / "config.json"))
-        image = read_image_config(_required(path / "preprocessor_config.json"))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    preprocessor = _required(path / "preprocessor_config.json")
+    try:
+        image = read_image_config(preprocessor)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{preprocessor}: {error}") from None
     statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
     tokenizer = _read_tokenizer(_required(path / "tokenizer.json"), config)
-    if (image.patch_dim, image.patch_size) != (config.vision.patch_dim, config.vision.patch_size):
+    vision = config.vision
+    makes = (image.temporal_patch_size, image.patch_size, image.merge_size)
+    reads = (vision.temporal_patch_size, vision.patch_size, vision.spatial_merge_size)
+    if makes != reads:
         raise CheckpointError(
-            f"{path}: preprocessor makes patches of {image.patch_dim} numbers, the vision tower "
-            f"reads {config.vision.patch_dim}"
+            f"{preprocessor}: frames, pixels and merge of a patch are {makes}, the vision tower of "
+            f"config.json reads {reads}"
         )
     files = weight_files(path)
     with torch.device("meta"):
@@ -163,7 +170,7 @@ def read_image_config(path: Path) -> ImageConfig:
         "max_pixels": raw.get("max_pixels", size.get("longest_edge")),
     }
     if None in fields.values():
-        raise ValueError(f"{path}: states no min_pixels and max_pixels")
+        raise ValueError("states no min_pixels and max_pixels")
     for name in ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor"):
         if name in raw:
             fields[name] = raw[name]
@@ -181,8 +188,11 @@ def weight_files(path: Path) -> list[Path]:
     """
     index = path / INDEX
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = [path / name for name in sorted(set(weight_map.values()))]
+        try:
+            weight_map = dict(json.loads(index.read_text())["weight_map"])
+            files = [path / name for name in sorted(set(weight_map.values()))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
         if missing := [f.name for f in files if not f.is_file()]:
             raise CheckpointError(f"{index}: names shards that are not there: {_some(missing)}")
     else:
@@ -335,10 +345,10 @@ def _read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
-    size, rows = tokenizer.get_vocab_size(), config.language.vocab_size
+    size, rows = 1 + max(tokenizer.get_vocab().values()), config.language.vocab_size
     if size > rows or not 0 <= config.prompt.placeholder_token_id < rows:
         raise CheckpointError(
-            f"{path}: {size} tokens and placeholder {config.prompt.placeholder_token_id} do not "
+            f"{path}: ids below {size} and placeholder {config.prompt.placeholder_token_id} do not "
             f"fit the {rows} rows of the embedding table"
         )
     p = config.prompt

@@ -44,6 +44,12 @@ class VisionConfig:
                 "vision head width must be a multiple of 4 for 2-D rotary positions, got "
                 f"{self.hidden_size}/{self.num_heads}"
             )
+        token = self.patch_size * self.spatial_merge_size
+        if self.window_size < token or self.window_size % token:
+            raise ValueError(
+                f"vision.window_size={self.window_size} must be a positive multiple of a merged "
+                f"token's side, {token} pixels"
+            )
         if not all(0 <= i < self.depth for i in self.fullatt_block_indexes):
             raise ValueError(
                 f"vision.fullatt_block_indexes must lie in [0, {self.depth}), "
@@ -134,7 +140,10 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _check_divides(self.num_heads, self.n_emb, "head.num_heads", "head.n_emb")
-        if self.num_train_timesteps % self.num_inference_timesteps:
+        if (
+            self.num_inference_timesteps < 1
+            or self.num_train_timesteps % self.num_inference_timesteps
+        ):
             raise ValueError(
                 f"head.num_inference_timesteps={self.num_inference_timesteps} must divide "
                 f"num_train_timesteps={self.num_train_timesteps}"

@@ -55,8 +55,8 @@ class ScaleDP(nn.Module):
 
     def modulations(self, c: Tensor) -> Tensor:
         """All adaLN vectors for a combined condition c [..., W] -> [..., M, W], M = 6 depth + 2."""
-        rows = [block.adaLN_modulation(c) for block in self.blocks]
-        rows.append(self.final_layer.adaLN_modulation(c))
+        layers: list[nn.Module] = [*self.blocks, self.final_layer]
+        rows = [layer.get_submodule("adaLN_modulation")(c) for layer in layers]
         return torch.cat(rows, dim=-1).unflatten(-1, (-1, self.config.n_emb))
 
     def denoise(self, x_TA: Tensor, modulation_MW: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(t).to(next(self.parameters()).dtype))
 
 
 class ScaleDPBlock(nn.Module):

@@ -149,6 +149,7 @@ class ConditionEngine(nn.Module):
         steps = torch.tensor(inference_timesteps(model.config.head))
         with torch.no_grad():
             self.register_buffer("step_embeddings", model.action_head.t_embedder(steps))
+        self.step_embeddings: torch.Tensor
 
     def forward(
         self,

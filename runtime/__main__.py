@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         timings = measure(policy, TICKS_FOR_REPORT)
         write_report(options.report, policy.bundle, traces, timings, config, options.title)
         print(f"report: {options.report}")
-    line = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
+    line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
     print(json.dumps(_compact(line)))
     return 0

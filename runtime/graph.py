@@ -149,13 +149,12 @@ class Graph:
 
     def kept_for(self, source: str, changing: Sequence[str]) -> int:
         """Bytes that depend on input `source` but on none of `changing`: what a cache holds."""
-        spans: dict[str, set[tuple[int, int, int]]] = {}
-        for name, needs in self.dependencies.items():
+        total = 0
+        for stage, (root, start, stop) in self._writes:
+            needs = self.stage_dependencies[stage.name]
             if source in needs and not needs.intersection(changing):
-                root, start, stop = self.extent(name)
-                size = ITEM_SIZES[self.tensors[name].dtype]
-                spans.setdefault(root, set()).add((start, stop, size))
-        return sum(_covered(span) for span in spans.values())
+                total += (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
+        return total
 
     @cached_property
     def _writes(self) -> list[tuple[Stage, tuple[str, int, int]]]:
@@ -210,12 +209,9 @@ class Graph:
                 if source in self.inputs:
                     continue
                 root, start, stop = self.extent(source)
-                spans = {
-                    (max(a, start), min(b, stop), 1)
-                    for a, b, _ in written.get(root, [])
-                    if a < stop and start < b
-                }
-                if _covered(spans) < stop - start:
+                spans = written.get(root, [])
+                inside = sum(max(0, min(b, stop) - max(a, start)) for a, b, _ in spans)
+                if inside < stop - start:  # no two writers overlap, so their lengths add up
                     raise GraphError(
                         f"stage {stage.name!r} reads {source!r} before all of it is written"
                     )
@@ -227,13 +223,3 @@ class Graph:
                             f"stages {other!r} and {stage.name!r} both write {target!r}"
                         )
                 written[root].append((start, stop, stage.name))
-
-
-def _covered(spans: set[tuple[int, int, int]]) -> int:
-    """Bytes under the union of (first element, one past the last, item size)."""
-    total, reach = 0, 0
-    for start, stop, size in sorted(spans):
-        if stop > reach:
-            total += (stop - max(start, reach)) * size
-            reach = stop
-    return total

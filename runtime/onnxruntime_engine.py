@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from .engine import Memory
 from .errors import EngineError
 from .graph import Graph, Tensor
 
@@ -87,7 +88,7 @@ class OnnxRuntimeEngine:
         self.outputs = {node.name: _spec(node, path) for node in self._session.get_outputs()}
 
     def bind(
-        self, inputs: Mapping[str, str], outputs: Mapping[str, str], memory: HostMemory
+        self, inputs: Mapping[str, str], outputs: Mapping[str, str], memory: Memory
     ) -> Callable[[], None]:
         binding = self._session.io_binding()
         for ports, specs, bind in (

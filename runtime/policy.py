@@ -230,7 +230,7 @@ class Episode:
             self.re_anchor(image)
         interpreter.run(ACTIONS)
         self.step += 1
-        chunk = self.policy.memory.host(ACTIONS).copy()
+        chunk: NDArray[np.float32] = self.policy.memory.host(ACTIONS).copy()
         if not np.isfinite(chunk).all():
             raise ObservationError(
                 f"tick {self.step - 1}: the policy answered with NaN or infinity; "
@@ -310,7 +310,8 @@ def draw_noise(seed: int, tick: int, shape: tuple[int, int]) -> NDArray[np.float
     radius = np.sqrt(-2.0 * np.log(uniform[:count]))
     angle = 2.0 * np.pi * uniform[count:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return normal[: shape[0] * shape[1]].astype(np.float32).reshape(shape)
+    noise: NDArray[np.float32] = normal[: shape[0] * shape[1]].astype(np.float32)
+    return noise.reshape(shape)
 
 
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:

@@ -22,6 +22,9 @@ Segment = int | tuple[int, int]
 MASKED = -30000.0
 """Added to the score of a forbidden pair: finite in float16 too, and exp of it is 0."""
 
+JOINERS = "\u200c\u200d"
+"""Invisible characters that ordinary words of some languages hold."""
+
 MAX_INSTRUCTION = 2000
 """Characters; far beyond any exported prompt, it keeps the tokenizer from chewing on a novel."""
 
@@ -41,7 +44,8 @@ def check_instruction(instruction: str, special_tokens: Sequence[str]) -> None:
             f"instruction has {len(instruction)} characters, the limit is {MAX_INSTRUCTION}"
         )
     for at, character in enumerate(instruction):
-        if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+        if hidden and character not in JOINERS:
             raise ObservationError(
                 f"instruction holds the control character {character!r} at {at}; "
                 "send one plain line"

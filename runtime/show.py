@@ -46,7 +46,7 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         return when(needs) + ("" if stage in every_tick else ", if asked for")
 
     writers = {t: s for s in graph.stages for t in s.outputs.values()}
-    stages = [("stage", "calls", "reads", "recomputed")]
+    stages: list[tuple[str, ...]] = [("stage", "calls", "reads", "recomputed")]
     stages += [
         (
             s.name,
@@ -56,7 +56,9 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         )
         for s in graph.stages
     ]
-    tensors = [("tensor", "shape", "bytes", "written by", "depends on", "recomputed")]
+    tensors: list[tuple[str, ...]] = [
+        ("tensor", "shape", "bytes", "written by", "depends on", "recomputed")
+    ]
     for name, tensor in graph.tensors.items():
         needs = graph.dependencies[name]
         writer = writers[name].name if name in writers else "its parts"

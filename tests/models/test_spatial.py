@@ -4,7 +4,7 @@ import pytest
 import torch
 from uniception.models.info_sharing.base import MultiViewTransformerInput
 
-from tests.oracles import MODULE, normal, relative_error
+from tests.oracles import FAINT, MODULE, normal, relative_error
 
 CASES = [
     ("demo", (18, 18)),
@@ -40,6 +40,17 @@ def test_final_output_and_both_taps_equal_uniception(build, name, grid):
     assert len(want) == 3
     for got_ND, want_ND in zip(got, want, strict=True):
         assert relative_error(got_ND, want_ND) <= MODULE
+
+
+@torch.no_grad()
+def test_faint_tokens_show_the_epsilon_of_the_norms(build):
+    pair = build("demo")
+    ours, oracle = pair.ours.info_sharing.info_sharing, pair.oracle.spatial.info_sharing
+    tokens = FAINT * normal(18 * 18, pair.ours.config.spatial.dim)
+    blocks = zip(ours.self_attention_blocks, oracle.self_attention_blocks, strict=True)
+    for got, want in blocks:
+        assert relative_error(got(tokens), want(tokens[None], [None])[0]) <= MODULE
+    assert relative_error(ours.norm(tokens), oracle.norm(tokens)) <= MODULE
 
 
 @torch.no_grad()

@@ -1,0 +1,71 @@
+"""Fixtures that several packages share: one exported demo bundle per test run."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import models.demo
+import runtime
+from export.build import BuildConfig, build
+from models.__main__ import Init, init
+from runtime.policy import Policy
+
+EPISODES = Path(models.demo.__file__).parent / "episodes"
+
+
+def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> Path:
+    """Seeded random demo weights, exported into `folder`/bundle."""
+    init(Init(config="demo", out=folder / "checkpoint", seed=seed))
+    return build(
+        BuildConfig(
+            recipe="float32",
+            checkpoint=folder / "checkpoint",
+            out=folder / "bundle",
+            image_size=(112, 112),
+            tokens=64,
+            golden=EPISODES / "reach-1.npz",
+            compile_check=compile_check,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The demo policy, exported once for all workers. Tests must not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "demo"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "bundle").exists():
+            export_demo(folder)
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def worker_id(request: pytest.FixtureRequest) -> str:
+    """Name of the pytest-xdist worker, `master` without one."""
+    return getattr(request.config, "workerinput", {}).get("workerid", "master")
+
+
+@pytest.fixture(scope="module")
+def policy(demo_bundle: Path) -> Iterator[Policy]:
+    """The demo bundle, loaded."""
+    yield runtime.load(demo_bundle)
+
+
+@pytest.fixture
+def image() -> Callable[[int], NDArray[np.uint8]]:
+    """Random 112 x 112 images by seed."""
+
+    def make(seed: int) -> NDArray[np.uint8]:
+        random = np.random.Generator(np.random.Philox(key=seed))
+        return random.integers(0, 256, (112, 112, 3), dtype=np.uint8)
+
+    return make

@@ -1,0 +1,228 @@
+"""An export is whole or absent, alone, and stopped by a gate that fails."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import runtime
+from export import build as build_module
+from export.build import BuildConfig, build
+from export.errors import ExportError
+from models.__main__ import Init, init
+from models.checkpoint import load_checkpoint, reference
+from quant.recipes import RECIPES
+from runtime.policy import draw_noise
+from runtime.robot import load_recording
+from tests.conftest import EPISODES
+
+QUICK_KILLS, FULL_KILLS = 3, 20
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_bundle) -> Path:
+    return demo_bundle.parent / "checkpoint"
+
+
+def config(checkpoint: Path, out: Path, **changes) -> BuildConfig:
+    fields = {
+        "recipe": "float32",
+        "checkpoint": checkpoint,
+        "out": out,
+        "image_size": (112, 112),
+        "tokens": 64,
+        "compile_check": False,
+    }
+    return BuildConfig(**{**fields, **changes})
+
+
+def test_the_runtime_equals_the_reference_on_recorded_observations(demo_bundle, checkpoint):
+    policy, loaded = runtime.load(demo_bundle), load_checkpoint(checkpoint)
+    worst = 0.0
+    for path in sorted(EPISODES.glob("*.npz")):
+        recording = load_recording(path)
+        episode = policy.start(
+            anchor=recording.images[0], instruction=recording.instruction, seed=11
+        )
+        for tick, frame in enumerate((0, 7, 20)):
+            observation = {"state": recording.states[frame], "frame": recording.images[frame]}
+            chunk = episode.act(observation["frame"], observation["state"])
+            want = reference(
+                loaded,
+                anchor=recording.images[0],
+                instruction=recording.instruction,
+                noise=draw_noise(11, tick, policy.chunk_shape),
+                **observation,
+            )
+            worst = max(worst, float(np.linalg.norm(chunk - want) / np.linalg.norm(want)))
+    assert worst <= RECIPES["float32"]().tolerance
+
+
+@pytest.mark.parametrize("size", [(252, 252), (196, 308), (512, 512)])
+def test_other_cameras_export_and_equal_the_reference(checkpoint, tmp_path, size):
+    """Grids 18x18, 22x14 and 36x36; the last two are no multiple of the attention window."""
+    tokens = 384 if size[0] == 512 else 128
+    out = build(config(checkpoint, tmp_path / "bundle", image_size=size, tokens=tokens))
+    gates = runtime.read_bundle(out).manifest.gates
+    assert gates["engine_parity"] == "pass"
+    assert gates["end_to_end"].startswith("pass")
+
+
+def test_graphs_stay_readable_for_jetpack_6(demo_bundle):
+    for path in (demo_bundle / "engines").glob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        assert {o.domain: o.version for o in model.opset_import} == {"": 18}
+        assert model.ir_version == 10
+        ops = {node.op_type for node in model.graph.node}
+        assert not ops & {"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"}
+
+
+def test_nothing_of_this_machine_is_in_the_bundle(demo_bundle):
+    needle = str(Path(__file__).parents[2]).encode()
+    for path in demo_bundle.rglob("*"):
+        if path.is_file():
+            assert needle not in path.read_bytes(), path
+
+
+def test_the_manifest_tells_where_everything_comes_from(demo_bundle, checkpoint):
+    manifest = runtime.read_bundle(demo_bundle).manifest
+    assert manifest.source_sha256 == load_checkpoint(checkpoint).sha256
+    assert manifest.license == "Apache-2.0"
+    assert "seeded random weights" in manifest.description
+    assert {"torch", "onnx", "onnxruntime"} <= manifest.tool_versions.keys()
+    assert all(entry.parity <= 1e-4 for entry in manifest.engines.values())
+    assert manifest.padded_share["prefix"] == pytest.approx(1 - 36 / 64, abs=1e-3)
+
+
+def test_an_engine_that_differs_from_its_module_stops_the_export(checkpoint, tmp_path, monkeypatch):
+    real = build_module.write_onnx
+
+    def damaged(spec, path, *, opset):
+        written = real(spec, path, opset=opset)
+        weights = path.with_suffix(".weights")
+        numbers = np.fromfile(weights, np.float32)
+        numbers[: len(numbers) // 2] *= 1.01
+        numbers.tofile(weights)
+        return written
+
+    monkeypatch.setattr(build_module, "write_onnx", damaged)
+    with pytest.raises(ExportError, match="engine vision: stage '.*' differs from its module by"):
+        build(config(checkpoint, tmp_path / "bundle"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_does_not_fit_states_the_limit(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="36 prefix .* but --tokens is 24: raise it"):
+        build(config(checkpoint, tmp_path / "bundle", tokens=24))
+
+
+def test_a_full_disk_is_noticed_before_the_work(checkpoint, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ExportError, match="0.0 GB free, the bundle needs about"):
+        build(config(checkpoint, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "int1"}, r"unknown recipe 'int1'; there are \['float32'\]"),
+        ({"image_size": (0, 5)}, "image_size must be positive"),
+        ({"tokens": 0}, "tokens must be positive"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(checkpoint, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(checkpoint, tmp_path / "bundle", **changes)
+
+
+def test_an_old_bundle_is_replaced_only_by_a_whole_new_one(checkpoint, tmp_path, monkeypatch):
+    out = build(config(checkpoint, tmp_path / "bundle"))
+    before = (out / "manifest.json").read_bytes()
+    monkeypatch.setattr(build_module, "_end_to_end", lambda *a: 1.0)
+    with pytest.raises(ExportError, match="differs from the reference by 1.00e.00"):
+        build(config(checkpoint, out))
+    assert (out / "manifest.json").read_bytes() == before
+    monkeypatch.undo()
+    build(config(checkpoint, out))
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def _start(checkpoint: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "export", "build", "float32", "--checkpoint", str(checkpoint)]
+    command += ["--out", str(out), "--image-size", "112", "112", "--tokens", "64"]
+    return subprocess.Popen(
+        [*command, "--no-compile-check"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_second_export_names_the_holder(checkpoint, tmp_path):
+    out = tmp_path / "bundle"
+    first = _start(checkpoint, out)
+    try:
+        lock = tmp_path / "bundle.lock"
+        while not (lock.exists() and lock.read_text()):
+            assert first.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(ExportError, match=rf"another export writes it \(process {first.pid}\)"):
+            build(config(checkpoint, out))
+    finally:
+        first.kill()
+        first.wait()
+
+
+def _kill_at_random_moments(checkpoint: Path, tmp_path: Path, count: int) -> None:
+    out = tmp_path / "bundle"
+    random = np.random.default_rng(0)
+    for number in range(count):
+        process = _start(checkpoint, out)
+        try:
+            process.wait(timeout=float(random.uniform(1.0, 16.0)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT if number % 2 else signal.SIGKILL)
+            process.communicate()
+        if out.exists():
+            runtime.read_bundle(out)
+            shutil.rmtree(out)
+        if process.returncode == 130:
+            assert not [p for p in tmp_path.iterdir() if ".tmp-" in p.name]
+    process = _start(checkpoint, out)
+    print(process.communicate()[0])
+    assert process.returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"], "leftovers of killed exports"
+
+
+def test_a_killed_export_leaves_nothing_or_a_whole_bundle(checkpoint, tmp_path):
+    _kill_at_random_moments(checkpoint, tmp_path, QUICK_KILLS)
+
+
+@pytest.mark.full
+def test_twenty_killed_exports_leave_nothing_or_a_whole_bundle(checkpoint, tmp_path):
+    _kill_at_random_moments(checkpoint, tmp_path, FULL_KILLS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
+        (lambda folder: os.truncate(folder / "model-00000.safetensors", 1000), "not a whole safet"),
+    ],
+)
+def test_the_command_line_ends_a_bad_checkpoint_with_one_line(tmp_path, damage, message):
+    folder = init(Init(config="demo", out=tmp_path / "checkpoint"))
+    damage(folder)
+    process = _start(folder, tmp_path / "bundle")
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert message in out.replace("\n", " ")
+    assert "Traceback" not in out

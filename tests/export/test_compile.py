@@ -1,0 +1,68 @@
+"""The compiler for a GPU that is not there takes our engines, and says why it refuses others."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from tokenizers import Tokenizer
+
+from export import compile_check
+from export.compile_check import check_compiles, is_available
+from export.onnx_file import write_onnx
+from models.__main__ import DEMO
+from models.anchorvla4d import AnchorVLA4D, PromptParts
+from models.checkpoint import random_tensors
+from models.config import full, shallow
+from models.split import split
+
+pytestmark = pytest.mark.skipif(
+    not is_available(), reason="TensorRT for RTX has wheels for x86-64 Linux only"
+)
+ENGINES = ("vision", "language", "project", "spatial", "condition", "denoise")
+
+
+@pytest.fixture(scope="module")
+def full_width():
+    """The published widths and image size, two layers of each network (one attends globally)."""
+    config = shallow(full(), vision=2, language=1, spatial=2, head=1)
+    with torch.device("meta"):
+        model = AnchorVLA4D(config)
+    model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    return split(model.eval(), PromptParts.of(config.prompt, tokenizer), (18, 18), 112)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_full_width_engines_compile_for_orins_nearest_relative(full_width, name, tmp_path):
+    file = write_onnx(full_width.engines[name], tmp_path / f"{name}.onnx", opset=18)
+    compiled = check_compiles(file.path)
+    assert compiled.ok, compiled.message
+    assert compiled.message.startswith("SM86 in")
+
+
+def test_a_graph_that_does_not_compile_fails_with_the_compilers_message(tmp_path):
+    value = helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "mixed",
+        [value("x", onnx.TensorProto.FLOAT16, [2, 4])],
+        [value("y", onnx.TensorProto.FLOAT16, [2, 4])],
+        [weight],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "m.onnx")
+    compiled = check_compiles(tmp_path / "m.onnx")
+    assert not compiled.ok
+    assert "type" in compiled.message.lower()
+
+
+def test_a_missing_compiler_is_said_and_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_check, "is_available", lambda: False)
+    compiled = check_compiles(tmp_path / "any.onnx")
+    assert compiled.ok
+    assert (
+        compiled.message
+        == "not checked: TensorRT for RTX is not installed (it is in the dev extra)"
+    )

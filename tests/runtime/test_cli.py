@@ -1,0 +1,147 @@
+"""`anchorvla`: what it prints, and one line with its own exit code when something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import models.demo
+import runtime
+from runtime.__main__ import main
+
+EPISODES = Path(models.demo.__file__).parent / "episodes"
+FAST = ["--rate-hz", "1000", "--max-steps", "12"]
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_run_replays_episodes_and_ends_with_one_json_line(demo_bundle, tmp_path, capsys):
+    report = tmp_path / "new" / "report.html"
+    code = main(
+        ["run", str(demo_bundle), "--episodes", str(EPISODES / "reach-1.npz"), *FAST]
+        + ["--report", str(report)]
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "reach-1: 12 steps" in out
+    assert last_json(out)["steps"] == 12
+    page = report.read_text()
+    assert "seeded random weights" in page
+    assert page.count("<svg") >= 4
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_check_passes_on_a_whole_bundle(demo_bundle, capsys):
+    assert main(["check", str(demo_bundle)]) == 0
+    out = capsys.readouterr().out
+    assert "ok   actions" in out
+    assert "FAIL" not in out
+
+
+def test_check_fails_when_an_engine_computes_something_else(demo_bundle, capsys, monkeypatch):
+    real = runtime.interpreter.Interpreter.run
+
+    def run(self, leaf):
+        real(self, leaf)
+        arrays["spatial_tokens"] *= 1.001
+
+    policy = runtime.load(demo_bundle)
+    arrays = {"spatial_tokens": policy.memory.host("spatial_tokens")}
+    monkeypatch.setattr("runtime.__main__.load", lambda *a, **k: policy)
+    monkeypatch.setattr(runtime.interpreter.Interpreter, "run", run)
+    assert main(["check", str(demo_bundle)]) == 1
+    streams = capsys.readouterr()
+    assert "FAIL spatial_tokens" in streams.out
+    assert "do not drive a robot with it" in streams.err
+
+
+def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
+    assert main(["bench", str(demo_bundle), "--ticks", "3"]) == 0
+    figures = last_json(capsys.readouterr().out)
+    assert figures["cold"]["tick"]["n"] == figures["warm"]["tick"]["n"] == 3
+
+
+def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path, capsys):
+    picture = tmp_path / "graph.svg"
+    assert main(["show", str(demo_bundle), "--svg", str(picture)]) == 0
+    out = capsys.readouterr().out
+    graph = runtime.read_bundle(demo_bundle).manifest.graph
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert all(name in lines for name in graph.tensors)
+    assert lines["prefix_kv"].endswith("anchor                                    on a new anchor")
+    assert lines["coefficients"].endswith("nothing                                   once, at load")
+    assert "every tick" in lines["frame_tokens"]
+    assert lines["anchor_similarity"].endswith("if asked for")
+    svg = picture.read_text()
+    assert svg.startswith("<svg") and "denoise x 10" in svg
+    assert all(f">{name}<" in svg for name in graph.inputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "{none}", "--episodes", "x.npz"], 3, "no such folder"),
+        (["check", "{none}"], 3, "no such folder"),
+        (["run", "{bundle}", "--episodes", "{empty}"], 6, "nothing to run"),
+        (["run", "{bundle}", "--episodes", "{empty}/gone.npz"], 6, "gone.npz"),
+        (["run", "{bundle}", "--episodes", "{episode}", "--rate-hz", "0"], 2, "rate_hz must be"),
+        (["run", "{bundle}", "--episodes", "{episode}", "--anchor", "last"], 2, "unknown anchor"),
+        (["check", "{bundle}", "--robot", "bridge"], 3, "no statistics for robot 'bridge'"),
+    ],
+)
+def test_an_error_is_one_line_with_its_exit_code(
+    demo_bundle, tmp_path, capsys, arguments, code, message
+):
+    words = {
+        "none": tmp_path / "none",
+        "bundle": demo_bundle,
+        "empty": tmp_path,
+        "episode": EPISODES / "reach-1.npz",
+    }
+    assert main([a.format(**words) for a in arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(runtime.BundleError):
+        main(["check", str(tmp_path), "--debug"])
+
+
+def test_a_camera_of_another_size_is_an_observation_error(demo_bundle, tmp_path, capsys):
+    from runtime.robot import Recording, load_recording, save_recording
+
+    small = load_recording(EPISODES / "reach-1.npz")
+    fields = {n: getattr(small, n) for n in Recording.__dataclass_fields__}
+    big = Recording(**{**fields, "images": small.images.repeat(4, axis=1).repeat(4, axis=2)})
+    save_recording(big, tmp_path / "big.npz")
+    code = main(["run", str(demo_bundle), "--episodes", str(tmp_path / "big.npz"), *FAST])
+    assert code == 4
+    assert "exported for 8x8" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error(demo_bundle):
+    command = f"{sys.executable} -m runtime show {demo_bundle} | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_every_verb_has_its_own_help(capsys):
+    for verb in ("run", "check", "bench", "show"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "BUNDLE" in capsys.readouterr().out
+
+
+def test_a_bundle_can_be_moved(demo_bundle, tmp_path, capsys):
+    shutil.copytree(demo_bundle, tmp_path / "elsewhere")
+    assert main(["check", str(tmp_path / "elsewhere")]) == 0

@@ -1,0 +1,146 @@
+"""Every backend keeps the contract of `runtime.engine`. A new one joins `BACKENDS`."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from runtime.engine import Backend
+from runtime.errors import EngineError
+from runtime.graph import Graph, Stage, Tensor
+from runtime.onnxruntime_engine import ALIGNMENT, OnnxRuntimeBackend
+
+BACKENDS = [OnnxRuntimeBackend]
+ROW = Tensor(shape=(2, 4))
+GRAPH = Graph(
+    inputs=("source",),
+    tensors={
+        "pair": Tensor(shape=(4, 4)),
+        "top": Tensor(shape=(2, 4), part_of=("pair", 0)),
+        "bottom": Tensor(shape=(2, 4), part_of=("pair", 8)),
+        "other": ROW,
+        "sum": ROW,
+        "narrow": Tensor(shape=(2, 3)),
+        "half": Tensor(shape=(2, 4), dtype="float16"),
+    },
+    stages=(
+        Stage(name="s", function="copy", inputs={"value": "source"}, outputs={"value": "pair"}),
+    ),
+    outputs=("pair",),
+)
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda kind: kind.name)
+def backend(request) -> Backend:
+    return request.param()
+
+
+@pytest.fixture
+def adder(tmp_path):
+    """An engine with ports x, y -> z = x + y."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "y"], ["z"])],
+        "adder",
+        [value(n, onnx.TensorProto.FLOAT, [2, 4]) for n in "xy"],
+        [value("z", onnx.TensorProto.FLOAT, [2, 4])],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    path = tmp_path / "adder.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+def test_buffers_start_as_zeros_and_never_move(backend):
+    memory = backend.memory(GRAPH)
+    address = memory.host("sum").ctypes.data
+    assert not memory.host("sum").any()
+    assert memory.host("sum").ctypes.data == address
+
+
+def test_every_tensor_that_owns_memory_is_aligned(backend):
+    memory = backend.memory(GRAPH)
+    assert all(memory.host(name).ctypes.data % ALIGNMENT == 0 for name in GRAPH.roots)
+
+
+def test_parts_are_places_in_the_larger_tensor(backend):
+    memory = backend.memory(GRAPH)
+    memory.host("bottom")[:] = 7
+    memory.upload("bottom")
+    memory.download("pair")
+    assert (memory.host("pair")[2:] == 7).all()
+    assert not memory.host("pair")[:2].any()
+
+
+def test_distinct_tensors_share_no_bytes(backend):
+    memory = backend.memory(GRAPH)
+    roots = [memory.host(name) for name in GRAPH.roots]
+    for i, one in enumerate(roots):
+        assert not any(np.shares_memory(one, other) for other in roots[i + 1 :])
+
+
+def test_an_engine_reads_and_writes_the_bound_buffers(backend, adder):
+    memory = backend.memory(GRAPH)
+    run = backend.engine(adder).bind({"x": "top", "y": "other"}, {"z": "sum"}, memory)
+    for value in (1.0, 2.0):
+        memory.host("top")[:] = value
+        memory.host("other")[:] = 10
+        memory.upload("top")
+        memory.upload("other")
+        run()
+        memory.download("sum")
+        assert (memory.host("sum") == value + 10).all()
+
+
+def test_one_engine_can_be_bound_twice(backend, adder):
+    memory = backend.memory(GRAPH)
+    engine = backend.engine(adder)
+    first = engine.bind({"x": "top", "y": "top"}, {"z": "other"}, memory)
+    second = engine.bind({"x": "other", "y": "top"}, {"z": "sum"}, memory)
+    memory.host("top")[:] = 1
+    memory.upload("top")
+    first()
+    second()
+    memory.download("sum")
+    assert (memory.host("sum") == 3).all()
+
+
+def test_the_ports_are_known(backend, adder):
+    engine = backend.engine(adder)
+    assert set(engine.inputs) == {"x", "y"}
+    assert engine.outputs["z"] == ROW
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": "top"}, r"ports \['x', 'y'\] expected, got \['x'\]"),
+        ({"x": "top", "y": "top", "w": "top"}, "expected, got"),
+        ({"x": "narrow", "y": "top"}, r"'x' is float32 \[2, 4\], but tensor 'narrow' .* \[2, 3\]"),
+        ({"x": "half", "y": "top"}, "'x' is float32 .* 'half' is float16"),
+    ],
+)
+def test_a_binding_that_does_not_fit_is_refused(backend, adder, inputs, message):
+    with pytest.raises(EngineError, match=message):
+        backend.engine(adder).bind(inputs, {"z": "sum"}, backend.memory(GRAPH))
+
+
+def test_a_file_that_is_no_engine_is_refused(backend, tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not an engine")
+    with pytest.raises(EngineError, match="broken.onnx"):
+        backend.engine(path)
+
+
+def test_a_dynamic_shape_is_refused(backend, tmp_path):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "dynamic",
+        [value("x", onnx.TensorProto.FLOAT, ["n"])],
+        [value("y", onnx.TensorProto.FLOAT, ["n"])],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "d.onnx")
+    with pytest.raises(EngineError, match="not static"):
+        backend.engine(tmp_path / "d.onnx")

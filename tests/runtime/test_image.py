@@ -1,0 +1,150 @@
+"""Preprocessing against the Pillow image processor of transformers, bit for bit."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from runtime.errors import ObservationError
+from runtime.image import (
+    ImageConfig,
+    PatchMaker,
+    check_image,
+    grid_of,
+    resized_shape,
+    similarity,
+)
+
+# Height and width: right already, down, up, odd, one dimension at a time, extreme, tiny.
+SIZES = [
+    (112, 112),
+    (252, 252),
+    (256, 256),
+    (480, 640),
+    (720, 1280),
+    (224, 308),
+    (100, 100),
+    (113, 111),
+    (28, 1500),
+    (3000, 17),
+    (20, 3999),
+    (5, 9),
+    (14, 14),
+    (600, 600),
+]
+LIMITS = [(1, 512 * 512), (56 * 56, 28 * 28 * 1280), (224 * 224, 224 * 224), (1, 28 * 28)]
+
+
+def noise(height, width):
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def gradient(height, width):
+    """A smooth picture, as cameras give them."""
+    layers = [Image.linear_gradient("L"), Image.radial_gradient("L")]
+    layers.append(layers[0].rotate(90))
+    return np.asarray(Image.merge("RGB", [g.resize((width, height)) for g in layers]))
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("picture", [noise, gradient])
+def test_patches_equal_those_of_transformers_bit_for_bit(picture, size, limits):
+    config = ImageConfig(min_pixels=limits[0], max_pixels=limits[1])
+    image = picture(*size)
+    processor = Qwen2VLImageProcessorPil(min_pixels=limits[0], max_pixels=limits[1])
+    want = processor(images=[Image.fromarray(image)], return_tensors="np")
+    grid = grid_of(*size, config)
+    assert [1, *grid] == want["image_grid_thw"][0].tolist()
+    got = np.full((grid[0] * grid[1], config.patch_dim), np.nan, np.float32)
+    PatchMaker(config, grid)(image, got)
+    assert want["pixel_values"].dtype == np.float32
+    assert np.array_equal(got, want["pixel_values"])
+
+
+def test_an_image_leaves_no_trace_in_the_next_one():
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    reused = PatchMaker(config, (8, 8))
+    first, second, want = np.empty((3, 64, config.patch_dim), np.float32)
+    reused(noise(112, 112), first)
+    kept = first.copy()
+    reused(gradient(112, 112), second)
+    PatchMaker(config, (8, 8))(gradient(112, 112), want)
+    assert np.array_equal(second, want)
+    assert np.array_equal(first, kept)
+
+
+def test_other_means_and_deviations_are_followed():
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.5, 0.125)
+    config = ImageConfig(min_pixels=1, max_pixels=512**2, image_mean=mean, image_std=std)
+    processor = Qwen2VLImageProcessorPil(
+        min_pixels=1, max_pixels=512**2, image_mean=list(mean), image_std=list(std)
+    )
+    image = noise(56, 84)
+    got = np.empty((4 * 6, config.patch_dim), np.float32)
+    PatchMaker(config, (4, 6))(image, got)
+    want = processor(images=[Image.fromarray(image)], return_tensors="np")["pixel_values"]
+    assert np.array_equal(got, want)
+
+
+def test_min_pixels_zero_is_read_as_one():
+    zero, one = (ImageConfig(min_pixels=n, max_pixels=512**2) for n in (0, 1))
+    assert resized_shape(10, 10, zero) == resized_shape(10, 10, one) == (28, 28)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([[0, 1]], "camera must be a numpy array, got list"),
+        (np.full((4, 4, 3), 0.5, np.float32), r"uint8 in 0..255, got float32, max 0.5; convert"),
+        (np.zeros((0, 4, 3), np.float32), r"uint8 in 0..255, got float32; convert"),
+        (np.zeros((3, 8, 9), np.uint8), r"got \[3, 8, 9\]; this looks like \[3, H, W\]"),
+        (np.zeros((8, 9, 4), np.uint8), r"got \[8, 9, 4\]; drop the alpha channel"),
+        (np.zeros((8, 9), np.uint8), r"must be \[H, W, 3\] RGB, got \[8, 9\]$"),
+        (np.zeros((0, 9, 3), np.uint8), r"must be \[H, W, 3\] RGB, got \[0, 9, 3\]$"),
+        (np.full((8, 9, 3), 7, np.uint8), r"one value everywhere \(7\): is the lens covered"),
+    ],
+)
+def test_a_bad_image_is_refused(image, message):
+    with pytest.raises(ObservationError, match=message):
+        check_image(image, what="camera")
+
+
+def test_a_good_image_passes():
+    check_image(noise(8, 9), what="camera")
+
+
+@pytest.mark.parametrize("size", [(1, 201), (402, 2)])
+def test_a_strip_of_an_image_is_refused(size):
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    with pytest.raises(ObservationError, match="too narrow: aspect ratio above 200"):
+        resized_shape(*size, config)
+
+
+def test_an_image_of_another_grid_is_refused():
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    out = np.empty((64, config.patch_dim), np.float32)
+    with pytest.raises(ObservationError, match="640x480 gives 30x42 patches.*exported for 8x8"):
+        PatchMaker(config, (8, 8))(noise(480, 640), out)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_pixels": 2, "max_pixels": 1}, "0 <= min_pixels <= max_pixels expected, got 2, 1"),
+        ({"min_pixels": -1, "max_pixels": 1}, "0 <= min_pixels <= max_pixels expected"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0.5,)}, "must hold three numbers"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_std": (1, 0, 1)}, "std above zero"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ImageConfig(**fields)
+
+
+def test_similarity_is_the_cosine_of_mean_features():
+    a = np.array([[1.0, 0.0], [1.0, 2.0]], np.float32)
+    assert similarity(a, a) == pytest.approx(1)
+    assert similarity(a, -3 * a) == pytest.approx(-1)
+    assert similarity(a, np.array([[1.0, -1.0]], np.float32)) == pytest.approx(0)
+    assert similarity(a, np.zeros((1, 2), np.float32)) == 0.0

@@ -1,0 +1,104 @@
+"""The loop keeps an absolute schedule and carries out chunks in order."""
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models.demo
+from runtime.loop import LoopConfig, run_episode, ticks
+from runtime.robot import ReplayedRobot, load_recording
+
+EPISODE = Path(models.demo.__file__).parent / "episodes" / "reach-1.npz"
+
+
+class FakeClock:
+    """Time that passes only when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_a_slow_step_drops_ticks_and_keeps_the_schedule():
+    clock = FakeClock()
+    steps = ticks(0.1, clock)
+    assert next(steps) == (0.0, 0)
+    clock.now += 0.25  # the tick due at 0.1 is dropped, the one due at 0.2 comes late
+    late, dropped = next(steps)
+    assert (round(late, 9), dropped) == (0.05, 1)
+    clock.now += 0.01
+    assert next(steps) == (0.0, 0)
+    assert round(clock.now, 9) == 0.3
+
+
+def test_a_schedule_does_not_drift():
+    clock = FakeClock()
+    for count, _ in enumerate(ticks(1 / 30, clock)):
+        clock.now += 0.007
+        if count == 3000:
+            break
+    assert abs(clock.now - 0.007 - 100.0) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate_hz": 0}, r"rate_hz must be in \(0, 1000\], got 0"),
+        ({"rate_hz": 2000}, "got 2000"),
+        ({"execute": 0}, "must be positive"),
+        ({"max_steps": 0}, "must be positive"),
+    ],
+)
+def test_a_pace_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LoopConfig(**arguments)
+
+
+def test_the_policy_thinks_once_per_used_up_chunk(policy):
+    robot = ReplayedRobot(load_recording(EPISODE))
+    trace = run_episode(policy, robot, LoopConfig(execute=4), clock=FakeClock())
+    thinks = [i for i, step in enumerate(trace.steps) if step.act_s is not None]
+    assert thinks == list(range(0, len(trace.steps), 4))
+    assert trace.num_dropped == 0
+    assert trace.success is None
+
+
+def test_actions_reach_the_robot_in_the_order_of_the_chunk(policy):
+    recording = load_recording(EPISODE)
+    robot = ReplayedRobot(recording)
+    run_episode(policy, robot, LoopConfig(execute=3), seed=5, clock=FakeClock())
+    episode = policy.start(anchor=recording.images[0], instruction=recording.instruction, seed=5)
+    chunk = episode.act(recording.images[0], recording.states[0])
+    assert np.array_equal(np.stack(robot.applied[:3]), chunk[:3])
+
+
+def test_the_loop_stops_at_its_limit(policy):
+    robot = ReplayedRobot(load_recording(EPISODE))
+    trace = run_episode(policy, robot, LoopConfig(max_steps=7), clock=FakeClock())
+    assert len(trace.steps) == 7
+
+
+def test_no_garbage_is_collected_inside_the_loop(policy):
+    robot = ReplayedRobot(load_recording(EPISODE))
+    phases: list[str] = []
+    counts: list[int] = []
+
+    def watch(phase, info):
+        phases.append(phase)
+
+    gc.callbacks.append(watch)
+    try:
+        on_step = lambda step: counts.append(len(phases))  # noqa: E731
+        run_episode(policy, robot, LoopConfig(), clock=FakeClock(), on_step=on_step)
+    finally:
+        gc.callbacks.remove(watch)
+    assert counts[0] > 0, "the watch does not work: a collection runs before the loop"
+    assert counts[-1] == counts[0]
+    assert gc.isenabled()
