@@ -3,6 +3,9 @@
 build RECIPE --checkpoint DIR --out BUNDLE    split, export, prove, compile, pack
 bench                                         the runtime beside what one would compose
 demo                                          the whole job on the demo policy
+results                                       render the README's tables from docs/results
+
+Exit codes: 0 done, 1 a checkpoint or a gate failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from export.bench import BenchConfig, bench
 from export.build import BuildConfig, build
 from export.demo import DemoConfig, demo
 from export.errors import ExportError
+from export.results import ResultsConfig, update
 from models.checkpoint import CheckpointError
 
 
@@ -32,19 +36,26 @@ VERBS: dict[str, tuple[type, Callable[..., object]]] = {
     "build": (Build, build),
     "bench": (BenchConfig, bench),
     "demo": (DemoConfig, demo),
+    "results": (ResultsConfig, update),
 }
 
 
 def main() -> int:
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {verb: types for verb, (types, _) in VERBS.items()}, description=__doc__
-    )
-    run = next(run for types, run in VERBS.values() if type(chosen) is types)
     try:
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            {verb: types for verb, (types, _) in VERBS.items()}, description=__doc__
+        )
+        run = next(run for types, run in VERBS.values() if type(chosen) is types)
         result = run(chosen)
     except (CheckpointError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:  # a configuration that cannot be
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     return result if isinstance(result, int) else 0
 
 

@@ -137,10 +137,13 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
     rate, bandwidth = max(rate, matrix_rate()), max(bandwidth, read_bandwidth())
     quantiles = {row: Quantiles.of(values) for row, values in seconds.items()}
     floor = roofline(policy, rate, bandwidth)
+    functions = [s.name for s in policy.graph.stages if s.function]
+    host = [sum(stages.get(name, 0.0) for name in functions) for stages in stage_s]
     result: dict[str, Any] = {f"{row}_ms": round(q.p50, 3) for row, q in quantiles.items()}
     result |= {f"{row}_p99_ms": round(q.p99, 3) for row, q in quantiles.items()}
     result |= {
         "overhead_ms": round(float(np.median(outside)) * 1e3, 4),
+        "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
         "roofline_ms": round(sum(floor.values()) * 1e3, 3),
         "matrix_gflops": round(rate / 1e9, 1),
         "bandwidth_gbs": round(bandwidth / 1e9, 1),
@@ -328,7 +331,8 @@ def _print_table(console: Console, name: str, result: dict[str, Any]) -> None:
     console.print(table)
     padded = ", ".join(f"{k} {v:.0%}" for k, v in result["padded_share"].items())
     console.print(
-        f"outside engines {result['overhead_ms']} ms; {result['matrix_gflops']} GFLOP/s, "
+        f"outside engines {result['overhead_ms']} ms, of these host functions "
+        f"{result['host_functions_ms']}; {result['matrix_gflops']} GFLOP/s, "
         f"{result['bandwidth_gbs']} GB/s; padding: {padded}"
     )
 

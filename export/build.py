@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -93,7 +94,7 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     recipe = RECIPES[config.recipe]()
-    with _exclusive(config.out), _progress(console) as progress:
+    with _exclusive(config.out), _disk_errors(config.out), _progress(console) as progress:
         bar = progress.add_task("load checkpoint", total=None)
         checkpoint = load_checkpoint(config.checkpoint)
         grid = grid_of(config.image_size[1], config.image_size[0], checkpoint.image)
@@ -301,6 +302,7 @@ def _pack(
         engines=entries,
         files=files,
         padded_share=parts.padded_share(tail),
+        tolerance=recipe.tolerance,
         tool_versions={"python": platform.python_version()}
         | {tool: importlib.metadata.version(tool) for tool in TOOLS},
     )
@@ -386,6 +388,16 @@ def _exclusive(out: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ExportError(f"{out}: the disk is full; free some space and export again") from error
 
 
 def _check_disk(out: Path, num_bytes: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from export.build import BuildConfig, build
 from models.__main__ import DEMO, Init, init
 from runtime.__main__ import main as anchorvla
+from runtime.errors import RobotError
 from runtime.metaworld import TASKS, rendering_backend
-from runtime.robot import RobotError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,12 +22,12 @@ from pathlib import Path
 from . import anchor
 from .benchmark import measure
 from .bundle import read_bundle
-from .check import TOLERANCE, check
-from .errors import BundleError, EngineError, ObservationError
+from .check import check
+from .errors import BundleError, EngineError, ObservationError, RecordingError, RobotError
 from .loop import LoopConfig, Step, Trace, run_episode
 from .policy import load
 from .report import summarize, write_report
-from .robot import RecordingError, ReplayedRobot, Robot, RobotError, load_recording
+from .robot import ReplayedRobot, Robot, load_recording
 from .show import describe, draw
 
 TICKS_FOR_REPORT = 50
@@ -99,7 +99,7 @@ def _check(options: argparse.Namespace) -> int:
     verdicts = check(load(options.bundle, robot=options.robot))
     for verdict in verdicts:
         mark = "ok  " if verdict.passed else "FAIL"
-        print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {TOLERANCE:.0e})")
+        print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {verdict.allowed:.0e})")
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         print(

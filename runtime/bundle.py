@@ -78,6 +78,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     padded_share: Mapping[str, float]
     """Share of the language engine's tokens that is padding for the golden prompt, per call."""
+    tolerance: float
+    """Relative error that the recipe allows per engine and end to end."""
     gates: Mapping[str, str] = field(default_factory=dict)
     """Verdicts: pass, fail or not measured."""
     tool_versions: Mapping[str, str] = field(default_factory=dict)

@@ -8,9 +8,6 @@ import numpy as np
 
 from .policy import ACTIONS, Policy, read_golden
 
-TOLERANCE = 1e-4
-"""Relative error allowed per stage and end to end, in float32; see the recipe that was exported."""
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -19,10 +16,11 @@ class Verdict:
     name: str
     error: float
     """Norm of the difference over the norm."""
+    allowed: float
 
     @property
     def passed(self) -> bool:
-        return self.error <= TOLERANCE
+        return self.error <= self.allowed
 
 
 def check(policy: Policy) -> list[Verdict]:
@@ -35,11 +33,10 @@ def check(policy: Policy) -> list[Verdict]:
     policy.interpreter.forget()
     chunk = episode.act(golden["frame"], golden["state"], noise=golden["noise"])
     written = [n for s in policy.graph.stages if s.engine for n in s.outputs.values()]
-    verdicts = [
-        Verdict(name, relative_error(policy.memory.host(name), golden[f"stage/{name}"]))
-        for name in written
-    ]
-    return [*verdicts, Verdict(ACTIONS, relative_error(chunk, golden[ACTIONS]))]
+    errors = {n: relative_error(policy.memory.host(n), golden[f"stage/{n}"]) for n in written}
+    errors[ACTIONS] = relative_error(chunk, golden[ACTIONS])
+    allowed = policy.bundle.manifest.tolerance
+    return [Verdict(name, error, allowed) for name, error in errors.items()]
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -15,3 +15,11 @@ class EngineError(Exception):
 
 class EpisodeError(RuntimeError):
     """An episode was used at a time when its contract does not allow it."""
+
+
+class RobotError(RuntimeError):
+    """The robot or simulator cannot be used, or was used at the wrong time."""
+
+
+class RecordingError(ValueError):
+    """An episode, or a file that should hold one, is not what it has to be."""

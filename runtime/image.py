@@ -109,10 +109,10 @@ class PatchMaker:
         mean = np.array(config.image_mean, np.float32)[:, None]
         std = np.array(config.image_std, np.float32)[:, None]
         self._table = ((level - mean) / std).ravel()
-        p, m, (rows, columns) = config.patch_size, config.merge_size, grid
-        # Table indices of every pixel, in the order of the patches; kept, because allocating this
-        # much per tick costs more than filling it.
-        self._index = np.empty((rows // m, columns // m, m, m, 3, p, p), np.intp)
+        p, m, columns = config.patch_size, config.merge_size, grid[1]
+        # Table indices of one row of merge blocks, in the order of the patches: small enough to
+        # stay in a cache while it is filled and used.
+        self._index = np.empty((columns // m, m, m, 3, p, p), np.intp)
         self._offset = (np.arange(3) * 256).astype(np.intp)[:, None, None]
 
     def __call__(self, image: NDArray[np.uint8], out_NK: NDArray[np.float32]) -> None:
@@ -135,11 +135,12 @@ class PatchMaker:
             image = np.asarray(resized)
         p, m = c.patch_size, c.merge_size
         blocks = image.reshape(grid[0] // m, m, p, grid[1] // m, m, p, 3)
-        np.add(blocks.transpose(0, 3, 1, 4, 6, 2, 5), self._offset, out=self._index)
-        out = out_NK.reshape(-1, 3, c.temporal_patch_size, p * p)
+        out = out_NK.reshape(grid[0] // m, -1, 3, c.temporal_patch_size, p * p)
         index = self._index.reshape(-1, 3, p * p)
-        for frame in range(c.temporal_patch_size):  # one image stands for all its frames
-            np.take(self._table, index, out=out[:, :, frame], mode="clip")
+        for row, patches in zip(blocks.transpose(0, 3, 1, 4, 6, 2, 5), out, strict=True):
+            np.add(row, self._offset, out=self._index)
+            np.take(self._table, index, out=patches[:, :, 0], mode="clip")
+            patches[:, :, 1:] = patches[:, :, :1]  # one image stands for all its frames
 
 
 def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:

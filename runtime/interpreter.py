@@ -1,7 +1,8 @@
 """Runs a graph lazily: a stage runs only if an input it depends on has changed since it last ran.
 
-Every input has a version number. Every stage remembers the versions of its inputs at its last run.
-That is the whole cache: what a tick does not recompute is what none of its changed inputs reach.
+Every set of inputs that some stage depends on has a version number, which grows when any input in
+the set changes. Every stage remembers the version of its set at its last run. That is the whole
+cache: what a tick does not recompute is what none of its changed inputs reach.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from .graph import Graph
 
-NEVER = (-1,)
+NEVER = -1
 
 
 class Interpreter:
@@ -22,8 +23,8 @@ class Interpreter:
 
     Args:
         graph: what to run.
-        calls: one per stage, in order. Each takes the inputs' current values (a dict) and reads
-            and writes the stage's own buffers.
+        calls: one per stage, in order. Each takes the inputs' current values and reads and writes
+            the stage's own buffers.
     """
 
     def __init__(self, graph: Graph, calls: Sequence[Callable[[Mapping[str, Any]], None]]) -> None:
@@ -31,18 +32,18 @@ class Interpreter:
         self.values: dict[str, Any] = {}
         self.num_runs = [0] * len(calls)
         self.total_s = [0.0] * len(calls)
-        self.last_run: dict[str, float] = {}
-        """Seconds of each stage that the last `run` executed, by stage name."""
         self._calls = list(calls)
         self._names = [stage.name for stage in graph.stages]
-        self._versions = [0] * len(graph.inputs)
-        self._index = {name: i for i, name in enumerate(graph.inputs)}
-        needs = graph.stage_dependencies
-        self._needs = [
-            tuple(sorted(self._index[name] for name in needs[stage.name])) for stage in graph.stages
-        ]
-        self._seen: list[tuple[int, ...]] = [NEVER] * len(calls)
+        self._needs = [graph.stage_dependencies[name] for name in self._names]
+        self._versions = dict.fromkeys(self._needs, 0)
+        self._seen = [NEVER] * len(calls)
         self._plans = {leaf: graph.needed_for(leaf) for leaf in graph.outputs}
+        self._ran: list[tuple[int, float]] = []
+
+    @property
+    def last_run(self) -> dict[str, float]:
+        """Seconds of each stage that the last `run` executed, by stage name."""
+        return {self._names[i]: seconds for i, seconds in self._ran}
 
     def set(self, name: str, value: Any) -> bool:
         """Give an input a value. The same value again is no change.
@@ -55,25 +56,29 @@ class Interpreter:
         if name in self.values and _same(self.values[name], value):
             return False
         self.values[name] = value
-        self._versions[self._index[name]] += 1
+        for needs in self._versions:
+            if name in needs:
+                self._versions[needs] += 1
         return True
 
     def run(self, leaf: str) -> None:
         """Bring `leaf` up to date. Its buffer then holds the result."""
-        versions, seen, values = self._versions, self._seen, self.values
-        self.last_run = ran = {}
+        seen, versions, needs, calls = self._seen, self._versions, self._needs, self._calls
+        self._ran = ran = []
+        start = time.perf_counter()
         for i in self._plans[leaf]:
-            current = tuple([versions[j] for j in self._needs[i]])
-            if seen[i] == current:
+            version = versions[needs[i]]
+            if seen[i] == version:
                 continue
             seen[i] = NEVER  # stays so if the call raises: a half-written buffer is never reused
-            start = time.perf_counter()
-            self._calls[i](values)
-            elapsed = time.perf_counter() - start
-            seen[i] = current
+            calls[i](self.values)
+            seen[i] = version
+            end = time.perf_counter()
+            ran.append((i, end - start))
+            start = end
+        for i, seconds in ran:
             self.num_runs[i] += 1
-            self.total_s[i] += elapsed
-            ran[self._names[i]] = elapsed
+            self.total_s[i] += seconds
 
     def forget(self) -> None:
         """Mark every stage that depends on an input as never run."""

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .robot import Observation, RobotError, check_action
+from .errors import RobotError
+from .robot import Observation, check_action
 
 # The free camera looks from the side on which the drawer's handle, the button and the reachable
 # goals are all in view.

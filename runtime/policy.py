@@ -76,7 +76,7 @@ def load(
 
 
 class Policy:
-    """A loaded bundle. Make one with `load`."""
+    """A loaded bundle. Make one with `load`. Not safe to share between threads."""
 
     def __init__(self, bundle: Bundle, robot: str | None, backend: Backend) -> None:
         manifest = bundle.manifest

@@ -21,17 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .errors import RecordingError, RobotError
+
 # numpy's letters: U text, i integer, f float, b bool.
 _SCALAR_KINDS = {"instruction": "U", "task": "U", "seed": "i", "rate_hz": "f", "success": "b"}
 _KEYS = (*_SCALAR_KINDS, "states", "actions", "png", "png_offsets")
-
-
-class RobotError(RuntimeError):
-    """The robot or simulator cannot be used, or was used at the wrong time."""
-
-
-class RecordingError(ValueError):
-    """An episode, or a file that should hold one, is not what it has to be."""
 
 
 @dataclass(frozen=True, slots=True)

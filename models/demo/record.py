@@ -20,8 +20,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
-from runtime.robot import Recording, RobotError, save_recording
+from runtime.robot import Recording, save_recording
 
 RATE_HZ = 10.0
 ROBOT = "metaworld_sawyer"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from runtime import metaworld
+from runtime.errors import RobotError
 from runtime.metaworld import TASKS, MetaWorldRobot, rendering_backend
-from runtime.robot import RobotError
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,16 +7,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from runtime.errors import RecordingError, RobotError
 from runtime.metaworld import MetaWorldRobot, rendering_backend
-from runtime.robot import (
-    Observation,
-    Recording,
-    RecordingError,
-    ReplayedRobot,
-    RobotError,
-    load_recording,
-    save_recording,
-)
+from runtime.robot import Observation, Recording, ReplayedRobot, load_recording, save_recording
 
 NUM_FRAMES = 5
 
