@@ -76,8 +76,8 @@ def _render_file(path: Path) -> str:
     extra = {
         "warm tick against every input changed": lambda s: f"{s['warm_speedup']:.2f} x",
         "warm tick against its roofline here": lambda s: f"{s['times_roofline']:.2f} x",
-        "outside engines, warm": lambda s: f"{s['overhead_ms']:.2f}",
-        "of these host functions (image, state)": lambda s: f"{s['host_functions_ms']:.2f}",
+        "outside engines, warm, ms": lambda s: f"{s['overhead_ms']:.2f}",
+        "of these host functions (image, state), ms": lambda s: f"{s['host_functions_ms']:.2f}",
         "padding of the language calls": lambda s: ", ".join(
             f"{call} {share:.0%}" for call, share in s["padded_share"].items()
         ),
