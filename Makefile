@@ -46,7 +46,7 @@ check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-export: setup $(CHECKPOINT) ## CHECKPOINT -> BUNDLE for IMAGE (width height) and TOKENS per call, in precision RECIPE
+export: setup $(filter build/demo/checkpoint,$(CHECKPOINT)) ## CHECKPOINT -> BUNDLE for IMAGE (width height) and TOKENS per call, in precision RECIPE
 	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE) \
 		--image-size $(IMAGE) --tokens $(TOKENS)
 

@@ -118,10 +118,16 @@ def run_episode(
     before, and what a step leaves behind is counted by reference.
 
     Raises:
+        ValueError: `config.execute` is more than a chunk holds.
         RobotError: the robot cannot go on.
         ObservationError: it shows something the policy cannot take.
     """
     clock = clock or MonotonicClock()
+    execute = config.execute
+    if execute > policy.chunk_shape[0]:
+        raise ValueError(
+            f"execute={execute}, but a chunk of this bundle has {policy.chunk_shape[0]} actions"
+        )
     first = robot.reset()
     episode = policy.start(
         anchor=first.image,
@@ -131,7 +137,6 @@ def run_episode(
     )
     trace = Trace(robot.instruction, 1 / config.rate_hz)
     chunk: NDArray[np.float32] = np.empty((0, policy.chunk_shape[1]), np.float32)
-    execute = min(config.execute, policy.chunk_shape[0])
     used = execute
     gc.collect()
     gc.freeze()

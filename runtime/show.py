@@ -94,32 +94,23 @@ def draw(graph: Graph) -> str:
     boxes, edges = _boxes(graph)
     columns = _columns(boxes, edges, graph.inputs)
     lanes = {name: _lane(graph, boxes, name) for name in columns}
-    taken: dict[tuple[str, int], int] = {}
-    rows: dict[str, tuple[str, int]] = {}
-    for name in columns:
-        key = (lanes[name], columns[name])
-        rows[name] = (lanes[name], taken.get(key, 0))
-        taken[key] = taken.get(key, 0) + 1
-    depth = {
-        lane: max([n for (at, _), n in taken.items() if at == lane], default=0) for lane in LANES
-    }
+    rows = _rows(columns, lanes, edges)
     tops, y = {}, 44.0
     for lane in LANES:
         tops[lane] = y
-        y += 46 * depth[lane] + (14 if depth[lane] else 0)
+        depth = 1 + max([rows[n] for n in columns if lanes[n] == lane], default=-1)
+        y += 46 * depth + (14 if depth else 0)
     width, step = 118.0, 152.0
-    place = {
-        name: (16 + columns[name] * step, tops[rows[name][0]] + 46 * rows[name][1])
-        for name in columns
-    }
+    place = {n: (16 + columns[n] * step, tops[lanes[n]] + 46 * rows[n]) for n in columns}
     parts = _key()
     for source, target in edges:
         (x1, y1), (x2, y2) = place[source], place[target]
-        x1, y1, y2, bend = x1 + width, y1 + 16, y2 + 16, 26
+        x1, y1, y2, turn = x1 + width, y1 + 16, y2 + 16, x2 - (step - width)
+        # Along its own row up to the gap before the target, where no box stands in the way.
         parts.append(
             element(
                 "path",
-                d=f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}",
+                d=f"M{x1} {y1} H{turn} C{x2 - 8} {y1} {turn + 8} {y2} {x2} {y2}",
                 fill="none",
                 stroke="#aab4c0",
                 stroke_width=1.3,
@@ -203,6 +194,23 @@ def _columns(
     for name in boxes:  # in running order, so sources come first
         columns[name] = 1 + max(columns[source] for source, target in edges if target == name)
     return columns
+
+
+def _rows(
+    columns: dict[str, int], lanes: dict[str, str], edges: list[tuple[str, str]]
+) -> dict[str, int]:
+    """Row inside the lane. A box with an edge past the next column leaves row 0 to that column."""
+    rows: dict[str, int] = {}
+    taken: set[tuple[str, int, int]] = set()
+    for name, column in columns.items():
+        lane = lanes[name]
+        skips = any(s == name and lanes[t] == lane and columns[t] > column + 1 for s, t in edges)
+        row = int(skips)
+        while (lane, column, row) in taken:
+            row += 1
+        taken.add((lane, column, row))
+        rows[name] = row
+    return rows
 
 
 def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:

@@ -79,6 +79,12 @@ def test_actions_reach_the_robot_in_the_order_of_the_chunk(policy):
     assert np.array_equal(np.stack(robot.applied[:3]), chunk[:3])
 
 
+def test_more_actions_than_a_chunk_holds_are_refused(policy):
+    robot = ReplayedRobot(load_recording(EPISODE))
+    with pytest.raises(ValueError, match="execute=11, but a chunk of this bundle has 10 actions"):
+        run_episode(policy, robot, LoopConfig(execute=11), clock=FakeClock())
+
+
 def test_the_loop_stops_at_its_limit(policy):
     robot = ReplayedRobot(load_recording(EPISODE))
     trace = run_episode(policy, robot, LoopConfig(max_steps=7), clock=FakeClock())
