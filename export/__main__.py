@@ -1,10 +1,5 @@
 """python -m export VERB: from a checkpoint to a bundle, and the benchmark of it.
 
-build RECIPE --checkpoint DIR --out BUNDLE    split, export, prove, compile, pack
-bench                                         the runtime beside what one would compose
-demo                                          the whole job on the demo policy
-results                                       render the README's tables from docs/results
-
 Exit codes: 0 done, 1 a checkpoint or a gate failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -43,7 +38,9 @@ VERBS: dict[str, tuple[type, Callable[..., object]]] = {
 def main() -> int:
     try:
         chosen = tyro.extras.subcommand_cli_from_dict(
-            {verb: types for verb, (types, _) in VERBS.items()}, description=__doc__
+            {verb: types for verb, (types, _) in VERBS.items()},
+            prog="python -m export",
+            description="From a checkpoint to a bundle, and the benchmark of it.",
         )
         run = next(run for types, run in VERBS.values() if type(chosen) is types)
         result = run(chosen)

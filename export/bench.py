@@ -44,7 +44,7 @@ GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """What to time, and how long."""
+    """Time the runtime beside what one would compose from public libraries."""
 
     sizes: tuple[str, ...] = ("demo", "proxy")
     """`demo`, and `proxy`: published widths and image size, a sixth of the layers."""

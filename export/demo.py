@@ -15,7 +15,7 @@ from runtime.metaworld import TASKS, rendering_backend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Where the demo leaves its things."""
+    """Do the whole job on the demo policy: weights, export, run, report."""
 
     out: Path = Path("build/demo")
     """Folder for checkpoint, bundle and report."""

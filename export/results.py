@@ -22,7 +22,7 @@ WORDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultsConfig:
-    """Where the numbers are and where they go."""
+    """Render the README's tables from the files in docs/results."""
 
     results: Path = Path("docs/results")
     """Folder of JSON files, as `python -m export bench --results` writes them."""

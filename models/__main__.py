@@ -74,4 +74,4 @@ def statistics_of(config: PolicyConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(init(tyro.extras.subcommand_cli_from_dict({"init": Init})))
+    print(init(tyro.extras.subcommand_cli_from_dict({"init": Init}, prog="python -m models")))
