@@ -164,6 +164,7 @@ def test_an_old_bundle_is_replaced_only_by_a_whole_new_one(checkpoint, tmp_path,
     monkeypatch.undo()
     build(config(checkpoint, out))
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert (out / "manifest.json").read_bytes() == before, "an export is reproducible to the bit"
 
 
 def _start(checkpoint: Path, out: Path, *arguments: str) -> subprocess.Popen:
