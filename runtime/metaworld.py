@@ -17,6 +17,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,11 @@ _AZIMUTH_DEG = 332.0
 _ELEVATION_DEG = -37.0
 
 _MARKER_RADIUS_M = 0.03
-_MARKER_RGB = (0.0, 1.0, 0.0)
+_REACHED_M = 0.05
+"""Meta-World's own distance at which a goal counts as reached."""
+_MARKER_SPACING_M = 0.09
+"""Between the markers of a scene: more than that."""
+_COLOURS = {"green": (0.0, 1.0, 0.0), "red": (1.0, 0.0, 0.0), "blue": (0.1, 0.3, 1.0)}
 _MATERIAL_RGB = {
     "table_wood": (0.42, 0.31, 0.26),
     "wall_metal": (0.45, 0.45, 0.45),
@@ -52,8 +57,10 @@ class Task:
     env_name: str
     """Meta-World's name."""
     instruction: str
-    has_marker: bool
-    """Whether a green sphere shows where to go."""
+    marker: str | None
+    """Colour of the sphere that shows where to go, if there is one."""
+    others: tuple[str, ...] = ()
+    """Colours of spheres elsewhere: only the instruction tells which one is meant."""
     hide_marker_after_first_frame: bool
     """Whether the policy has to remember where the marker was."""
     max_steps: int
@@ -64,28 +71,39 @@ TASKS: dict[str, Task] = {
     "reach": Task(
         env_name="reach-v3",
         instruction="move the hand to the green marker",
-        has_marker=True,
+        marker="green",
         hide_marker_after_first_frame=True,
         max_steps=120,
     ),
+    **{
+        f"touch-{colour}": Task(
+            env_name="reach-v3",
+            instruction=f"touch the {colour} marker",
+            marker=colour,
+            others=tuple(other for other in _COLOURS if other != colour),
+            hide_marker_after_first_frame=True,
+            max_steps=120,
+        )
+        for colour in _COLOURS
+    },
     "button-press-topdown": Task(
         env_name="button-press-topdown-v3",
         instruction="press the button from above",
-        has_marker=False,
+        marker=None,
         hide_marker_after_first_frame=False,
         max_steps=150,
     ),
     "drawer-open": Task(
         env_name="drawer-open-v3",
         instruction="open the drawer",
-        has_marker=False,
+        marker=None,
         hide_marker_after_first_frame=False,
         max_steps=200,
     ),
     "push": Task(
         env_name="push-v3",
         instruction="push the puck to the green marker",
-        has_marker=True,
+        marker="green",
         hide_marker_after_first_frame=False,
         max_steps=150,
     ),
@@ -149,7 +167,9 @@ class MetaWorldRobot:
 
         _choose_backend()
         self._env, self._expert = _make_environment(self.task.env_name, seed)
-        self._view = _View(self._env.model, image_size)
+        self._view = _View(self._env.model, image_size, self.task.marker)
+        self._random = np.random.default_rng(seed)
+        self._other_markers_m: dict[str, NDArray[np.float64]] = {}
 
     def reset(self) -> Observation:
         if self._closed:
@@ -157,25 +177,24 @@ class MetaWorldRobot:
         self._env.reset()
         self._settle()
         self._full_state = self._env._get_obs()
+        self._other_markers_m = self._place_others()
         self._num_steps = 0
         self._success = False
         self._started = True
         self.num_clipped_actions = 0
-        self._observation = None
-        return self.observe()
+        self._touched: set[str] = set()
+        anchor = Observation(self.look(hide_markers=False), self._state())
+        # Where markers are hidden after the anchor, the first look of the loop is without them.
+        self._observation = None if self._hide_marker_after_first_frame else anchor
+        return anchor
 
     def observe(self) -> Observation:
         self._require_reset("observe")
         if self._observation is None:
             # Rendered here and not in apply(), because a loop that executes a chunk of actions
             # looks only now and then.
-            show_marker = self.task.has_marker and not (
-                self._hide_marker_after_first_frame and self._num_steps > 0
-            )
-            self._observation = Observation(
-                self._view.render(self._env.data, show_marker=show_marker),
-                self._full_state[:4].astype(np.float32),
-            )
+            image = self.look(hide_markers=self._hide_marker_after_first_frame)
+            self._observation = Observation(image, self._state())
         return self._observation
 
     def apply(self, action_A: NDArray[np.float32]) -> None:
@@ -191,6 +210,10 @@ class MetaWorldRobot:
         self._success = self._success or bool(info["success"] > 0)
         self._num_steps += 1
         self._observation = None
+        hand = self._env.tcp_center
+        for colour, place in self._other_markers_m.items():
+            if np.linalg.norm(hand - place) <= _REACHED_M:
+                self._touched.add(colour)
 
     @property
     def done(self) -> bool:
@@ -205,6 +228,16 @@ class MetaWorldRobot:
         """Where the task is achieved, x, y, z: for training losses and tests, not for a policy."""
         self._require_reset("goal_m")
         return np.asarray(self._env._target_pos, np.float32)
+
+    def achieved(self, task: str) -> bool | None:
+        """Whether this episode achieved what another task asks for; None where nobody can tell."""
+        self._require_reset("achieved")
+        other = TASKS[task]
+        if other == self.task:
+            return self._success
+        if other.env_name != self.task.env_name or other.marker not in self._other_markers_m:
+            return None
+        return other.marker in self._touched
 
     def expert_action(self) -> NDArray[np.float32]:
         """What Meta-World's scripted expert, which knows the goal, does now: [4] in [-1, 1]."""
@@ -221,6 +254,34 @@ class MetaWorldRobot:
             self._env.close()
         self._closed = True
         self._started = False
+
+    def look(self, *, hide_markers: bool) -> NDArray[np.uint8]:
+        """What the camera sees now, markers shown or hidden: for training data, not for a loop."""
+        self._require_reset("look")
+        others = {} if hide_markers else self._other_markers_m
+        return self._view.render(self._env.data, show_marker=not hide_markers, others=others)
+
+    @property
+    def markers_m(self) -> dict[str, NDArray[np.float32]]:
+        """Where the marker of each colour is, x, y, z: for training losses and tests."""
+        others = {name: np.asarray(at, np.float32) for name, at in self._other_markers_m.items()}
+        return {self.task.marker: self.goal_m, **others} if self.task.marker else others
+
+    def _state(self) -> NDArray[np.float32]:
+        return np.asarray(self._full_state[:4], np.float32)
+
+    def _place_others(self) -> dict[str, NDArray[np.float64]]:
+        """Draw places for the other markers from the goals' space, apart from each other."""
+        space = self._env.goal_space
+        taken, places = [np.asarray(self._env._target_pos)], {}
+        for colour in self.task.others:
+            while True:
+                place = self._random.uniform(space.low, space.high)
+                if min(np.linalg.norm(place - at) for at in taken) >= _MARKER_SPACING_M:
+                    break
+            taken.append(place)
+            places[colour] = place
+        return places
 
     def _settle(self) -> None:
         # Meta-World moves the goal site and the furniture after its last mj_forward: without this
@@ -256,10 +317,11 @@ def rendering_backend() -> str:
 class _View:
     """The camera, its renderer, and the marker that can be switched on and off."""
 
-    def __init__(self, model: Any, image_size: int) -> None:
+    def __init__(self, model: Any, image_size: int, colour: str | None) -> None:
         import mujoco
 
         self._model = model
+        self._colour = colour
         self._marker = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal")
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
@@ -278,15 +340,35 @@ class _View:
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
 
-    def render(self, data: Any, *, show_marker: bool) -> NDArray[np.uint8]:
+    def render(
+        self, data: Any, *, show_marker: bool, others: Mapping[str, NDArray[np.float64]]
+    ) -> NDArray[np.uint8]:
         """[H, W, 3] RGB; the caller owns the buffer."""
-        if self._marker >= 0:
-            self._model.site_rgba[self._marker] = (*_MARKER_RGB, float(show_marker))
+        if self._marker >= 0 and self._colour is not None:
+            rgb = _COLOURS[self._colour]
+            self._model.site_rgba[self._marker] = (*rgb, float(show_marker))
         self._renderer.update_scene(data, self._camera)
+        for colour, place_m in others.items():
+            self._add_sphere(place_m, _COLOURS[colour])
         return np.asarray(self._renderer.render(), np.uint8)
 
     def close(self) -> None:
         self._renderer.close()
+
+    def _add_sphere(self, place_m: NDArray[np.float64], rgb: tuple[float, float, float]) -> None:
+        """Into the scene of this one picture; the simulated world knows nothing of it."""
+        import mujoco
+
+        scene = self._renderer.scene
+        mujoco.mjv_initGeom(
+            scene.geoms[scene.ngeom],
+            mujoco.mjtGeom.mjGEOM_SPHERE,
+            np.array([_MARKER_RADIUS_M, 0.0, 0.0]),
+            place_m,
+            np.eye(3).ravel(),
+            np.array([*rgb, 1.0], np.float32),
+        )
+        scene.ngeom += 1
 
     def _simplify(self) -> None:
         quality = self._model.vis.quality

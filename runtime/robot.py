@@ -49,7 +49,10 @@ class Robot(Protocol):
     """What the operator wants, as the policy gets to read it."""
 
     def reset(self) -> Observation:
-        """Start an episode; the observation returned is its first, the anchor frame."""
+        """Start an episode; the observation returned is its first, the anchor frame.
+
+        Something may be visible in it and gone right after, in the first `observe`.
+        """
 
     def observe(self) -> Observation:
         """The newest observation; the same one, bit for bit, until the next `apply`."""

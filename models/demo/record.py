@@ -59,13 +59,14 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
     images, states, actions = [], [], []
     num_steps_left = _STEPS_AFTER_SUCCESS
     with closing(robot):
-        robot.reset()
+        observation = robot.reset()
         while not robot.done and num_steps_left > 0:
-            observation, action_A = robot.observe(), robot.expert_action()
+            action_A = robot.expert_action()
             images.append(observation.image)
             states.append(observation.state)
             actions.append(action_A)
             robot.apply(action_A)
+            observation = robot.observe()
             num_steps_left -= int(robot.success is True)
         if not robot.success:
             raise RobotError(

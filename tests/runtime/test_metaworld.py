@@ -77,6 +77,7 @@ def test_the_remembered_marker_is_gone_after_the_first_frame_and_back_in_the_nex
     with make_robot(task="reach") as robot:
         for _ in range(2):
             assert marker_pixels(robot.reset().image).any()
+            assert not marker_pixels(robot.observe().image).any()
             for _ in range(3):
                 robot.apply(np.zeros(4, np.float32))
                 assert not marker_pixels(robot.observe().image).any()
@@ -88,6 +89,49 @@ def test_a_marker_that_need_not_be_remembered_stays(options):
         robot.reset()
         robot.apply(np.zeros(4, np.float32))
         assert marker_pixels(robot.observe().image).any()
+
+
+def test_the_instruction_alone_tells_which_of_three_markers_is_meant():
+    pictures, places = [], []
+    for colour in ("red", "green", "blue"):
+        with make_robot(task=f"touch-{colour}") as robot:
+            pictures.append(robot.reset().image)
+            places.append(robot.markers_m)
+            assert colour in robot.instruction
+            assert np.allclose(robot.goal_m, robot.markers_m[colour])
+    assert all(set(at) == {"red", "green", "blue"} for at in places)
+    # The same three places, in other colours.
+    assert all(
+        np.allclose(sorted(map(tuple, at.values())), sorted(map(tuple, places[0].values())))
+        for at in places
+    )
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_markers_of_one_scene_are_too_far_apart_to_be_reached_at_once():
+    with make_robot(task="touch-red") as robot:
+        for _ in range(20):
+            robot.reset()
+            at = list(robot.markers_m.values())
+            gaps = [np.linalg.norm(a - b) for i, a in enumerate(at) for b in at[i + 1 :]]
+            assert min(gaps) >= 0.09 - 1e-6
+
+
+def test_a_robot_tells_which_of_the_other_tasks_it_achieved():
+    with make_robot(task="touch-red", end_on_success=False) as robot:
+        robot.reset()
+        assert robot.achieved("touch-green") is False
+        while not robot.success:
+            robot.apply(robot.expert_action())
+        assert robot.achieved("touch-red") is True
+        assert robot.achieved("touch-green") is False
+        assert robot.achieved("push") is None
+        # Now on to the green one, by hand: the expert knows one goal only.
+        target = robot.markers_m["green"]
+        for _ in range(60):
+            step = (target - robot._env.tcp_center) * 20
+            robot.apply(np.array([*np.clip(step, -1, 1), -1.0], np.float32))
+        assert robot.achieved("touch-green") is True
 
 
 @pytest.mark.parametrize("task", ["button-press-topdown", "drawer-open"])

@@ -52,7 +52,7 @@ def make_simulated():
         rendering_backend()
     except RobotError as error:
         pytest.skip(str(error))
-    robot = MetaWorldRobot(task="reach", seed=0, image_size=32, max_steps=NUM_FRAMES)
+    robot = MetaWorldRobot(task="push", seed=0, image_size=32, max_steps=NUM_FRAMES)
     return robot, np.zeros(4, np.float32)
 
 
