@@ -16,7 +16,7 @@ PY    := $(VENV)/bin/python
 PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup demo test test-full check export run bench mesa record-demo robot-wheel clean distclean
+.PHONY: help setup demo test test-full check export run bench eval mesa record-demo train-demo robot-wheel clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -59,8 +59,15 @@ run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results
 
+eval: setup mesa ## closed-loop success of BUNDLE in the simulator
+	$(PY) -m device_tests.success $(BUNDLE) $(ARGS)
+
 mesa: ## install the simulator's software renderer, where that is possible
 	@sh requirements/mesa.sh
+
+train-demo: setup mesa ## collect data, train the demo policy into build/demo-trained (experimental)
+	$(PY) -m models.demo.collect
+	$(PY) -m models.demo.train
 
 record-demo: setup mesa ## record the demo's episodes from the simulator again
 	$(PY) -m models.demo.record --out $(EPISODES)

@@ -132,7 +132,7 @@ def _correlation(a: Sequence[bool], b: Sequence[bool]) -> float:
     margins = num_a * (n - num_a) * num_b * (n - num_b)
     if margins == 0:
         return 0.0
-    determinant = both * n - num_a * num_b
+    determinant = float(both * n - num_a * num_b)
     if determinant > 0:
-        determinant = max(determinant - n / 2, 0)
+        determinant = max(determinant - n / 2, 0.0)
     return determinant / math.sqrt(margins)

@@ -1,0 +1,379 @@
+"""Closed-loop evaluation: what is the same on the same seeds, what differs, how it is counted."""
+
+import json
+import re
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from device_tests import episodes, success
+from device_tests.episodes import EpisodeResult, SuccessConfig, evaluate, run
+from device_tests.success import FAILED_RGB, draw_sheet, main, write_table
+from runtime.errors import RobotError
+from runtime.metaworld import TASKS, MetaWorldRobot
+from runtime.robot import Observation
+
+SHORT = partial(MetaWorldRobot, max_steps=12)
+TWO_TASKS = ("reach", "drawer-open")
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    try:
+        MetaWorldRobot(task="reach", seed=0, image_size=16).close()
+    except RobotError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def config(demo_bundle):
+    return SuccessConfig(bundles=(demo_bundle,), tasks=TWO_TASKS, episodes=2, jobs=1)
+
+
+@pytest.fixture(scope="module")
+def warm(config, simulator):
+    """The episodes that the others are compared with."""
+    return evaluate(config, make_robot=SHORT, num_strips=1)
+
+
+def episodes_of(evaluation):
+    (episodes,) = evaluation.results.values()
+    return episodes
+
+
+def digests(config, **changes):
+    return [r.digest for r in episodes_of(evaluate(replace(config, **changes), make_robot=SHORT))]
+
+
+def test_every_task_runs_on_every_seed(config, warm):
+    ran = [(r.task, r.seed) for r in episodes_of(warm)]
+    assert ran == [(task, seed) for seed in (10_000, 10_001) for task in TWO_TASKS]
+    assert {(r.num_steps, r.num_thoughts) for r in episodes_of(warm)} == {(12, 3)}
+    assert len({r.digest for r in episodes_of(warm)}) == 4
+
+
+def test_the_same_seeds_give_the_same_episodes_in_one_process_and_in_two(config, warm):
+    assert episodes_of(evaluate(replace(config, jobs=2), make_robot=SHORT)) == episodes_of(warm)
+
+
+def test_recomputing_everything_gives_the_same_bits(config, warm):
+    assert digests(config, cold=True) == [r.digest for r in episodes_of(warm)]
+
+
+def test_a_recomputed_tick_runs_what_a_kept_one_skips(policy, simulator):
+    runs = {}
+    for cold in (False, True):
+        robot = SHORT(task="reach", seed=0)
+        start = episodes.start_policy(policy, seed=0, instruction=robot.instruction, cold=cold)
+        run(start, robot, task="reach", seed=0, execute=5)
+        robot.close()
+        runs[cold] = policy.interpreter.num_runs
+    needs = policy.graph.stage_dependencies
+    counts = {
+        (kept, again)
+        for stage, kept, again in zip(policy.graph.stages, runs[False], runs[True], strict=True)
+        if needs[stage.name] == {"anchor"}
+    }
+    assert (1, 3) in counts and counts <= {(1, 3), (0, 0)}
+
+
+@pytest.mark.parametrize("change", [{"anchor": "current"}, {"anchor": "wrong"}, {"seed0": 20_000}])
+def test_another_anchor_or_seed_changes_every_episode(config, warm, change):
+    theirs = digests(config, **change)
+    assert all(a != r.digest for a, r in zip(theirs, episodes_of(warm), strict=True))
+
+
+def test_another_instruction_changes_the_other_tasks_only(config, warm):
+    same, changed = (
+        {r.digest for r in episodes_of(warm) if r.task == task} for task in ("reach", "drawer-open")
+    )
+    theirs = set(digests(config, instruction="reach"))
+    assert same < theirs and not changed & theirs
+
+
+def test_the_expert_succeeds_on_the_way_that_policies_take(simulator):
+    outcomes = []
+    for seed in range(3):
+        robot = MetaWorldRobot(task="reach", seed=seed)
+        start = lambda first, r=robot: lambda seen: r.expert_action()[None]  # noqa: E731
+        outcomes.append(run(start, robot, task="reach", seed=seed, execute=1))
+        robot.close()
+    assert [r.success for r in outcomes] == [True] * 3
+    assert all(r.num_steps == r.num_thoughts < TASKS["reach"].max_steps for r in outcomes)
+
+
+class CountingRobot:
+    """Succeeds at the step at which the first action dimension has added up to `seed % 10`."""
+
+    instruction = "count"
+
+    def __init__(self, *, task, seed):
+        self.goal, self.total, self.num_steps = seed % 10, 0.0, 0
+        self.task = task
+
+    def reset(self):
+        return self.observe()
+
+    def observe(self):
+        image = np.full((8, 8, 3), self.num_steps, np.uint8)
+        return Observation(image, np.zeros(1, np.float32))
+
+    def apply(self, action_A):
+        self.total += float(action_A[0])
+        self.num_steps += 1
+
+    @property
+    def done(self):
+        return self.success or self.num_steps == 6
+
+    @property
+    def success(self):
+        return self.total >= self.goal
+
+    def close(self):
+        pass
+
+
+class SteadyPolicy:
+    """Answers with chunks of three equal actions, as large as the bundle's name says."""
+
+    def __init__(self, bundle):
+        self.value = float(bundle.name)
+        self.started = []
+        self.interpreter = self
+        self.num_forgotten = 0
+
+    def forget(self):
+        self.num_forgotten += 1
+
+    def start(self, *, anchor, instruction, seed):
+        self.started.append((int(anchor[0, 0, 0]), instruction, seed))
+        return self
+
+    def act(self, image, state):
+        return np.full((3, 1), self.value, np.float32)
+
+
+def count(*bundles, make_robot=CountingRobot, **options):
+    options = {"tasks": ("reach", "push"), "seed0": 1, "episodes": 9, "execute": 2} | options
+    config = SuccessConfig(bundles=tuple(map(Path, bundles)), jobs=1, **options)
+    return evaluate(config, load=SteadyPolicy, make_robot=make_robot, num_strips=4)
+
+
+def test_successes_and_steps_are_counted():
+    # Six steps of 1 reach the goals 1 to 6 of 1 to 9; seed 0 of ten needs no step and is not in.
+    row = count("1").rows["reach"][Path("1")]
+    assert (row.rate.successes, row.rate.n, row.median_steps) == (6, 9, 3.5)
+    assert row.rate.low == pytest.approx(0.354, abs=1e-3)  # Wilson, 6 of 9
+    assert row.other_successes is row.against_first is None
+
+
+def test_the_mean_is_over_all_tasks_and_missing_for_one():
+    rows = count("1").rows
+    assert list(rows) == ["reach", "push", "mean"]
+    assert (rows["mean"][Path("1")].rate.successes, rows["mean"][Path("1")].rate.n) == (12, 18)
+    assert list(count("1", tasks=("push",)).rows) == ["push"]
+
+
+def test_bundles_are_compared_in_pairs_with_the_first():
+    rows = count("0.5", "1").rows["reach"]
+    assert rows[Path("0.5")].against_first is None
+    pair = rows[Path("1")].against_first
+    assert pair is not None
+    assert (pair.only_first, pair.only_this) == (0, 3)
+    assert pair.difference == pytest.approx(3 / 9)
+    assert pair.p == 0.25  # three throws of a fair coin, all on one side
+    assert pair.low < 3 / 9 < pair.high
+
+
+def test_the_table_says_all_of_it():
+    text = write_table(count("0.5", "1", anchor="wrong", instruction="drawer-open", cold=True))
+    assert 'seeds 1 to 9, 2 actions per thought, anchor: wrong, instruction: "open the dr' in text
+    assert "everything recomputed" in text
+    assert re.search(r"reach\n +0\.5 +3 of 9 +33\.3 %  \[ 12\.1,  64\.6\] +4 steps\n", text)
+    assert re.search(
+        r"\n +1 +6 of 9 +66\.7 % .* \+33\.3 points \[.*\], 3 won, 0 lost, p = 0\.25", text
+    )
+    assert re.search(r"0 of 9 +0\.0 % .* - steps", write_table(count("0")))
+
+
+def test_thoughts_come_as_often_as_actions_are_used_up():
+    results = episodes_of(count("0", execute=3))
+    assert {(r.num_steps, r.num_thoughts) for r in results} == {(6, 2)}
+    assert {r.num_thoughts for r in episodes_of(count("0", execute=1))} == {6}
+
+
+def test_more_actions_than_a_chunk_holds_are_refused():
+    with pytest.raises(ValueError, match="execute=4, but a chunk has 3 actions"):
+        count("1", execute=4)
+
+
+def test_the_policy_gets_the_episodes_seed_and_the_instruction_of_the_other_task():
+    policies = []
+
+    def load(bundle):
+        policies.append(SteadyPolicy(bundle))
+        return policies[-1]
+
+    config = SuccessConfig(
+        bundles=(Path("1"),), tasks=("reach", "push"), episodes=2, seed0=3, execute=1, jobs=1
+    )
+    evaluate(config, load=load, make_robot=CountingRobot)
+    evaluate(replace(config, instruction="push"), load=load, make_robot=CountingRobot)
+    plain, other = (policy.started for policy in policies)  # loaded once each
+    assert plain == [(0, "count", seed) for seed in (3, 3, 4, 4)]
+    push = TASKS["push"].instruction
+    assert [text for _, text, _ in other] == [push, "count", push, "count"]
+
+
+class TwoTargetRobot(CountingRobot):
+    num_clipped_actions = 7
+
+    def achieved(self, task):
+        return self.total >= 2 if task == "push" else None
+
+
+def test_a_robot_that_can_tell_says_whether_the_other_task_was_achieved():
+    evaluation = count("0.5", make_robot=TwoTargetRobot, instruction="push")
+    rows = {name: row[Path("0.5")] for name, row in evaluation.rows.items()}
+    assert rows["reach"].other_successes == 8  # all but goal 1, where the episode ends before
+    assert rows["push"].other_successes is None  # its own instruction
+    assert "the other task 8" in write_table(evaluation)
+    assert {r.num_clipped_actions for r in episodes_of(evaluation)} == {7}
+    elsewhere = count("0.5", make_robot=TwoTargetRobot, instruction="drawer-open")
+    assert {r.other_success for r in episodes_of(elsewhere)} == {None}
+
+
+def test_a_robot_that_cannot_tell_success_is_refused():
+    class Mute(CountingRobot):
+        done = property(lambda self: self.num_steps == 6)
+        success = None
+
+    with pytest.raises(RobotError, match="reach: this robot cannot tell success"):
+        count("1", make_robot=Mute)
+
+
+def test_the_first_middle_and_last_picture_are_kept_of_the_first_bundle():
+    evaluation = count("0", "1")
+    assert len(evaluation.strips) == 8
+    for result, frames in evaluation.strips:
+        assert not result.success
+        assert [int(frame[0, 0, 0]) for frame in frames] == [0, 4, 6]
+
+
+def test_the_sheet_has_a_row_per_task_and_a_frame_in_the_colour_of_the_outcome():
+    failed, passed = (count(name).strips for name in ("0", "9"))
+    sheets = [np.asarray(draw_sheet(strips)) for strips in (failed, passed)]
+    assert sheets[0].shape == sheets[1].shape == (2 * (8 + 56), 4 * (3 * 8 + 24), 3)
+    for i, colour in enumerate((FAILED_RGB, success.PASSED_RGB)):
+        counted = [int((sheet == colour).all(axis=-1).sum()) for sheet in sheets]
+        assert counted[i] > 500 and counted[1 - i] == 0
+
+
+def test_the_command_writes_table_json_and_sheet(demo_bundle, simulator, tmp_path, capsys):
+    out = tmp_path / "new"
+    arguments = [str(demo_bundle), "--tasks", "reach", "--episodes", "1", "--jobs", "1"]
+    arguments += ["--json", str(out / "all.json"), "--sheet", str(out / "sheet.png")]
+    assert main(arguments) == 0
+    assert re.search(r"reach\n.* of 1 .* %", capsys.readouterr().out)
+    document = json.loads((out / "all.json").read_text())
+    assert document["config"]["tasks"] == ["reach"]
+    assert {"processor", "commit", "date", "versions"} <= document["machine"].keys()
+    bundle = document["bundles"][str(demo_bundle)]
+    assert "seeded random weights" in bundle["weights"]
+    (episode,) = bundle["episodes"]
+    assert episode.keys() == set(EpisodeResult.__dataclass_fields__)
+    assert bundle["rows"]["reach"]["rate"]["successes"] == int(episode["success"])
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (3 * 112 + 24, 112 + 56)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{none}"], 3, "none"),
+        (["{bundle}", "{bundle}"], 2, "name at least one bundle, and each once, got"),
+        (["{bundle}", "--tasks", "juggle"], 2, "task must be one of reach, "),
+        (["{bundle}", "--tasks", "push", "push"], 2, "name at least one task, and each once, got"),
+        (["{bundle}", "--instruction", "juggle"], 2, "got 'juggle'"),
+        (["{bundle}", "--episodes", "0"], 2, "episodes must be positive, got 0"),
+        (["{bundle}", "--execute", "0"], 2, "execute must be positive, got 0"),
+        (["{bundle}", "--jobs", "0"], 2, "jobs must be positive, got 0"),
+        (["{bundle}", "--seed0", "-1"], 2, "seed0 must not be negative, got -1"),
+        (["{bundle}", "--json", "{bundle}/manifest.json/x"], 2, "manifest.json"),
+    ],
+)
+def test_an_error_is_one_line_with_its_exit_code(
+    demo_bundle, tmp_path, capsys, arguments, code, message
+):
+    words = {"none": tmp_path / "none", "bundle": demo_bundle}
+    assert main([argument.format(**words) for argument in arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_an_unknown_anchor_is_wrong_usage(demo_bundle, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(demo_bundle), "--anchor", "none"])
+    assert stop.value.code == 2
+    with pytest.raises(ValueError, match="anchor must be one of given, current, wrong, got 'none'"):
+        SuccessConfig(bundles=(demo_bundle,), anchor="none")  # type: ignore[arg-type]
+
+
+def test_without_a_gl_library_the_command_ends_with_the_robots_error(
+    demo_bundle, simulator, capsys, monkeypatch
+):
+    monkeypatch.setattr("runtime.metaworld._can_load", lambda backend: False)
+    assert main([str(demo_bundle), "--episodes", "1", "--jobs", "1"]) == 6
+    assert capsys.readouterr().err.startswith("error: cannot render: MUJOCO_GL is ")
+    with pytest.raises(RobotError):
+        main([str(demo_bundle), "--episodes", "1", "--jobs", "1", "--debug"])
+
+
+def test_an_error_in_another_process_arrives_here(config, simulator):
+    tiny = partial(MetaWorldRobot, image_size=1)
+    with pytest.raises(ValueError, match="image_size must be in"):
+        evaluate(replace(config, jobs=2), make_robot=tiny)
+
+
+def test_a_process_that_dies_is_reported(config, monkeypatch):
+    def die(*arguments):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(episodes.ProcessPoolExecutor, "map", die)
+    with pytest.raises(RobotError, match="one of 2 processes died, perhaps for lack of memory"):
+        evaluate(replace(config, jobs=2))
+
+
+def test_an_interrupt_ends_the_command(demo_bundle, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(success, "evaluate", interrupt)
+    assert main([str(demo_bundle)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    show = success._progress(2)
+    for result in episodes_of(count("9", tasks=("reach",), episodes=2)):
+        show(result)
+    err = capsys.readouterr().err
+    assert "[#####     ] 1 of 2 episodes, 1 succeeded, 0:00 elapsed, 0:00 left" in err
+    assert "[##########] 2 of 2 episodes" in err and err.endswith("\n")
+
+
+def test_the_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("BUNDLE", "seed0", "--anchor", "--instruction", "--sheet", "Exit codes"):
+        assert name in out
