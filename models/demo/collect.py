@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from models.config import demo
 from runtime.metaworld import TASKS, MetaWorldRobot
 
 DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
+COLOURS = ("red", "green", "blue")
 STEPS_AFTER_SUCCESS = 14
 MAX_STEPS = 110
 
@@ -82,7 +84,7 @@ def rollout(
 
     Returns:
         `anchor` [H, W, 3]; `images` [F, H, W, 3], `states` [F, S] and `chunks` [F, T, A] at the
-        chosen steps; `goal_m` [3]; `success`.
+        chosen steps; `goal_m` [3]; `markers_m` [colours, 3], NaN where there is none; `success`.
     """
     anchor = robot.reset().image
     chosen = {0, *random.choice(np.arange(1, 60), frames - 1, replace=False).tolist()}
@@ -110,8 +112,14 @@ def rollout(
         "states": np.stack(states),
         "chunks": np.stack(actions)[index],
         "goal_m": robot.goal_m,
+        "markers_m": _markers(robot),
         "success": bool(robot.success),
     }
+
+
+def _markers(robot: MetaWorldRobot) -> NDArray[np.float32]:
+    places = robot.markers_m
+    return np.stack([places.get(colour, np.full(3, np.nan, np.float32)) for colour in COLOURS])
 
 
 def _collect_task(job: tuple[CollectConfig, str]) -> str:
@@ -131,6 +139,7 @@ def _collect_task(job: tuple[CollectConfig, str]) -> str:
         instruction=np.array(TASKS[task].instruction),
         anchors=np.stack([r["anchor"] for r in kept]),
         goals_m=np.stack([r["goal_m"] for r in kept]),
+        markers_m=np.stack([r["markers_m"] for r in kept]),
         images=np.concatenate([r["images"] for r in kept]),
         states=np.concatenate([r["states"] for r in kept]),
         chunks=np.concatenate([r["chunks"] for r in kept]),

@@ -40,7 +40,7 @@ from torch.nn import functional
 from models.anchorvla4d import AnchorVLA4D, PromptParts, rotary
 from models.checkpoint import image_fields, random_tensors
 from models.config import PolicyConfig, demo
-from models.demo.collect import DEMO_TASKS
+from models.demo.collect import COLOURS, DEMO_TASKS
 from models.head import ddim_coefficients
 from runtime import prompt
 from runtime.image import ImageConfig, PatchMaker
@@ -120,6 +120,8 @@ class Data:
     """[F, T, A] in policy units."""
     goals: Tensor
     """[E, 3], standardised."""
+    markers: Tensor
+    """[E, 3 * colours], standardised like the goals; NaN where there is none."""
     near: NDArray[np.int64]
     """Frames whose hand is near the goal."""
     instructions: tuple[str, ...]
@@ -133,6 +135,9 @@ class GoalHeads(nn.Module):
         super().__init__()
         self.last = nn.Linear(width, 3)
         self.mean = self._normed(width)
+        self.markers = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False), nn.Linear(width, 3 * len(COLOURS))
+        )
         self.anchor = self._normed(spatial)
         self.frame = self._normed(spatial)
         self.condition = nn.Linear(width, 3)
@@ -227,7 +232,7 @@ class Trainer:
     def _see(self) -> dict[str, Tensor]:
         batch = self._batch(self.config.batch)
         hidden = self._language(batch)
-        return self._goal_losses(hidden, batch["goal"], weight=1.0)
+        return self._goal_losses(hidden, batch, weight=1.0)
 
     def _all(self) -> dict[str, Tensor]:
         batch = self._batch(self.config.batch)
@@ -237,7 +242,7 @@ class Trainer:
             self.model.info_sharing.project(batch["frame"]),
         )
         num_patches = GRID[0] * GRID[1]
-        losses = self._goal_losses(hidden, batch["goal"], weight=0.5)
+        losses = self._goal_losses(hidden, batch, weight=0.5)
         for view, head in enumerate((self.goal_heads.anchor, self.goal_heads.frame)):
             mean = tokens[:, view * num_patches : (view + 1) * num_patches].mean(dim=1)
             losses[head_name(view)] = 0.5 * functional.mse_loss(head(mean), batch["goal"])
@@ -304,11 +309,19 @@ class Trainer:
         hidden: Tensor = model.model(embeddings, past, mask, cos, sin)[1]
         return hidden
 
-    def _goal_losses(self, hidden: Tensor, goal: Tensor, *, weight: float) -> dict[str, Tensor]:
-        heads = self.goal_heads
+    def _goal_losses(
+        self, hidden: Tensor, batch: dict[str, Any], *, weight: float
+    ) -> dict[str, Tensor]:
+        """Of the decoder: the goal behind the instruction, every marker in the anchor's tokens."""
+        heads, goal = self.goal_heads, batch["goal"]
+        start, stop = len(self.parts.head), len(self.parts.head) + GRID[0] * GRID[1] // 4
+        seen = heads.markers(hidden[:, start:stop].mean(dim=1))
+        known = ~batch["markers"].isnan()
+        error = (seen - batch["markers"].nan_to_num()) * known
         return {
             "goal_last": weight * functional.mse_loss(heads.last(hidden[:, -1]), goal),
             "goal_mean": weight * functional.mse_loss(heads.mean(hidden.mean(dim=1)), goal),
+            "markers": weight * error.square().sum() / known.sum().clamp(min=1),
         }
 
     def _action_losses(
@@ -358,6 +371,7 @@ class Trainer:
             "state": state + 0.02 * torch.randn_like(state),
             "chunk": self.data.chunks[index],
             "goal": self.data.goals[self.data.episode[index]],
+            "markers": self.data.markers[self.data.episode[index]],
         }
 
     def _patches(self, images: Tensor) -> Tensor:
@@ -447,7 +461,9 @@ def load_data(config: TrainConfig, policy: PolicyConfig) -> Data:
     episodes = np.concatenate(episode)
     goals = joined["goals_m"]
     distance = np.linalg.norm(joined["states"][:, :3] - goals[episodes], axis=1)
-    standard = (goals - goals.mean(axis=0)) / (goals.std(axis=0) + 1e-3)
+    mean, spread = goals.mean(axis=0), goals.std(axis=0) + 1e-3
+    standard = (goals - mean) / spread
+    markers = (np.concatenate([r["markers_m"] for r in loaded]) - mean) / spread
     return Data(
         anchors=torch.from_numpy(np.concatenate([r["anchors"] for r in loaded])),
         images=torch.from_numpy(np.concatenate([r["images"] for r in loaded])),
@@ -457,6 +473,7 @@ def load_data(config: TrainConfig, policy: PolicyConfig) -> Data:
         states=torch.from_numpy(state.to_policy(joined["states"])),
         chunks=torch.from_numpy(action.to_policy(joined["chunks"])),
         goals=torch.from_numpy(standard.astype(np.float32)),
+        markers=torch.from_numpy(markers.reshape(len(goals), -1).astype(np.float32)),
         near=np.flatnonzero(distance < NEAR_M),
         instructions=tuple(str(r["instruction"]) for r in loaded),
         statistics=statistics,
