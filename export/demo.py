@@ -8,9 +8,10 @@ from pathlib import Path
 
 from export.build import BuildConfig, build
 from models.__main__ import DEMO, Init, init
+from models.demo.collect import DEMO_TASKS
 from runtime.__main__ import main as anchorvla
 from runtime.errors import RobotError
-from runtime.metaworld import TASKS, rendering_backend
+from runtime.metaworld import rendering_backend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def demo(config: DemoConfig) -> int:
     anchorvla(["show", str(bundle), "--svg", str(config.out / "graph.svg"), "--brief"])
     run = ["run", str(bundle), "--episodes", str(episodes), "--rate-hz", str(config.rate_hz)]
     if config.live and _can_render():
-        run += ["--tasks", *TASKS]
+        run += ["--tasks", *DEMO_TASKS]
     title = "AnchorVLA4D demo: recorded and simulated episodes"
     return anchorvla([*run, "--report", str(config.out / "report.html"), "--title", title])
 

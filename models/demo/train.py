@@ -66,13 +66,13 @@ class TrainConfig:
     tasks: tuple[str, ...] = DEMO_TASKS
     """Files of the data folder to learn from."""
 
-    see_steps: int = 1200
+    see_steps: int = 4000
     """Steps of the first stage."""
 
-    all_steps: int = 1200
+    all_steps: int = 1500
     """Steps of the second."""
 
-    head_steps: int = 2500
+    head_steps: int = 3000
     """Steps of the third."""
 
     batch: int = 32
