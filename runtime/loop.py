@@ -63,6 +63,8 @@ class Trace:
 
     instruction: str
     period_s: float
+    anchor: NDArray[np.uint8]
+    """First frame; what it shows may be hidden from the steps."""
     steps: list[Step] = field(default_factory=list)
     num_dropped: int = 0
     """Control steps that a late one swallowed."""
@@ -135,7 +137,7 @@ def run_episode(
         seed=seed,
         anchor_policy=anchor_policy or First(),
     )
-    trace = Trace(robot.instruction, 1 / config.rate_hz)
+    trace = Trace(robot.instruction, 1 / config.rate_hz, first.image)
     chunk: NDArray[np.float32] = np.empty((0, policy.chunk_shape[1]), np.float32)
     used = execute
     gc.collect()

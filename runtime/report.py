@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .benchmark import Quantiles, Timing
@@ -22,8 +23,8 @@ from .policy import CHANGING
 from .show import draw
 from .svg import bars, lines
 
-FRAMES = 10
-"""Pictures in a film strip."""
+FRAMES = 9
+"""Pictures in a film strip, besides the anchor."""
 SHOWN_MS = 0.02
 STYLE = """
 body{margin:0;background:#f6f7f9;color:#1f2933;font:15px/1.5 ui-sans-serif,system-ui,'Segoe UI',
@@ -191,7 +192,8 @@ def _sentence(numbers: Summary, timings: Mapping[str, Timing]) -> str:
 def _episode(trace: Trace) -> str:
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
     picks = np.unique(np.linspace(0, len(trace.steps) - 1, FRAMES).astype(int))
-    strip = "".join(_frame(trace, int(i)) for i in picks)
+    strip = _frame(trace.anchor, "anchor")
+    strip += "".join(_frame(trace.steps[i].image, f"{i * trace.period_s:.1f} s") for i in picks)
     dims = len(trace.steps[0].action)
     actions = {
         f"action {d}": [(i * trace.period_s, float(s.action[d])) for i, s in enumerate(trace.steps)]
@@ -218,15 +220,13 @@ def _episode(trace: Trace) -> str:
     )
 
 
-def _frame(trace: Trace, index: int) -> str:
+def _frame(image: NDArray[np.uint8], words: str) -> str:
     stream = io.BytesIO()
-    Image.fromarray(trace.steps[index].image).save(stream, "PNG")
+    Image.fromarray(image).save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
-    kind, words = (
-        (' class="anchor"', "anchor") if index == 0 else ("", f"{index * trace.period_s:.1f} s")
-    )
+    kind = ' class="anchor"' if words == "anchor" else ""
     return (
-        f'<figure{kind}><img alt="frame at {index}" src="data:image/png;base64,{data}">'
+        f'<figure{kind}><img alt="{words}" src="data:image/png;base64,{data}">'
         f"<figcaption>{words}</figcaption></figure>"
     )
 

@@ -33,6 +33,7 @@ def test_run_replays_episodes_and_ends_with_one_json_line(demo_bundle, tmp_path,
     page = report.read_text()
     assert "seeded random weights" in page
     assert page.count("<svg") >= 4
+    assert page.count('class="anchor"><img') == 1
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
