@@ -38,7 +38,7 @@ from export.torch_engine import TorchEngine
 from models.checkpoint import Checkpoint, image_fields, load_checkpoint, normalizations, reference
 from models.split import EngineSpec, Split, split
 from quant.recipes import RECIPES, Recipe
-from runtime.bundle import EngineEntry, FileEntry, Manifest, read_bundle, sha256_of
+from runtime.bundle import MANIFEST, EngineEntry, FileEntry, Manifest, read_bundle, sha256_of
 from runtime.check import relative_error
 from runtime.functions import Resources
 from runtime.image import grid_of
@@ -47,7 +47,6 @@ from runtime.onnxruntime_engine import HostMemory, OnnxRuntimeBackend
 from runtime.policy import Policy, bind_stages, draw_noise
 from runtime.robot import load_recording
 
-MANIFEST = "manifest.json"
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 
 

@@ -34,17 +34,18 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.anchorvla4d import AnchorVLA4D, PromptParts, rotary
-from models.checkpoint import image_fields, random_tensors
+from models.checkpoint import image_fields, normalizations, random_tensors
 from models.config import PolicyConfig, demo
 from models.demo.collect import COLOURS, DEMO_TASKS
+from models.demo.record import ROBOT
 from models.head import ddim_coefficients
 from runtime import prompt
 from runtime.image import ImageConfig, PatchMaker
-from runtime.normalization import Normalization
 
 HERE = Path(__file__).parent
 IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
@@ -135,16 +136,14 @@ class GoalHeads(nn.Module):
         super().__init__()
         self.last = nn.Linear(width, 3)
         self.mean = self._normed(width)
-        self.markers = nn.Sequential(
-            nn.BatchNorm1d(width, affine=False), nn.Linear(width, 3 * len(COLOURS))
-        )
+        self.markers = self._normed(width, 3 * len(COLOURS))
         self.anchor = self._normed(spatial)
         self.frame = self._normed(spatial)
         self.condition = nn.Linear(width, 3)
 
     @staticmethod
-    def _normed(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, 3))
+    def _normed(width: int, out: int = 3) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, out))
 
 
 class Trainer:
@@ -243,9 +242,13 @@ class Trainer:
         )
         num_patches = GRID[0] * GRID[1]
         losses = self._goal_losses(hidden, batch, weight=0.5)
-        for view, head in enumerate((self.goal_heads.anchor, self.goal_heads.frame)):
+        heads = {
+            "goal_anchor_view": self.goal_heads.anchor,
+            "goal_frame_view": self.goal_heads.frame,
+        }
+        for view, (name, head) in enumerate(heads.items()):
             mean = tokens[:, view * num_patches : (view + 1) * num_patches].mean(dim=1)
-            losses[head_name(view)] = 0.5 * functional.mse_loss(head(mean), batch["goal"])
+            losses[name] = 0.5 * functional.mse_loss(head(mean), batch["goal"])
         pooled = self._pool(self.model.info_sharing.final_projection(tokens), hidden)
         return losses | self._action_losses(pooled, batch, weight=1.0)
 
@@ -383,8 +386,6 @@ class Trainer:
         return torch.from_numpy(out)
 
     def _encode(self, instructions: tuple[str, ...]) -> list[tuple[int, ...]]:
-        from tokenizers import Tokenizer
-
         tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
         self.parts = PromptParts.of(self.policy_config.prompt, tokenizer)
         return [
@@ -429,10 +430,6 @@ class Trainer:
         console.print(f"resumed at stage {self.stage}, step {self.step}")
 
 
-def head_name(view: int) -> str:
-    return ("goal_anchor_view", "goal_frame_view")[view]
-
-
 def load_data(config: TrainConfig, policy: PolicyConfig) -> Data:
     """Read every task's file and put states, actions and goals into policy units.
 
@@ -449,15 +446,8 @@ def load_data(config: TrainConfig, policy: PolicyConfig) -> Data:
         task.append(np.full(len(raw["anchors"]), number))
         offset += len(raw["anchors"])
     joined = {k: np.concatenate([r[k] for r in loaded]) for k in ("states", "chunks", "goals_m")}
-    statistics = {"metaworld_sawyer": _statistics(joined["states"], joined["chunks"])}
-    n = policy.normalization
-    state, action = (
-        Normalization.from_statistics(statistics["metaworld_sawyer"][kind], modes, units, what=kind)
-        for kind, modes, units in (
-            ("state", n.state, n.state_units),
-            ("action", n.action, n.action_units),
-        )
-    )
+    statistics = {ROBOT: _statistics(joined["states"], joined["chunks"])}
+    state, action = normalizations(policy, statistics[ROBOT], ROBOT)
     episodes = np.concatenate(episode)
     goals = joined["goals_m"]
     distance = np.linalg.norm(joined["states"][:, :3] - goals[episodes], axis=1)
