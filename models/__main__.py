@@ -13,12 +13,10 @@ from typing import Any
 
 import tyro
 
-import models.demo
 from models.checkpoint import write_random_checkpoint
 from models.config import CONFIGS, PolicyConfig, demo
+from models.demo import CHECKPOINT
 from runtime.image import ImageConfig
-
-DEMO = Path(models.demo.__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class Init:
     """Folder to write."""
     seed: int = 0
     """Seed of the weights."""
-    tokenizer: Path = DEMO / "tokenizer.json"
+    tokenizer: Path = CHECKPOINT / "tokenizer.json"
     """Vocabulary; must fit the configuration's embedding table."""
 
     def __post_init__(self) -> None:
@@ -60,7 +58,7 @@ def init(arguments: Init) -> Path:
 def statistics_of(config: PolicyConfig) -> dict[str, Any]:
     """The demo's real statistics, or made-up ones where no robot was ever recorded."""
     if config.normalization == demo().normalization:
-        return dict(json.loads((DEMO / "dataset_statistics.json").read_text()))
+        return dict(json.loads((CHECKPOINT / "dataset_statistics.json").read_text()))
 
     def made_up(width: int) -> dict[str, list[float]]:
         low, high = [-1.0] * width, [1.0] * width

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import models.demo
 import runtime
 from export.build import BuildConfig, build
 from models.__main__ import Init, init
+from models.demo import EPISODES
+from runtime.errors import RobotError
+from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy
-
-EPISODES = Path(models.demo.__file__).parent / "episodes"
 
 
 def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> Path:
@@ -29,7 +29,7 @@ def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> 
             out=folder / "bundle",
             image_size=(112, 112),
             tokens=64,
-            golden=EPISODES / "reach-1.npz",
+            golden=EPISODES / "touch-red-1.npz",
             compile_check=compile_check,
         )
     )
@@ -46,6 +46,15 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
         if not (folder / "bundle").exists():
             export_demo(folder)
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def simulator() -> None:
+    """Meta-World with a renderer; what asks for it is skipped where there is none."""
+    try:
+        MetaWorldRobot(task="reach", seed=0, image_size=16).close()
+    except RobotError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

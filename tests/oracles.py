@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
-import models.demo
 from models.anchorvla4d import AnchorVLA4D, PromptParts
 from models.checkpoint import random_tensors
 from models.config import PolicyConfig
+from models.demo import CHECKPOINT
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.prompt import encode_tail
 
-TOKENIZER = Path(models.demo.__file__).parent / "tokenizer.json"
+TOKENIZER = CHECKPOINT / "tokenizer.json"
 IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
 
 # Two correct float32 implementations differ by the order of their sums. A product over n terms then

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EPISODE = ROOT / "models" / "demo" / "episodes" / "reach-1.npz"
+EPISODE = ROOT / "models" / "demo" / "episodes" / "touch-red-1.npz"
 
 MAX_MB = {"robot.txt": 150, "robot-onnxruntime.txt": 230}
 DISTRIBUTIONS = {"numpy", "pillow", "tokenizers", "onnxruntime", "anchorvla-runtime"}

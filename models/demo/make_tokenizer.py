@@ -1,4 +1,4 @@
-"""python -m models.demo.make_tokenizer: writes `models/demo/tokenizer.json`.
+"""python -m models.demo.make_tokenizer: writes `models/demo/checkpoint/tokenizer.json`.
 
 A byte-level BPE of some hundred entries with the pre-tokenizer and the special-token roles of
 Qwen2.5, trained on the prompt and on instructions like those of the demo's tasks. Deterministic.
@@ -6,13 +6,12 @@ Qwen2.5, trained on the prompt and on instructions like those of the demo's task
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from models.config import PromptConfig
+from models.demo import CHECKPOINT
 
-PATH = Path(__file__).parent / "tokenizer.json"
+PATH = CHECKPOINT / "tokenizer.json"
 VOCABULARY = 480
 SPECIAL = (
     "<|endoftext|>",

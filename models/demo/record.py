@@ -4,38 +4,25 @@
 
 Writes one .npz per episode, each reproducible from its task and seed: every simulator step until
 the scripted expert succeeds and a few more. One simulator step counts as one control step at 10 Hz,
-so the replay runs slower than the simulated arm, which takes 12.5 ms per step. The statistics of
-the episodes go beside the folder, as `dataset_statistics.json`.
+so the replay runs slower than the simulated arm, which takes 12.5 ms per step.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
+from models.demo.collect import DEMO_TASKS
 from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.robot import Recording, save_recording
 
 RATE_HZ = 10.0
-ROBOT = "metaworld_sawyer"
 _STEPS_AFTER_SUCCESS = 5
-
-# Two of the task that needs the anchor frame: the marker is gone after it.
-_EPISODES = (
-    ("reach", 1),
-    ("reach", 2),
-    ("button-press-topdown", 1),
-    ("drawer-open", 1),
-    ("push", 1),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,41 +72,13 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
     )
 
 
-def statistics(recordings: Sequence[Recording]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Range, mean and quantiles per dimension, as OpenVLA and starVLA write them."""
-
-    def of(values_ND: NDArray[np.float32]) -> dict[str, list[float]]:
-        wide = values_ND.astype(np.float64)
-        numbers = {
-            "min": wide.min(axis=0),
-            "max": wide.max(axis=0),
-            "mean": wide.mean(axis=0),
-            "std": wide.std(axis=0),
-            "q01": np.quantile(wide, 0.01, axis=0),
-            "q99": np.quantile(wide, 0.99, axis=0),
-        }
-        return {name: value.tolist() for name, value in numbers.items()}
-
-    return {
-        ROBOT: {
-            "action": of(np.concatenate([r.actions for r in recordings])),
-            "state": of(np.concatenate([r.states for r in recordings])),
-        }
-    }
-
-
 def main(config: RecordConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    recordings = []
-    for task, seed in _EPISODES:
+    for seed, task in enumerate(DEMO_TASKS, 1):
         recording = record_episode(task=task, seed=seed, image_size=config.image_size)
         path = config.out / f"{task}-{seed}.npz"
         save_recording(recording, path)
-        recordings.append(recording)
         print(f"{path}: {len(recording.images)} steps, {path.stat().st_size / 1000:.0f} kB")
-    path = config.out.parent / "dataset_statistics.json"
-    path.write_text(json.dumps(statistics(recordings), indent=2) + "\n")
-    print(path)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from export import compile_check
 from export.compile_check import check_compiles, is_available
 from export.onnx_file import write_onnx
-from models.__main__ import DEMO
 from models.anchorvla4d import AnchorVLA4D, PromptParts
 from models.checkpoint import random_tensors
 from models.config import full, shallow
+from models.demo import CHECKPOINT
 from models.split import split
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def full_width():
     with torch.device("meta"):
         model = AnchorVLA4D(config)
     model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     return split(model.eval(), PromptParts.of(config.prompt, tokenizer), (18, 18), 112)
 
 

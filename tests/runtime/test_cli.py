@@ -23,12 +23,12 @@ def last_json(text: str) -> dict:
 def test_run_replays_episodes_and_ends_with_one_json_line(demo_bundle, tmp_path, capsys):
     report = tmp_path / "new" / "report.html"
     code = main(
-        ["run", str(demo_bundle), "--episodes", str(EPISODES / "reach-1.npz"), *FAST]
+        ["run", str(demo_bundle), "--episodes", str(EPISODES / "touch-red-1.npz"), *FAST]
         + ["--report", str(report)]
     )
     out = capsys.readouterr().out
     assert code == 0
-    assert "reach-1: 12 steps" in out
+    assert "touch-red-1: 12 steps" in out
     assert last_json(out)["steps"] == 12
     page = report.read_text()
     assert "seeded random weights" in page
@@ -102,7 +102,7 @@ def test_an_error_is_one_line_with_its_exit_code(
         "none": tmp_path / "none",
         "bundle": demo_bundle,
         "empty": tmp_path,
-        "episode": EPISODES / "reach-1.npz",
+        "episode": EPISODES / "touch-red-1.npz",
     }
     assert main([a.format(**words) for a in arguments]) == code
     err = capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_a_camera_of_another_size_is_an_observation_error(demo_bundle, tmp_path, capsys):
     from runtime.robot import Recording, load_recording, save_recording
 
-    small = load_recording(EPISODES / "reach-1.npz")
+    small = load_recording(EPISODES / "touch-red-1.npz")
     fields = {n: getattr(small, n) for n in Recording.__dataclass_fields__}
     big = Recording(**{**fields, "images": small.images.repeat(4, axis=1).repeat(4, axis=2)})
     save_recording(big, tmp_path / "big.npz")

@@ -10,7 +10,7 @@ import models.demo
 from runtime.loop import LoopConfig, run_episode, ticks
 from runtime.robot import ReplayedRobot, load_recording
 
-EPISODE = Path(models.demo.__file__).parent / "episodes" / "reach-1.npz"
+EPISODE = Path(models.demo.__file__).parent / "episodes" / "touch-red-1.npz"
 
 
 class FakeClock:

@@ -13,13 +13,7 @@ from runtime import metaworld
 from runtime.errors import RobotError
 from runtime.metaworld import TASKS, MetaWorldRobot, rendering_backend
 
-
-@pytest.fixture(scope="module", autouse=True)
-def simulator():
-    try:
-        MetaWorldRobot(task="reach", seed=0, image_size=16).close()
-    except RobotError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("simulator")
 
 
 def make_robot(**options):

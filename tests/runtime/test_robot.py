@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import RecordingError, RobotError
-from runtime.metaworld import MetaWorldRobot, rendering_backend
+from runtime.metaworld import MetaWorldRobot
 from runtime.robot import Observation, Recording, ReplayedRobot, load_recording, save_recording
 
 NUM_FRAMES = 5
@@ -48,16 +48,14 @@ def make_replayed():
 
 
 def make_simulated():
-    try:
-        rendering_backend()
-    except RobotError as error:
-        pytest.skip(str(error))
     robot = MetaWorldRobot(task="push", seed=0, image_size=32, max_steps=NUM_FRAMES)
     return robot, np.zeros(4, np.float32)
 
 
 @pytest.fixture(params=[make_replayed, make_simulated])
 def robot_and_action(request):
+    if request.param is make_simulated:
+        request.getfixturevalue("simulator")
     robot, action_A = request.param()
     with closing(robot):
         yield robot, action_A
