@@ -33,9 +33,8 @@ Act = Callable[[Observation], NDArray[np.float32]]
 """Answers an observation with a chunk of actions, [T, A] float32 in robot units."""
 Start = Callable[[Observation], Act]
 """Begins an episode at its first observation."""
-Load = Callable[[Path], runtime.Policy]
 Frames = tuple[NDArray[np.uint8], ...]
-"""First, middle and last picture of an episode; empty where nobody asked."""
+"""The anchor and the picture after every action of an episode; empty where nobody asked."""
 
 MEAN = "mean"
 """Row over all tasks. They have the same number of episodes, so pooling them is their mean."""
@@ -43,6 +42,25 @@ MEAN = "mean"
 
 class MakeRobot(Protocol):
     def __call__(self, *, task: str, seed: int) -> Robot: ...
+
+
+class ActingEpisode(Protocol):
+    """What an evaluation needs of `runtime.Episode`."""
+
+    def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def re_anchor(self, image: NDArray[np.uint8]) -> None: ...
+
+
+class ActingPolicy(Protocol):
+    """What an evaluation needs of `runtime.Policy`."""
+
+    def start(self, *, anchor: NDArray[np.uint8], instruction: str, seed: int) -> ActingEpisode: ...
+
+    def forget(self) -> None: ...
+
+
+Load = Callable[[Path], ActingPolicy]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,19 +202,19 @@ def run(
         seed: for the record.
         execute: actions of a chunk that are carried out before the next thought.
         other: the task to ask `achieved` about.
-        watch: gets the picture of every thought, and the one after the last action.
+        watch: gets the first picture, and the one after every action.
 
     Raises:
         ValueError: `execute` is more than a chunk holds.
         RobotError: the robot cannot go on, or cannot tell whether it succeeded.
     """
     digest, num_steps, num_thoughts = hashlib.sha256(), 0, 0
-    act = start(robot.reset())
+    first = robot.reset()
+    if watch is not None:
+        watch(first.image)
+    act = start(first)
     while not robot.done:
-        observation = robot.observe()
-        if watch is not None:
-            watch(observation.image)
-        chunk_TA = act(observation)
+        chunk_TA = act(robot.observe())
         if execute > len(chunk_TA):
             raise ValueError(f"execute={execute}, but a chunk has {len(chunk_TA)} actions")
         digest.update(chunk_TA.tobytes())
@@ -204,10 +222,10 @@ def run(
         for action_A in chunk_TA[:execute]:
             robot.apply(action_A)
             num_steps += 1
+            if watch is not None:
+                watch(robot.observe().image)
             if robot.done:
                 break
-    if watch is not None:
-        watch(robot.observe().image)
     if robot.success is None:
         raise RobotError(f"{task}: this robot cannot tell success; evaluate in the simulator")
     achieved = getattr(robot, "achieved", None)
@@ -224,7 +242,7 @@ def run(
 
 
 def start_policy(
-    policy: runtime.Policy,
+    policy: ActingPolicy,
     *,
     seed: int,
     instruction: str,
@@ -251,7 +269,7 @@ def start_policy(
             if follow:
                 episode.re_anchor(observation.image)
             if cold:
-                policy.interpreter.forget()
+                policy.forget()
             return episode.act(observation.image, observation.state)
 
         return act
@@ -310,7 +328,7 @@ class _Worker:
 
     def __init__(self, config: SuccessConfig, load: Load, make_robot: MakeRobot) -> None:
         self._config, self._load, self._make_robot = config, load, make_robot
-        self._policies: dict[Path, runtime.Policy] = {}
+        self._policies: dict[Path, ActingPolicy] = {}
 
     def __call__(self, job: _Job) -> tuple[EpisodeResult, Frames]:
         config, images = self._config, list[NDArray[np.uint8]]()
@@ -337,7 +355,7 @@ class _Worker:
                 other=other,
                 watch=images.append if job.keep_frames else None,
             )
-        return result, tuple(images[i] for i in (0, len(images) // 2, -1)) if images else ()
+        return result, tuple(images)
 
     def _first_frame(self, task: str, seed: int) -> NDArray[np.uint8]:
         with contextlib.closing(self._make_robot(task=task, seed=seed)) as robot:

@@ -19,24 +19,22 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
-
-from PIL import Image, ImageDraw
 
 import runtime
 from device_tests.episodes import (
     AnchorKind,
     EpisodeResult,
     Evaluation,
-    Frames,
     Row,
     SuccessConfig,
     evaluate,
 )
+from device_tests.pictures import draw_sheet, write_film
 from runtime.__main__ import EXIT_CODES
 from runtime.metaworld import TASKS
 from runtime.report import processor_name
@@ -45,7 +43,15 @@ STRIPS = 4
 """Episodes per task on the contact sheet."""
 LISTS = ("bundles", "tasks")
 PACKAGES = ("numpy", "onnxruntime", "metaworld", "mujoco")
-PASSED_RGB, FAILED_RGB = (5, 150, 105), (220, 38, 38)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """Files to write, if any."""
+
+    json: Path | None
+    sheet: Path | None
+    film: Path | None
 
 
 def write_table(evaluation: Evaluation) -> str:
@@ -71,41 +77,18 @@ def write_json(evaluation: Evaluation, seconds: float) -> str:
             "episodes": [asdict(result) for result in evaluation.results[bundle]],
         }
     config = asdict(evaluation.config) | {"bundles": list(bundles)}
-    document = {"machine": _machine(), "seconds": round(seconds, 1), "config": config}
+    document = {"machine": machine(), "seconds": round(seconds, 1), "config": config}
     return json.dumps(document | {"bundles": bundles}, indent=1) + "\n"
-
-
-def draw_sheet(strips: Sequence[tuple[EpisodeResult, Frames]]) -> Image.Image:
-    """A row per task, an episode beside the other: its frames, framed by how it ended."""
-    tasks = list(dict.fromkeys(result.task for result, _ in strips))
-    height, width = strips[0][1][0].shape[:2]
-    cell_width, cell_height = 3 * width + 24, height + 56
-    columns = max(sum(result.task == task for result, _ in strips) for task in tasks)
-    sheet = Image.new("RGB", (columns * cell_width, len(tasks) * cell_height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, task in enumerate(tasks):
-        draw.text((12, row * cell_height + 8), task, "black")
-        shown = [strip for strip in strips if strip[0].task == task]
-        for column, (result, frames) in enumerate(shown):
-            x, y = column * cell_width + 12, row * cell_height + 28
-            colour = PASSED_RGB if result.success else FAILED_RGB
-            box = (x - 4, y - 4, x + 3 * width + 3, y + height + 3)
-            draw.rectangle(box, outline=colour, width=4)
-            for i, frame in enumerate(frames):
-                sheet.paste(Image.fromarray(frame), (x + i * width, y))
-            verdict = "success" if result.success else "no success"
-            words = f"seed {result.seed}: {verdict}, {result.num_steps} steps"
-            draw.text((x, y + height + 8), words, colour)
-    return sheet
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; errors that a user can mend become one line and an exit code."""
     options = vars(_parser().parse_args(arguments))
-    debug, json_path, sheet_path = (options.pop(name) for name in ("debug", "json", "sheet"))
+    debug = options.pop("debug")
+    outputs = Outputs(**{f.name: options.pop(f.name) for f in fields(Outputs)})
     settings: dict[str, Any] = {n: tuple(v) if n in LISTS else v for n, v in options.items()}
     try:
-        _evaluate_and_write(SuccessConfig(**settings), json_path, sheet_path)
+        _evaluate_and_write(SuccessConfig(**settings), outputs)
     except Exception as error:
         if debug or not isinstance(error, (ValueError, OSError, *EXIT_CODES)):
             raise
@@ -117,27 +100,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _evaluate_and_write(config: SuccessConfig, json_path: Path | None, sheet: Path | None) -> None:
+def _evaluate_and_write(config: SuccessConfig, outputs: Outputs) -> None:
     for bundle in config.bundles:
         runtime.read_bundle(bundle)  # a wrong path is found before the processes start
-    for path in filter(None, (json_path, sheet)):
+    for path in filter(None, (outputs.json, outputs.sheet, outputs.film)):
         path.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     evaluation = evaluate(
         config,
-        num_strips=STRIPS if sheet is not None else 0,
-        on_episode=_progress(len(config.bundles) * len(config.tasks) * config.episodes),
+        num_strips=STRIPS if outputs.sheet or outputs.film else 0,
+        on_episode=show_progress(len(config.bundles) * len(config.tasks) * config.episodes),
     )
     print(write_table(evaluation))
-    if json_path is not None:
-        json_path.write_text(write_json(evaluation, time.monotonic() - begin))
-        print(f"\njson: {json_path}")
-    if sheet is not None:
-        draw_sheet(evaluation.strips).save(sheet, "PNG", optimize=True)
-        print(f"sheet: {sheet}")
+    if outputs.json is not None:
+        outputs.json.write_text(write_json(evaluation, time.monotonic() - begin))
+        print(f"\njson: {outputs.json}")
+    if outputs.sheet is not None:
+        draw_sheet(evaluation.strips).save(outputs.sheet, "PNG", optimize=True)
+        print(f"sheet: {outputs.sheet}")
+    if outputs.film is not None:
+        write_film(evaluation.strips, outputs.film)
+        print(f"film: {outputs.film}, {outputs.film.stat().st_size / 1e6:.1f} MB")
 
 
-def _progress(total: int) -> Callable[[EpisodeResult], None]:
+def show_progress(total: int) -> Callable[[EpisodeResult], None]:
     """A bar on standard error where somebody watches; silence elsewhere."""
     begin, num_done, num_successes = time.monotonic(), 0, 0
     if not sys.stderr.isatty():
@@ -186,7 +172,7 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
     return {
         "processor": processor_name(),
         "threads": len(os.sched_getaffinity(0)),
@@ -232,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, help="processes of one thread each (default all cores)")
     add("--json", type=Path, default=None, help="write everything here")
     add("--sheet", type=Path, default=None, help="write a PNG with frames of the first bundle")
+    add("--film", type=Path, default=None, help="write a GIF with an episode of each task")
     add("--debug", action="store_true", default=False, help="show the traceback of an error")
     return parser
 

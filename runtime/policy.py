@@ -166,6 +166,10 @@ class Policy:
             )
         return ids
 
+    def forget(self) -> None:
+        """Recompute everything at the next `Episode.act`, as if every input had changed."""
+        self.interpreter.forget()
+
     def warm_up(self) -> None:
         """Run every stage once, so that the first tick of an episode is not the slow one."""
         golden = read_golden(self.bundle)

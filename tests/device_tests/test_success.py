@@ -14,21 +14,14 @@ from PIL import Image
 
 from device_tests import episodes, success
 from device_tests.episodes import EpisodeResult, SuccessConfig, evaluate, run
-from device_tests.success import FAILED_RGB, draw_sheet, main, write_table
+from device_tests.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
+from device_tests.success import main, write_table
 from runtime.errors import RobotError
 from runtime.metaworld import TASKS, MetaWorldRobot
 from runtime.robot import Observation
 
 SHORT = partial(MetaWorldRobot, max_steps=12)
 TWO_TASKS = ("reach", "drawer-open")
-
-
-@pytest.fixture(scope="module")
-def simulator():
-    try:
-        MetaWorldRobot(task="reach", seed=0, image_size=16).close()
-    except RobotError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +139,6 @@ class SteadyPolicy:
     def __init__(self, bundle):
         self.value = float(bundle.name)
         self.started = []
-        self.interpreter = self
         self.num_forgotten = 0
 
     def forget(self):
@@ -259,27 +251,41 @@ def test_a_robot_that_cannot_tell_success_is_refused():
         count("1", make_robot=Mute)
 
 
-def test_the_first_middle_and_last_picture_are_kept_of_the_first_bundle():
+def test_the_anchor_and_the_picture_after_every_action_are_kept_of_the_first_bundle():
     evaluation = count("0", "1")
     assert len(evaluation.strips) == 8
     for result, frames in evaluation.strips:
         assert not result.success
-        assert [int(frame[0, 0, 0]) for frame in frames] == [0, 4, 6]
+        assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_sheet_has_a_row_per_task_and_a_frame_in_the_colour_of_the_outcome():
     failed, passed = (count(name).strips for name in ("0", "9"))
     sheets = [np.asarray(draw_sheet(strips)) for strips in (failed, passed)]
     assert sheets[0].shape == sheets[1].shape == (2 * (8 + 56), 4 * (3 * 8 + 24), 3)
-    for i, colour in enumerate((FAILED_RGB, success.PASSED_RGB)):
+    for i, colour in enumerate((FAILED_RGB, PASSED_RGB)):
         counted = [int((sheet == colour).all(axis=-1).sum()) for sheet in sheets]
         assert counted[i] > 500 and counted[1 - i] == 0
 
 
-def test_the_command_writes_table_json_and_sheet(demo_bundle, simulator, tmp_path, capsys):
+def test_the_film_shows_an_episode_of_each_task_and_a_success_where_there_is_one(tmp_path):
+    write_film(count("1", seed0=5).strips, tmp_path / "film.gif")  # seeds 5 and 6 succeed
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames >= 3
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+
+    def near(colour):
+        return int((np.abs(last - colour).max(axis=-1) < 16).sum())
+
+    assert near(PASSED_RGB) > 100 and near(FAILED_RGB) == 0
+
+
+def test_the_command_writes_table_json_sheet_and_film(demo_bundle, simulator, tmp_path, capsys):
     out = tmp_path / "new"
     arguments = [str(demo_bundle), "--tasks", "reach", "--episodes", "1", "--jobs", "1"]
     arguments += ["--json", str(out / "all.json"), "--sheet", str(out / "sheet.png")]
+    arguments += ["--film", str(out / "film.gif")]
     assert main(arguments) == 0
     assert re.search(r"reach\n.* of 1 .* %", capsys.readouterr().out)
     document = json.loads((out / "all.json").read_text())
@@ -292,6 +298,7 @@ def test_the_command_writes_table_json_and_sheet(demo_bundle, simulator, tmp_pat
     assert bundle["rows"]["reach"]["rate"]["successes"] == int(episode["success"])
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.size == (3 * 112 + 24, 112 + 56)
+    assert 0 < (out / "film.gif").stat().st_size < 1.5e6
 
 
 @pytest.mark.parametrize(
@@ -362,7 +369,7 @@ def test_an_interrupt_ends_the_command(demo_bundle, capsys, monkeypatch):
 
 def test_a_terminal_gets_a_bar_with_the_time_left(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    show = success._progress(2)
+    show = success.show_progress(2)
     for result in episodes_of(count("9", tasks=("reach",), episodes=2)):
         show(result)
     err = capsys.readouterr().err
