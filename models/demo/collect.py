@@ -30,6 +30,7 @@ DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
 COLOURS = ("red", "green", "blue")
 STEPS_AFTER_SUCCESS = 14
 MAX_STEPS = 110
+SEEDS_PER_TASK = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,8 @@ class CollectConfig:
     """Standard deviation of the disturbance of the hand, in two of three roll-outs."""
 
     seed: int = 0
-    """Seeds below 10000 are for training; evaluation uses higher ones."""
+    """Of the first task; each task has a seed of its own, so that no two tasks have one layout.
+    Seeds below 10000 are for training; evaluation uses higher ones."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - TASKS.keys()):
@@ -62,8 +64,8 @@ class CollectConfig:
                 f"rollouts must be positive and frames in [1, 50], got {self.rollouts}, "
                 f"{self.frames}"
             )
-        if not 0 <= self.seed < 10_000:
-            raise ValueError(f"training seeds lie in [0, 10000), got {self.seed}")
+        if not 0 <= self.seed < SEEDS_PER_TASK:
+            raise ValueError(f"seed must be in [0, {SEEDS_PER_TASK}), got {self.seed}")
 
 
 def collect(config: CollectConfig) -> None:
@@ -124,9 +126,10 @@ def _markers(robot: MetaWorldRobot) -> NDArray[np.float32]:
 
 def _collect_task(job: tuple[CollectConfig, str]) -> str:
     config, task = job
-    random = np.random.default_rng([config.seed, sorted(TASKS).index(task)])
+    seed = config.seed + SEEDS_PER_TASK * sorted(TASKS).index(task)
+    random = np.random.default_rng(seed)
     start = time.monotonic()
-    robot = MetaWorldRobot(task=task, seed=config.seed, max_steps=MAX_STEPS, end_on_success=False)
+    robot = MetaWorldRobot(task=task, seed=seed, max_steps=MAX_STEPS, end_on_success=False)
     rolls = []
     with closing(robot):
         for number in range(config.rollouts):
