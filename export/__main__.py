@@ -16,6 +16,7 @@ from export.build import BuildConfig, build
 from export.demo import DemoConfig, demo
 from export.errors import ExportError
 from export.results import ResultsConfig, update
+from export.success import SuccessTableConfig, measure
 from models.checkpoint import CheckpointError
 
 
@@ -31,6 +32,7 @@ VERBS: dict[str, tuple[type, Callable[..., object]]] = {
     "build": (Build, build),
     "bench": (BenchConfig, bench),
     "demo": (DemoConfig, demo),
+    "success": (SuccessTableConfig, measure),
     "results": (ResultsConfig, update),
 }
 

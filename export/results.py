@@ -1,4 +1,4 @@
-"""Published numbers: every table in the README is rendered from `docs/results/*.json`.
+"""Published numbers: the tables of README and model card are rendered from `docs/results/*.json`.
 
 python -m export results        render them again
 """
@@ -9,6 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from export.success import RESULT
+from models.demo import CHECKPOINT
+from runtime.metaworld import TASKS
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 WORDS = {
@@ -22,19 +26,26 @@ WORDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultsConfig:
-    """Render the README's tables from the files in docs/results."""
+    """Render the tables of README and model card from the files in docs/results."""
 
     results: Path = Path("docs/results")
     """Folder of JSON files, as `python -m export bench --results` writes them."""
 
     readme: Path = Path("README.md")
-    """File whose marked section is rendered."""
+    """File whose marked section shows all of them."""
+
+    card: Path = CHECKPOINT / "README.md"
+    """File whose marked section shows the success rates."""
 
 
 def update(config: ResultsConfig) -> None:
-    """Put the rendered tables into the README."""
-    text = config.readme.read_text()
-    config.readme.write_text(place(text, render(config.results)))
+    """Put the rendered tables where they belong."""
+    success = render_success(config.results)
+    for path, tables in (
+        (config.readme, success + render_benchmarks(config.results)),
+        (config.card, success),
+    ):
+        path.write_text(place(path.read_text(), tables))
 
 
 def place(text: str, tables: str) -> str:
@@ -49,7 +60,54 @@ def place(text: str, tables: str) -> str:
     return f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}"
 
 
-def render(folder: Path) -> str:
+def render_success(folder: Path) -> str:
+    """Success rates in closed loop as Markdown; nothing if they were not measured."""
+    path = folder / RESULT
+    if not path.exists():
+        return ""
+    raw = json.loads(path.read_text())
+    machine, rows = raw["machine"], raw["rows"]
+    tasks = list(rows["anchor kept"])
+    last = raw["seed0"] + raw["episodes"] - 1
+    lines = [
+        "",
+        f"Success in closed loop, {raw['episodes']} unseen episodes per task (seeds {raw['seed0']} "
+        f"to {last}), 95 % Wilson interval. Measured {machine['date']} at commit "
+        f"{machine['commit']} on {machine['processor']}. Weights: {raw['weights']}.",
+        "",
+        "| | " + " | ".join(tasks) + " |",
+        "|---|" + "---:|" * len(tasks),
+    ]
+    for name, cells in rows.items():
+        shown = [_rate(cells[task]) if task in cells else "" for task in tasks]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    against = rows["torch reference"]["mean"]["against_first"]
+    cold = raw["cold"]
+    lines += [
+        "",
+        f"Torch reference against the runtime, in pairs: {100 * against['difference']:+.2f} points "
+        f"[{100 * against['low']:+.2f}, {100 * against['high']:+.2f}]; their actions on the "
+        f"recorded episodes differ by at most {raw['recorded_error']:.1e}. Recomputing everything "
+        f"at every tick gave the same bits in {cold['same']} of {cold['n']} episodes.",
+        "",
+        "The instruction decides, not the scene: episodes that touch the marker it names, and in "
+        "brackets those that touch the scene's own.",
+        "",
+    ]
+    told = raw["instructions"]
+    lines.append("| told | " + " | ".join(f"scene of {scene}" for scene in told) + " |")
+    lines.append("|---|" + "---:|" * len(told))
+    for task, scenes in told.items():
+        cells = [
+            f"{scenes[s]['named']} of {scenes[s]['n']}"
+            + ("" if s == task else f" ({scenes[s]['own']})")
+            for s in told
+        ]
+        lines.append(f"| {TASKS[task].instruction} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", ""])
+
+
+def render_benchmarks(folder: Path) -> str:
     """All benchmark files of `folder` as Markdown."""
     return "".join(_render_file(path) for path in sorted(folder.glob("bench-*.json")))
 
@@ -85,6 +143,11 @@ def _render_file(path: Path) -> str:
     for words, of in extra.items():
         lines.append(f"| {words} | " + " | ".join(of(sizes[n]) for n in names) + " |")
     return "\n".join([*lines, "", ""])
+
+
+def _rate(cell: dict[str, Any]) -> str:
+    share, low, high = (100 * cell[k] for k in ("successes", "low", "high"))
+    return f"{share / cell['n']:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _cell(size: dict[str, Any], row: str) -> str:

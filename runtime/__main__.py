@@ -91,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"report: {options.report}")
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
+    line |= {"succeeded": numbers.num_successes, "judged": numbers.num_judged}
     print(json.dumps(_compact(line)))
     return 0
 

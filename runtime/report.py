@@ -62,6 +62,9 @@ class Summary:
     late: Quantiles
     num_dropped: int
     num_steps: int
+    num_successes: int
+    num_judged: int
+    """Episodes whose robot can tell success; a replayed one cannot."""
 
 
 def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
@@ -83,6 +86,8 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         late=Quantiles.of(late),
         num_dropped=sum(trace.num_dropped for trace in traces),
         num_steps=len(late),
+        num_successes=sum(trace.success is True for trace in traces),
+        num_judged=sum(trace.success is not None for trace in traces),
     )
 
 
@@ -117,7 +122,7 @@ def write_report(
         "<h2>What is recomputed when</h2>",
         f'<div class="panel">{draw(graph)}</div>',
         "<h2>Episodes</h2>",
-        *(_episode(trace) for trace in traces),
+        *(_episode(trace) for trace in sorted(traces, key=lambda trace: trace.success is None)),
         "<h2>Engines</h2>",
         f'<div class="panel">{_engines(bundle)}</div>',
     ]
@@ -164,6 +169,9 @@ def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) 
             f"p99 {loop.p99:.1f}",
         ),
     ]
+    if numbers.num_judged:
+        share = f"{numbers.num_successes} of {numbers.num_judged}"
+        cards.insert(0, (share, "simulated episodes succeeded"))
     body = "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
     return f'<div class="cards">{body}</div>'
 

@@ -1,17 +1,24 @@
 """Published numbers come from files, and the README shows those files."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from export.results import place, render
+from export.results import ResultsConfig, place, update
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_the_committed_results():
-    text = (ROOT / "README.md").read_text()
-    assert place(text, render(ROOT / "docs" / "results")) == text, "run: python -m export results"
+def test_readme_and_card_show_the_committed_results(tmp_path):
+    config = ResultsConfig(results=ROOT / "docs" / "results")
+    copies = {name: tmp_path / name for name in ("readme", "card")}
+    for name, copy in copies.items():
+        copy.write_text((ROOT / getattr(config, name)).read_text())
+    update(dataclasses.replace(config, **copies))
+    for name, copy in copies.items():
+        committed = (ROOT / getattr(config, name)).read_text()
+        assert copy.read_text() == committed, f"{name}: run: python -m export results"
 
 
 def test_a_text_without_markers_is_refused():

@@ -1,0 +1,224 @@
+"""What the demo policy does in closed loop: every success rate in README and model card.
+
+The shipped checkpoint as a float32 bundle, beside the torch reference, other training seeds and a
+policy that was trained without an anchor; with the anchor taken away or exchanged; told another
+instruction than the scene's own. All on the same seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_tests.episodes import EpisodeResult, Evaluation, Row, SuccessConfig, evaluate
+from device_tests.pictures import draw_sheet, write_film
+from device_tests.success import STRIPS, machine, show_progress
+from export.build import BuildConfig, build
+from export.reference_policy import ReferencePolicy, load_either
+from models.checkpoint import load_checkpoint
+from models.demo import CHECKPOINT, EPISODES
+from models.demo.collect import DEMO_TASKS
+from runtime import load, read_bundle
+from runtime.bundle import MANIFEST
+from runtime.metaworld import TASKS
+from runtime.robot import load_recording
+
+MEMORY_TASKS = tuple(t for t in DEMO_TASKS if TASKS[t].hide_marker_after_first_frame)
+RESULT = "success-demo.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuccessTableConfig:
+    """Measure what the demo policy does in closed loop."""
+
+    checkpoint: Path = CHECKPOINT
+    """The policy."""
+
+    without_anchor: Path | None = None
+    """Checkpoint that the same recipe trained without an anchor; no such row if left out."""
+
+    seeds: tuple[Path, ...] = ()
+    """Checkpoints of the same recipe with other training seeds."""
+
+    episodes: int = 100
+    """Per task and row."""
+
+    seed0: int = 10_000
+    """Of the first episode of every task."""
+
+    work: Path = Path("build/success")
+    """Folder for bundles, contact sheet, and the episodes that were run already."""
+
+    results: Path = Path("docs/results")
+    """Folder for the JSON."""
+
+    film: Path = Path("docs/film.gif")
+    """An episode of each task."""
+
+
+def measure(config: SuccessTableConfig) -> Path:
+    """Run all rows; about half an hour on two cores. A run that was cut off goes on where it was.
+
+    Returns:
+        The JSON file that was written.
+    """
+    bundle = _bundle(config, config.checkpoint, "shipped")
+    in_use = {"anchor kept": bundle, "torch reference": config.checkpoint}
+    for number, path in enumerate(config.seeds):
+        in_use[load_checkpoint(path).config.description] = _bundle(config, path, f"seed{number}")
+    given = _run(config, tuple(in_use.values()), DEMO_TASKS, num_strips=STRIPS)
+    rows = {words: _rates(given, policy) for words, policy in in_use.items()}
+    for words, anchor in (("current frame as anchor", "current"), ("wrong anchor", "wrong")):
+        rows[words] = _rates(_run(config, (bundle,), MEMORY_TASKS, anchor=anchor), bundle)
+    if config.without_anchor is not None:
+        blind = _bundle(config, config.without_anchor, "without-anchor")
+        words = "trained without an anchor"
+        rows[words] = _rates(_run(config, (blind,), DEMO_TASKS, anchor="current"), blind)
+    cold = _run(config, (bundle,), DEMO_TASKS, cold=True, episodes=-(-config.episodes // 4))
+    result = {
+        "machine": machine(),
+        "weights": load_checkpoint(config.checkpoint).config.description,
+        "episodes": config.episodes,
+        "seed0": config.seed0,
+        "rows": rows,
+        "cold": _same_bits(given.results[bundle], cold.results[bundle]),
+        "recorded_error": _recorded_error(config.checkpoint, bundle),
+        "instructions": _instructions(config, bundle, given),
+    }
+    for path in (config.results, config.film.parent):
+        path.mkdir(parents=True, exist_ok=True)
+    write_film(given.strips, config.film)
+    draw_sheet(given.strips).save(config.work / "sheet.png", "PNG", optimize=True)
+    path = config.results / RESULT
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
+    return path
+
+
+def _bundle(config: SuccessTableConfig, checkpoint: Path, name: str) -> Path:
+    return build(
+        BuildConfig(
+            recipe="float32",
+            checkpoint=checkpoint,
+            out=config.work / name,
+            image_size=(112, 112),
+            tokens=64,
+            compile_check=False,
+        )
+    )
+
+
+def _run(
+    config: SuccessTableConfig,
+    policies: Sequence[Path],
+    tasks: tuple[str, ...],
+    num_strips: int = 0,
+    **options: Any,
+) -> Evaluation:
+    """Policies on the same seeds, one after the other; each one's episodes are kept in a file."""
+    what = SuccessConfig(
+        bundles=tuple(policies), tasks=tasks, episodes=options.pop("episodes", config.episodes),
+        seed0=config.seed0, **options,
+    )  # fmt: skip
+    parts = [
+        _run_one(config, replace(what, bundles=(p,)), 0 if number else num_strips)
+        for number, p in enumerate(policies)
+    ]
+    results = {p: part.results[p] for p, part in zip(policies, parts, strict=True)}
+    return Evaluation(config=what, results=results, strips=parts[0].strips)
+
+
+def _run_one(config: SuccessTableConfig, what: SuccessConfig, num_strips: int) -> Evaluation:
+    (policy,) = what.bundles
+    if (policy / MANIFEST).exists():
+        weights = read_bundle(policy).manifest.source_sha256
+    else:
+        weights = f"torch reference of {load_checkpoint(policy).sha256}"
+    key = repr((weights, replace(what, bundles=(Path(),), jobs=1), num_strips))
+    kept = config.work / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if kept.exists():
+        return _read_episodes(kept, what)
+    print(f"{policy}: {what.episodes} episodes of {', '.join(what.tasks)}", flush=True)
+    progress = show_progress(len(what.tasks) * what.episodes)
+    done = evaluate(what, load=load_either, num_strips=num_strips, on_episode=progress)
+    _keep_episodes(kept, done)
+    return done
+
+
+def _keep_episodes(path: Path, evaluation: Evaluation) -> None:
+    (results,) = evaluation.results.values()
+    pictures = {str(results.index(r)): np.stack(frames) for r, frames in evaluation.strips}
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file, allow_pickle=False, results=json.dumps([asdict(r) for r in results]), **pictures
+        )
+    partial.rename(path)
+
+
+def _read_episodes(path: Path, what: SuccessConfig) -> Evaluation:
+    with np.load(path, allow_pickle=False) as kept:
+        arrays = dict(kept)
+    results = [EpisodeResult(**raw) for raw in json.loads(str(arrays.pop("results")))]
+    strips = [(results[int(i)], tuple(frames)) for i, frames in arrays.items()]
+    return Evaluation(config=what, results={what.bundles[0]: results}, strips=strips)
+
+
+def _rates(evaluation: Evaluation, policy: Path) -> dict[str, Any]:
+    """Per task and for their mean: successes, n, 95 % interval; against the first policy."""
+    return {name: _cell(rows[policy]) for name, rows in evaluation.rows.items()}
+
+
+def _cell(row: Row) -> dict[str, Any]:
+    against = row.against_first
+    return asdict(row.rate) | ({} if against is None else {"against_first": asdict(against)})
+
+
+def _same_bits(warm: Sequence[EpisodeResult], cold: Sequence[EpisodeResult]) -> dict[str, int]:
+    """How many of the recomputed episodes have the same chunks to the bit."""
+    digests = {(r.task, r.seed): r.digest for r in warm}
+    same = sum(digests[r.task, r.seed] == r.digest for r in cold)
+    return {"same": same, "n": len(cold)}
+
+
+def _recorded_error(checkpoint: Path, bundle: Path) -> float:
+    """Largest difference between reference and runtime on the recorded episodes, robot units."""
+    policy, oracle = load(bundle), ReferencePolicy(load_checkpoint(checkpoint))
+    worst = 0.0
+    for path in sorted(EPISODES.glob("*.npz")):
+        seen = load_recording(path)
+        start = {"anchor": seen.images[0], "instruction": seen.instruction, "seed": seen.seed}
+        ours, theirs = policy.start(**start), oracle.start(**start)
+        for image, state in zip(seen.images, seen.states, strict=True):
+            difference = ours.act(image, state) - theirs.act(image, state)
+            worst = max(worst, float(np.abs(difference).max()))
+    return worst
+
+
+def _instructions(
+    config: SuccessTableConfig, bundle: Path, given: Evaluation
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Per instruction and scene: episodes that touch the marker that the instruction names, and
+    those that touch the scene's own, of a quarter of the seeds."""
+    episodes = -(-config.episodes // 4)
+    table: dict[str, dict[str, dict[str, int]]] = {told: {} for told in MEMORY_TASKS}
+    for scene in MEMORY_TASKS:
+        own = [r.success for r in given.results[bundle] if r.task == scene][:episodes]
+        table[scene][scene] = {"named": sum(own), "own": sum(own), "n": episodes}
+    for told in MEMORY_TASKS:
+        others = tuple(task for task in MEMORY_TASKS if task != told)
+        evaluation = _run(config, (bundle,), others, instruction=told, episodes=episodes)
+        for scene in others:
+            results = [r for r in evaluation.results[bundle] if r.task == scene]
+            table[told][scene] = {
+                "named": sum(bool(r.other_success) for r in results),
+                "own": sum(r.success for r in results),
+                "n": episodes,
+            }
+    return table
