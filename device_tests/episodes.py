@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from typing import Literal, Protocol, get_args
@@ -324,10 +325,11 @@ class _Job:
 
 
 class _Worker:
-    """Runs jobs one after the other and keeps the policies it has loaded."""
+    """Runs jobs one after the other, and keeps the policies it has loaded and a robot per task."""
 
     def __init__(self, config: SuccessConfig, load: Load, make_robot: MakeRobot) -> None:
         self._config, self._load, self._make_robot = config, load, make_robot
+        self._robots: dict[str, Robot] = {}
         self._policies: dict[Path, ActingPolicy] = {}
 
     def __call__(self, job: _Job) -> tuple[EpisodeResult, Frames]:
@@ -337,29 +339,47 @@ class _Worker:
             self._policies[job.bundle] = self._load(job.bundle)
         wrong = self._first_frame(job.task, job.seed + 1) if config.anchor == "wrong" else None
         other = config.instruction if config.instruction != job.task else None
-        with contextlib.closing(self._make_robot(task=job.task, seed=job.seed)) as robot:
-            start = start_policy(
-                self._policies[job.bundle],
-                seed=job.seed,
-                instruction=robot.instruction if other is None else TASKS[other].instruction,
-                anchor=wrong,
-                follow=config.anchor == "current",
-                cold=config.cold,
-            )
-            result = run(
-                start,
-                robot,
-                task=job.task,
-                seed=job.seed,
-                execute=config.execute,
-                other=other,
-                watch=images.append if job.keep_frames else None,
-            )
+        robot = self._robot(job.task, job.seed)
+        start = start_policy(
+            self._policies[job.bundle],
+            seed=job.seed,
+            instruction=robot.instruction if other is None else TASKS[other].instruction,
+            anchor=wrong,
+            follow=config.anchor == "current",
+            cold=config.cold,
+        )
+        result = run(
+            start,
+            robot,
+            task=job.task,
+            seed=job.seed,
+            execute=config.execute,
+            other=other,
+            watch=images.append if job.keep_frames else None,
+        )
         return result, tuple(images)
 
+    def close(self) -> None:
+        """Close the robots."""
+        for robot in self._robots.values():
+            robot.close()
+        self._robots.clear()
+
     def _first_frame(self, task: str, seed: int) -> NDArray[np.uint8]:
-        with contextlib.closing(self._make_robot(task=task, seed=seed)) as robot:
-            return robot.reset().image
+        return self._robot(task, seed).reset().image
+
+    def _robot(self, task: str, seed: int) -> Robot:
+        """As fresh: the task's robot with another seed if it can take one, or a new one."""
+        robot = self._robots.pop(task, None)
+        reseed = getattr(robot, "reseed", None)
+        if robot is None or reseed is None:
+            if robot is not None:
+                robot.close()
+            robot = self._make_robot(task=task, seed=seed)
+        else:
+            reseed(seed)
+        self._robots[task] = robot
+        return robot
 
 
 _worker: _Worker | None = None
@@ -370,6 +390,7 @@ def _adopt(worker: _Worker) -> None:
     global _worker
     _worker = worker
     signal(SIGINT, SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    Finalize(None, worker.close, exitpriority=0)  # while the libraries behind robots are alive
 
 
 def _run_job(job: _Job) -> tuple[EpisodeResult, Frames]:
@@ -380,7 +401,8 @@ def _run_job(job: _Job) -> tuple[EpisodeResult, Frames]:
 def _outcomes(worker: _Worker, jobs: Sequence[_Job]) -> Iterator[tuple[EpisodeResult, Frames]]:
     num_processes = min(worker._config.jobs, len(jobs))
     if num_processes == 1:
-        yield from map(worker, jobs)
+        with contextlib.closing(worker):
+            yield from map(worker, jobs)
         return
     # Spawned, because MuJoCo and ONNX Runtime hold threads that a fork would lose.
     with ProcessPoolExecutor(num_processes, get_context("spawn"), _adopt, (worker,)) as pool:

@@ -171,6 +171,12 @@ class MetaWorldRobot:
         self._random = np.random.default_rng(seed)
         self._other_markers_m: dict[str, NDArray[np.float64]] = {}
 
+    def reseed(self, seed: int) -> None:
+        """Go on as if built with `seed`: half a second faster than building. Call `reset` next."""
+        self._env.seed(seed)
+        self._random = np.random.default_rng(seed)
+        self._started = False
+
     def reset(self) -> Observation:
         if self._closed:
             raise RobotError("reset() after close(): make a new MetaWorldRobot")

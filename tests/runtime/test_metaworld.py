@@ -297,3 +297,22 @@ def test_a_renderer_that_fails_is_reported(monkeypatch):
     monkeypatch.setattr(mujoco, "Renderer", fail)
     with pytest.raises(RobotError, match="cannot render with MUJOCO_GL=.*Cannot initialize"):
         make_robot()
+
+
+@pytest.mark.parametrize("task", ["touch-red", "push"])
+def test_a_robot_with_a_new_seed_is_as_one_that_was_built_with_it(task):
+    def frames(robot):
+        seen = [robot.reset()]
+        for _ in range(8):
+            robot.apply(robot.expert_action())
+            seen.append(robot.observe())
+        return [(o.image.tobytes(), o.state.tobytes()) for o in seen]
+
+    with make_robot(task=task, seed=7) as built, make_robot(task=task, seed=1) as other:
+        want = frames(built)
+        frames(other)
+        other.reset()
+        other.reseed(7)
+        with pytest.raises(RobotError, match="outside an episode"):
+            other.observe()
+        assert frames(other) == want
