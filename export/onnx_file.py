@@ -6,14 +6,18 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxscript
 import torch
 from onnx.external_data_helper import convert_model_to_external_data
 
+import quant.modules  # noqa: F401  (registers the operators)
 from models.split import EngineSpec
 
 IR_VERSION = 10
@@ -59,6 +63,7 @@ def write_onnx(spec: EngineSpec, path: Path, *, opset: int) -> OnnxFile:
             opset_version=opset,
             input_names=list(spec.inputs),
             output_names=list(spec.outputs),
+            custom_translation_table=_translations(opset),
             optimize=True,
             verbose=False,
         )
@@ -71,6 +76,7 @@ def write_onnx(spec: EngineSpec, path: Path, *, opset: int) -> OnnxFile:
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.initializer):
         del value.metadata_props[:]
+    _pack_int4(model)
     parameters = sum(_size(tensor) for tensor in model.graph.initializer)
     path.parent.mkdir(parents=True, exist_ok=True)
     convert_model_to_external_data(
@@ -82,6 +88,42 @@ def write_onnx(spec: EngineSpec, path: Path, *, opset: int) -> OnnxFile:
         file.chmod(0o644)  # the library writes weights for their owner only
     total = sum(file.stat().st_size for file in result.files)
     return OnnxFile(path, parameters, total)
+
+
+def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How the operators of `quant.modules` are written."""
+    op: Any = {18: onnxscript.opset18, 21: onnxscript.opset21}[opset]
+    zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT8, [], [0])
+
+    def fake_quantize(x: Any, scale: Any) -> Any:
+        zero_point = op.Constant(value=zero)  # without one the codes would be unsigned
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+
+    def dequantize(codes: Any, scales: Any, block: int) -> Any:
+        if block:
+            return op.DequantizeLinear(codes, scales, axis=0, block_size=block)
+        return op.DequantizeLinear(codes, scales, axis=1)
+
+    return {
+        torch.ops.anchorvla.fake_quantize.default: fake_quantize,
+        torch.ops.anchorvla.dequantize.default: dequantize,
+    }
+
+
+def _pack_int4(model: onnx.ModelProto) -> None:
+    """Codes in blocks are int4: two to a byte, the lower half first."""
+    codes = {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and any(a.name == "block_size" and a.i for a in node.attribute)
+    }
+    for tensor in model.graph.initializer:
+        if tensor.name in codes:
+            flat = onnx.numpy_helper.to_array(tensor).ravel().view(np.uint8) & 0xF
+            flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
+            tensor.raw_data = (flat[::2] | flat[1::2] << 4).tobytes()
+            tensor.data_type = onnx.TensorProto.INT4
 
 
 def _size(tensor: onnx.TensorProto) -> int:

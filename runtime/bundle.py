@@ -79,7 +79,9 @@ class Manifest:
     padded_share: Mapping[str, float]
     """Share of the language engine's tokens that is padding for the golden prompt, per call."""
     tolerance: float
-    """Relative error that the recipe allows per engine and end to end."""
+    """Relative error that the recipe allows any tensor, against what the exporter computed."""
+    action_error: float = 0.0
+    """Relative error of the golden actions against the float32 reference, measured at export."""
     gates: Mapping[str, str] = field(default_factory=dict)
     """Verdicts: pass, fail or not measured."""
     tool_versions: Mapping[str, str] = field(default_factory=dict)

@@ -35,8 +35,10 @@ def check(policy: Policy) -> list[Verdict]:
     written = [n for s in policy.graph.stages if s.engine for n in s.outputs.values()]
     errors = {n: relative_error(policy.memory.host(n), golden[f"stage/{n}"]) for n in written}
     errors[ACTIONS] = relative_error(chunk, golden[ACTIONS])
-    allowed = policy.bundle.manifest.tolerance
-    return [Verdict(name, error, allowed) for name, error in errors.items()]
+    manifest = policy.bundle.manifest
+    allowed = dict.fromkeys(errors, manifest.tolerance)
+    allowed[ACTIONS] += manifest.action_error
+    return [Verdict(name, error, allowed[name]) for name, error in errors.items()]
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -1,0 +1,76 @@
+"""A quantized linear layer: computes in torch what its engine will, and exports as Q/DQ.
+
+The two operators below are known to the exporter (`export.onnx_file`), which writes them as ONNX
+QuantizeLinear and DequantizeLinear instead of tracing into them. So precision is written into the
+graph where the module says it, and nothing has to be found again in a finished file.
+
+Axes: K = inputs, N = outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quant.formats import Quantized
+
+
+@torch.library.custom_op("anchorvla::fake_quantize", mutates_args=())
+def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` through int8 and back: round half to even, saturate at -128 and 127; one scale."""
+    return torch.clamp(torch.round(x / scale), -128, 127) * scale
+
+
+@fake_quantize.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("anchorvla::dequantize", mutates_args=())
+def dequantize(codes: Tensor, scales: Tensor, block: int) -> Tensor:
+    """Codes [K, N] times their scales: [] or [N] if `block` is 0, else [K / block, N]."""
+    return codes.to(scales.dtype) * (scales.repeat_interleave(block, 0) if block else scales)
+
+
+@dequantize.register_fake
+def _(codes: Tensor, scales: Tensor, block: int) -> Tensor:
+    return torch.empty(codes.shape, dtype=scales.dtype, device=codes.device)
+
+
+class QuantLinear(nn.Module):
+    """In place of an `nn.Linear`."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(
+        self, weight: Quantized, bias: Tensor | None, activation_scale: float | None
+    ) -> None:
+        """
+        Args:
+            weight: [K, N] as `quant.formats` makes it; K may be padded.
+            bias: [N] float32.
+            activation_scale: int8 step of the input; None leaves the input as it is.
+
+        Raises:
+            ValueError: the scale is not a positive number.
+        """
+        super().__init__()
+        if activation_scale is not None and not 0 < activation_scale < float("inf"):
+            raise ValueError(f"an activation scale must be positive, got {activation_scale}")
+        self.bits, self.block = weight.bits, weight.block or 0
+        self.register_buffer("codes", torch.from_numpy(weight.codes.copy()))
+        self.register_buffer("scales", torch.from_numpy(weight.scales.copy()))
+        self.bias = bias
+        self.activation_scale: Tensor | None
+        scale = None if activation_scale is None else torch.tensor(activation_scale)
+        self.register_buffer("activation_scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if missing := len(self.codes) - x.shape[-1]:
+            x = functional.pad(x, (0, missing))
+        if self.activation_scale is not None:
+            x = fake_quantize(x, self.activation_scale)
+        out = x @ dequantize(self.codes, self.scales, self.block)
+        return out if self.bias is None else out + self.bias
