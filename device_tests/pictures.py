@@ -67,7 +67,7 @@ def _film_picture(shown: Sequence[tuple[EpisodeResult, Frames]], index: int) -> 
     draw = ImageDraw.Draw(picture)
     for number, (result, frames) in enumerate(shown):
         x, y = number % 2 * cell_width + 12, number // 2 * cell_height + 30
-        draw.text((x, y - 24), f"“{TASKS[result.task].instruction}”", "black", font)
+        draw.text((x, y - 24), f'"{TASKS[result.task].instruction}"', "black", font)
         over = index >= len(frames) - 1
         for side, frame in enumerate((frames[0], frames[min(index, len(frames) - 1)])):
             scaled = Image.fromarray(frame).resize((FILM_SIDE, FILM_SIDE), Image.Resampling.NEAREST)

@@ -93,13 +93,18 @@ def load_data(folder: Path, tasks: tuple[str, ...], policy: PolicyConfig) -> Dat
     """Read every task's file and put states, actions and goals into policy units.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or there are too few roll-outs.
     """
     files = [folder / f"{task}.npz" for task in tasks]
     if missing := [str(f) for f in files if not f.is_file()]:
         raise ValueError(f"no data: {missing}; run: python -m models.demo.collect")
     loaded = [dict(np.load(file, allow_pickle=False)) for file in files]
     starts = np.cumsum([0, *(len(raw["anchors"]) for raw in loaded)])
+    if starts[-1] <= HELD_OUT:
+        raise ValueError(
+            f"{starts[-1]} roll-outs are too few: one of {HELD_OUT} is held out, and two are "
+            f"needed to judge by; collect at least {HELD_OUT + 1}"
+        )
     joined = {
         name: np.concatenate([raw[name] for raw in loaded])
         for name in ("anchors", "images", "states", "chunks", "goals_m")

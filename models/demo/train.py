@@ -11,10 +11,8 @@ training only, on batch-normalised means of the trunks' tokens, remove that comm
 3. `head`: trunks frozen, pooled vectors computed once, fusion and head alone, half of each batch
    near the goal. Cheap steps where the precision is decided.
 
-Weights are averaged exponentially. A state file makes a run resumable: cut off
-and resumed, it ends in the same bits.
-
-Axes: B = sample, N = patches, T = action of the chunk, A = action dimension.
+Weights are averaged exponentially. A state file makes a run resumable: cut off and resumed, it ends
+in the same bits.
 """
 
 from __future__ import annotations
@@ -36,18 +34,14 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from models.anchorvla4d import AnchorVLA4D, PromptParts, rotary
-from models.checkpoint import image_fields, random_tensors
-from models.config import PolicyConfig, demo
+from models.checkpoint import image_fields
+from models.config import demo
 from models.demo import CHECKPOINT
 from models.demo.collect import DEMO_TASKS
-from models.demo.data import GRID, IMAGE, Batch, load_data, make_batch
-from models.head import ddim_coefficients
-from runtime import prompt
+from models.demo.data import IMAGE, Batch, load_data, make_batch
+from models.demo.learner import Learner
 from runtime.svg import lines
 
 STAGES = ("see", "all", "head")
@@ -123,50 +117,29 @@ class Stage:
         return float(self.peak * min(1.0, (step + 1) / 50) * decay)
 
 
-class GoalHeads(nn.Module):
-    """Regress goals from the trunks' tokens, in training only."""
-
-    def __init__(self, width: int, spatial: int, condition: int, tasks: int) -> None:
-        super().__init__()
-        self.last = nn.Linear(width, 3)
-        self.mean = self._normed(width, 3)
-        self.scene = self._normed(width, 3 * tasks)
-        self.anchor = self._normed(spatial, 3)
-        self.frame = self._normed(spatial, 3)
-        self.condition = nn.Linear(condition, 3)
-
-    @staticmethod
-    def _normed(width: int, out: int) -> nn.Sequential:
-        norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
-        return nn.Sequential(norm, nn.Linear(width, out))
-
-
 class Trainer:
     """One run: the policy, its average, the goal heads and the data."""
 
     def __init__(self, config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.policy_config = c = demo()
-        self.data = load_data(config.data, config.tasks, c)
-        self.model = new_policy(c, config.seed).to(config.device)
-        self.average = copy.deepcopy(self.model)
-        self.goal_heads = GoalHeads(
-            c.language.hidden_size, c.spatial.dim, c.head.n_emb, len(config.tasks)
-        ).to(config.device)
+        self.data = load_data(config.data, config.tasks, demo())
+        self.learner = Learner(
+            demo(), self.data, seed=config.seed, draws=config.draws, device=config.device
+        )
+        self.average = copy.deepcopy(self.learner.model)
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self.optimizer = self._new_optimizer()
         self.random = np.random.default_rng(config.seed)
         self.curve: list[dict[str, Any]] = []
-        self._prepare_prompt()
-        self._coefficients = ddim_coefficients(c.head).flip(0).to(config.device)  # by timestep
 
     def run(self, console: Console) -> None:
         """Train from where the state file left off to the end, and write the checkpoint."""
+        c, learner = self.config, self.learner
         stages = [
-            Stage(STAGES[0], self.config.see_steps, self.config.rate, lambda: self._see),
-            Stage(STAGES[1], self.config.all_steps, self.config.rate, lambda: self._all),
-            Stage(STAGES[2], self.config.head_steps, self.config.rate / 2, self._head),
+            Stage(STAGES[0], c.see_steps, c.rate, lambda: lambda: learner.see(self._draw(1))),
+            Stage(STAGES[1], c.all_steps, c.rate, lambda: lambda: learner.all(self._draw(2))),
+            Stage(STAGES[2], c.head_steps, c.rate / 2, self._head),
         ]
         self._resume(console)
         for number, stage in enumerate(stages):
@@ -198,7 +171,7 @@ class Trainer:
                 continue
             now = time.monotonic()
             left = (now - started) / (self.step - first) * (stage.steps - self.step)
-            point = {"stage": stage.name, "step": self.step, **shown, **self._held_out(stage)}
+            point = {"stage": stage.name, "step": self.step, **shown, **self._held_out()}
             self.curve.append(point)
             words = ", ".join(f"{k} {v:.4f}" for k, v in point.items() if isinstance(v, float))
             console.print(
@@ -209,25 +182,10 @@ class Trainer:
             saved = now
             self._save()
 
-    def _see(self) -> dict[str, Tensor]:
-        batch = self._draw(frames=1, every_task=True)
-        return self._goal_losses(self._language(batch), batch, weight=1.0)
-
-    def _all(self) -> dict[str, Tensor]:
-        batch = self._draw(frames=2, every_task=False)
-        hidden = self._language(batch)
-        spatial = self._spatial(batch)
-        losses = self._goal_losses(hidden, batch, weight=0.5)
-        views = {"anchor_view": self.goal_heads.anchor, "frame_view": self.goal_heads.frame}
-        for tokens, (name, head) in zip(spatial.chunk(2, dim=1), views.items(), strict=True):
-            losses[name] = 0.5 * functional.mse_loss(head(tokens.mean(dim=1)), batch.goal)
-        pooled = self._pool(spatial, hidden)
-        return losses | self._action_losses(pooled, batch.index, batch.goal, weight=1.0)
-
     def _head(self) -> Callable[[], dict[str, Tensor]]:
         """Freeze the averaged trunks and compute the pooled vector of every frame, once."""
         if self.step == 0:
-            self.model.load_state_dict(self.average.state_dict())
+            self.learner.model.load_state_dict(self.average.state_dict())
         data = self.data
         pooled = self._pooled(np.arange(len(data.episode)))
         frames = np.flatnonzero(np.isin(data.episode, data.episodes(held_out=False)))
@@ -239,121 +197,30 @@ class Trainer:
             pools = (frames, near if len(near) else frames)
             index = np.concatenate([self.random.choice(pool, half) for pool in pools])
             goal = goals[data.episode[index]]
-            return self._action_losses(pooled[index], index, goal, weight=0.3)
+            return self.learner.act(pooled[index], index, goal, weight=0.3)
 
         return loss
 
     @torch.no_grad()
     def _pooled(self, index: NDArray[np.int64]) -> Tensor:
-        parts = []
-        for part in np.array_split(index, 1 + len(index) // 64):
-            batch = self._batch(part, every_task=False)
-            parts.append(self._pool(self._spatial(batch), self._language(batch)))
-        return torch.cat(parts)
+        parts = np.array_split(index, 1 + len(index) // 64)
+        return torch.cat([self.learner.pooled(self._batch(p, every_task=False)) for p in parts])
 
-    def _language(self, batch: Batch) -> Tensor:
-        """Hidden states of every question's prompt, [Q, L, D]; an anchor's prefix is run once."""
-        model, vision = self.model.vlm.model, self.model.vlm.visual
-        cos, sin = self._rotary
-
-        def text(ids: tuple[int, ...], count: int) -> Tensor:
-            table: Tensor = model.embed_tokens(torch.tensor(ids, device=cos.device))
-            return table.expand(count, -1, -1)
-
-        parts, device = self.parts, cos.device
-        count = len(batch.anchors)
-        prefix = torch.cat(
-            [text(parts.head, count), vision(batch.anchors, GRID), text(parts.anchor_end, count)],
-            dim=1,
-        )
-        length = prefix.shape[1]
-        past = self.model.empty_past(0).to(device).expand(count, -1, -1, -1, -1, -1)
-        mask = torch.from_numpy(prompt.attention_mask(0, 0, length, length)).to(device)
-        kv, seen = model(prefix, past, mask, cos[:length], sin[:length])
-        suffix = torch.cat(
-            [
-                text(parts.middle, len(batch.task)),
-                vision(batch.frames, GRID)[batch.frame_of],
-                model.embed_tokens(self._tail_ids[batch.task]),
-            ],
-            dim=1,
-        )
-        more = suffix.shape[1]
-        mask = torch.from_numpy(prompt.attention_mask(length, length, more, more)).to(device)
-        _, hidden = model(suffix, kv[batch.anchor_of], mask, cos[length:], sin[length:])
-        return torch.cat([seen[batch.anchor_of], hidden], dim=1)
-
-    def _spatial(self, batch: Batch) -> Tensor:
-        """Tokens of the trunk, [Q, 2 N, W]; only for batches that ask one question a frame."""
-        encoder = self.model.info_sharing
-        tokens: Tensor = encoder.trunk(
-            encoder.project(batch.anchors)[batch.anchor_of], encoder.project(batch.frames)
-        )
-        return tokens
-
-    def _pool(self, spatial: Tensor, hidden: Tensor) -> Tensor:
-        tokens = self.model.info_sharing.final_projection(spatial)
-        fused = torch.cat([tokens, hidden], dim=1).transpose(1, 2)
-        bins = self.policy_config.head.adaptive_pool_dim
-        return functional.adaptive_avg_pool1d(fused, bins).transpose(1, 2)
-
-    def _goal_losses(self, hidden: Tensor, batch: Batch, *, weight: float) -> dict[str, Tensor]:
-        """Of the decoder: the goal behind the instruction, every goal in the anchor's tokens."""
-        heads = self.goal_heads
-        scene = heads.scene(self._anchor_tokens(hidden).mean(dim=1))
-        known = ~batch.goals.isnan()
-        return {
-            "goal_last": weight * functional.mse_loss(heads.last(hidden[:, -1]), batch.goal),
-            "goal_mean": weight * functional.mse_loss(heads.mean(hidden.mean(dim=1)), batch.goal),
-            "scene": weight * functional.mse_loss(scene[known], batch.goals[known]),
-        }
-
-    def _anchor_tokens(self, hidden: Tensor) -> Tensor:
-        start = len(self.parts.head)
-        return hidden[:, start : start + GRID[0] * GRID[1] // 4]
-
-    def _action_losses(
-        self, pooled: Tensor, index: NDArray[np.int64], goal: Tensor, *, weight: float
-    ) -> dict[str, Tensor]:
-        head, device = self.model.action_head, pooled.device
-        state = self.data.states[index].to(device)
-        condition = head.condition(pooled, state + 0.02 * torch.randn_like(state))
-        draws = self.config.draws
-        chunks = self.data.chunks[index].to(device).repeat(draws, 1, 1)
-        t = torch.randint(len(self._coefficients), (len(chunks),), device=device)
-        noise = torch.randn_like(chunks)
-        sqrt_1m_a, sqrt_a = self._coefficients[t, :2, None, None].unbind(1)
-        predicted = head.epsilon(sqrt_a * chunks + sqrt_1m_a * noise, t, condition.repeat(draws, 1))
-        seen = self.goal_heads.condition(condition)
-        return {
-            "epsilon": functional.mse_loss(predicted, noise),
-            "goal_condition": weight * functional.mse_loss(seen, goal),
-        }
-
-    @torch.no_grad()
-    def _held_out(self, stage: Stage) -> dict[str, float]:
-        """How far off the goals of roll-outs that are never trained on are, root mean square."""
+    def _held_out(self) -> dict[str, float]:
+        """Goal errors on roll-outs that are never trained on."""
         episodes = self.data.episodes(held_out=True)
         episodes = episodes[:: max(1, len(episodes) // 64)]
-        batch = self._batch(self.data.first[episodes], every_task=stage.name == "see")
-        hidden = self._language(batch)
-        seen = {"held_out_m": self.goal_heads.mean(hidden.mean(dim=1))}
-        if stage.name != "see":
-            pooled = self._pool(self._spatial(batch), hidden)
-            state = self.data.states[batch.index].to(pooled.device)
-            condition = self.model.action_head.condition(pooled, state)
-            seen["held_out_condition_m"] = self.goal_heads.condition(condition)
-        spread = torch.from_numpy(self.data.goal_spread_m).to(batch.goal.device)
-        errors = {k: ((v - batch.goal) * spread).square().sum(dim=1) for k, v in seen.items()}
-        return {name: float(square.mean().sqrt()) for name, square in errors.items()}
+        see = self.stage == 0
+        batch = self._batch(self.data.first[episodes], every_task=see)
+        return self.learner.error_m(batch, with_condition=not see)
 
-    def _draw(self, *, frames: int, every_task: bool) -> Batch:
-        """Random frames of random roll-outs."""
+    def _draw(self, frames: int) -> Batch:
+        """Random frames of random roll-outs; a single frame is asked everything."""
         pool = self.data.episodes(held_out=False)
         episodes = self.random.choice(pool, self.config.scenes).repeat(frames)
         first, stop = self.data.first[episodes], self.data.first[episodes + 1]
         index = first + (self.random.random(len(episodes)) * (stop - first)).astype(int)
-        return self._batch(index, every_task=every_task)
+        return self._batch(index, every_task=frames == 1)
 
     def _batch(self, index: NDArray[np.int64], *, every_task: bool) -> Batch:
         return make_batch(
@@ -361,31 +228,10 @@ class Trainer:
             without_anchor=self.config.without_anchor, device=self.config.device,
         )  # fmt: skip
 
-    def _prepare_prompt(self) -> None:
-        """Tokens of the instructions, and the rotary tables of a whole prompt."""
-        c, device = self.policy_config, self.config.device
-        tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-        self.parts = parts = PromptParts.of(c.prompt, tokenizer)
-        tails = [
-            prompt.encode_tail(tokenizer, parts.tail, parts.end_ids, text)
-            for text in self.data.instructions
-        ]
-        if len({len(tail) for tail in tails}) > 1:
-            lengths = dict(zip(self.data.instructions, map(len, tails), strict=True))
-            raise ValueError(
-                f"instructions share batches, so they must have equally many tokens: {lengths}; "
-                "word them otherwise, or make the tokenizer know their words"
-            )
-        self._tail_ids = torch.tensor(tails, device=device)
-        image = (GRID[0] // 2, GRID[1] // 2)
-        between = len(parts.anchor_end) + len(parts.middle)
-        segments: list[prompt.Segment] = [len(parts.head), image, between, image, len(tails[0])]
-        cos, sin = rotary(c.language, segments)
-        self._rotary = cos.to(device), sin.to(device)
-
     def _new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; from the last stage on, of the head alone."""
-        modules = [self.model if self.stage < 2 else self.model.action_head, self.goal_heads]
+        model = self.learner.model
+        modules = [model if self.stage < 2 else model.action_head, self.learner.goal_heads]
         parameters = [p for module in modules for p in module.parameters()]
         return torch.optim.AdamW(
             [
@@ -397,7 +243,7 @@ class Trainer:
     def _update_average(self) -> None:
         weight = 1 - min(0.995, self.step / (self.step + 20))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+            pairs = zip(self.average.parameters(), self.learner.model.parameters(), strict=True)
             for average, ours in pairs:
                 average.lerp_(ours, weight)
 
@@ -407,9 +253,9 @@ class Trainer:
     def _save(self) -> None:
         self.config.out.mkdir(parents=True, exist_ok=True)
         state = {
-            "model": self.model.state_dict(),
+            "model": self.learner.model.state_dict(),
             "average": self.average.state_dict(),
-            "goal_heads": self.goal_heads.state_dict(),
+            "goal_heads": self.learner.goal_heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": json.dumps(self.random.bit_generator.state),
             "torch_random": torch.get_rng_state(),
@@ -428,9 +274,9 @@ class Trainer:
         state = torch.load(self._state_path(), weights_only=True, map_location=self.config.device)
         self.stage, self.step, self.curve = state["stage"], state["step"], state["curve"]
         self.seconds = state["seconds"]
-        self.model.load_state_dict(state["model"])
+        self.learner.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.goal_heads.load_state_dict(state["goal_heads"])
+        self.learner.goal_heads.load_state_dict(state["goal_heads"])
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.random.bit_generator.state = json.loads(state["random"])
@@ -438,34 +284,11 @@ class Trainer:
         console.print(f"resumed at stage {self.stage}, step {self.step}")
 
 
-def new_policy(config: PolicyConfig, seed: int) -> AnchorVLA4D:
-    """Seeded weights to start from.
-
-    The state's way into the condition starts wide, because four numbers beside a thousand pooled
-    ones would otherwise be learned last.
-    """
-    with torch.device("meta"):
-        model = AnchorVLA4D(config)
-    model.load_state_dict(dict(random_tensors(model, seed)), assign=True)
-    head = model.action_head
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "adaLN_modulation" in name or name.endswith("final_layer.linear.weight"):
-                parameter.mul_(0.0 if "adaLN" in name else 0.1)
-        head.state_linear.weight.copy_(5 * torch.eye(config.head.state_dim))
-        first = head.combine.get_submodule("0")
-        assert isinstance(first, nn.Linear)
-        first.weight[:, -config.head.state_embed_dim :].normal_(0, 0.2)
-    return model
-
-
 def write_checkpoint(trainer: Trainer) -> None:
     """The averaged weights as float16, with everything a checkpoint folder needs."""
     c = trainer.config
     config = dataclasses.replace(
-        trainer.policy_config,
+        demo(),
         description=f"trained by models/demo/train.py, seed {c.seed}, "
         f"{trainer.seconds / 60:.0f} minutes, tasks: {', '.join(c.tasks)}",
     )

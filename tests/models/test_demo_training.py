@@ -20,7 +20,7 @@ TASKS = ("touch-red", "button-press-topdown")
 @pytest.fixture(scope="module")
 def data(simulator, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    collect(CollectConfig(out=folder, tasks=TASKS, rollouts=8, frames=3))
+    collect(CollectConfig(out=folder, tasks=TASKS, rollouts=13, frames=3))
     return folder
 
 
@@ -126,8 +126,15 @@ def test_a_batch_without_an_anchor_shows_the_frame_twice(data):
     index = np.array([0, 1, 2])
     with_it = make_batch(loaded, index, without_anchor=False, **options)
     without = make_batch(loaded, index, without_anchor=True, **options)
-    assert len(with_it.anchors) == 1 and len(without.anchors) == 3
+    assert len(with_it.anchors) == len(set(loaded.episode[index])) < 3
+    assert len(without.anchors) == 3
     assert without.anchors.equal(without.frames) and without.frames.equal(with_it.frames)
+
+
+def test_too_few_rollouts_are_refused(simulator, tmp_path):
+    collect(CollectConfig(out=tmp_path, tasks=TASKS[:1], rollouts=2, frames=2))
+    with pytest.raises(ValueError, match="2 roll-outs are too few: .* collect at least 21"):
+        Trainer(TrainConfig(data=tmp_path, out=tmp_path, tasks=TASKS[:1]))
 
 
 def test_missing_data_names_the_command(tmp_path):
