@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def measure(config: SuccessTableConfig) -> Path:
     bundle = _bundle(config, config.checkpoint, "shipped")
     in_use = {"anchor kept": bundle, "torch reference": config.checkpoint}
     for number, path in enumerate(config.seeds):
-        in_use[load_checkpoint(path).config.description] = _bundle(config, path, f"seed{number}")
+        in_use[f"trained with {_training_seed(path)}"] = _bundle(config, path, f"seed{number}")
     given = _run(config, tuple(in_use.values()), DEMO_TASKS, num_strips=STRIPS)
     rows = {words: _rates(given, policy) for words, policy in in_use.items()}
     for words, anchor in (("current frame as anchor", "current"), ("wrong anchor", "wrong")):
@@ -99,6 +100,12 @@ def measure(config: SuccessTableConfig) -> Path:
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
     return path
+
+
+def _training_seed(checkpoint: Path) -> str:
+    """As `models.demo.train` notes it: "seed 1"."""
+    found = re.search(r"seed \d+", load_checkpoint(checkpoint).config.description)
+    return found[0] if found else str(checkpoint)
 
 
 def _bundle(config: SuccessTableConfig, checkpoint: Path, name: str) -> Path:
