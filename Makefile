@@ -7,6 +7,9 @@ BUNDLE     ?= build/demo/bundle
 IMAGE      ?= 112 112
 TOKENS     ?= 64
 EPISODES   ?= models/demo/episodes
+IS_DEMO    := $(filter models/demo/checkpoint,$(CHECKPOINT))
+GOLDEN     ?= $(if $(IS_DEMO),models/demo/episodes/touch-red-1.npz)
+STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
 ROBOT      ?=
@@ -18,7 +21,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test test-full check export run bench eval success mesa record-demo train-demo robot-wheel clean distclean
+.PHONY: help setup demo test test-full check export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -48,9 +51,10 @@ check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height) and TOKENS per call, in precision RECIPE
+export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height), TOKENS per call; RECIPE calibrated on EPISODES
 	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE) \
-		--image-size $(IMAGE) --tokens $(TOKENS)
+		--image-size $(IMAGE) --tokens $(TOKENS) --calibration $(EPISODES) \
+		$(if $(GOLDEN),--golden $(GOLDEN)) $(if $(STUDY),--sensitivity $(STUDY)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT))
@@ -61,6 +65,16 @@ bench: setup ## time the runtime beside the plain composition, interleaved in on
 eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a contact sheet
 	$(PY) -m device_tests.success $(BUNDLE) --tasks $(TASKS) --json build/eval/success.json \
 		--sheet build/eval/sheet.png --film build/eval/film.gif $(ARGS)
+
+gate: setup mesa ## what each recipe costs in closed loop, 600 episodes paired with float32 (20 minutes)
+	$(PY) -m export gate $(ARGS)
+
+sensitivity: setup ## what each group of layers costs in each format; the recipe orin-mixed is its result
+	$(PY) -m quant sensitivity --checkpoint models/demo/checkpoint --board agx-orin-64gb \
+		--budget-ms 43 --shapes full --image-size 252 252 --out build/sensitivity $(ARGS)
+
+full-size: setup ## calibrate and quantize the language model at full size; prints time and peak memory
+	$(PY) -m quant full-size $(ARGS)
 
 success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor/model.safetensors ## every success rate of README and model card again, training what they compare with (2 hours)
 	$(PY) -m export success --seeds build/demo-seed1 --without-anchor build/demo-without-anchor $(ARGS)

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import tyro
 
 from export.bench import BenchConfig, bench
-from export.build import BuildConfig, build
+from export.build import build
+from export.config import BuildConfig
 from export.demo import DemoConfig, demo
 from export.errors import ExportError
+from export.gate import GateConfig, gate
 from export.results import ResultsConfig, update
 from export.success import SuccessTableConfig, measure
+from export.twin import TwinConfig, make_twin
 from models.checkpoint import CheckpointError
+from runtime.errors import BundleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ VERBS: dict[str, tuple[type, Callable[..., object]]] = {
     "build": (Build, build),
     "bench": (BenchConfig, bench),
     "demo": (DemoConfig, demo),
+    "gate": (GateConfig, gate),
+    "twin": (TwinConfig, make_twin),
     "success": (SuccessTableConfig, measure),
     "results": (ResultsConfig, update),
 }
@@ -46,7 +52,7 @@ def main() -> int:
         )
         run = next(run for types, run in VERBS.values() if type(chosen) is types)
         result = run(chosen)
-    except (CheckpointError, ExportError) as error:
+    except (BundleError, CheckpointError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:  # a configuration that cannot be

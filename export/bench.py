@@ -3,7 +3,8 @@
 Rows per size, each from camera image to action chunk on ever-changing input:
 (a) `eager`: transformers + UniCeption + diffusers; (b) `compiled`: (a) under torch.compile;
 (c) `reference`: our torch modules, plain; (d) `uncached`: our runtime with every input marked as
-changed; (e) `warm`: our runtime with the anchor and the instruction unchanged.
+changed; (e) `warm`: our runtime with the anchor and the instruction unchanged; (f) `int8_warm`: the
+same of recipe `cpu-int8`, with the error of its actions beside it.
 
 The roofline of a warm tick is the sum over its stages of the larger of unpadded FLOPs at the
 matrix rate and bytes of weights at the memory bandwidth, both measured in the same run.
@@ -29,15 +30,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from export.build import BuildConfig, build
+from export.build import build
 from export.composition import Composition
+from export.config import BuildConfig
+from export.measure import make_golden
 from models.__main__ import Init, init
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from runtime.benchmark import Quantiles, Ticker
 from runtime.policy import ACTIONS, Policy, draw_noise, load, read_golden
 from runtime.report import processor_name
+from runtime.robot import Recording, save_recording
 
-ROWS = ("eager", "compiled", "reference", "uncached", "warm")
+ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")
 GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
 """M, K, N of the matrix products that the published widths are made of."""
 
@@ -96,21 +100,26 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
     size = SIZES[name]
     folder = config.work / name
     init(Init(config=name, out=folder / "checkpoint"))
-    build(
-        BuildConfig(
-            recipe="float32",
-            checkpoint=folder / "checkpoint",
-            out=folder / "bundle",
-            image_size=(size.image, size.image),
-            tokens=size.tokens,
-            compile_check=False,
-        ),
-        console,
-    )
     checkpoint = load_checkpoint(folder / "checkpoint")
-    policy = load(folder / "bundle")
+    make_up_episode(checkpoint, size, folder / "episodes")
+    for recipe in ("float32", "cpu-int8"):
+        build(
+            BuildConfig(
+                recipe=recipe,
+                checkpoint=folder / "checkpoint",
+                out=folder / recipe,
+                image_size=(size.image, size.image),
+                tokens=size.tokens,
+                calibration=folder / "episodes",
+                stride=1,
+                yardsticks=False,
+                compile_check=False,
+            ),
+            console,
+        )
+    policy, int8 = load(folder / "float32"), load(folder / "cpu-int8")
     rows = _torch_rows(checkpoint, policy)
-    ticker = Ticker(policy)
+    ticker, int8_ticker = Ticker(policy), Ticker(int8)
     outside: list[float] = []
     stage_s: list[dict[str, float]] = []
 
@@ -119,7 +128,11 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
         outside.append(seconds)
         stage_s.append(stages)
 
-    rows |= {"uncached": lambda: ticker.tick(cold=True), "warm": warm}
+    rows |= {
+        "uncached": lambda: ticker.tick(cold=True),
+        "warm": warm,
+        "int8_warm": lambda: int8_ticker.tick(cold=False),
+    }
     for run in rows.values():  # compilers, allocators and caches have their first time here
         run()
     outside.clear()
@@ -131,6 +144,8 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
         for row, run in rows.items():
             if row == "warm":
                 ticker.tick(cold=False)  # the rows before left the caches to other weights
+            elif row == "int8_warm":
+                int8_ticker.tick(cold=False)
             start = time.perf_counter()
             run()
             seconds[row].append(time.perf_counter() - start)
@@ -149,6 +164,8 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
         "bandwidth_gbs": round(bandwidth / 1e9, 1),
         "warm_speedup": round(quantiles["uncached"].p50 / quantiles["warm"].p50, 3),
         "times_roofline": round(quantiles["warm"].p50 / sum(floor.values()) / 1e3, 3),
+        "int8_speedup": round(quantiles["warm"].p50 / quantiles["int8_warm"].p50, 3),
+        "int8_action_error": round(int8.bundle.manifest.action_error, 5),
         "rounds": quantiles["warm"].n,
         "padded_share": dict(policy.bundle.manifest.padded_share),
         "stages": {
@@ -162,6 +179,26 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
     if "compiled" not in quantiles:
         result["compiled"] = "not measured: torch.compile needs a C++ compiler"
     return result
+
+
+def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
+    """Something to calibrate random weights on: made-up images, states in the statistics' range."""
+    head = checkpoint.config.head
+    frames = [make_golden(checkpoint, None, (size.image, size.image), seed=n) for n in range(4)]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_recording(
+        Recording(
+            instruction=str(frames[0]["instruction"]),
+            task="made up",
+            seed=0,
+            rate_hz=10.0,
+            images=np.stack([golden["frame"] for golden in frames]),
+            states=np.stack([golden["state"] for golden in frames]),
+            actions=np.zeros((len(frames), head.action_dim), np.float32),
+            success=False,
+        ),
+        folder / "made-up.npz",
+    )
 
 
 def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[], Any]]:

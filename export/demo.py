@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.build import BuildConfig, build
+from export.build import build
+from export.config import BuildConfig
 from models.demo import CHECKPOINT, EPISODES
 from models.demo.collect import DEMO_TASKS
 from runtime.__main__ import main as anchorvla

@@ -22,6 +22,7 @@ from models.split import EngineSpec
 
 IR_VERSION = 10
 """The newest that ONNX Runtime 1.23 and TensorRT 10.3 both read; helpers write newer ones."""
+FORMAT_PARTS = (".scales", ".activation_scale", ".input_factor", ".kept")
 INLINE_BYTES = 1024
 """Smaller weights stay in the graph file."""
 
@@ -32,7 +33,7 @@ class OnnxFile:
 
     path: Path
     parameters: int
-    """Numbers in the initializers."""
+    """Numbers in the initializers, but for what belongs to a number format."""
     num_bytes: int
     """Graph and weights together."""
 
@@ -47,7 +48,19 @@ def weights_path(path: Path) -> Path:
 
 
 def write_onnx(spec: EngineSpec, path: Path, *, opset: int) -> OnnxFile:
-    """Export the module of `spec` with its port names and fixed shapes.
+    """Export the module of `spec` into a file, in float32 where it is not quantized.
+
+    Raises:
+        torch.onnx.OnnxExporterError: the module cannot be exported.
+    """
+    return save(export_graph(spec, opset=opset), path)
+
+
+def export_graph(spec: EngineSpec, *, opset: int) -> onnx.ModelProto:
+    """Trace the module of `spec` with its port names and fixed shapes.
+
+    Returns:
+        The graph; its nodes still name the modules that they come from.
 
     Raises:
         torch.onnx.OnnxExporterError: the module cannot be exported.
@@ -70,15 +83,31 @@ def write_onnx(spec: EngineSpec, path: Path, *, opset: int) -> OnnxFile:
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
-    del model.metadata_props[:]
-    for node in model.graph.node:  # source traces of this machine: not part of the product
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*model.graph.value_info, *model.graph.initializer):
-        del value.metadata_props[:]
     _pack_int4(model)
-    parameters = sum(_size(tensor) for tensor in model.graph.initializer)
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path, *, keep_scopes: bool = False) -> OnnxFile:
+    """Write a graph, its weights beside it. `model` is used up.
+
+    Args:
+        keep_scopes: leave what the exporter noted on nodes: it holds source paths of this machine,
+            so it is not part of the product.
+    """
+    if not keep_scopes:
+        del model.metadata_props[:]
+        for node in model.graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in (*model.graph.value_info, *model.graph.initializer):
+            del value.metadata_props[:]
+    parameters = sum(
+        _size(tensor)
+        for tensor in model.graph.initializer
+        if not tensor.name.removesuffix("/low").endswith(FORMAT_PARTS)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
+    weights_path(path).unlink(missing_ok=True)
     convert_model_to_external_data(
         model, location=weights_path(path).name, size_threshold=INLINE_BYTES
     )
@@ -124,6 +153,9 @@ def _pack_int4(model: onnx.ModelProto) -> None:
             flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
             tensor.raw_data = (flat[::2] | flat[1::2] << 4).tobytes()
             tensor.data_type = onnx.TensorProto.INT4
+    for value in model.graph.value_info:
+        if value.name in codes:
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT4
 
 
 def _size(tensor: onnx.TensorProto) -> int:

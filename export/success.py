@@ -7,26 +7,26 @@ instruction than the scene's own. All on the same seeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from device_tests.episodes import EpisodeResult, Evaluation, Row, SuccessConfig, evaluate
+from device_tests.episodes import EpisodeResult, Evaluation, Row, SuccessConfig
 from device_tests.pictures import draw_sheet, write_film
-from device_tests.success import STRIPS, machine, show_progress
-from export.build import BuildConfig, build
-from export.reference_policy import ReferencePolicy, load_either
+from device_tests.success import STRIPS, machine
+from export.build import build
+from export.config import BuildConfig
+from export.kept_episodes import evaluate_kept
+from export.reference_policy import ReferencePolicy
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
 from models.demo.collect import DEMO_TASKS
-from runtime import load, read_bundle
-from runtime.bundle import MANIFEST
+from runtime import load
 from runtime.metaworld import TASKS
 from runtime.robot import load_recording
 
@@ -128,53 +128,12 @@ def _run(
     num_strips: int = 0,
     **options: Any,
 ) -> Evaluation:
-    """Policies on the same seeds, one after the other; each one's episodes are kept in a file."""
+    """Policies on the same seeds."""
     what = SuccessConfig(
         bundles=tuple(policies), tasks=tasks, episodes=options.pop("episodes", config.episodes),
         seed0=config.seed0, **options,
     )  # fmt: skip
-    parts = [
-        _run_one(config, replace(what, bundles=(p,)), 0 if number else num_strips)
-        for number, p in enumerate(policies)
-    ]
-    results = {p: part.results[p] for p, part in zip(policies, parts, strict=True)}
-    return Evaluation(config=what, results=results, strips=parts[0].strips)
-
-
-def _run_one(config: SuccessTableConfig, what: SuccessConfig, num_strips: int) -> Evaluation:
-    (policy,) = what.bundles
-    if (policy / MANIFEST).exists():
-        weights = read_bundle(policy).manifest.source_sha256
-    else:
-        weights = f"torch reference of {load_checkpoint(policy).sha256}"
-    key = repr((weights, replace(what, bundles=(Path(),), jobs=1), num_strips))
-    kept = config.work / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    if kept.exists():
-        return _read_episodes(kept, what)
-    print(f"{policy}: {what.episodes} episodes of {', '.join(what.tasks)}", flush=True)
-    progress = show_progress(len(what.tasks) * what.episodes)
-    done = evaluate(what, load=load_either, num_strips=num_strips, on_episode=progress)
-    _keep_episodes(kept, done)
-    return done
-
-
-def _keep_episodes(path: Path, evaluation: Evaluation) -> None:
-    (results,) = evaluation.results.values()
-    pictures = {str(results.index(r)): np.stack(frames) for r, frames in evaluation.strips}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file, allow_pickle=False, results=json.dumps([asdict(r) for r in results]), **pictures
-        )
-    partial.rename(path)
-
-
-def _read_episodes(path: Path, what: SuccessConfig) -> Evaluation:
-    with np.load(path, allow_pickle=False) as kept:
-        arrays = dict(kept)
-    results = [EpisodeResult(**raw) for raw in json.loads(str(arrays.pop("results")))]
-    strips = [(results[int(i)], tuple(frames)) for i, frames in arrays.items()]
-    return Evaluation(config=what, results={what.bundles[0]: results}, strips=strips)
+    return evaluate_kept(config.work, what, num_strips=num_strips)
 
 
 def _rates(evaluation: Evaluation, policy: Path) -> dict[str, Any]:

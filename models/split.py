@@ -8,6 +8,7 @@ call's keys are the suffix call's past, and a denoise step reads its row of the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,7 +149,9 @@ class ConditionEngine(nn.Module):
         self.head = model.action_head
         steps = torch.tensor(inference_timesteps(model.config.head))
         with torch.no_grad():
-            self.register_buffer("step_embeddings", model.action_head.t_embedder(steps))
+            # In float64, so that no machine's way of adding up shows in the exported numbers.
+            embedder = copy.deepcopy(model.action_head.t_embedder).double()
+            self.register_buffer("step_embeddings", embedder(steps).float())
         self.step_embeddings: torch.Tensor
 
     def forward(

@@ -16,6 +16,7 @@ channel could not be exact on both sides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ INT8_MAX = 127
 INT4_MAX = 7
 INT4_BLOCK = 128
 FLOAT16_MAX = 65504.0
+Rounding = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,28 @@ def int8_per_tensor(weight_KN: NDArray[np.float32]) -> Quantized:
     return Quantized(_codes(weight_KN, scale, INT8_MAX), scale, None, None)
 
 
-def int8_per_channel(weight_KN: NDArray[np.float32]) -> Quantized:
+def int8_per_channel(
+    weight_KN: NDArray[np.float32], *, round_scales: Rounding | None = None
+) -> Quantized:
     """A scale for each output.
+
+    Args:
+        round_scales: to numbers that a coarser format holds too; never down.
 
     Raises:
         ValueError: NaN or infinity.
     """
-    scales = _scale(np.abs(_finite(weight_KN)).max(axis=0, initial=0.0), INT8_MAX)
+    scales = _scale(np.abs(_finite(weight_KN)).max(axis=0, initial=0.0), INT8_MAX, round_scales)
     return Quantized(_codes(weight_KN, scales, INT8_MAX), scales, 1, None)
 
 
-def int4_blocks(weight_KN: NDArray[np.float32], *, block: int = INT4_BLOCK) -> Quantized:
-    """A scale for each output and `block` inputs.
+def int4_blocks(
+    weight_KN: NDArray[np.float32],
+    *,
+    block: int = INT4_BLOCK,
+    round_scales: Rounding | None = None,
+) -> Quantized:
+    """A scale for each output and `block` inputs; `round_scales` as in `int8_per_channel`.
 
     Raises:
         ValueError: NaN or infinity, or K is no multiple of `block` (see `pad_inputs`).
@@ -84,7 +96,7 @@ def int4_blocks(weight_KN: NDArray[np.float32], *, block: int = INT4_BLOCK) -> Q
             f"{-(-num_inputs // block) * block} (pad_inputs)"
         )
     blocks = _finite(weight_KN).reshape(-1, block, num_outputs)
-    scales = _scale(np.abs(blocks).max(axis=1, initial=0.0), INT4_MAX)
+    scales = _scale(np.abs(blocks).max(axis=1, initial=0.0), INT4_MAX, round_scales)
     codes = _codes(blocks, scales[:, None], INT4_MAX).reshape(weight_KN.shape)
     return Quantized(codes, scales, 0, block)
 
@@ -112,6 +124,13 @@ def round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
 
 
+def up_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next larger bfloat16 of positive numbers, held as float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    up: NDArray[np.float32] = ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return up
+
+
 def round_to_float16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The nearest float16, held as float32.
 
@@ -133,9 +152,13 @@ def _finite(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return weight
 
 
-def _scale(largest: NDArray[np.float32] | np.float32, top: int) -> NDArray[np.float32]:
+def _scale(
+    largest: NDArray[np.float32] | np.float32, top: int, rounding: Rounding | None = None
+) -> NDArray[np.float32]:
     """largest / top; 1 where that is zero, or so small that float32 cannot divide by it."""
     scale = np.asarray(largest, np.float32) / np.float32(top)
+    if rounding is not None:
+        scale = rounding(scale)
     usable = scale >= np.finfo(np.float32).tiny
     return np.where(usable, scale, np.float32(1.0)).astype(np.float32)
 

@@ -4,12 +4,14 @@ The two operators below are known to the exporter (`export.onnx_file`), which wr
 QuantizeLinear and DequantizeLinear instead of tracing into them. So precision is written into the
 graph where the module says it, and nothing has to be found again in a finished file.
 
-Axes: K = inputs, N = outputs.
+Axes: K = inputs, N = outputs, J = inputs that stay in float.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,15 +45,28 @@ class QuantLinear(nn.Module):
 
     codes: Tensor
     scales: Tensor
+    activation_scale: Tensor | None
+    input_factor: Tensor | None
+    kept: Tensor | None
+    kept_weight: Tensor | None
 
     def __init__(
-        self, weight: Quantized, bias: Tensor | None, activation_scale: float | None
+        self,
+        weight: Quantized,
+        bias: Tensor | None,
+        activation_scale: float | None,
+        *,
+        input_factor: NDArray[np.float32] | None = None,
+        kept: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
     ) -> None:
         """
         Args:
             weight: [K, N] as `quant.formats` makes it; K may be padded.
             bias: [N] float32.
             activation_scale: int8 step of the input; None leaves the input as it is.
+            input_factor: [K] what the input is multiplied with first, where the weight was divided
+                by it (SmoothQuant, AWQ). A factor of 0 takes a channel out.
+            kept: channels [J] that are not quantized, and their rows of the weight [J, N].
 
         Raises:
             ValueError: the scale is not a positive number.
@@ -63,14 +78,23 @@ class QuantLinear(nn.Module):
         self.register_buffer("codes", torch.from_numpy(weight.codes.copy()))
         self.register_buffer("scales", torch.from_numpy(weight.scales.copy()))
         self.bias = bias
-        self.activation_scale: Tensor | None
         scale = None if activation_scale is None else torch.tensor(activation_scale)
         self.register_buffer("activation_scale", scale)
+        factor = None if input_factor is None else torch.from_numpy(input_factor.copy())
+        self.register_buffer("input_factor", factor)
+        self.register_buffer("kept", None if kept is None else torch.from_numpy(kept[0].copy()))
+        rows = None if kept is None else torch.from_numpy(kept[1].copy())
+        self.register_buffer("kept_weight", rows)
 
     def forward(self, x: Tensor) -> Tensor:
+        whole = x
+        if self.input_factor is not None:
+            x = x * self.input_factor
         if missing := len(self.codes) - x.shape[-1]:
             x = functional.pad(x, (0, missing))
         if self.activation_scale is not None:
             x = fake_quantize(x, self.activation_scale)
         out = x @ dequantize(self.codes, self.scales, self.block)
+        if self.kept is not None and self.kept_weight is not None:
+            out = out + whole.index_select(-1, self.kept) @ self.kept_weight
         return out if self.bias is None else out + self.bias

@@ -5,19 +5,41 @@ A recipe is a function that returns a complete configuration; `RECIPES` names th
 | format | weight | input |
 |---|---|---|
 | float32 | as it is | as it is |
-| w8 | int8 per channel | as it is |
+| float | the recipe's base | the recipe's base |
+| w8 | int8 per channel | the recipe's base |
 | w8a8 | int8 per channel | int8, one scale |
-| w4 | int4 in blocks of 128 along K | as it is |
+| w4 | int4 in blocks of 128 along K | the recipe's base |
+| fp8 | float8 | float8 |
+
+The base is what everything else flows in. Whatever it is, these stay float32: norms, softmax,
+activation functions, the arithmetic between networks, the sampler, and layers of format float32.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
-Format = Literal["float32", "w8", "w8a8", "w4"]
+Format = Literal["float32", "float", "w8", "w8a8", "w4", "fp8"]
+Method = Literal["plain", "smooth", "outliers", "awq", "gptq"]
+Base = Literal["float32", "bfloat16", "float16"]
+Target = Literal["cpu", "orin", "thor"]
+
+METHODS: dict[str, tuple[Method, ...]] = {
+    "w8a8": ("plain", "smooth", "outliers"),
+    "w4": ("plain", "awq", "gptq"),
+}
+"""How codes and scales of a format can be found; the others are plain rounding.
+
+smooth: part of the input's range is moved into the weights (SmoothQuant). outliers: the channels in
+which LLM.int8 finds outliers stay in the base format. awq, gptq: see `quant.methods`.
+"""
+MIXED = Path(__file__).with_name("orin-mixed.json")
+"""What the sensitivity search chose (`make sensitivity`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +49,19 @@ class Rule:
     pattern: str
     """Of `fnmatch`, for the layer's name in the policy: `vlm.model.layers.*.mlp.*`."""
     format: Format
+    method: Method = "plain"
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise ValueError(
+                f"{self.pattern}: unknown format {self.format!r}, there are {get_args(Format)}"
+            )
+        known = METHODS.get(self.format, ("plain",))
+        if self.method not in known:
+            raise ValueError(
+                f"{self.pattern}: format {self.format} knows the methods {known}, got "
+                f"{self.method!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +71,33 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
     """The first that matches a layer decides."""
-    opset: int
-    """ONNX operator set. At most 20, so that TensorRT 10.3 of JetPack 6 reads it; 21 with int4."""
-    tolerance: float
-    """Largest relative error of an engine against its module, norm of difference over norm."""
+    target: Target
+    base: Base = "float32"
+    tolerance: float = 1e-4
+    """Largest relative error of an engine against its module, norm of difference over norm, before
+    it is lowered to the base format."""
     chain_tolerance: float
     """The same of any tensor when the engines feed each other."""
+    stage_error: float = 0.0
+    """How far quantization may move a stage's output, in multiples of what bfloat16 does to it,
+    which is measured."""
+    success_margin: float = 0.05
+    """Share of episodes that the recipe may cost in closed loop: the lower end of the interval."""
+
+    def __post_init__(self) -> None:
+        if "fp8" in {rule.format for rule in self.rules} and self.target != "thor":
+            raise ValueError(
+                f"recipe {self.name}: FP8 needs tensor cores of SM 8.9 or newer, and {self.target} "
+                "has none (an Orin is SM 8.7): use w8a8 (orin-w8a8), or target a Thor"
+            )
 
     @property
     def is_quantized(self) -> bool:
-        """Whether any layer leaves float32."""
-        return any(rule.format != "float32" for rule in self.rules)
+        """Whether anything leaves float32."""
+        return self.base != "float32" or any(rule.format != "float32" for rule in self.rules)
 
-    def assign(self, layers: Iterable[str]) -> Mapping[str, Format]:
-        """The format of every layer.
+    def decide(self, layers: Iterable[str]) -> Mapping[str, Rule]:
+        """The rule of every layer.
 
         Raises:
             ValueError: a layer that no rule names, or a rule that decides about none.
@@ -73,11 +121,38 @@ class Recipe:
                 f"recipe {self.name}: {unused} decide about no layer: a misspelt name, or an "
                 "earlier rule takes everything"
             )
-        return {layer: rule.format for layer, rule in chosen.items()}
+        return chosen
+
+
+KEPT = tuple(
+    Rule(pattern, "float32")
+    for pattern in (
+        "info_sharing.final_projection",
+        "action_head.state_linear",
+        "action_head.t_embedder.*",
+        "action_head.x_embedder",
+        "action_head.final_layer.linear",
+    )
+)
+"""Small layers whose errors reach the actions undiminished, at both ends of the networks. The first
+denoise step multiplies an error of the last one by 204."""
+
+TIES = 5e-3
+"""Engine and module round the same numbers to the same codes, but for those within float32 rounding
+of a tie. One code more or less among a row's thousands is 1/127 of the row's largest number, some
+1e-2 of its norm, and one row of a hundred is 1e-3 of a stage; 5e-3 is a handful of them. How many
+lie there is measured beside (`export.measure.rounding`)."""
+INT8_ERROR, INT4_ERROR = 25.0, 80.0
+"""An int8 code is 2^-8 of its channel's range, an int4 code 2^-4 of its block's, and bfloat16 is
+2^-9 of every number: 2 and 32 times that, where the range is typical of the numbers. 12 and 33 were
+measured at worst on the demo, where outliers widen the range; twice that is allowed."""
+FLOAT32_PART = "action_head"
+"""Of this, only products with weights leave float32: its tokens are a handful, so that it costs
+nothing, and its rounding errors are those that the denoise loop carries on."""
 
 
 def float32() -> Recipe:
-    """The reference precision. Opset 18 is what the exporter writes without a converter.
+    """The reference precision.
 
     Two float32 implementations of a sum of n terms differ by about sqrt(n) * 6e-8 of its size;
     for n = 11008 that is 6e-6 per product, and 1e-4 leaves room for some tens of them in a row.
@@ -85,8 +160,7 @@ def float32() -> Recipe:
     return Recipe(
         name="float32",
         rules=(Rule("*", "float32"),),
-        opset=18,
-        tolerance=1e-4,
+        target="cpu",
         chain_tolerance=1e-4,
     )
 
@@ -94,6 +168,9 @@ def float32() -> Recipe:
 def cpu_int8() -> Recipe:
     """Weights and inputs in int8, for a CPU with int8 dot products; what is small stays float32.
 
+    What the language model's attention hands to its output projection has tokens a hundred times
+    smaller than others: with one scale for all their inputs stay out of int8, or the stage moves
+    by 0.4 of its norm.
     The condition and the sampler's ends are a thousandth of the arithmetic, and their errors reach
     the actions undiminished. An engine and its module, given the same numbers, round them to the
     same codes. In a chain a number that lies within float32 rounding of a tie may fall to the other
@@ -102,16 +179,133 @@ def cpu_int8() -> Recipe:
     """
     kept = (
         "info_sharing.info_sharing.proj_embed",
-        "info_sharing.final_projection",
-        "action_head.state_linear",
         "action_head.combine.*",
         "action_head.cond_obs_emb",
-        "action_head.t_embedder.*",
-        "action_head.x_embedder",
-        "action_head.final_layer.*",
+        "action_head.final_layer.adaLN_modulation.*",
     )
-    rules = (*(Rule(pattern, "float32") for pattern in kept), Rule("*", "w8a8"))
-    return Recipe(name="cpu-int8", rules=rules, opset=18, tolerance=1e-4, chain_tolerance=2e-2)
+    return Recipe(
+        name="cpu-int8",
+        rules=(
+            *KEPT,
+            *(Rule(pattern, "float32") for pattern in kept),
+            Rule("vlm.model.layers.*.self_attn.o_proj", "w8"),
+            Rule("*", "w8a8", "smooth"),
+        ),
+        target="cpu",
+        tolerance=TIES,
+        chain_tolerance=2e-2,
+        stage_error=INT8_ERROR,
+    )
 
 
-RECIPES = {"float32": float32, "cpu-int8": cpu_int8}
+def orin_bf16() -> Recipe:
+    """Nothing quantized: bfloat16 has float32's range, so nothing overflows."""
+    return Recipe(
+        name="orin-bf16",
+        rules=(*KEPT, Rule("*", "float")),
+        target="orin",
+        base="bfloat16",
+        chain_tolerance=5e-2,
+    )
+
+
+def orin_fp16_safe() -> Recipe:
+    """float16, three bits finer than bfloat16; what calibration sees leave its range is float32."""
+    return Recipe(
+        name="orin-fp16-safe",
+        rules=(*KEPT, Rule("*", "float")),
+        target="orin",
+        base="float16",
+        chain_tolerance=2e-2,
+    )
+
+
+def orin_w8a8() -> Recipe:
+    """int8 everywhere, its inputs too where arithmetic is the limit and accuracy allows.
+
+    QKV and O are where int8 inputs cost others accuracy, and the head waits for its weights, not
+    for its arithmetic: these keep bfloat16 inputs.
+    """
+    return Recipe(
+        name="orin-w8a8",
+        rules=(
+            *KEPT,
+            Rule("vlm.model.layers.*.self_attn.*", "w8"),
+            Rule("vlm.visual.blocks.*.attn.*", "w8"),
+            Rule("info_sharing.info_sharing.self_attention_blocks.*.attn.*", "w8"),
+            Rule("info_sharing.info_sharing.proj_embed", "w8"),
+            Rule("action_head.*", "w8"),
+            Rule("*", "w8a8", "smooth"),
+        ),
+        target="orin",
+        base="bfloat16",
+        tolerance=TIES,
+        chain_tolerance=5e-2,
+        stage_error=INT8_ERROR,
+    )
+
+
+def orin_w4a16() -> Recipe:
+    """int4 weights where the time goes into reading them: language model and denoise loop.
+
+    Vision and spatial encoder wait for their arithmetic, so int8 costs them nothing, and int4 there
+    doubled the actions' error (0.034 to 0.057 on the demo). GPTQ, because AWQ's was 0.057.
+    """
+    return Recipe(
+        name="orin-w4a16",
+        rules=(
+            *KEPT,
+            Rule("vlm.model.layers.*", "w4", "gptq"),
+            Rule("action_head.blocks.*.attn.*", "w4", "gptq"),
+            Rule("action_head.blocks.*.mlp.*", "w4", "gptq"),
+            Rule("*", "w8"),
+        ),
+        target="orin",
+        base="bfloat16",
+        tolerance=TIES,
+        chain_tolerance=5e-2,
+        stage_error=INT4_ERROR,
+    )
+
+
+def orin_mixed() -> Recipe:
+    """Formats that the sensitivity search chose, from the file that it wrote."""
+    return read_recipe(MIXED)
+
+
+def thor_fp8() -> Recipe:
+    """FP8 weights and inputs for a Thor (SM 11.0); an Orin has no such arithmetic."""
+    return Recipe(
+        name="thor-fp8",
+        rules=(*KEPT, Rule("action_head.*", "float"), Rule("*", "fp8")),
+        target="thor",
+        base="bfloat16",
+        chain_tolerance=5e-2,
+        stage_error=INT8_ERROR,
+    )
+
+
+RECIPES = {
+    "float32": float32,
+    "cpu-int8": cpu_int8,
+    "orin-bf16": orin_bf16,
+    "orin-fp16-safe": orin_fp16_safe,
+    "orin-w8a8": orin_w8a8,
+    "orin-w4a16": orin_w4a16,
+    "orin-mixed": orin_mixed,
+    "thor-fp8": thor_fp8,
+}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from its JSON file.
+
+    Raises:
+        ValueError: not a recipe, or one that cannot be.
+    """
+    try:
+        raw = json.loads(path.read_text())["recipe"]
+        rules = tuple(Rule(*rule) for rule in raw.pop("rules"))
+        return Recipe(rules=rules, **raw)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a recipe ({error}); make sensitivity writes one") from None

@@ -25,7 +25,7 @@ from .bundle import read_bundle
 from .check import check
 from .errors import BundleError, EngineError, ObservationError, RecordingError, RobotError
 from .loop import LoopConfig, Step, Trace, run_episode
-from .policy import load
+from .policy import Policy, load
 from .report import summarize, write_report
 from .robot import ReplayedRobot, Robot, load_recording
 from .show import describe, draw
@@ -65,11 +65,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _load(options: argparse.Namespace) -> Policy:
+    return load(
+        options.bundle, robot=options.robot, accept_failed_gates=options.accept_failed_gates
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
     config = LoopConfig(
         rate_hz=options.rate_hz, execute=options.execute, max_steps=options.max_steps
     )
-    policy = load(options.bundle, robot=options.robot)
+    policy = _load(options)
     traces: list[Trace] = []
     for name, robot in _robots(options):
         with contextlib.closing(robot):
@@ -97,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    verdicts = check(load(options.bundle, robot=options.robot))
+    verdicts = check(_load(options))
     for verdict in verdicts:
         mark = "ok  " if verdict.passed else "FAIL"
         print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {verdict.allowed:.0e})")
@@ -112,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    timings = measure(load(options.bundle, robot=options.robot), options.ticks)
+    timings = measure(_load(options), options.ticks)
     for kind, timing in timings.items():
         print(
             f"{kind}: {timing.tick.p50:.2f} ms median, {timing.tick.p99:.2f} ms p99 of "
@@ -182,6 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("bundle", type=Path, metavar="BUNDLE")
     common.add_argument("--robot", help="key of the statistics, where there are several")
+    common.add_argument(
+        "--accept-failed-gates",
+        action="store_true",
+        help="run a bundle too whose export was forced",
+    )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     run = verbs.add_parser("run", parents=[common], help="drive episodes and report")

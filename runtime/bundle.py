@@ -23,6 +23,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 PLANS = "plans"
 """Folder that a device adds; not part of the release, so not listed in the manifest."""
+GOLDEN = "golden.npz"
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -83,9 +84,32 @@ class Manifest:
     action_error: float = 0.0
     """Relative error of the golden actions against the float32 reference, measured at export."""
     gates: Mapping[str, str] = field(default_factory=dict)
-    """Verdicts: pass, fail or not measured."""
+    """Verdicts, with figures: each begins with `pass`, `fail` or `not measured`."""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    """What the export decided and measured: `recipe`, `layers`, `precisions`, `islands`,
+    `stages`.
+    For people and reports; nothing at run time reads it."""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def failed_gates(self) -> dict[str, str]:
+        """Gates that failed; such a bundle exists only because somebody forced its export."""
+        return {name: words for name, words in self.gates.items() if words.startswith("fail")}
+
+    @property
+    def content_sha256(self) -> str:
+        """Over what decides about the actions: engines, embedding, tokenizer and graph.
+
+        Not over golden data and measurements, so that the same policy keeps its hash.
+        """
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.files.items()):
+            if name != GOLDEN:
+                digest.update(f"{name} {entry.sha256}\n".encode())
+        for part in ("graph", "normalization", "image", "prompt", "grid"):
+            digest.update(json.dumps(_plain(self)[part], sort_keys=True).encode())
+        return digest.hexdigest()
 
     def to_json(self) -> str:
         return json.dumps(_plain(self), indent=1) + "\n"

@@ -85,7 +85,10 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no public base
-            raise EngineError(f"{path}: ONNX Runtime refuses this engine: {error}") from error
+            hint = ""
+            if "NOT_IMPLEMENTED" in str(error):
+                hint = "; it has no bfloat16 on a CPU (python -m export twin makes a float32 twin)"
+            raise EngineError(f"{path}: ONNX Runtime refuses this engine{hint}: {error}") from error
         self.path = path
         self.inputs = {node.name: _spec(node, path) for node in self._session.get_inputs()}
         self.outputs = {node.name: _spec(node, path) for node in self._session.get_outputs()}

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from . import prompt
 from .anchor import AnchorPolicy, First, Tick
-from .bundle import Bundle, read_bundle
+from .bundle import GOLDEN, Bundle, read_bundle
 from .engine import Backend, Engine, Memory
 from .errors import BundleError, EpisodeError, ObservationError
 from .functions import FUNCTIONS, Resources
@@ -54,6 +54,7 @@ def load(
     *,
     robot: str | None = None,
     backend: Backend | None = None,
+    accept_failed_gates: bool = False,
 ) -> Policy:
     """Verify a bundle, load its engines and run it once on its golden observation.
 
@@ -61,16 +62,25 @@ def load(
         path: the bundle's folder.
         robot: key of the statistics to use; may be left out if there is one.
         backend: where to run; ONNX Runtime on the CPU by default.
+        accept_failed_gates: load a bundle too that was exported against its gates' verdict.
 
     Raises:
-        BundleError: the bundle is damaged or does not fit, or the robot is not in it.
+        BundleError: the bundle is damaged or does not fit, a gate failed at its export, or the
+            robot is not in it.
         EngineError: an engine does not load on this machine.
     """
     if backend is None:
         from .onnxruntime_engine import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend()
-    policy = Policy(read_bundle(path), robot, backend)
+    bundle = read_bundle(path)
+    if bundle.manifest.failed_gates and not accept_failed_gates:
+        words = "; ".join(f"{name}: {w}" for name, w in bundle.manifest.failed_gates.items())
+        raise BundleError(
+            f"{bundle.path}: its export was forced although gates failed ({words}); export it "
+            "again without --force, or say --accept-failed-gates to run it as it is"
+        )
+    policy = Policy(bundle, robot, backend)
     policy.warm_up()
     return policy
 
@@ -320,7 +330,7 @@ def draw_noise(seed: int, tick: int, shape: tuple[int, int]) -> NDArray[np.float
 
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The bundle's golden data: inputs, and the float32 reference's output of every stage."""
-    with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
+    with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
         return {name: golden[name] for name in golden.files}
 
 

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import runtime
-from export.build import BuildConfig, build
+from export.build import build
+from export.config import BuildConfig
 from models.__main__ import Init, init
 from models.demo import EPISODES
 from runtime.errors import RobotError

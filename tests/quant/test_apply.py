@@ -20,11 +20,11 @@ def make_model():
     )
 
 
-def recipe(*rules, opset=18):
+def recipe(*rules):
     return Recipe(
         name="trial",
         rules=tuple(Rule(*rule) for rule in rules),
-        opset=opset,
+        target="cpu",
         tolerance=1e-4,
         chain_tolerance=1e-4,
     )
@@ -86,7 +86,7 @@ def test_a_calibration_that_overflows_names_the_layer():
 )
 def test_formats_cost_about_what_their_steps_say(number_format, bound):
     model = make_model()
-    quantized = quantize(model, recipe(("*", number_format), opset=21), statistics_of(model))
+    quantized = quantize(model, recipe(("*", number_format)), statistics_of(model))
     assert sum(isinstance(m, QuantLinear) for m in quantized.modules()) == 3
     error = relative(run(quantized, seed=9), run(model, seed=9))
     assert bound / 10 < error < bound
@@ -102,8 +102,8 @@ def test_the_model_itself_stays_and_shares_what_is_not_replaced():
 
 
 def test_the_first_rule_that_matches_decides():
-    formats = recipe(("1", "w4"), ("*", "w8")).assign(["0", "1", "2"])
-    assert formats == {"0": "w8", "1": "w4", "2": "w8"}
+    formats = recipe(("1", "w4"), ("*", "w8")).decide(["0", "1", "2"])
+    assert {n: rule.format for n, rule in formats.items()} == {"0": "w8", "1": "w4", "2": "w8"}
 
 
 @pytest.mark.parametrize(

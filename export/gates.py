@@ -1,0 +1,64 @@
+"""The verdicts of an export. One that fails stops it, or marks the bundle if that is forced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+
+
+class Gates:
+    """Collects verdicts; `force` keeps going where one failed."""
+
+    def __init__(self, *, force: bool) -> None:
+        self.force = force
+        self.verdicts: dict[str, str] = {}
+
+    def judge(self, name: str, passed: bool, figures: str, message: str) -> None:
+        """Record a verdict.
+
+        Args:
+            figures: what was measured and what is allowed, in a few words.
+            message: what a user is told where it failed.
+
+        Raises:
+            ExportError: it failed, and nothing is forced.
+        """
+        if passed:
+            if not self.verdicts.get(name, "").startswith("fail"):
+                self.verdicts[name] = f"pass ({figures})"
+            return
+        if not self.force:
+            raise ExportError(f"gate {name}: {message}; nothing was written")
+        self.verdicts[name] = f"fail ({figures})"
+
+
+def success_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None:
+    """What `make gate` found for the bundle with this hash; None if it was never asked.
+
+    Raises:
+        ExportError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        verdict: Mapping[str, Any] | None = json.loads(path.read_text())["verdicts"].get(
+            content_sha256
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ExportError(
+            f"{path}: not a file of verdicts ({error!r}); make gate writes one"
+        ) from None
+    return verdict
+
+
+def words_of(verdict: Mapping[str, Any]) -> str:
+    """A success verdict in a few words."""
+    return (
+        f"{100 * verdict['difference']:+.1f} points "
+        f"[{100 * verdict['low']:+.1f}, {100 * verdict['high']:+.1f}] of success in "
+        f"{verdict['episodes']} paired episodes"
+    )

@@ -1,0 +1,221 @@
+"""What an export is judged by: the policy's tensors on one observation, and how they move.
+
+Three sources move them, and each is measured, not assumed: quantization (the quantized modules
+against the float32 ones), the base format's rounding (the same modules, rounding), and the noise
+that a policy starts from (other seeds).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.torch_engine import TorchEngine
+from models.checkpoint import Checkpoint, normalizations, reference
+from models.split import Split
+from quant.modules import QuantLinear
+from quant.observations import Observation
+from runtime.check import relative_error
+from runtime.functions import Resources
+from runtime.interpreter import Interpreter
+from runtime.onnxruntime_engine import HostMemory
+from runtime.policy import ACTIONS, bind_stages, draw_noise
+
+NOISE_SEEDS = 8
+JITTER = 2.0**-20
+"""Relative; two float32 sums of n terms differ by some sqrt(n) * 2^-24, n is up to 11008."""
+Tensors = Mapping[str, NDArray[Any]]
+
+
+def make_golden(
+    checkpoint: Checkpoint,
+    observation: Observation | None,
+    image_size: tuple[int, int],
+    *,
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """The observation that every check uses, made up from `seed` if none is given.
+
+    Returns:
+        anchor, frame, instruction, state, noise, robot.
+    """
+    head = checkpoint.config.head
+    robot = sorted(checkpoint.statistics)[0]
+    if observation is None:
+        anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
+        unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(
+            -1, 1, head.state_dim
+        )
+        to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+        state = to_policy.to_robot(unit.astype(np.float32))
+        observation = Observation(anchor, frame, "put the carrot on the plate", state)
+    return golden_of(checkpoint, observation, seed=seed)
+
+
+def golden_of(
+    checkpoint: Checkpoint, observation: Observation, *, seed: int
+) -> dict[str, NDArray[Any]]:
+    """An observation as the graph's inputs, with noise of a seed."""
+    head = checkpoint.config.head
+    return {
+        "anchor": observation.anchor,
+        "frame": observation.frame,
+        "instruction": np.array(observation.instruction),
+        "state": observation.state.astype(np.float32),
+        "noise": draw_noise(seed, 0, (head.prediction_horizon, head.action_dim)),
+        "robot": np.array(sorted(checkpoint.statistics)[0]),
+    }
+
+
+def reference_actions(checkpoint: Checkpoint, golden: Tensors) -> NDArray[np.float32]:
+    """[T, A] of the float32 reference, robot units."""
+    return reference(
+        checkpoint,
+        anchor=golden["anchor"],
+        frame=golden["frame"],
+        instruction=str(golden["instruction"]),
+        state=golden["state"],
+        noise=golden["noise"],
+        robot=str(golden["robot"]),
+    )
+
+
+class Modules:
+    """The torch modules of a split behind the runtime's interpreter: only what changed runs."""
+
+    def __init__(self, checkpoint: Checkpoint, parts: Split, grid: tuple[int, int]) -> None:
+        self._checkpoint, self._graph = checkpoint, parts.graph
+        self._memory = HostMemory(parts.graph)
+        engines = {name: TorchEngine(spec) for name, spec in parts.engines.items()}
+        robot = sorted(checkpoint.statistics)[0]
+        state, action = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+        resources = Resources(
+            embedding_VD=checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy(),
+            image=checkpoint.image,
+            grid=grid,
+            state=state,
+            action=action,
+        )
+        calls = bind_stages(parts.graph, engines, self._memory, resources)
+        self._interpreter = Interpreter(parts.graph, calls)
+
+    def actions(self, golden: Tensors) -> NDArray[np.float32]:
+        """[T, A] on an observation, robot units."""
+        for name in ("anchor", "frame", "state", "noise"):
+            self._interpreter.set(name, golden[name])
+        self._interpreter.set("instruction", self._checkpoint.tail_ids(str(golden["instruction"])))
+        self._interpreter.run(ACTIONS)
+        return self._memory.host(ACTIONS).copy()
+
+    def tensors(self, golden: Tensors) -> dict[str, NDArray[Any]]:
+        """Every tensor of the graph on an observation."""
+        self.actions(golden)
+        for leaf in self._graph.outputs:
+            self._interpreter.run(leaf)
+        return {name: self._memory.host(name).copy() for name in self._graph.tensors}
+
+    def noise_spread(self, golden: Tensors) -> float:
+        """How far another noise seed moves the actions, relative, root mean square."""
+        want = self.actions(golden)
+        errors = []
+        for seed in range(1, NOISE_SEEDS + 1):
+            noise = draw_noise(seed, 0, golden["noise"].shape)
+            errors.append(relative_error(self.actions({**golden, "noise": noise}), want))
+        return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def stage_errors(parts: Split, tensors: Tensors) -> dict[str, float]:
+    """How far each stage's module is from `tensors`, given its inputs from there: worst output."""
+    errors = {}
+    for stage in parts.graph.stages:
+        if stage.engine is None:
+            continue
+        spec = parts.engines[stage.engine]
+        inputs = [torch.from_numpy(tensors[stage.inputs[port]]) for port in spec.inputs]
+        with torch.no_grad():
+            outputs = spec.module(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        errors[stage.name] = max(
+            relative_error(got.numpy(), tensors[stage.outputs[port]])
+            for port, got in zip(spec.outputs, outputs, strict=True)
+        )
+    return errors
+
+
+def step_sensitivity(parts: Split, exact: Split, tensors: Tensors) -> dict[str, float]:
+    """What each denoise step of `parts` alone does to the last step's result, all else exact.
+
+    Args:
+        exact: the float32 policy.
+        tensors: of it.
+    """
+    steps = [s for s in exact.graph.stages if s.engine == "denoise"]
+    errors = {}
+    for changed in steps:
+        x = torch.from_numpy(tensors[changed.inputs["x"]])
+        for stage in steps[steps.index(changed) :]:
+            engines = parts.engines if stage is changed else exact.engines
+            ports = ("modulation", "coefficients")
+            others = [torch.from_numpy(tensors[stage.inputs[port]]) for port in ports]
+            with torch.no_grad():
+                x = engines["denoise"].module(x, *others)
+        errors[changed.name] = relative_error(x.numpy(), tensors[steps[-1].outputs["x_next"]])
+    return errors
+
+
+@contextlib.contextmanager
+def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
+    """Within, the linear layers of `model` round input, weight and output to `base`.
+
+    What a device does between its products, in a second way: `export.lower` does it to a file. In
+    float32 the numbers move by `JITTER` instead, as another order of summation moves them; that
+    shows how many int8 codes lie on an edge.
+
+    Args:
+        exact: names of the layers that do not.
+    """
+    kind = getattr(torch, base)
+    random = torch.Generator().manual_seed(0)
+
+    def rounded(x: Tensor) -> Tensor:
+        if kind != torch.float32:
+            return x.to(kind).float()
+        return x * (1 + JITTER * (2 * torch.rand(x.shape, generator=random) - 1))
+
+    def linear(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if isinstance(layer, nn.Linear):
+            bias = None if layer.bias is None else rounded(layer.bias)
+            output = functional.linear(rounded(arguments[0]), rounded(layer.weight), bias)
+        return rounded(output)
+
+    def quantized(_layer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (rounded(arguments[0]),)
+
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, QuantLinear)) and name not in exact:
+            handles.append(layer.register_forward_hook(linear))
+        if isinstance(layer, QuantLinear):
+            handles.append(layer.register_forward_pre_hook(quantized))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _made_up_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Smooth colour patches with some noise on them: neither flat nor white noise."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    width, height = size
+    coarse = random.uniform(0, 255, (8, 8, 3))
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    image = coarse[rows][:, columns] + random.normal(0, 12, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)

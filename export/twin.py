@@ -1,0 +1,67 @@
+"""A bundle for machines without the arithmetic of another: the float32 twin of every engine.
+
+What a bfloat16 or float16 bundle does on a board can so be seen, gated and filmed on any CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from export.destination import publish, temporary
+from export.lower import twin
+from export.onnx_file import save
+from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwinConfig:
+    """Make the float32 twin of a bundle, which runs on a CPU and rounds as the bundle does."""
+
+    bundle: Path
+    """Of any recipe."""
+
+    out: Path
+    """Folder to write."""
+
+
+def make_twin(config: TwinConfig) -> Path:
+    """Write it.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary(config.out) as folder:
+        write_twin(config.bundle, folder)
+        publish(folder, config.out)
+        folder.mkdir()  # for `temporary` to remove
+    return config.out
+
+
+def write_twin(bundle: Path, folder: Path) -> None:
+    """Into an empty folder. All but the engines is linked where the file system can."""
+    manifest = read_bundle(bundle).manifest
+    files = dict(manifest.files)
+    for name in files:
+        if name.startswith("engines/"):
+            continue
+        try:
+            os.link(bundle / name, folder / name)
+        except OSError:
+            shutil.copyfile(bundle / name, folder / name)
+    files = {name: entry for name, entry in files.items() if not name.startswith("engines/")}
+    for engine in manifest.engines.values():
+        written = save(twin(onnx.load(bundle / engine.file)), folder / engine.file)
+        for path in written.files:
+            files[path.relative_to(folder).as_posix()] = FileEntry(
+                sha256=sha256_of(path), bytes=path.stat().st_size
+            )
+    words = f"float32 twin of {manifest.content_sha256[:16]}; {manifest.description}"
+    changed = dataclasses.replace(manifest, files=files, description=words)
+    (folder / MANIFEST).write_text(changed.to_json())

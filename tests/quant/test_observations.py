@@ -1,0 +1,106 @@
+"""Observations are the right frames of the right episode, shared out as stride and limit say."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from models.demo import EPISODES
+from quant.observations import read_observations
+from runtime.errors import RecordingError
+from runtime.robot import Recording, load_recording, save_recording
+from tests.quant.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, names_of
+
+
+def write_npz(folder, lengths=(NUM_FRAMES,) * NUM_EPISODES):
+    folder.mkdir()
+    for e, length in enumerate(lengths):
+        recording = Recording(
+            instruction=f"task {e % 2}",
+            task="trial",
+            seed=e,
+            rate_hz=10.0,
+            images=np.stack([draw(e, i) for i in range(length)]),
+            states=np.array([[e, i, 0.5] for i in range(length)], np.float32),
+            actions=np.zeros((length, 2), np.float32),
+            success=True,
+        )
+        save_recording(recording, folder / f"{e:02d}.npz")
+
+
+@pytest.fixture
+def episodes(tmp_path):
+    write_npz(tmp_path / "episodes")
+    return tmp_path / "episodes"
+
+
+def test_recorded_episodes_are_read_as_load_recording_does():
+    expected = []
+    for path in sorted(EPISODES.glob("*.npz")):
+        recording = load_recording(path)
+        expected += [(recording, frame) for frame in range(0, len(recording.images), 6)]
+    observations = list(read_observations(EPISODES, stride=6))
+    assert len(observations) == len(expected) > 4
+    for observation, (recording, frame) in zip(observations, expected, strict=True):
+        assert np.array_equal(observation.anchor, recording.images[0])
+        assert np.array_equal(observation.frame, recording.images[frame])
+        assert np.array_equal(observation.state, recording.states[frame])
+        assert observation.instruction == recording.instruction
+
+
+@pytest.mark.parametrize("stride", [3, 4, 100])
+def test_each_episode_starts_its_own_stride(episodes, stride):
+    expected = [(e, i) for e in range(NUM_EPISODES) for i in range(0, NUM_FRAMES, stride)]
+    assert names_of(read_observations(episodes, stride=stride)) == expected
+
+
+def test_a_limit_takes_as_many_from_each_episode(episodes):
+    names = names_of(read_observations(episodes, stride=1, limit=7))
+    assert names == sorted(set(names))
+    assert sorted(Counter(e for e, _ in names).values()) == [2, 2, 3]
+    assert names == names_of(read_observations(episodes, stride=1, limit=7))
+    assert names_of(read_observations(episodes, stride=1, limit=100)) == ALL
+
+
+def test_a_limit_takes_more_from_long_episodes_where_others_are_short(tmp_path):
+    write_npz(tmp_path / "episodes", lengths=(1, 9, 3))
+    names = names_of(read_observations(tmp_path / "episodes", stride=1, limit=8))
+    assert Counter(e for e, _ in names) == {0: 1, 1: 4, 2: 3}
+
+
+def test_a_limit_does_not_mean_the_first_frames(tmp_path):
+    write_npz(tmp_path / "episodes", lengths=(8,) * 12)
+    names = names_of(read_observations(tmp_path / "episodes", stride=2, limit=12))
+    assert [e for e, _ in names] == list(range(12))
+    assert {i for _, i in names} == {0, 2, 4, 6}
+
+
+def test_a_limit_below_the_number_of_episodes_reads_only_some(tmp_path):
+    write_npz(tmp_path / "episodes", lengths=(4,) * 12)
+    episodes = {e for e, _ in names_of(read_observations(tmp_path / "episodes", stride=1, limit=5))}
+    assert len(episodes) == 5
+    assert episodes != set(range(5))
+
+
+@pytest.mark.parametrize("arguments", [{"stride": 0}, {"stride": 1, "limit": 0}])
+def test_a_count_below_one_is_refused(arguments):
+    with pytest.raises(ValueError, match="(stride|limit) must be at least 1, got 0"):
+        read_observations(EPISODES, **arguments)
+
+
+def test_a_folder_without_episodes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gone: no such folder; expected .npz episodes or a"):
+        read_observations(tmp_path / "gone", stride=1)
+    with pytest.raises(ValueError, match="neither episodes .* nor a LeRobot dataset"):
+        read_observations(tmp_path, stride=1)
+
+
+def test_a_camera_of_recorded_episodes_is_refused():
+    with pytest.raises(ValueError, match="have one camera; leave out 'top'"):
+        read_observations(EPISODES, stride=1, camera="top")
+
+
+def test_a_damaged_episode_is_refused(tmp_path):
+    (tmp_path / "0.npz").write_bytes(b"no zip")
+    with pytest.raises(RecordingError, match="0.npz: expected an .npz archive"):
+        read_observations(tmp_path, stride=1)

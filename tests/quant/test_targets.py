@@ -1,0 +1,122 @@
+"""Costs of a tick agree with arithmetic by hand, and with what the engines are called with."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from models.anchorvla4d import AnchorVLA4D
+from models.checkpoint import load_checkpoint
+from models.config import full
+from models.demo import CHECKPOINT
+from models.split import split
+from quant.recipes import KEPT
+from quant.sensitivity import CANDIDATES, group_layers
+from quant.targets import BOARDS, Board, Product, roofline_ms, tick_costs, tick_products
+
+BOARD = Board(
+    bandwidth_gb_s=100.0, int8_tops=40.0, bf16_tflops=20.0, target="orin", source="made up"
+)
+
+
+def test_a_product_takes_as_long_as_its_arithmetic_or_its_bytes():
+    assert roofline_ms(BOARD, 4e9, 1e6, int8=False) == pytest.approx(0.2)  # 4 GFLOP at 20 TFLOPS
+    assert roofline_ms(BOARD, 4e9, 1e6, int8=True) == pytest.approx(0.1)
+    assert roofline_ms(BOARD, 4e9, 1e8, int8=True) == pytest.approx(1.0)  # 100 MB at 100 GB/s
+
+
+@pytest.mark.parametrize(
+    ("number_format", "num_bytes"),
+    # 200 inputs, 10 outputs, two calls; scales of two bytes. int4 pads to 256 inputs, two blocks.
+    [
+        ("float32", 2 * 8000),
+        ("float", 2 * 4000),
+        ("w8", 2 * (2000 + 20)),
+        ("w8a8", 2 * (2000 + 20)),
+        ("w4", 2 * (1280 + 40)),
+    ],
+)
+def test_weights_are_read_in_their_format_with_their_scales(number_format, num_bytes):
+    product = Product(200, 10, rows=3, calls=2)
+    assert product.num_bytes(number_format) == num_bytes
+    assert product.flops == 2 * 200 * 10 * 3 * 2
+
+
+def test_only_int8_inputs_make_arithmetic_faster():
+    times = {f: Product(1000, 1000, rows=10**4, calls=1).time_ms(BOARD, f) for f in CANDIDATES}
+    assert times == pytest.approx({"float": 1.0, "w8": 1.0, "w8a8": 0.5, "w4": 1.0})
+
+
+def test_a_warm_tick_multiplies_what_its_engines_are_called_with():
+    checkpoint = load_checkpoint(CHECKPOINT)
+    parts = split(checkpoint.model, checkpoint.parts, (8, 8), 64)
+    changing = {"frame", "state", "noise"}
+    needs = parts.graph.stage_dependencies
+    calls = Counter(s.engine for s in parts.graph.stages if needs[s.name] & changing)
+    assert calls["vision"] == calls["language"] == 1 and calls["denoise"] == 10
+    seen: Counter[str] = Counter()
+    for engine, spec in parts.engines.items():
+        for name, rows in _rows(checkpoint.model, spec).items():
+            seen[name] += rows * calls[engine]
+    groups = group_layers(checkpoint.model)
+    products = tick_products(groups, checkpoint.config, (8, 8), 64)
+    for group, layers in groups.items():
+        for name, product in zip(layers, products[group], strict=True):
+            scale_token = seen[name] - product.rows * product.calls
+            assert scale_token in ((0, 1) if group.startswith("spatial") else (0,)), name
+
+
+def _rows(model, spec):
+    rows = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, x, name=name: rows.update({name: x[0].numel() // x[0].shape[-1]})
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.no_grad():
+        spec.module(*(torch.zeros(port.shape) for port in spec.inputs.values()))
+    for handle in handles:
+        handle.remove()
+    return rows
+
+
+def test_the_full_policy_costs_about_what_was_computed_for_it_by_hand():
+    with torch.device("meta"):
+        model = AnchorVLA4D(full())
+    products = tick_products(group_layers(model), full(), (18, 18), 102)
+    # 252 x 252 on an AGX Orin in bf16: language 36 ms and head 43 ms, both waiting for weights;
+    # vision 0.43 TFLOP, 13 ms, of which attention is a small part.
+    times = tick_costs(products, BOARDS["agx-orin-64gb"], CANDIDATES)["ms"]
+    sums: Counter[str] = Counter()
+    for group, of in times.items():
+        sums[group.split(".")[0]] += of["float"]
+    assert sums["language"] == pytest.approx(36, rel=0.05)
+    assert sums["head"] + sums["modulation"] == pytest.approx(43, rel=0.05)
+    assert sums["vision"] == pytest.approx(13, rel=0.05)
+
+
+def test_shares_are_of_what_float32_reads():
+    with torch.device("meta"):
+        model = AnchorVLA4D(full())
+    products = tick_products(group_layers(model), full(), (18, 18), 112)
+    shares = tick_costs(products, BOARDS["agx-orin-64gb"], CANDIDATES)["share"]
+    assert sum(of["float"] for of in shares.values()) == pytest.approx(0.5)
+    # A scale per output is a per mille, one per 128 weights 1 / 32 of the int4 codes.
+    assert sum(of["w8"] for of in shares.values()) == pytest.approx(0.25, rel=0.003)
+    assert sum(of["w4"] for of in shares.values()) == pytest.approx(0.125 * (1 + 1 / 32), rel=0.01)
+
+
+def test_every_board_says_where_its_numbers_come_from():
+    for board in BOARDS.values():
+        assert any(word in board.source for word in ("measured", "datasheet", "derived"))
+        assert board.bf16_tflops == pytest.approx(board.int8_tops / 2)
+
+
+def test_kept_layers_are_in_no_group():
+    with torch.device("meta"):
+        layers = group_layers(AnchorVLA4D(full()))
+    names = {name for of in layers.values() for name in of}
+    assert not names & {rule.pattern for rule in KEPT}
