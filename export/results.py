@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.config import VERDICTS
 from export.success import RESULT
 from models.demo import CHECKPOINT
 from runtime.metaworld import TASKS
@@ -21,6 +22,7 @@ WORDS = {
     "reference": "our torch reference",
     "uncached": "our runtime, every input changed",
     "warm": "**our runtime, anchor kept**",
+    "int8_warm": "the same in int8 (recipe `cpu-int8`)",
 }
 
 
@@ -42,7 +44,10 @@ def update(config: ResultsConfig) -> None:
     """Put the rendered tables where they belong."""
     success = render_success(config.results)
     for path, tables in (
-        (config.readme, success + render_benchmarks(config.results)),
+        (
+            config.readme,
+            success + render_recipes(config.results) + render_benchmarks(config.results),
+        ),
         (config.card, success),
     ):
         path.write_text(place(path.read_text(), tables))
@@ -107,6 +112,34 @@ def render_success(folder: Path) -> str:
     return "\n".join([*lines, "", ""])
 
 
+def render_recipes(folder: Path) -> str:
+    """What each recipe weighs and costs as Markdown; nothing if that was not measured."""
+    path = folder / VERDICTS.name
+    if not path.exists():
+        return ""
+    verdicts = list(json.loads(path.read_text())["verdicts"].values())
+    machine = verdicts[0]["machine"]
+    lines = [
+        "",
+        f"Recipes on the demo policy, {verdicts[0]['episodes']} episodes in pairs with float32, 95 "
+        "% Newcombe interval of the difference; bfloat16 recipes by their float32 twins, which round "
+        f"after every operation. Measured {machine['date']} at commit {machine['commit']} on "
+        f"{machine['processor']}.",
+        "",
+        "| recipe | engines, of float32 | actions moved | success | against float32, points |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for v in verdicts:
+        share = v["engine_bytes"] / 4 / v["parameters"]
+        success, exact = v["successes"] / v["episodes"], v["float32_successes"] / v["episodes"]
+        lines.append(
+            f"| `{v['recipe']}` | {v['engine_bytes'] / 1e6:.1f} MB, {share:.0%} | "
+            f"{v['action_error']:.1%} | {success:.1%} (float32 {exact:.1%}) | "
+            f"{100 * v['difference']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] |"
+        )
+    return "\n".join([*lines, "", ""])
+
+
 def render_benchmarks(folder: Path) -> str:
     """All benchmark files of `folder` as Markdown."""
     return "".join(_render_file(path) for path in sorted(folder.glob("bench-*.json")))
@@ -122,7 +155,7 @@ def _render_file(path: Path) -> str:
         f"{machine['commit']}, "
         + ", ".join(f"{p} {v}" for p, v in machine["versions"].items())
         + "; power mode and clocks: "
-        + f"{machine['power_mode']}. Camera image to action chunk, float32, median (p99) in ms of "
+        + f"{machine['power_mode']}. Camera image to action chunk, median (p99) in ms of "
         + ", ".join(f"{sizes[n]['rounds']} ticks ({n})" for n in names)
         + ", rows interleaved.",
         "",
@@ -134,6 +167,8 @@ def _render_file(path: Path) -> str:
     extra = {
         "warm tick against every input changed": lambda s: f"{s['warm_speedup']:.2f} x",
         "warm tick against its roofline here": lambda s: f"{s['times_roofline']:.2f} x",
+        "int8 against float32, both warm": lambda s: f"{s['int8_speedup']:.2f} x",
+        "actions moved by int8": lambda s: f"{s['int8_action_error']:.1%}",
         "outside engines, warm, ms": lambda s: f"{s['overhead_ms']:.2f}",
         "of these host functions (image, state), ms": lambda s: f"{s['host_functions_ms']:.2f}",
         "padding of the language calls": lambda s: ", ".join(
