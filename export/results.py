@@ -122,8 +122,8 @@ def render_recipes(folder: Path) -> str:
     lines = [
         "",
         f"Recipes on the demo policy, {verdicts[0]['episodes']} episodes in pairs with float32, 95 "
-        "% Newcombe interval of the difference; bfloat16 recipes by their float32 twins, which round "
-        f"after every operation. Measured {machine['date']} at commit {machine['commit']} on "
+        "% Newcombe interval of the difference; bfloat16 recipes by their float32 twins, which "
+        f"round after every operation. Measured {machine['date']} at commit {machine['commit']} on "
         f"{machine['processor']}.",
         "",
         "| recipe | engines, of float32 | actions moved | success | against float32, points |",
