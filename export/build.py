@@ -76,18 +76,17 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
                 progress.update(bar, advance=1, description=description)
 
             manifest = _export(subject, folder, step)
-            step("report")
-            report = config.out.with_name(f"{config.out.name}-report.html")
-            write_report(
-                report,
-                manifest,
-                sensitivity=config.sensitivity,
-                yardsticks=yardsticks(checkpoint.model, subject.statistics)
-                if subject.statistics and config.yardsticks
-                else (),
-            )
             publish(folder, config.out)
             folder.mkdir()  # for `temporary` to remove
+        step("report")
+        report = config.out.with_name(f"{config.out.name}-report.html")
+        compared = config.yardsticks and subject.statistics
+        write_report(
+            report,
+            manifest,
+            sensitivity=config.sensitivity,
+            yardsticks=yardsticks(checkpoint.model, subject.statistics) if compared else (),
+        )
     _print_table(console, manifest, config.out)
     console.print(f"report: {report}")
     return config.out

@@ -48,7 +48,9 @@ def success_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None
         verdict: Mapping[str, Any] | None = json.loads(path.read_text())["verdicts"].get(
             content_sha256
         )
-    except (ValueError, KeyError, AttributeError) as error:
+        if verdict is not None:
+            words_of(verdict)  # a verdict has figures
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{path}: not a file of verdicts ({error!r}); make gate writes one"
         ) from None

@@ -169,8 +169,8 @@ def cpu_int8() -> Recipe:
     """Weights and inputs in int8, for a CPU with int8 dot products; what is small stays float32.
 
     What the language model's attention hands to its output projection has tokens a hundred times
-    smaller than others: with one scale for all their inputs stay out of int8, or the stage moves
-    by 0.4 of its norm.
+    smaller than others: with one scale for all the stage moves by 0.4 of its norm. That layer stays
+    float32, which here is five times as fast as int8 weights with float inputs.
     The condition and the sampler's ends are a thousandth of the arithmetic, and their errors reach
     the actions undiminished. An engine and its module, given the same numbers, round them to the
     same codes. In a chain a number that lies within float32 rounding of a tie may fall to the other
@@ -188,7 +188,7 @@ def cpu_int8() -> Recipe:
         rules=(
             *KEPT,
             *(Rule(pattern, "float32") for pattern in kept),
-            Rule("vlm.model.layers.*.self_attn.o_proj", "w8"),
+            Rule("vlm.model.layers.*.self_attn.o_proj", "float32"),
             Rule("*", "w8a8", "smooth"),
         ),
         target="cpu",
