@@ -6,7 +6,7 @@ their formats by the types and the Q/DQ nodes around them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def audit(
     names: Mapping[str, Mapping[str, str]],
     rules: Mapping[str, Rule],
     base: Base,
+    islands: Collection[str] = (),
 ) -> list[str]:
     """What differs from the recipe, one sentence each; nothing if it is followed.
 
@@ -77,23 +78,27 @@ def audit(
         names: per engine, path of a layer in its module -> the layer's name in the policy.
         rules: of every layer, by its name in the policy.
         base: of the recipe.
+        islands: layers that compute in float32 where the recipe has the base, because a tensor
+            beside them leaves its range.
     """
     wrong, seen = [], set()
     for engine, precisions in engines.items():
         for tensor, precision in precisions.items():
             path, part = _layer_of(tensor)
+            if not part and precision.format != "float32":
+                wrong.append(f"{engine}: {tensor} is {precision}, and of no known layer")
             layer = names[engine].get(path)
             if layer is None or layer not in rules:
                 continue  # a weight outside the linear layers: patch embedding, tables
+            own_base: Base = "float32" if layer in islands else base
             if part == ".kept_weight":
-                expected = Precision(base, base)
+                expected = Precision(own_base, own_base)
             else:
-                expected = _expected(rules[layer], base)
+                expected = _expected(rules[layer], own_base)
                 seen.add(layer)
             if precision != expected:
                 wrong.append(f"{engine}: {layer} is {precision}, the recipe says {expected}")
-    quantized = {n for n, r in rules.items() if r.format not in ("float32", "float")}
-    for layer in sorted(quantized - seen):
+    for layer in sorted({n for n, r in rules.items() if r.format != "float32"} - seen):
         wrong.append(f"{layer} is in no engine, the recipe says {rules[layer].format}")
     return wrong
 

@@ -32,6 +32,7 @@ from export.engines import EngineExporter, Exported
 from export.figures import read_study
 from export.gates import Gates
 from export.judge import (
+    allowed_in_chain,
     allowed_parity,
     judge_actions,
     judge_coverage,
@@ -119,7 +120,8 @@ def _export(subject: Subject, folder: Path, step: Callable[[str], None]) -> Mani
         runnable.mkdir()
         write_twin(folder, runnable)
         exported = judge_rounding(subject, gates, exported, stages, runnable)
-    error = judge_actions(subject, gates, runnable)
+    allowed = allowed_in_chain(subject, exported)
+    error = judge_actions(subject, gates, runnable, allowed)
     shutil.rmtree(folder / "twin", ignore_errors=True)
     judge_success(subject, gates, manifest)
     manifest = dataclasses.replace(
@@ -127,6 +129,7 @@ def _export(subject: Subject, folder: Path, step: Callable[[str], None]) -> Mani
         engines={name: e.entry for name, e in exported.items()},
         gates=gates.verdicts,
         action_error=error,
+        tolerance=allowed,
         quantization=dict(manifest.quantization) | {"stages": stages},
     )
     _write_manifest(folder, manifest)
@@ -177,7 +180,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
         engines={name: e.entry for name, e in exported.items()},
         files=files,
         padded_share=parts.padded_share(tail),
-        tolerance=subject.recipe.chain_tolerance,
+        tolerance={},
         quantization=_describe(subject.recipe, subject.rules, exported),
         tool_versions={"python": platform.python_version()}
         | {tool: importlib.metadata.version(tool) for tool in TOOLS},

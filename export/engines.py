@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from export.audit import Precision, check_target, read_precisions
 from export.compile_check import Compiled, check_compiles
 from export.errors import ExportError
 from export.gates import Gates
-from export.lower import float32_nodes, lower
+from export.lower import float32_nodes, lower, modules_beside
 from export.onnx_file import OnnxFile, export_graph, save
 from export.ranges import leaves_float16, scan_ranges
 from models.split import EngineSpec
@@ -46,6 +46,8 @@ class Exported:
     """Of every weight in the finished file."""
     islands: Mapping[str, float] = field(default_factory=dict)
     """Tensors that stay float32 because float16 cannot hold them, and their largest magnitude."""
+    island_layers: Collection[str] = ()
+    """The policy's layers that read or make one of them, and so compute in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,12 @@ class EngineExporter:
         step(f"{name}: parity")
         parity = self._parity(name, first)
         islands: dict[str, float] = {}
+        island_layers: set[str] = set()
         if is_lowered:
             step(f"{name}: lower")
             opset = max(opset, LOWERED_OPSET)
-            file, islands = self._lower(name, spec, names, first, path, opset)
+            file, islands, beside = self._lower(name, spec, names, first, path, opset)
+            island_layers = {names[path] for path in beside & names.keys()}
         try:
             check_target(path, self.recipe.target)
         except ValueError as error:
@@ -107,7 +111,7 @@ class EngineExporter:
             parity=max(parity.values()),
             compiled=compiled.message,
         )
-        return Exported(entry, file, parity, read_precisions(path), islands)
+        return Exported(entry, file, parity, read_precisions(path), islands, island_layers)
 
     def _parity(self, name: str, path: Path) -> dict[str, float]:
         errors = measure_parity(path, name, self.graph, self.tensors)
@@ -130,7 +134,8 @@ class EngineExporter:
         first: Path,
         path: Path,
         opset: int,
-    ) -> tuple[OnnxFile, dict[str, float]]:
+    ) -> tuple[OnnxFile, dict[str, float], set[str]]:
+        """The file, its islands, and the modules beside them."""
         islands: dict[str, float] = {}
         if self.recipe.base == "float16":
             islands = leaves_float16(scan_ranges(first, self._inputs(name)))
@@ -139,12 +144,12 @@ class EngineExporter:
             left.unlink()
         exact = {path for path, layer in names.items() if self._is_float32(layer)}
         kept = float32_nodes(model, spec.module, modules=exact, tensors=islands)
-        words = _describe(model, islands)
+        words, beside = _describe(model, islands), modules_beside(model, islands)
         try:
             lower(model, self.recipe.base, kept, opset)
         except ValueError as error:
             raise ExportError(f"engine {name}: {error}") from None
-        return save(model, path), words
+        return save(model, path), words, beside
 
     def _is_float32(self, module: str) -> bool:
         """Linear layers as the recipe says; beside them, all of the action head."""

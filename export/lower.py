@@ -10,7 +10,6 @@ and rounds the result of every operation: what a device does that accumulates in
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
@@ -18,6 +17,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from export.onnx_file import scope_of
 from models.layers import RMSNorm
 from quant.formats import round_to_bfloat16, round_to_float16
 
@@ -51,7 +51,7 @@ def float32_nodes(
     whole = {"", *norms, *modules}
     kept: set[str] = set()
     for node in model.graph.node:
-        path, function = _scope(node)
+        path, function = scope_of(node)
         if path is None:  # made by the exporter's optimizer, out of one that moves numbers
             stays = node.input[0] in kept
         else:
@@ -63,6 +63,12 @@ def float32_nodes(
         if stays or not {*node.input, *node.output}.isdisjoint(tensors):
             kept.update(node.output)
     return kept
+
+
+def modules_beside(model: onnx.ModelProto, tensors: Collection[str]) -> set[str]:
+    """Paths of the modules that read or make one of these tensors."""
+    beside = (n for n in model.graph.node if not {*n.input, *n.output}.isdisjoint(tensors))
+    return {path for node in beside if (path := scope_of(node)[0]) is not None}
 
 
 def lower(model: onnx.ModelProto, base: str, kept: Collection[str], opset: int) -> None:
@@ -220,15 +226,6 @@ class _Lowering:
             if self.is_low.get(info.name):
                 info.type.tensor_type.elem_type = self.kind
         return infos
-
-
-def _scope(node: NodeProto) -> tuple[str | None, str]:
-    """Path of the module that a node comes from, and the function in it."""
-    for entry in node.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            scopes = ast.literal_eval(entry.value)
-            return scopes[-2], scopes[-1]
-    return None, ""
 
 
 def _replace(field: object, items: Iterable[object]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import onnx
 import onnxscript
 import torch
 from onnx.external_data_helper import convert_model_to_external_data
+from torch import nn
 
 import quant.modules  # noqa: F401  (registers the operators)
 from models.split import EngineSpec
@@ -83,8 +86,18 @@ def export_graph(spec: EngineSpec, *, opset: int) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
+    _name_after_modules(model, spec.module)
     _pack_int4(model)
     return model
+
+
+def scope_of(node: onnx.NodeProto) -> tuple[str | None, str]:
+    """Path of the module that a node comes from, and the function in it."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(entry.value)
+            return scopes[-2], scopes[-1]
+    return None, ""
 
 
 def save(model: onnx.ModelProto, path: Path, *, keep_scopes: bool = False) -> OnnxFile:
@@ -137,6 +150,32 @@ def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.anchorvla.fake_quantize.default: fake_quantize,
         torch.ops.anchorvla.dequantize.default: dequantize,
     }
+
+
+def _name_after_modules(model: onnx.ModelProto, module: nn.Module) -> None:
+    """Nodes by their module and operator, and folded weights of linear layers by their layer.
+
+    So a compiler's layer list can be read, and the audit knows every product.
+    """
+    linear = {path for path, m in module.named_modules() if isinstance(m, nn.Linear)}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    renamed: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for node in model.graph.node:
+        path, _ = scope_of(node)
+        if path is None:
+            continue
+        name = f"{path}/{node.op_type}".lstrip("/")
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        if path in linear and node.op_type in ("MatMul", "Gemm") and node.input[1] in constants:
+            old, new = node.input[1], f"{path}.weight"
+            if new not in constants and new not in renamed.values():
+                renamed[old] = new
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    for tensor in (*model.graph.initializer, *model.graph.value_info):
+        tensor.name = renamed.get(tensor.name, tensor.name)
 
 
 def _pack_int4(model: onnx.ModelProto) -> None:

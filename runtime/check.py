@@ -36,7 +36,7 @@ def check(policy: Policy) -> list[Verdict]:
     errors = {n: relative_error(policy.memory.host(n), golden[f"stage/{n}"]) for n in written}
     errors[ACTIONS] = relative_error(chunk, golden[ACTIONS])
     manifest = policy.bundle.manifest
-    allowed = dict.fromkeys(errors, manifest.tolerance)
+    allowed = dict(manifest.tolerance)
     allowed[ACTIONS] += manifest.action_error
     return [Verdict(name, error, allowed[name]) for name, error in errors.items()]
 

@@ -18,7 +18,7 @@ from .graph import Graph, Tensor
 ALIGNMENT = 256
 """Bytes; what device memory guarantees too, so that both backends see the same addresses."""
 
-SMALL_ENGINE_BYTES = 32 << 20
+SMALL_ENGINE_BYTES = 8 << 20
 """An engine with less to read than this runs on one thread: handing out work to a sleeping one
 costs more than it saves (warm tick of the demo: 13.5 ms on two threads, 9.8 ms on one)."""
 

@@ -6,28 +6,33 @@ import numpy as np
 import pytest
 
 import runtime
-from export import build as build_module
-from export.build import BuildConfig, build
+from export.build import build
+from export.config import DEMO_OPTIONS, BuildConfig
 from export.errors import ExportError
 from models.demo import CHECKPOINT, EPISODES
-from quant.calibrate import Statistics, calibrate
+from quant.calibrate import calibrate
+from quant.recipes import cpu_int8
 from runtime.check import check
 from runtime.robot import load_recording
+from tests.export.conftest import cut_config
 
 EPISODE = EPISODES / "touch-red-1.npz"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return BuildConfig(
-        recipe="cpu-int8", checkpoint=CHECKPOINT, out=tmp_path_factory.mktemp("int8") / "bundle",
-        image_size=(112, 112), tokens=64, golden=EPISODE, compile_check=False,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bundle(config):
-    return build(config)
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8")
+    return build(
+        BuildConfig(
+            recipe="cpu-int8",
+            checkpoint=CHECKPOINT,
+            out=folder / "bundle",
+            verdicts=folder / "none.json",
+            yardsticks=False,
+            compile_check=False,
+            **DEMO_OPTIONS,
+        )
+    )
 
 
 @pytest.fixture
@@ -47,8 +52,11 @@ def test_the_bundle_says_what_its_precision_costs(policy):
     manifest = policy.bundle.manifest
     assert manifest.recipe == "cpu-int8"
     assert 0 < manifest.action_error < 0.1
-    assert manifest.gates["end_to_end"].startswith("pass (")
-    assert all(engine.parity <= 1e-4 for engine in manifest.engines.values())
+    measured = ("calibration", "engine_parity", "precision_audit", "stage_error", "graph_parity")
+    for gate in (*measured, "end_to_end"):
+        assert manifest.gates[gate].startswith("pass ("), gate
+    assert manifest.gates["success"].startswith("not measured")
+    assert all(engine.parity <= cpu_int8().tolerance for engine in manifest.engines.values())
 
 
 def test_the_bundle_computes_here_what_its_exporter_measured(policy):
@@ -70,17 +78,20 @@ def test_what_is_kept_has_the_bits_of_what_is_recomputed(policy):
     assert np.array_equal(chunks[False], chunks[True])
 
 
-def test_wrong_scales_are_refused(config, tmp_path, monkeypatch):
-    def too_coarse(model, runs):
-        seen = calibrate(model, runs)
-        return {n: Statistics(100 * s.channel_max, s.num_rows) for n, s in seen.items()}
+def test_wrong_scales_are_refused(cut_checkpoint, tmp_path, monkeypatch):
+    def too_coarse(*arguments, **more):
+        seen = calibrate(*arguments, **more)
+        return {n: replace(s, channel_max=100 * s.channel_max) for n, s in seen.items()}
 
-    monkeypatch.setattr(build_module, "calibrate", too_coarse)
-    with pytest.raises(ExportError, match="cpu-int8 moves the actions by .*, allowed"):
-        build(replace(config, out=tmp_path / "bundle"))
+    monkeypatch.setattr("export.subject.calibrate", too_coarse)
+    message = "gate stage_error: recipe cpu-int8 moves stage .* allowed .*: 25 times what bfloat16"
+    with pytest.raises(ExportError, match=message):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "cpu-int8"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_calibration_without_episodes_is_refused(config, tmp_path):
-    with pytest.raises(ExportError, match="no recorded episodes .* to calibrate cpu-int8 on"):
-        build(replace(config, out=tmp_path / "bundle", calibration=tmp_path))
+def test_a_calibration_without_episodes_is_refused(tmp_path):
+    message = r"calibration of cpu-int8: .*neither episodes \(\*\.npz\) nor a LeRobot dataset"
+    with pytest.raises(ExportError, match=message):
+        build(cut_config(CHECKPOINT, tmp_path / "bundle", "cpu-int8", calibration=tmp_path))
+    assert not list(tmp_path.iterdir())

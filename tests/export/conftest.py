@@ -1,0 +1,159 @@
+"""What the export's tests share: a policy that exports in seconds, and layers of every format."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from export.build import build
+from export.config import DEMO_OPTIONS, BuildConfig
+from models.anchorvla4d import AnchorVLA4D
+from models.checkpoint import WEIGHTS, load_checkpoint
+from models.config import shallow
+from models.demo import CHECKPOINT
+from models.split import EngineSpec
+from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
+from quant.modules import QuantLinear
+from runtime.graph import Tensor
+
+INPUTS, OUTPUTS, ROWS = 200, 48, 24
+
+
+def copy_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The shipped checkpoint with weights that `change` has edited in place."""
+    weights = {n: w.clone() for n, w in load_checkpoint(CHECKPOINT).model.state_dict().items()}
+    change(weights)
+    shutil.copytree(CHECKPOINT, folder)
+    save_file(weights, folder / WEIGHTS)
+    return folder
+
+
+def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> BuildConfig:
+    """An export of the demo's shapes without what takes long."""
+    fields = {
+        "recipe": recipe,
+        "checkpoint": checkpoint,
+        "out": out,
+        "max_observations": 4,
+        "verdicts": out.with_name("none.json"),
+        "yardsticks": False,
+        "compile_check": False,
+        **DEMO_OPTIONS,
+    }
+    return BuildConfig(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "cut"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut_checkpoint(shared_folder: Path) -> Path:
+    """The shipped policy with the first layer or two of each network: half the time to export.
+
+    Not random weights: a head that does not denoise multiplies every error by 200 in its first
+    step, and no recipe would pass its gates.
+    """
+    folder = shared_folder / "checkpoint"
+    with (shared_folder / "once").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            whole = load_checkpoint(CHECKPOINT).config
+            config = shallow(whole, vision=1, language=1, spatial=2, head=1)
+            config = replace(config, license=whole.license)
+            with torch.device("meta"):
+                names = set(AnchorVLA4D(config).state_dict())
+            partial = shared_folder / "partial"
+            copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
+            (partial / "config.json").write_text(config.to_json())
+            partial.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(cut_checkpoint: Path, shared_folder: Path) -> Callable[[str], Path]:
+    """Recipe -> bundle of the cut policy, exported once. Tests must not write into it."""
+
+    def export(recipe: str) -> Path:
+        with (shared_folder / f"once-{recipe}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            out = shared_folder / recipe
+            return out if out.exists() else build(cut_config(cut_checkpoint, out, recipe))
+
+    return export
+
+
+def spec_of(module: nn.Module, rows: int, width: int) -> EngineSpec:
+    """An engine of one input `x` [rows, width]; its outputs are `y`, `y1` and so on."""
+    with torch.no_grad():
+        results = module.eval()(torch.zeros(rows, width))
+    results = results if isinstance(results, tuple) else (results,)
+    ports = [f"y{n or ''}" for n in range(len(results))]
+    return EngineSpec(
+        module,
+        {"x": Tensor(shape=(rows, width))},
+        {p: Tensor(shape=tuple(r.shape)) for p, r in zip(ports, results, strict=True)},
+    )
+
+
+def run_onnx(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first output, by ONNX Runtime as the runtime configures it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    output: NDArray[np.float32] = session.run(None, {"x": x})[0]
+    return output
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def quant_linear(kind: str) -> QuantLinear:
+    """[INPUTS] -> [OUTPUTS] in a format; `outliers` keeps two channels out of w8a8."""
+    weight_KN = normal(INPUTS, OUTPUTS, seed=1) / np.float32(INPUTS**0.5)
+    bias = nn.Parameter(torch.from_numpy(normal(OUTPUTS, seed=2)), requires_grad=False)
+    if kind == "w4":
+        codes = int4_blocks(pad_inputs(weight_KN, 128), round_scales=up_to_bfloat16)
+        return QuantLinear(codes, bias, None)
+    if kind == "outliers":
+        rows, stays_K = np.array([3, 70]), np.ones(INPUTS, np.float32)
+        stays_K[rows] = 0
+        codes = int8_per_channel(weight_KN * stays_K[:, None], round_scales=up_to_bfloat16)
+        kept = (rows, weight_KN[rows])
+        return QuantLinear(codes, bias, 2**-5, input_factor=stays_K, kept=kept)
+    codes = int8_per_channel(weight_KN, round_scales=up_to_bfloat16)
+    return QuantLinear(codes, bias, 2**-5 if kind == "w8a8" else None)
+
+
+class Engine(nn.Module):
+    """A layer one level down: what an engine's own forward does stays float32."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        return y

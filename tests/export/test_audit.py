@@ -1,0 +1,341 @@
+"""What an engine holds is read from its file, and refused where it is not the recipe's."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from export import engines
+from export.audit import Precision, audit, check_target, read_precisions
+from export.build import build
+from export.errors import ExportError
+from export.lower import float32_nodes, lower
+from export.onnx_file import export_graph, save
+from models.checkpoint import load_checkpoint
+from quant.apply import linear_layers, quantize
+from quant.recipes import RECIPES, Recipe, Rule
+from runtime import read_bundle
+from tests.export.conftest import (
+    INPUTS,
+    OUTPUTS,
+    ROWS,
+    Engine,
+    cut_config,
+    quant_linear,
+    spec_of,
+)
+
+NAMES = {"engine": {"layer": "policy.layer"}}
+PLANTED = "vlm.model.layers.0.mlp.down_proj"
+
+
+def write(path, layer, base="float32", *, modules=()):
+    """An engine that holds `layer`."""
+    opset = 21 if getattr(layer, "block", 0) else 18
+    engine = Engine(layer.requires_grad_(False))
+    model = export_graph(spec_of(engine, ROWS, INPUTS), opset=opset)
+    if base != "float32":
+        kept = float32_nodes(model, engine, modules=modules, tensors=())
+        lower(model, base, kept, max(opset, 20))
+    return save(model, path).path
+
+
+def float_layer():
+    torch.manual_seed(0)
+    return nn.Linear(INPUTS, OUTPUTS)
+
+
+def audit_one(path, rule, base):
+    precisions = {"engine": read_precisions(path)}
+    return audit(precisions, NAMES, {"policy.layer": Rule("*", rule)}, base)
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["float", "w8", "w8a8", "w4", "outliers"])
+def test_every_format_is_read_from_the_file_and_passes(name, base, tmp_path):
+    layer = float_layer() if name == "float" else quant_linear(name)
+    path = write(tmp_path / "engine.onnx", layer, base)
+    low = "" if base == "float32" else "/low"
+    want = {
+        "float": {f"layer.weight{low}": Precision(base, base)},
+        "w8": {"layer.codes": Precision("w8", base)},
+        "w8a8": {"layer.codes": Precision("w8a8", base)},
+        "w4": {"layer.codes": Precision("w4", base)},
+        "outliers": {
+            "layer.codes": Precision("w8a8", base),
+            f"layer.kept_weight{low}": Precision(base, base),
+        },
+    }[name]
+    assert read_precisions(path) == want
+    assert audit_one(path, "w8a8" if name == "outliers" else name, base) == []
+
+
+def test_a_precision_says_what_it_is_computed_in():
+    assert str(Precision("w8", "bfloat16")) == "w8 in bfloat16"
+    assert str(Precision("float16", "float16")) == "float16"
+
+
+@pytest.mark.parametrize(
+    ("layer", "base", "modules", "rule", "expected_base", "sentence"),
+    [
+        (float_layer, "float32", (), "w8", "float32",
+         "engine: policy.layer is float32, the recipe says w8 in float32"),
+        (float_layer, "bfloat16", (), "w8a8", "bfloat16",
+         "engine: policy.layer is bfloat16, the recipe says w8a8 in bfloat16"),
+        (lambda: quant_linear("w8"), "bfloat16", (), "w8a8", "bfloat16",
+         "engine: policy.layer is w8 in bfloat16, the recipe says w8a8 in bfloat16"),
+        (lambda: quant_linear("w8a8"), "bfloat16", (), "w8", "bfloat16",
+         "engine: policy.layer is w8a8 in bfloat16, the recipe says w8 in bfloat16"),
+        (lambda: quant_linear("w8"), "float32", (), "w4", "float32",
+         "engine: policy.layer is w8 in float32, the recipe says w4 in float32"),
+        (lambda: quant_linear("w8"), "bfloat16", {"layer"}, "w8", "bfloat16",
+         "engine: policy.layer is w8 in float32, the recipe says w8 in bfloat16"),
+        (lambda: quant_linear("w4"), "float16", (), "w4", "bfloat16",
+         "engine: policy.layer is w4 in float16, the recipe says w4 in bfloat16"),
+        (float_layer, "bfloat16", {"layer"}, "float", "bfloat16",
+         "engine: policy.layer is float32, the recipe says bfloat16"),
+        (float_layer, "bfloat16", (), "float32", "bfloat16",
+         "engine: policy.layer is bfloat16, the recipe says float32"),
+    ],
+    ids=[
+        "left in float32", "left in bfloat16", "no activation quantizer",
+        "an activation quantizer too many", "int8 for int4", "codes in float32",
+        "another base", "float32 for the base", "the base for float32",
+    ],
+)  # fmt: skip
+def test_what_differs_from_the_recipe_is_said(
+    layer, base, modules, rule, expected_base, sentence, tmp_path
+):
+    path = write(tmp_path / "engine.onnx", layer(), base, modules=modules)
+    assert audit_one(path, rule, expected_base) == [sentence]
+
+
+def test_kept_channels_in_another_format_are_said(tmp_path):
+    path = write(tmp_path / "engine.onnx", quant_linear("outliers"))
+    model = onnx.load(path)
+    kept = next(t for t in model.graph.initializer if t.name == "layer.kept_weight")
+    low = numpy_helper.to_array(kept).astype(np.float16)
+    kept.CopyFrom(numpy_helper.from_array(low, kept.name))
+    onnx.save(model, path)
+    assert audit_one(path, "w8a8", "float32") == [
+        "engine: policy.layer is float16, the recipe says float32"
+    ]
+
+
+def test_a_quantized_layer_in_no_engine_is_said(tmp_path):
+    precisions = {"engine": read_precisions(write(tmp_path / "engine.onnx", quant_linear("w8")))}
+    rules = {"policy.layer": Rule("*", "w8"), "policy.lost": Rule("*", "w8a8")}
+    assert audit(precisions, NAMES, rules, "float32") == [
+        "policy.lost is in no engine, the recipe says w8a8"
+    ]
+
+
+def test_weights_beside_the_linear_layers_are_nobodys_fault(tmp_path):
+    precisions = {"engine": read_precisions(write(tmp_path / "engine.onnx", float_layer()))}
+    assert audit(precisions, {"engine": {}}, {}, "bfloat16") == []
+
+
+def test_a_layer_of_batched_inputs_is_read_too(tmp_path):
+    """The exporter folds the transposed weight of batched inputs into a constant of its own."""
+
+    class Batched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = float_layer().requires_grad_(False)
+
+        def forward(self, x):
+            return self.layer(x[None])
+
+    model = export_graph(spec_of(Batched(), ROWS, INPUTS), opset=18)
+    path = save(model, tmp_path / "engine.onnx").path
+    assert audit_one(path, "float", "bfloat16") == [
+        "engine: policy.layer is float32, the recipe says bfloat16"
+    ]
+
+
+def test_a_low_product_that_nobody_knows_is_said(tmp_path):
+    path = write(tmp_path / "engine.onnx", float_layer(), "bfloat16")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("layer.weight", "val_7")
+    for node in model.graph.node:
+        node.input[:] = [name.replace("layer.weight", "val_7") for name in node.input]
+    onnx.save(model, path)
+    assert audit_one(path, "float32", "float32") == [
+        "engine: val_7/low is bfloat16, and of no known layer"
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["orin-bf16", "orin-w8a8"])
+def test_the_files_of_an_export_hold_as_many_of_each_format_as_its_recipe_says(
+    recipe, exported, cut_checkpoint
+):
+    bundle, chosen = read_bundle(exported(recipe)), RECIPES[recipe]()
+    found = Counter(
+        precision.format
+        for engine in bundle.manifest.engines.values()
+        for precision in read_precisions(bundle.file(engine.file)).values()
+    )
+    rules = chosen.decide(linear_layers(load_checkpoint(cut_checkpoint).model))
+    formats = [rule.format for rule in rules.values()]
+    formats.append(rules["info_sharing.info_sharing.proj_embed"].format)  # used in two engines
+    want = Counter({"float": chosen.base}.get(form, form) for form in formats)
+    want["float32"] -= 2  # t_embedder's: the embeddings of all steps are constants of the engine
+    want[chosen.base] += 1  # the patch embedding, a convolution that is written as a product
+    assert found == want
+
+
+def test_one_layer_left_in_float_stops_the_export(cut_checkpoint, tmp_path, monkeypatch):
+    def lazy(model, recipe, statistics):
+        rules = (Rule(PLANTED, "float32"), *recipe.rules)
+        return quantize(model, replace(recipe, rules=rules), statistics)
+
+    monkeypatch.setattr("export.subject.quantize", lazy)
+    message = (
+        "gate precision_audit: 1 layers are not what recipe orin-w8a8 says: "
+        f"language: {PLANTED} is bfloat16, the recipe says w8a8 in bfloat16; nothing was written"
+    )
+    with pytest.raises(ExportError) as error:
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"))
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+def model_with(nodes, weights=(), *, opset=21):
+    """x -> y [4, 4] by `nodes`."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "planted",
+        [value("x", TensorProto.FLOAT, [4, 4])],
+        [value("y", TensorProto.FLOAT, [4, 4])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def fp8_cast():
+    return model_with(
+        [
+            helper.make_node("Cast", ["x"], ["eight"], to=TensorProto.FLOAT8E4M3FN),
+            helper.make_node("Cast", ["eight"], ["y"], to=TensorProto.FLOAT),
+        ]
+    )
+
+
+def fp8_quantizer():
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    return model_with(
+        [
+            helper.make_node(
+                "QuantizeLinear", ["x", "scale"], ["eight"], output_dtype=TensorProto.FLOAT8E4M3FN
+            ),
+            helper.make_node("DequantizeLinear", ["eight", "scale"], ["y"]),
+        ],
+        [scale],
+    )
+
+
+def fp8_weight():
+    weight = helper.make_tensor("eight", TensorProto.FLOAT8E4M3FN, [4, 4], np.ones(16))
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    return model_with(
+        [
+            helper.make_node("DequantizeLinear", ["eight", "scale"], ["w"]),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        [weight, scale],
+    )
+
+
+def int4(kind=TensorProto.INT4, *, zero_point=False, opset=21):
+    scale = numpy_helper.from_array(np.ones(4, np.float32), "scale")
+    weights = [helper.make_tensor("four", kind, [4, 4], np.ones(16, np.int8)), scale]
+    inputs = ["four", "scale"]
+    if zero_point:
+        weights.append(helper.make_tensor("zero", kind, [4], np.ones(4, np.int8)))
+        inputs.append("zero")
+    nodes = [
+        helper.make_node("DequantizeLinear", inputs, ["w"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = model_with(nodes, weights)
+    model.opset_import[0].version = opset
+    return model
+
+
+@pytest.mark.parametrize("make", [fp8_cast, fp8_quantizer, fp8_weight])
+def test_fp8_is_for_a_thor_and_not_for_an_orin(make, tmp_path):
+    onnx.save(make(), tmp_path / "m.onnx")
+    message = "m.onnx: 'eight' is FP8, which needs SM 8.9 or newer; an Orin is SM 8.7: use int8"
+    with pytest.raises(ValueError, match=message):
+        check_target(tmp_path / "m.onnx", "orin")
+    check_target(tmp_path / "m.onnx", "thor")
+
+
+@pytest.mark.parametrize("target", ["orin", "thor"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: int4(TensorProto.UINT4), r"'four' is asymmetric int4 \(uint4\), .* symmetric"),
+        (
+            lambda: int4(zero_point=True),
+            r"'four' is asymmetric int4 \(it has a zero point\), .* make it symmetric",
+        ),
+        (lambda: int4(opset=20), "int4 needs opset 21, this is 20"),
+    ],
+    ids=["uint4", "zero point", "opset 20"],
+)
+def test_int4_that_tensorrt_does_not_take_is_refused(make, message, target, tmp_path):
+    onnx.save(make(), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=f"m.onnx: {message}"):
+        check_target(tmp_path / "m.onnx", target)
+
+
+def test_symmetric_int4_is_taken(tmp_path):
+    onnx.save(int4(), tmp_path / "m.onnx")
+    check_target(tmp_path / "m.onnx", "orin")
+
+
+@pytest.mark.parametrize(
+    ("planted", "message"),
+    [
+        (fp8_cast, "is FP8, which needs SM 8.9"),
+        (lambda: int4(TensorProto.UINT4), "is asymmetric int4"),
+        (lambda: int4(zero_point=True), "is asymmetric int4"),
+    ],
+    ids=["fp8", "uint4", "zero point"],
+)
+def test_the_target_is_asked_before_the_compiler(
+    planted, message, cut_checkpoint, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(engines, "check_compiles", asked.append)
+    monkeypatch.setattr(engines, "lower", lambda model, *rest: model.CopyFrom(planted()))
+    with pytest.raises(ExportError, match=f"^engine vision: vision.onnx: .* {message}"):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-bf16", compile_check=True))
+    assert asked == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_with_fp8_is_for_a_thor_only():
+    assert RECIPES["thor-fp8"]().target == "thor"
+    fields = {"name": "trial", "rules": (Rule("*", "fp8"),), "chain_tolerance": 1.0}
+    Recipe(target="thor", **fields)
+    with pytest.raises(
+        ValueError, match=r"trial: FP8 needs .* SM 8\.9 or newer, and orin has none"
+    ):
+        Recipe(target="orin", **fields)
+
+
+def test_fp8_is_not_written_yet_and_an_export_says_so(cut_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="format fp8 has no emulation"):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "thor-fp8"))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,215 @@
+"""A gate that fails stops an export, says what was measured, and cannot be talked over quietly."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import runtime
+from export.build import build
+from export.errors import ExportError
+from export.gates import Gates, success_verdict, words_of
+from models.demo import EPISODES
+from quant.apply import quantize
+from quant.recipes import RECIPES, Recipe, Rule
+from runtime.__main__ import main as anchorvla
+from runtime.errors import BundleError
+from runtime.robot import load_recording, save_recording
+from tests.export.conftest import cut_config
+
+WRONG = "vlm.visual.blocks.0.mlp.down_proj"
+VERDICT = {"difference": -0.01, "low": -0.03, "high": 0.01, "episodes": 600}
+
+
+def judged(gates, name="parity", *, passed):
+    gates.judge(name, passed, f"{name} 1 of 2", "engine vision is off by 3, allowed 2")
+
+
+def test_a_verdict_that_passes_holds_its_figures():
+    gates = Gates(force=False)
+    judged(gates, passed=True)
+    assert gates.verdicts == {"parity": "pass (parity 1 of 2)"}
+
+
+def test_a_gate_that_fails_stops_with_its_name_and_message():
+    gates = Gates(force=False)
+    with pytest.raises(ExportError) as error:
+        judged(gates, passed=False)
+    assert str(error.value) == (
+        "gate parity: engine vision is off by 3, allowed 2; nothing was written"
+    )
+
+
+def test_what_failed_once_stays_failed():
+    gates = Gates(force=True)
+    for passed in (True, False, True):
+        judged(gates, passed=passed)
+    judged(gates, "audit", passed=True)
+    assert gates.verdicts["parity"].startswith("fail")
+    assert gates.verdicts["audit"].startswith("pass")
+
+
+def test_a_file_that_is_not_there_knows_no_verdict(tmp_path):
+    assert success_verdict(tmp_path / "none.json", "0" * 64) is None
+
+
+def test_a_verdict_is_found_by_the_bundles_hash(tmp_path):
+    file = tmp_path / "verdicts.json"
+    file.write_text(json.dumps({"verdicts": {"abc": VERDICT}}))
+    assert success_verdict(file, "abc") == VERDICT
+    assert success_verdict(file, "abd") is None
+    assert words_of(VERDICT) == "-1.0 points [-3.0, +1.0] of success in 600 paired episodes"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", "{}", '{"verdicts": []}', '{"verdicts": {"abc": {}}}',
+     '{"verdicts": {"abc": 7}}'],
+)  # fmt: skip
+def test_a_damaged_file_of_verdicts_is_refused(text, tmp_path):
+    (tmp_path / "verdicts.json").write_text(text)
+    with pytest.raises(ExportError, match=r"verdicts\.json: not a file of verdicts .* make gate"):
+        success_verdict(tmp_path / "verdicts.json", "abc")
+
+
+def test_a_recipes_layer_that_does_not_exist_is_named(cut_checkpoint, tmp_path, monkeypatch):
+    rules = (Rule("vlm.misspelt.*", "w8"), Rule("*", "float32"))
+    recipe = Recipe(name="trial", rules=rules, target="cpu", chain_tolerance=1e-4)
+    monkeypatch.setitem(RECIPES, "trial", lambda: recipe)
+    message = r"recipe trial: \['vlm\.misspelt\.\*'\] decide about no layer: a misspelt name"
+    with pytest.raises(ValueError, match=message):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "trial"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch):
+    def wrong(model, recipe, statistics):
+        model = quantize(model, recipe, statistics)
+        model.get_submodule(WRONG).scales.mul_(1.5)
+        return model
+
+    monkeypatch.setattr("export.subject.quantize", wrong)
+    message = (
+        r"^gate stage_error: recipe orin-w8a8 moves stage '\w+_vision' by [\d.e+-]+, allowed "
+        r"[\d.e+-]+: 25 times what bfloat16 does to it; a scale is wrong, .*; nothing was written$"
+    )
+    with pytest.raises(ExportError, match=message):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def darkness(tmp_path_factory):
+    """Episodes of another robot in the dark, told something else."""
+    folder = tmp_path_factory.mktemp("darkness")
+    seen = load_recording(EPISODES / "touch-red-1.npz")
+    seen = replace(
+        seen,
+        instruction="sing",
+        images=np.zeros_like(seen.images[:12]),
+        states=seen.states[:12],
+        actions=seen.actions[:12],
+    )
+    save_recording(seen, folder / "dark.npz")
+    return folder
+
+
+def test_calibration_on_something_else_is_refused(cut_checkpoint, darkness, tmp_path):
+    message = (
+        r"^gate calibration: the golden observation reaches [\d.]+ times the range that "
+        r"calibration saw in vlm\.\S+, allowed 1\.5: calibrate on the robot's own episodes and "
+        r"instructions \(--calibration, now .*darkness\d+\); nothing was written$"
+    )
+    with pytest.raises(ExportError, match=message):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8", calibration=darkness))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def forced(cut_checkpoint, darkness, tmp_path_factory):
+    """A bundle that was exported against its gates."""
+    out = tmp_path_factory.mktemp("forced") / "bundle"
+    return build(cut_config(cut_checkpoint, out, "cpu-int8", calibration=darkness, force=True))
+
+
+def test_a_forced_bundle_says_which_gates_failed(forced):
+    gates = runtime.read_bundle(forced).manifest.gates
+    assert gates["calibration"].startswith("fail (2 observations; the golden one reaches ")
+    assert gates["precision_audit"].startswith("pass")
+
+
+def test_the_runtime_refuses_a_forced_bundle_until_told_otherwise(forced):
+    message = (
+        r"bundle: its export was forced although gates failed \(calibration: fail \(.*\); "
+        r"export it again without --force, or say --accept-failed-gates to run it as it is"
+    )
+    with pytest.raises(BundleError, match=message):
+        runtime.load(forced)
+    policy = runtime.load(forced, accept_failed_gates=True)
+    seen = load_recording(EPISODES / "touch-red-1.npz")
+    episode = policy.start(anchor=seen.images[0], instruction=seen.instruction)
+    assert np.isfinite(episode.act(seen.images[1], seen.states[1])).all()
+
+
+def test_the_command_line_runs_a_forced_bundle_only_when_told(forced, capsys):
+    assert anchorvla(["check", str(forced)]) != 0
+    assert "although gates failed" in capsys.readouterr().err
+    assert anchorvla(["check", str(forced), "--accept-failed-gates"]) == 0
+
+
+def test_a_gate_that_fails_writes_nothing_and_keeps_the_old_bundle(
+    cut_checkpoint, darkness, tmp_path
+):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(ExportError, match="gate calibration"):
+        build(cut_config(cut_checkpoint, out, "orin-w8a8", calibration=darkness))
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "old"]
+
+
+def write_verdict(path, bundle, **changes):
+    content = runtime.read_bundle(bundle).manifest.content_sha256
+    path.write_text(json.dumps({"verdicts": {content: {**VERDICT, **changes}}}))
+    return path
+
+
+def test_without_a_verdict_success_is_not_measured(exported):
+    gates = runtime.read_bundle(exported("orin-bf16")).manifest.gates
+    assert gates["success"].startswith("not measured (make gate")
+
+
+def test_a_recipe_that_costs_success_is_refused(exported, cut_checkpoint, tmp_path):
+    verdicts = write_verdict(tmp_path / "v.json", exported("orin-bf16"), low=-0.0501)
+    message = (
+        r"^gate success: recipe orin-bf16 costs success: -1\.0 points \[-5\.0, \+1\.0\] of success "
+        r"in 600 paired episodes, allowed -5; nothing was written$"
+    )
+    with pytest.raises(ExportError, match=message):
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-bf16", verdicts=verdicts))
+    assert list(tmp_path.iterdir()) == [verdicts]
+
+
+def test_the_same_export_has_the_same_hash_and_with_it_its_verdict(
+    exported, cut_checkpoint, tmp_path
+):
+    first = exported("orin-bf16")
+    verdicts = write_verdict(tmp_path / "v.json", first, low=-0.0499)
+    out = tmp_path / "bundle"
+    second = build(cut_config(cut_checkpoint, out, "orin-bf16", verdicts=verdicts))
+    manifests = [runtime.read_bundle(bundle).manifest for bundle in (first, second)]
+    assert manifests[0].content_sha256 == manifests[1].content_sha256
+    assert manifests[0].files == manifests[1].files
+    assert manifests[1].gates["success"] == (
+        "pass (-1.0 points [-5.0, +1.0] of success in 600 paired episodes)"
+    )
+    runtime.read_bundle(second)
+
+
+def test_another_recipe_has_another_hash(exported):
+    hashes = [
+        runtime.read_bundle(exported(recipe)).manifest.content_sha256
+        for recipe in ("orin-bf16", "orin-w8a8")
+    ]
+    assert hashes[0] != hashes[1]

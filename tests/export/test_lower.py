@@ -1,0 +1,389 @@
+"""A lowered graph has the types that were promised, and its twin computes what torch computes."""
+
+import ast
+import functools
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+from torch.nn import functional
+
+from export.lower import float32_nodes, lower, twin
+from export.onnx_file import export_graph, save
+from models.layers import GeluMLP, RMSNorm, SelfAttention
+from tests.export.conftest import INPUTS, ROWS, Engine, normal, quant_linear, run_onnx, spec_of
+from tests.oracles import relative_error
+
+WIDTH, HEADS, TOKENS = 128, 4, 64
+KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
+ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
+"""Largest relative error of rounding one number."""
+PRODUCTS = ("MatMul", "Gemm")
+
+
+class Layer(nn.Module):
+    """What a policy's networks are made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.second = RMSNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention = SelfAttention(WIDTH, HEADS)
+        self.mlp = GeluMLP(WIDTH, 2 * WIDTH, approximate="none")
+
+    def forward(self, x):
+        x = x + self.attention(self.norm(x))
+        return x + self.mlp(self.second(x))
+
+
+class Policy(nn.Module):
+    """A layer, a product, and arithmetic at the top level."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = Layer(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.last(self.layer(x)) * 0.5 + x
+
+
+def layer():
+    return Engine(Layer())
+
+
+class TwoPorts(nn.Module):
+    """The first output is also what the second one is computed from."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        y = self.first(x)
+        return y, self.second(y)
+
+
+def seeded(module):
+    """Every weight different from its start, so that no two are merged into one."""
+    random = np.random.default_rng(5)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            noise = torch.from_numpy(random.standard_normal(value.shape, np.float32))
+            noise /= value.shape[1] ** 0.5 if value.ndim > 1 else 10
+            value.copy_(1 + noise if "norm" in name or "second.weight" in name else noise)
+    return module.requires_grad_(False).eval()
+
+
+@functools.cache
+def traced(make):
+    """A module and its float32 graph. Tracing takes a second, so copies are what is lowered."""
+    module = seeded(make())
+    return module, export_graph(spec_of(module, TOKENS, WIDTH), opset=18)
+
+
+@functools.cache
+def traced_layer(name):
+    layer = quant_linear(name)
+    return layer, export_graph(
+        spec_of(Engine(layer), ROWS, INPUTS), opset=21 if name == "w4" else 18
+    )
+
+
+def lowered(module, model, base, *, modules=(), tensors=()):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    lower(copy, base, float32_nodes(copy, module, modules=modules, tensors=tensors), opset=20)
+    return copy
+
+
+def types_of(model):
+    """Element type of every tensor, as ONNX itself infers it from inputs and weights."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values} | {
+        t.name: t.data_type for t in graph.initializer
+    }
+
+
+def scope(node):
+    """Module and function that the exporter says a node is from."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            return tuple(ast.literal_eval(entry.value)[-2:])
+    return (None, "")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def policy(base):
+    return lowered(*traced(Policy), base)
+
+
+@pytest.fixture(scope="module")
+def kind(base):
+    return KINDS[base]
+
+
+def test_the_types_in_the_file_are_those_that_onnx_infers(policy):
+    inferred = types_of(policy)
+    written = {v.name: v.type.tensor_type.elem_type for v in policy.graph.value_info}
+    assert {name: inferred[name] for name in written} == written
+    made = {name for node in policy.graph.node for name in node.output}
+    assert made - written.keys() == {"y"}
+
+
+def test_products_take_and_give_the_base_format(policy, kind):
+    types = types_of(policy)
+    products = [node for node in policy.graph.node if node.op_type in PRODUCTS]
+    assert len(products) == 7  # qkv, scores, values, proj, fc1, fc2, last
+    for node in products:
+        assert {types[n] for n in (*node.input, *node.output)} == {kind}, scope(node)
+
+
+def test_sums_between_layers_are_in_the_base_format(policy, kind):
+    types = types_of(policy)
+    sums = [n for n in policy.graph.node if scope(n)[0] == "layer" and n.op_type == "Add"]
+    assert [types[n.output[0]] for n in sums] == [kind, kind]
+
+
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [
+        (lambda node: scope(node)[0] == "layer.norm", 6),
+        (lambda node: node.op_type == "LayerNormalization", 1),
+        (lambda node: node.op_type == "Softmax", 1),
+        (lambda node: scope(node)[1] == "gelu", 5),
+        (lambda node: scope(node)[0] == "", 2),
+    ],
+    ids=["rms norm", "layer norm", "softmax", "activation function", "top level"],
+)
+def test_stays_float32(policy, what, count):
+    types = types_of(policy)
+    nodes = [node for node in policy.graph.node if what(node)]
+    assert len(nodes) == count
+    for node in nodes:
+        found = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}
+        assert found == {TensorProto.FLOAT}, node.op_type
+
+
+@pytest.mark.parametrize("make", [Policy, TwoPorts])
+def test_ports_keep_name_and_float32(make, base):
+    module, model = traced(make)
+    spec, graph = spec_of(module, TOKENS, WIDTH), lowered(module, model, base).graph
+    for ports, values in ((spec.inputs, graph.input), (spec.outputs, graph.output)):
+        assert [v.name for v in values] == list(ports)
+        assert {v.type.tensor_type.elem_type for v in values} == {TensorProto.FLOAT}
+
+
+def test_an_output_that_is_used_inside_is_passed_on_in_the_base_format(base, kind):
+    """The first port is a product of two rounded factors, rounded: three roundings."""
+    module, model = traced(TwoPorts)
+    model = lowered(module, model, base)
+    products = [node for node in model.graph.node if node.op_type == "Gemm"]
+    assert [types_of(model)[node.input[0]] for node in products] == [kind, kind]
+    x = normal(TOKENS, WIDTH)
+    want = module(torch.from_numpy(x))[0]
+    assert 0 < relative_error(run_onnx(twin(model), x), want) <= 3 * ROUNDING[base]
+
+
+def test_weights_of_products_are_stored_in_the_base_format_and_in_no_other(policy, kind):
+    weights = {t.name: t for t in policy.graph.initializer}
+    large = {name for name, t in weights.items() if len(t.dims) == 2}
+    assert len(large) == 5
+    assert {weights[name].data_type for name in large} == {kind}
+    floats = {n for n, t in weights.items() if t.data_type == TensorProto.FLOAT and t.dims}
+    assert floats == {"layer.norm.weight", "layer.second.weight", "layer.second.bias"}
+
+
+def test_stored_weights_are_the_nearest_numbers_of_the_format(base):
+    module, model = traced(Policy)
+    weights = {t.name: t for t in lowered(module, model, base).graph.initializer}
+    stored = numpy_helper.to_array(weights["last.weight/low"]).astype(np.float32)
+    rounded = module.last.weight.to(getattr(torch, base)).float().numpy()
+    assert np.array_equal(stored, rounded)
+
+
+def test_the_file_passes_the_checker(policy, tmp_path):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(policy)
+    file = save(copy, tmp_path / "engine.onnx")
+    onnx.checker.check_model(str(file.path), full_check=True)
+
+
+def by_hand(layer, x, kind):
+    """`Layer` in torch's own `kind`: norms, softmax and GELU in float32, all else rounded.
+
+    Constants too: torch by itself would multiply with the scale of the scores in float32.
+    """
+
+    def low(values):
+        return values.to(kind)
+
+    def linear(module, values):
+        return functional.linear(values, low(module.weight), low(module.bias))
+
+    normed = functional.rms_norm(x, (WIDTH,), layer.norm.weight, 1e-6)
+    heads = linear(layer.attention.qkv, low(normed)).view(TOKENS, 3, HEADS, -1)
+    q, k, v = heads.permute(1, 2, 0, 3)
+    scores = (q * low(torch.tensor((WIDTH // HEADS) ** -0.5))) @ k.transpose(1, 2)
+    attended = low(torch.softmax(scores.float(), -1)) @ v
+    x = low(x) + linear(layer.attention.proj, attended.transpose(0, 1).reshape(TOKENS, WIDTH))
+    second = layer.second
+    normed = functional.layer_norm(x.float(), (WIDTH,), second.weight, second.bias)
+    hidden = linear(layer.mlp.fc1, low(normed))
+    return (x + linear(layer.mlp.fc2, low(functional.gelu(hidden.float())))).float()
+
+
+def test_the_twin_computes_what_torch_computes_in_the_format(base):
+    """Both round at the same places, so what is left are sums of float32 numbers in another order:
+    off by some sqrt(256) * 2^-24, they fall to the other side of a tie in one of a hundred numbers
+    for float16 and of a thousand for bfloat16. A hundredth of the numbers off by two roundings is
+    a fifth of a rounding in the norm; half of one is allowed, and no rounding is left out unseen.
+    """
+    module, model = traced(layer)
+    x = normal(TOKENS, WIDTH)
+    want = by_hand(module.layer, torch.from_numpy(x), getattr(torch, base))
+    got = run_onnx(twin(lowered(module, model, base)), x)
+    assert relative_error(got, want) <= ROUNDING[base] / 2
+    exact = module(torch.from_numpy(x))
+    assert relative_error(exact, want) > ROUNDING[base] / 2, "the bound would see no rounding"
+
+
+def test_a_float16_file_runs_as_it_is_and_equals_its_twin():
+    """ONNX Runtime leaves out casts there and back, so both differ by the rounding of ten places,
+    which adds as its root: sqrt(10) * 2^-11 / sqrt(3), that is two roundings."""
+    x = normal(TOKENS, WIDTH)
+    model = lowered(*traced(layer), "float16")
+    assert relative_error(run_onnx(model, x), run_onnx(twin(model), x)) <= 2 * ROUNDING["float16"]
+
+
+def test_the_twin_rounds_and_computes_in_float32(policy, kind):
+    before = policy.SerializeToString()
+    made = twin(policy)
+    assert policy.SerializeToString() == before
+    onnx.checker.check_model(made, full_check=True)
+    types = types_of(made)
+    low = {name for name, found in types.items() if found == kind}
+    casts = {
+        name: node for node in made.graph.node for name in node.output if node.op_type == "Cast"
+    }
+    assert low and low <= casts.keys()
+    for name in low:
+        (reader,) = [node for node in made.graph.node if name in node.input]
+        assert reader.op_type == "Cast" and types[reader.output[0]] == TensorProto.FLOAT
+
+
+def test_the_twin_of_a_float32_graph_is_that_graph():
+    _, model = traced(Policy)
+    assert twin(model).SerializeToString() == model.SerializeToString()
+
+
+def test_layers_that_are_to_stay_float32_do(base, kind):
+    module, model = traced(Policy)
+    model = lowered(module, model, base, modules={"last"})
+    types = types_of(model)
+    (last,) = [node for node in model.graph.node if scope(node)[0] == "last"]
+    assert {types[name] for name in (*last.input, *last.output)} == {TensorProto.FLOAT}
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert np.array_equal(weights["last.weight"], module.last.weight.numpy())
+    others = [n for n in model.graph.node if n.op_type in PRODUCTS and n is not last]
+    assert {types[n.output[0]] for n in others} == {kind}
+
+
+def test_what_touches_a_tensor_beyond_the_range_stays_float32(base, kind):
+    module, model = traced(Policy)
+    (hidden,) = [n.output[0] for n in model.graph.node if scope(n)[0] == "layer.mlp.fc1"]
+    model = lowered(module, model, base, tensors={hidden})
+    types = types_of(model)
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            island = scope(node)[0] == "layer.mlp.fc1"
+            assert types[node.output[0]] == (TensorProto.FLOAT if island else kind), scope(node)
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused_by_name():
+    module, model = traced(Policy)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    (weight,) = [t for t in changed.graph.initializer if t.name == "layer.mlp.fc1.weight"]
+    values = numpy_helper.to_array(weight).copy()
+    values[5, 7] = -70_000
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    message = r"layer\.mlp\.fc1\.weight: 7e\+04 leaves float16, which ends at 65504: keep this in"
+    with pytest.raises(ValueError, match=message):
+        lowered(module, changed, "float16")
+    lowered(module, changed, "bfloat16")
+    lowered(module, changed, "float16", modules={"layer.mlp.fc1"})
+
+
+FORMATS = ("w8", "w8a8", "w4", "outliers")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_codes_survive_lowering_and_twin_to_the_bit(name, base):
+    layer, exact = traced_layer(name)
+    model = lowered(Engine(layer), exact, base)
+    codes = [
+        next(t for t in m.graph.initializer if t.name == "layer.codes").SerializeToString()
+        for m in (exact, model, twin(model))
+    ]
+    assert codes[0] == codes[1] == codes[2]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_lowering_to_bfloat16_changes_no_scale(name):
+    layer, exact = traced_layer(name)
+    model = lowered(Engine(layer), exact, "bfloat16")
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert np.array_equal(weights["layer.scales/low"].astype(np.float32), layer.scales.numpy())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_comes_out_of_codes_is_the_base_format(name, base, kind):
+    layer, exact = traced_layer(name)
+    model = lowered(Engine(layer), exact, base)
+    types, nodes = types_of(model), model.graph.node
+    quantizes = [n for n in nodes if n.op_type == "QuantizeLinear"]
+    assert len(quantizes) == (layer.activation_scale is not None)
+    assert {types[n.output[0]] for n in quantizes} <= {TensorProto.INT8}
+    others = [n for n in nodes if n.op_type in ("DequantizeLinear", "MatMul")]
+    assert len(others) == 2 + len(quantizes) + (layer.kept is not None)
+    assert {types[n.output[0]] for n in others} == {kind}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_quantized_layers_twin_equals_exact_products_rounded_once(name, base):
+    """Products in float64, each result rounded as torch rounds it. What differs are float32 sums
+    that lie within sqrt(256) * 2^-24 of a tie: see above, half a rounding is allowed.
+    """
+    layer, exact = traced_layer(name)
+    dtype = getattr(torch, base)
+
+    def rounded(values):
+        return values.to(dtype).double()
+
+    x = torch.from_numpy(normal(ROWS, INPUTS, seed=3))
+    whole = inputs = rounded(x)
+    if layer.input_factor is not None:
+        inputs = rounded(inputs * layer.input_factor)
+    if layer.activation_scale is not None:
+        step = layer.activation_scale.double()
+        inputs = (inputs / step).round().clamp(-128, 127) * step
+    scales = layer.scales.double()
+    if layer.block:
+        scales = scales.repeat_interleave(layer.block, 0)
+    y = rounded(inputs @ (layer.codes.double() * scales)[:INPUTS])
+    if layer.kept is not None:
+        y = rounded(y + rounded(whole[:, layer.kept] @ rounded(layer.kept_weight)))
+    y = rounded(y + rounded(layer.bias))
+    got = run_onnx(twin(lowered(Engine(layer), exact, base)), x.numpy())
+    assert relative_error(got, y) <= ROUNDING[base] / 2
