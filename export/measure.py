@@ -23,10 +23,10 @@ from models.split import Split
 from quant.modules import QuantLinear
 from quant.observations import Observation
 from runtime.check import relative_error
+from runtime.engine import in_order
 from runtime.functions import Resources
-from runtime.interpreter import Interpreter
 from runtime.onnxruntime_engine import HostMemory
-from runtime.policy import ACTIONS, bind_stages, draw_noise
+from runtime.policy import ACTIONS, assemble, draw_noise
 
 NOISE_SEEDS = 8
 JITTER = 2.0**-20
@@ -103,8 +103,7 @@ class Modules:
             state=state,
             action=action,
         )
-        calls = bind_stages(parts.graph, engines, self._memory, resources)
-        self._interpreter = Interpreter(parts.graph, calls)
+        self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)
 
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, robot units."""

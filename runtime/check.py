@@ -33,6 +33,8 @@ def check(policy: Policy) -> list[Verdict]:
     policy.interpreter.forget()
     chunk = episode.act(golden["frame"], golden["state"], noise=golden["noise"])
     written = [n for s in policy.graph.stages if s.engine for n in s.outputs.values()]
+    for name in written:
+        policy.memory.download(name)
     errors = {n: relative_error(policy.memory.host(n), golden[f"stage/{n}"]) for n in written}
     errors[ACTIONS] = relative_error(chunk, golden[ACTIONS])
     manifest = policy.bundle.manifest

@@ -1,11 +1,12 @@
 """What the interpreter needs of a machine: memory with permanent addresses, and engines on it.
 
-Two Protocols, implemented per backend (`onnxruntime_engine.py` is the one for any CPU). Every
+Three Protocols, implemented per backend (`onnxruntime_engine.py` is the one for any CPU). Every
 implementation must pass `tests/runtime/test_engine_conformance.py`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,12 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from .graph import Graph, Tensor
+
+Launch = Callable[[tuple[str, ...], frozenset[str]], Mapping[str, float]]
+"""(engine stages in order, tensors) -> seconds of each stage.
+
+Runs the stages. Of the tensors, those that these stages wrote are visible to the host afterwards.
+"""
 
 
 class Memory(Protocol):
@@ -69,3 +76,28 @@ class Backend(Protocol):
         Raises:
             EngineError: if the file cannot be loaded here.
         """
+
+    def launcher(
+        self, graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory
+    ) -> Launch:
+        """How stages run together.
+
+        Args:
+            graph: that `memory` was allocated for.
+            runs: what `Engine.bind` returned, by stage.
+        """
+
+
+def in_order(graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory) -> Launch:
+    """The launcher of a machine whose engines run at once and share the host's memory."""
+
+    def launch(stages: tuple[str, ...], wanted: frozenset[str]) -> Mapping[str, float]:
+        seconds = {}
+        start = time.perf_counter()
+        for name in stages:
+            runs[name]()
+            end = time.perf_counter()
+            seconds[name], start = end - start, end
+        return seconds
+
+    return launch

@@ -110,6 +110,20 @@ class Graph:
             known[stage.name] = frozenset(needs)
         return known
 
+    @cached_property
+    def phases(self) -> tuple[int, ...]:
+        """Of every stage: even for host functions, odd for engines, never before its producers'.
+
+        Stages run by phase, so that engine stages which no host function separates run together.
+        """
+        known: dict[str, int] = {}
+        for stage in self.stages:
+            sources = [s for s in stage.inputs.values() if s not in self.inputs]
+            after = max((known[w.name] for s in sources for w in self.writers(s)), default=0)
+            kind = 1 if stage.engine else 0
+            known[stage.name] = after + (after - kind) % 2
+        return tuple(known.values())
+
     def writers(self, tensor: str) -> Iterator[Stage]:
         """Stages that write any byte of `tensor`."""
         root, start, stop = self.extent(tensor)

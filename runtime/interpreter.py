@@ -3,47 +3,59 @@
 Every set of inputs that some stage depends on has a version number, which grows when any input in
 the set changes. Every stage remembers the version of its set at its last run. That is the whole
 cache: what a tick does not recompute is what none of its changed inputs reach.
+
+Host functions are called one by one. Engine stages between them are launched together, so that a
+device can overlap them, replay them as one, and answer once.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from .engine import Launch
 from .graph import Graph
 
 NEVER = -1
+HostCall = Callable[[Mapping[str, Any]], None]
 
 
 class Interpreter:
-    """Holds the inputs' values and versions and calls the bound stages that are stale.
+    """Holds the inputs' values and versions and runs the stages that are stale.
 
     Args:
         graph: what to run.
-        calls: one per stage, in order. Each takes the inputs' current values and reads and writes
-            the stage's own buffers.
+        host_calls: one per stage that is a host function. Each takes the inputs' current values and
+            reads and writes the stage's own buffers.
+        launch: runs engine stages.
     """
 
-    def __init__(self, graph: Graph, calls: Sequence[Callable[[Mapping[str, Any]], None]]) -> None:
+    def __init__(self, graph: Graph, host_calls: Mapping[str, HostCall], launch: Launch) -> None:
         self.graph = graph
         self.values: dict[str, Any] = {}
-        self.num_runs = [0] * len(calls)
-        self.total_s = [0.0] * len(calls)
-        self._calls = list(calls)
+        self.num_runs = [0] * len(graph.stages)
+        self.total_s = [0.0] * len(graph.stages)
+        self._host_calls, self._launch = host_calls, launch
         self._names = [stage.name for stage in graph.stages]
         self._needs = [graph.stage_dependencies[name] for name in self._names]
         self._versions = dict.fromkeys(self._needs, 0)
-        self._seen = [NEVER] * len(calls)
-        self._plans = {leaf: graph.needed_for(leaf) for leaf in graph.outputs}
-        self._ran: list[tuple[int, float]] = []
+        self._seen = [NEVER] * len(graph.stages)
+        self._phase = graph.phases
+        self._plans = {
+            leaf: sorted(graph.needed_for(leaf), key=lambda i: (self._phase[i], i))
+            for leaf in graph.outputs
+        }
+        self._reads = [frozenset(stage.inputs.values()) for stage in graph.stages]
+        self._ran: dict[int, float] = {}
 
     @property
     def last_run(self) -> dict[str, float]:
         """Seconds of each stage that the last `run` executed, by stage name."""
-        return {self._names[i]: seconds for i, seconds in self._ran}
+        return {self._names[i]: seconds for i, seconds in self._ran.items()}
 
     def set(self, name: str, value: Any) -> bool:
         """Give an input a value. The same value again is no change.
@@ -63,22 +75,24 @@ class Interpreter:
 
     def run(self, leaf: str) -> None:
         """Bring `leaf` up to date. Its buffer then holds the result."""
-        seen, versions, needs, calls = self._seen, self._versions, self._needs, self._calls
-        self._ran = ran = []
-        start = time.perf_counter()
-        for i in self._plans[leaf]:
-            version = versions[needs[i]]
-            if seen[i] == version:
-                continue
-            seen[i] = NEVER  # stays so if the call raises: a half-written buffer is never reused
-            calls[i](self.values)
-            seen[i] = version
-            end = time.perf_counter()
-            ran.append((i, end - start))
-            start = end
-        for i, seconds in ran:
+        seen, versions, needs = self._seen, self._versions, self._needs
+        stale = [i for i in self._plans[leaf] if seen[i] != versions[needs[i]]]
+        ran: dict[int, float] = {}
+        self._ran = ran
+        done = 0
+        for batch in self._batches(stale):
+            done += len(batch)
+            for i in batch:
+                seen[i] = NEVER  # stays so if this raises: a half-written buffer is never reused
+            if self._phase[batch[0]] % 2:
+                ran |= self._run_engines(batch, stale[done:])
+            else:
+                ran |= self._run_host(batch[0])
+            for i in batch:
+                seen[i] = versions[needs[i]]
+        for i, elapsed in ran.items():
             self.num_runs[i] += 1
-            self.total_s[i] += seconds
+            self.total_s[i] += elapsed
 
     def forget(self) -> None:
         """Mark every stage that depends on an input as never run."""
@@ -87,8 +101,27 @@ class Interpreter:
                 self._seen[i] = NEVER
 
     def reset_statistics(self) -> None:
-        self.num_runs = [0] * len(self._calls)
-        self.total_s = [0.0] * len(self._calls)
+        self.num_runs = [0] * len(self._names)
+        self.total_s = [0.0] * len(self._names)
+
+    def _batches(self, stale: list[int]) -> Iterator[list[int]]:
+        """Host functions one by one, engine stages together."""
+        for phase, group in itertools.groupby(stale, key=self._phase.__getitem__):
+            if phase % 2:
+                yield list(group)
+            else:
+                yield from ([i] for i in group)
+
+    def _run_host(self, index: int) -> dict[int, float]:
+        start = time.perf_counter()
+        self._host_calls[self._names[index]](self.values)
+        return {index: time.perf_counter() - start}
+
+    def _run_engines(self, batch: list[int], later: list[int]) -> dict[int, float]:
+        wanted = (self._reads[i] for i in later if not self._phase[i] % 2)
+        names = tuple(self._names[i] for i in batch)
+        seconds = self._launch(names, frozenset().union(*wanted))
+        return {i: seconds[self._names[i]] for i in batch}
 
 
 def _same(old: Any, new: Any) -> bool:

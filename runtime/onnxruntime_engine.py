@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .engine import Memory
+from .engine import Launch, Memory, in_order
 from .errors import EngineError
 from .graph import Graph, Tensor
 
@@ -50,6 +50,11 @@ class OnnxRuntimeBackend:
 
     def engine(self, path: Path) -> OnnxRuntimeEngine:
         return OnnxRuntimeEngine(path, self.num_threads)
+
+    def launcher(
+        self, graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory
+    ) -> Launch:
+        return in_order(graph, runs, memory)
 
 
 class HostMemory:

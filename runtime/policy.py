@@ -18,17 +18,16 @@ from tokenizers import Tokenizer
 from . import prompt
 from .anchor import AnchorPolicy, First, Tick
 from .bundle import GOLDEN, Bundle, read_bundle
-from .engine import Backend, Engine, Memory
+from .engine import Backend, Engine, Launch, Memory
 from .errors import BundleError, EpisodeError, ObservationError
 from .functions import FUNCTIONS, Resources
 from .graph import Graph, Stage
 from .image import ImageConfig, check_image
-from .interpreter import Interpreter
+from .interpreter import HostCall, Interpreter
 from .normalization import Normalization, choose_robot
 
 ACTIONS = "actions"
 SIMILARITY = "anchor_similarity"
-Call = Callable[[Mapping[str, Any]], None]
 CHANGING = ("frame", "state", "noise", "instruction")
 """Inputs that change while an anchor stays."""
 
@@ -117,8 +116,7 @@ class Policy:
         )
         self.memory = backend.memory(self.graph)
         engines = {n: backend.engine(bundle.file(e.file)) for n, e in manifest.engines.items()}
-        calls = bind_stages(self.graph, engines, self.memory, resources)
-        self.interpreter = Interpreter(self.graph, calls)
+        self.interpreter = assemble(self.graph, engines, self.memory, resources, backend.launcher)
         self._episode: Episode | None = None
 
     @property
@@ -299,17 +297,21 @@ class Episode:
         return self.policy.interpreter
 
 
-def bind_stages(
-    graph: Graph, engines: Mapping[str, Engine], memory: Memory, resources: Resources
-) -> list[Call]:
-    """One call per stage of `graph`, bound to its buffers."""
-    calls: list[Call] = []
+def assemble(
+    graph: Graph,
+    engines: Mapping[str, Engine],
+    memory: Memory,
+    resources: Resources,
+    launcher: Callable[..., Launch],
+) -> Interpreter:
+    """Every stage of `graph` bound to its buffers."""
+    runs, host_calls = {}, {}
     for stage in graph.stages:
         if stage.engine is not None:
-            calls.append(_engine_call(stage, engines[stage.engine], memory))
+            runs[stage.name] = engines[stage.engine].bind(stage.inputs, stage.outputs, memory)
         else:
-            calls.append(_host_call(stage, graph.inputs, memory, resources))
-    return calls
+            host_calls[stage.name] = _host_call(stage, graph.inputs, memory, resources)
+    return Interpreter(graph, host_calls, launcher(graph, runs, memory))
 
 
 def draw_noise(seed: int, tick: int, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -334,14 +336,9 @@ def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
         return {name: golden[name] for name in golden.files}
 
 
-def _engine_call(stage: Stage, engine: Engine, memory: Memory) -> Call:
-    run = engine.bind(stage.inputs, stage.outputs, memory)
-    return lambda _values: run()
-
-
 def _host_call(
     stage: Stage, graph_inputs: tuple[str, ...], memory: Memory, resources: Resources
-) -> Call:
+) -> HostCall:
     function = FUNCTIONS[stage.function or ""](stage.params, resources)
     from_values = [(port, s) for port, s in stage.inputs.items() if s in graph_inputs]
     downloads = [(port, s) for port, s in stage.inputs.items() if s not in graph_inputs]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.engine import in_order
 from runtime.graph import Graph, Stage, Tensor
 from runtime.interpreter import Interpreter
 
@@ -21,9 +22,15 @@ GRAPH = Graph(
 )
 
 
+def make_interpreter(**calls):
+    """Host functions that do nothing, but for `calls`."""
+    idle = {stage.name: lambda values: None for stage in GRAPH.stages}
+    return Interpreter(GRAPH, idle | calls, in_order(GRAPH, {}, None))
+
+
 @pytest.fixture
 def interpreter():
-    made = Interpreter(GRAPH, [lambda values: None] * len(GRAPH.stages))
+    made = make_interpreter()
     made.set("a", 1)
     made.set("b", 1)
     made.run("z")
@@ -55,7 +62,7 @@ def test_a_leaf_nobody_asks_for_never_runs(interpreter):
 
 
 def test_an_array_counts_as_changed_by_its_bits():
-    interpreter = Interpreter(GRAPH, [lambda values: None] * len(GRAPH.stages))
+    interpreter = make_interpreter()
     assert interpreter.set("a", np.zeros(3, np.float32))
     assert not interpreter.set("a", np.zeros(3, np.float32))
     assert interpreter.set("a", np.zeros(3, np.float64))
@@ -70,8 +77,7 @@ def test_a_stage_that_failed_runs_again():
         if fail[0]:
             raise RuntimeError("interrupted half-way")
 
-    calls = [lambda values: None, call, *[lambda values: None] * 3]
-    interpreter = Interpreter(GRAPH, calls)
+    interpreter = make_interpreter(from_a=call)
     interpreter.set("a", 1)
     interpreter.set("b", 1)
     with pytest.raises(RuntimeError):
@@ -85,3 +91,47 @@ def test_forget_keeps_what_depends_on_nothing(interpreter):
     interpreter.forget()
     interpreter.run("z")
     assert set(interpreter.last_run) == {"from_a", "from_b", "joined"}
+
+
+ALTERNATING = Graph(
+    inputs=("a",),
+    tensors={name: ROW for name in "uvwxyz"},
+    stages=(
+        Stage(name="first", function="f", inputs={"i": "a"}, outputs={"o": "u"}),
+        Stage(name="left", engine="e", inputs={"i": "u"}, outputs={"o": "v"}),
+        Stage(name="late", function="f", inputs={"i": "v"}, outputs={"o": "w"}),
+        Stage(name="second", function="f", inputs={"i": "a"}, outputs={"o": "x"}),
+        Stage(name="right", engine="e", inputs={"i": "x"}, outputs={"o": "y"}),
+        Stage(name="joined", engine="e", inputs={"i": "v", "j": "y"}, outputs={"o": "z"}),
+    ),
+    outputs=("w", "z"),
+)
+
+
+def test_engine_stages_that_no_host_function_separates_are_launched_together():
+    order, launches = [], []
+
+    def launch(stages, wanted):
+        order.extend(stages)
+        launches.append((stages, wanted))
+        return dict.fromkeys(stages, 0.0)
+
+    def note(name):
+        return lambda values: order.append(name)
+
+    hosts = {s.name: note(s.name) for s in ALTERNATING.stages if s.function}
+    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter.set("a", 1)
+    interpreter.run("z")
+    assert order == ["first", "second", "left", "right", "joined"]
+    assert launches == [(("left", "right", "joined"), frozenset())]
+    interpreter.set("a", 2)
+    interpreter.run("w")
+    assert launches[1] == (("left",), frozenset("v")), "what a host function reads next is wanted"
+    assert order[5:] == ["first", "left", "late"]
+    interpreter.run("z")
+    assert launches[2] == (("right", "joined"), frozenset())
+
+
+def test_phases_alternate_between_host_and_engines_and_keep_producers_first():
+    assert ALTERNATING.phases == (0, 1, 2, 0, 1, 1)
