@@ -87,6 +87,12 @@ class Backend(Protocol):
             runs: what `Engine.bind` returned, by stage.
         """
 
+    def settle(self) -> None:
+        """Every kind of tick has run. From now on none may be spent on preparations."""
+
+    def close(self) -> None:
+        """Give everything back that engines and memory hold outside of Python."""
+
 
 def in_order(graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory) -> Launch:
     """The launcher of a machine whose engines run at once and share the host's memory."""

@@ -56,6 +56,12 @@ class OnnxRuntimeBackend:
     ) -> Launch:
         return in_order(graph, runs, memory)
 
+    def settle(self) -> None:
+        """Nothing is prepared on the way."""
+
+    def close(self) -> None:
+        """Python gives everything back."""
+
 
 class HostMemory:
     """One aligned numpy buffer per tensor that owns memory; parts are views."""

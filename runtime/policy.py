@@ -179,7 +179,7 @@ class Policy:
         self.interpreter.forget()
 
     def warm_up(self) -> None:
-        """Run every stage once, so that the first tick of an episode is not the slow one."""
+        """Run every kind of tick, so that the first of an episode is not the slow one."""
         golden = read_golden(self.bundle)
         episode = self.start(
             anchor=golden["anchor"], instruction=str(golden["instruction"]), seed=0
@@ -189,8 +189,17 @@ class Policy:
             self.interpreter.forget()
         for leaf in self.graph.outputs:
             self.interpreter.run(leaf)
+        for shift in (1, 2):
+            frame = np.roll(golden["frame"], shift, axis=1)
+            episode.act(frame, golden["state"] + np.float32(1e-3 * shift))
+        self.backend.settle()
         self._episode = None
         self.interpreter.reset_statistics()
+
+    def close(self) -> None:
+        """Give back what the engines hold; the policy cannot be used any more."""
+        self._episode = None
+        self.backend.close()
 
 
 class Episode:

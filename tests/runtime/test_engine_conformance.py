@@ -1,4 +1,4 @@
-"""Every backend keeps the contract of `runtime.engine`. A new one joins `BACKENDS`."""
+"""Every backend keeps the contract of `runtime.engine`. A new one joins the fixture."""
 
 import numpy as np
 import onnx
@@ -9,8 +9,9 @@ from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
 from runtime.onnxruntime_engine import ALIGNMENT, OnnxRuntimeBackend
+from runtime.tensorrt_engine import TensorRTBackend
+from tests.simulation import install, make_plan
 
-BACKENDS = [OnnxRuntimeBackend]
 ROW = Tensor(shape=(2, 4))
 GRAPH = Graph(
     inputs=("source",),
@@ -30,9 +31,13 @@ GRAPH = Graph(
 )
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda kind: kind.name)
-def backend(request) -> Backend:
-    return request.param()
+@pytest.fixture(params=["onnxruntime", "tensorrt, simulated"])
+def backend(request, monkeypatch) -> Backend:
+    if request.param == "onnxruntime":
+        return OnnxRuntimeBackend()
+    world = install(monkeypatch)
+    world.is_verified = True
+    return TensorRTBackend(make_plan)
 
 
 @pytest.fixture
@@ -60,7 +65,8 @@ def test_buffers_start_as_zeros_and_never_move(backend):
 
 def test_every_tensor_that_owns_memory_is_aligned(backend):
     memory = backend.memory(GRAPH)
-    assert all(memory.host(name).ctypes.data % ALIGNMENT == 0 for name in GRAPH.roots)
+    address = getattr(memory, "address", lambda name: memory.host(name).ctypes.data)
+    assert all(address(name) % ALIGNMENT == 0 for name in GRAPH.roots)
 
 
 def test_parts_are_places_in_the_larger_tensor(backend):
@@ -103,6 +109,38 @@ def test_one_engine_can_be_bound_twice(backend, adder):
     second()
     memory.download("sum")
     assert (memory.host("sum") == 3).all()
+
+
+CHAIN = Graph(
+    inputs=("source",),
+    tensors={"x": ROW, "y": ROW, "z": ROW, "result": ROW},
+    stages=(
+        Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),
+        Stage(name="twice", engine="adder", inputs={"x": "x", "y": "x"}, outputs={"z": "y"}),
+        Stage(name="thrice", engine="adder", inputs={"x": "x", "y": "y"}, outputs={"z": "z"}),
+        Stage(name="out", function="copy", inputs={"value": "z"}, outputs={"value": "result"}),
+    ),
+    outputs=("result",),
+)
+
+
+def test_a_launch_runs_stages_in_order_and_shows_what_is_wanted(backend, adder):
+    memory, engine = backend.memory(CHAIN), backend.engine(adder)
+    engines = [stage for stage in CHAIN.stages if stage.engine]
+    runs = {s.name: engine.bind(s.inputs, s.outputs, memory) for s in engines}
+    launch = backend.launcher(CHAIN, runs, memory)
+    for value in (1, 2, 5, 7):
+        memory.host("x")[:] = value
+        memory.upload("x")
+        seconds = launch(("twice", "thrice"), frozenset(["z"]))
+        assert (memory.host("z") == 3 * value).all()
+        assert seconds.keys() == runs.keys()
+        assert min(seconds.values()) >= 0
+        if value == 2:
+            backend.settle()
+    memory.download("y")
+    assert (memory.host("y") == 14).all()
+    backend.close()
 
 
 def test_the_ports_are_known(backend, adder):

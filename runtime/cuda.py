@@ -1,0 +1,109 @@
+"""The CUDA calls that the runtime makes, on the primary context of the first GPU.
+
+pycuda has memory, streams and copies; cuda-bindings has what pycuda lacks: capture, and events that
+can be timed inside a captured graph. Both see the same stream handles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import EngineError
+
+INSTALL = (
+    "on a Jetson pycuda is built from source (pip install pycuda), cuda-bindings has wheels; "
+    "anchorvla doctor says what is missing"
+)
+
+
+class Cuda:
+    """The primary context, which other libraries of the process share.
+
+    Raises:
+        EngineError: pycuda or cuda-bindings is missing, or there is no GPU.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.driver: Any = importlib.import_module("pycuda.driver")
+            self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
+            importlib.import_module("pycuda.autoprimaryctx")
+        except ImportError as error:
+            raise EngineError(f"no CUDA from Python here ({error}): {INSTALL}") from None
+        except Exception as error:  # pycuda's own, which only exist once it is imported
+            raise EngineError(f"no usable GPU here: {error}; try anchorvla doctor") from error
+
+    def event(self) -> Any:
+        """One that can be timed."""
+        return self._call("cudaEventCreate")
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Order: whoever waits for `event` waits for what `stream` was given so far."""
+        self._call("cudaEventRecord", event, stream.handle)
+
+    def record_time(self, event: Any, stream: Any, *, captured: bool) -> None:
+        """Time: `event` can be read after synchronization, inside a captured graph too."""
+        runtime = self._runtime
+        flag = runtime.cudaEventRecordExternal if captured else runtime.cudaEventRecordDefault
+        self._call("cudaEventRecordWithFlags", event, stream.handle, flag)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """What `stream` is given from now on waits for `event`."""
+        self._call("cudaStreamWaitEvent", stream.handle, event, 0)
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Between two recorded times."""
+        return float(self._call("cudaEventElapsedTime", start, stop)) / 1e3
+
+    @contextlib.contextmanager
+    def capture(self, stream: Any) -> Iterator[CapturedGraph]:
+        """What is given to `stream` inside is not run but becomes a graph.
+
+        Allocation, synchronization and copies from pageable memory are errors inside.
+        """
+        graph = CapturedGraph(self)
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream.handle, mode)
+        try:
+            yield graph
+        except BaseException:
+            with contextlib.suppress(EngineError):  # the first error is the one to tell
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream.handle))
+            raise
+        captured = self._call("cudaStreamEndCapture", stream.handle)
+        graph.executable = self._call("cudaGraphInstantiate", captured, 0)
+        self._call("cudaGraphDestroy", captured)
+
+    def launch(self, executable: Any, stream: Any) -> None:
+        self._call("cudaGraphLaunch", executable, stream.handle)
+
+    def destroy_graph(self, executable: Any) -> None:
+        self._call("cudaGraphExecDestroy", executable)
+
+    def destroy_event(self, event: Any) -> None:
+        self._call("cudaEventDestroy", event)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._runtime, name)(*arguments)
+        if int(status) != 0:
+            raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}")
+        return values[0] if values else None
+
+
+class CapturedGraph:
+    """A batch of work that is launched as one. Close it before the contexts that it refers to."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.executable: Any = None
+
+    def launch(self, stream: Any) -> None:
+        self._cuda.launch(self.executable, stream)
+
+    def close(self) -> None:
+        if self.executable is not None:
+            self._cuda.destroy_graph(self.executable)
+            self.executable = None

@@ -1,0 +1,135 @@
+"""A graph's tensors on the GPU: one allocation, a permanent place for each, staging on the host.
+
+A version says that a tensor is still valid, so its bytes must be: no two tensors share memory, and
+none ever moves. The host's copies are page-locked, so that a captured graph can copy them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cuda import Cuda
+from .graph import Graph
+
+ALIGNMENT = 256
+"""Bytes, of every address that TensorRT is given."""
+
+
+def layout(graph: Graph) -> tuple[dict[str, int], int]:
+    """Bytes from the start of the allocation to each tensor that owns memory, and the total."""
+    offsets, total = {}, 0
+    for name in graph.roots:
+        offsets[name] = total
+        total += -(-graph.tensors[name].num_bytes // ALIGNMENT) * ALIGNMENT
+    return offsets, total
+
+
+class DeviceMemory:
+    """See `runtime.engine.Memory`. Uploads wait for the next launch; a download waits for the GPU.
+
+    Raises:
+        MemoryError of pycuda: the GPU has too little.
+    """
+
+    def __init__(self, graph: Graph, cuda: Cuda) -> None:
+        self.graph, self._cuda = graph, cuda
+        offsets, self.num_bytes = layout(graph)
+        self.stream: Any = cuda.driver.Stream()
+        self._block: Any = cuda.driver.mem_alloc(self.num_bytes)
+        cuda.driver.memset_d8(self._block, 0, self.num_bytes)
+        owned = {name: self._host_array(name) for name in graph.roots}
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._addresses: dict[str, int] = {}
+        for name, tensor in graph.tensors.items():
+            root, start, stop = graph.extent(name)
+            array = owned[root].reshape(-1)[start:stop]
+            self._arrays[name] = array.reshape(tensor.shape)
+            offset = offsets[root] + start * array.itemsize
+            self._addresses[name] = int(self._block) + offset
+        extents = {name: graph.extent(name) for name in graph.tensors}
+        self._touching = {n: _touching(extents, n) for n in extents}
+        self._inside = {n: _inside(extents, n) for n in extents}
+        self._waiting: dict[str, None] = {}
+        self._behind: set[str] = set()
+
+    def host(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def address(self, name: str) -> int:
+        """Of the tensor on the GPU."""
+        return self._addresses[name]
+
+    def upload(self, name: str) -> None:
+        self._waiting[name] = None
+        self._behind -= self._inside[name]
+
+    def download(self, name: str) -> None:
+        if self._waiting:
+            self.copy_in(self.take_uploads())
+        if name in self._behind:
+            self.stream.synchronize()
+            self._cuda.driver.memcpy_dtoh(self._arrays[name], self._addresses[name])
+            self._behind -= self._inside[name]
+
+    def take_uploads(self) -> tuple[str, ...]:
+        """What the host wrote since the last time."""
+        waiting = tuple(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def copy_in(self, names: Iterable[str]) -> None:
+        """To the GPU, on the main stream; done when that is synchronized."""
+        for name in names:
+            self._cuda.driver.memcpy_htod_async(
+                self._addresses[name], self._arrays[name], self.stream
+            )
+
+    def copy_out(self, names: Iterable[str]) -> None:
+        """To the host, likewise."""
+        for name in names:
+            self._cuda.driver.memcpy_dtoh_async(
+                self._arrays[name], self._addresses[name], self.stream
+            )
+
+    def written(self, names: Iterable[str], *, copied: Iterable[str] = ()) -> None:
+        """Engines wrote these tensors; of those, `copied` are on the host already."""
+        for name in names:
+            self._behind |= self._touching[name]
+        for name in copied:
+            self._behind -= self._inside[name]
+
+    def scratch(self, num_bytes: int) -> Any:
+        """Memory for engines' intermediate results, at least one byte."""
+        return self._cuda.driver.mem_alloc(max(num_bytes, ALIGNMENT))
+
+    def close(self) -> None:
+        """Give the memory back; nothing may use it any more."""
+        self.stream.synchronize()
+        self._block.free()
+
+    def _host_array(self, name: str) -> NDArray[Any]:
+        tensor = self.graph.tensors[name]
+        dtype = np.dtype(np.uint16 if tensor.dtype == "bfloat16" else tensor.dtype)
+        array: NDArray[Any] = self._cuda.driver.pagelocked_zeros(tensor.shape, dtype)
+        return array
+
+
+Extents = Mapping[str, tuple[str, int, int]]
+
+
+def _touching(extents: Extents, name: str) -> frozenset[str]:
+    """Tensors that share a byte with `name`, itself among them."""
+    root, start, stop = extents[name]
+    return frozenset(n for n, (r, a, b) in extents.items() if r == root and a < stop and start < b)
+
+
+def _inside(extents: Extents, name: str) -> frozenset[str]:
+    """Tensors that are a part of `name`, itself among them."""
+    root, start, stop = extents[name]
+    return frozenset(
+        n for n, (r, a, b) in extents.items() if r == root and start <= a and b <= stop
+    )

@@ -1,0 +1,166 @@
+"""The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import policy as policy_module
+from runtime.check import check
+from runtime.errors import BundleError, EngineError
+from runtime.policy import read_golden
+from runtime.tensorrt_engine import TensorRTBackend
+from tests.simulation import install, make_plan
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """A simulated GPU that knows when a bundle was verified."""
+    world = install(monkeypatch)
+    read = policy_module.read_bundle
+
+    def verify(path):
+        bundle = read(path)
+        world.is_verified = True
+        return bundle
+
+    monkeypatch.setattr(policy_module, "read_bundle", verify)
+    yield world
+    assert not world.violations
+
+
+@pytest.fixture
+def pair(world, demo_bundle):
+    """The same bundle on both engines."""
+    simulated = runtime.load(demo_bundle, backend=TensorRTBackend(make_plan))
+    yield simulated, runtime.load(demo_bundle)
+    simulated.close()
+
+
+def test_every_kind_of_tick_equals_onnx_runtime_bit_for_bit(pair, image):
+    """Both compute with the same kernels here, so any difference is a fault of the buffers."""
+    episodes = [p.start(anchor=image(0), instruction="open the drawer") for p in pair]
+    state = np.zeros(4, np.float32)
+
+    def act(frame):
+        chunks = [episode.act(image(frame), state) for episode in episodes]
+        assert np.array_equal(*chunks)
+
+    act(1)  # cold: the anchor and the instruction are new
+    act(2)
+    act(2)  # a repeated frame
+    for episode in episodes:
+        episode.say("close the drawer")
+    act(3)
+    for episode in episodes:
+        episode.re_anchor(image(3))
+    act(4)
+    for policy in pair:
+        policy.forget()
+    act(5)
+    similarity = [episode._similarity() for episode in episodes]
+    assert similarity[0] == similarity[1]
+    act(6)
+    ran = [episode.stats.num_runs for episode in episodes]
+    assert ran[0] == ran[1], "both keep the same"
+
+
+def test_the_golden_data_are_met(pair):
+    assert all(verdict.passed for verdict in check(pair[0]))
+
+
+def test_a_warm_tick_and_a_re_anchor_are_one_launch_and_one_wait(pair, world, image):
+    episode = pair[0].start(anchor=image(0), instruction="open the drawer")
+    state = np.zeros(4, np.float32)
+    for number, prepare in enumerate(
+        (lambda: None, lambda: None, lambda: episode.re_anchor(image(9)), lambda: None)
+    ):
+        prepare()
+        before = world.num_launches, world.num_synchronizations
+        episode.act(image(number + 1), state)
+        assert (world.num_launches, world.num_synchronizations) == (before[0] + 1, before[1] + 1)
+
+
+def test_nothing_is_captured_once_the_policy_is_warm(pair, world, image):
+    episode = pair[0].start(anchor=image(0), instruction="open the drawer")
+    graphs = len(world.graphs)
+    frame, state = image(1), np.zeros(4, np.float32)
+    for _ in range(3):
+        episode.act(frame, state)  # a repeated frame: denoising only, which is rare
+    assert len(world.graphs) == graphs
+    assert 1 <= graphs <= 3
+
+
+def test_a_warm_tick_allocates_nothing_on_the_gpu(pair, world, image):
+    episode = pair[0].start(anchor=image(0), instruction="open the drawer")
+    episode.act(image(1), np.zeros(4, np.float32))
+    blocks = len(world.blocks)
+    for number in range(3):
+        episode.act(image(number), np.zeros(4, np.float32))
+    assert len(world.blocks) == blocks
+
+
+def test_garbage_in_all_scratch_memory_changes_no_bit(pair, world, image):
+    """Versions say what is still valid, so nothing that is kept may live in scratch memory."""
+    scratch = [block for launcher in pair[0].backend._launchers for block in launcher.scratch]
+    assert scratch
+    random = np.random.default_rng(0)
+    episodes = [p.start(anchor=image(0), instruction="open the drawer") for p in pair]
+    for number in range(3):
+        chunks = [episode.act(image(number), np.zeros(4, np.float32)) for episode in episodes]
+        assert np.array_equal(*chunks)
+        for block in scratch:
+            view = block.block.bytes
+            view[:] = random.integers(0, 256, len(view), np.uint8)
+
+
+def test_spatial_runs_beside_language(pair):
+    stream = pair[0].backend._launchers[0]._schedule.stream
+    assert stream["suffix"] != stream["spatial"]
+    assert stream["frame_vision"] == stream["condition"] == stream["denoise_9"] == 0
+
+
+def test_seconds_are_measured_for_every_stage_of_a_replayed_graph(pair, image):
+    episode = pair[0].start(anchor=image(0), instruction="open the drawer")
+    for number in range(2):
+        episode.act(image(number), np.zeros(4, np.float32))
+    seconds = episode.stats.last_s
+    assert {"frame_vision", "suffix", "denoise_9"} <= seconds.keys()
+    assert all(value >= 0 for value in seconds.values())
+    assert seconds["suffix"] > 0
+
+
+def test_a_damaged_bundle_never_reaches_tensorrt(world, demo_bundle, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(demo_bundle, bundle)
+    weights = bundle / "engines" / "vision.weights"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match=r"vision\.weights"):
+        runtime.load(bundle, backend=TensorRTBackend(make_plan))
+    assert world.num_deserialized == 0
+
+
+def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
+    with pytest.raises(EngineError, match=r"Magic tag does not match.*anchorvla build"):
+        runtime.load(demo_bundle, backend=TensorRTBackend(lambda path: b"something else"))
+
+
+def test_without_tensorrt_it_is_said_what_to_do():
+    with pytest.raises(EngineError, match=r"no tensorrt here .*JetPack.*anchorvla doctor"):
+        TensorRTBackend(make_plan)
+
+
+@pytest.mark.parametrize("missing", ["pycuda.driver", "cuda.bindings.runtime"])
+def test_without_cuda_from_python_it_is_said_what_to_do(world, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(EngineError, match=r"no CUDA from Python here .*anchorvla doctor"):
+        TensorRTBackend(make_plan)
+
+
+def test_golden_inputs_are_those_of_the_bundle(pair):
+    golden = read_golden(pair[0].bundle)
+    assert golden["frame"].dtype == np.uint8

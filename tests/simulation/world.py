@@ -1,0 +1,253 @@
+"""A simulated GPU: memory, streams, events and captured graphs, with the rules between them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ALIGNMENT = 256
+DEVICE, PINNED = "device", "page-locked"
+
+
+class Violation(AssertionError):
+    """A rule was broken that a GPU would punish with an error, or with wrong numbers."""
+
+
+@dataclass(eq=False)
+class Block:
+    start: int
+    bytes: np.ndarray
+    kind: str
+    is_freed: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of memory, and what they hold where that is known."""
+
+    start: int
+    stop: int
+    dtype: str | None = None
+
+    def overlaps(self, other: Span) -> bool:
+        return self.start < other.stop and other.start < self.stop
+
+
+@dataclass(eq=False)
+class Op:
+    """Something enqueued."""
+
+    stream: int
+    run: Callable[[], None]
+    reads: tuple[Span, ...] = ()
+    writes: tuple[Span, ...] = ()
+    contexts: tuple[object, ...] = ()
+    index: int = 0
+
+    def conflicts(self, other: Op) -> bool:
+        return (
+            any(a.overlaps(b) for a in self.writes for b in (*other.reads, *other.writes))
+            or any(a.overlaps(b) for a in self.reads for b in other.writes)
+            or bool({*map(id, self.contexts)} & {*map(id, other.contexts)})
+        )
+
+
+@dataclass(eq=False)
+class Event:
+    timeline: Timeline | None = None
+    clock: dict[int, int] = field(default_factory=dict)
+    time_s: float | None = None
+    is_destroyed: bool = False
+
+
+class Timeline:
+    """What was enqueued, and what happens before what: a vector clock per stream."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.clocks: dict[int, dict[int, int]] = {}
+
+    def clock(self, stream: int) -> dict[int, int]:
+        return self.clocks.setdefault(stream, {})
+
+    def add(self, op: Op) -> None:
+        clock = self.clock(op.stream)
+        for earlier in self.ops:
+            is_ordered = clock.get(earlier.stream, 0) >= earlier.index
+            if not is_ordered and op.conflicts(earlier):
+                same = set(op.contexts) & set(earlier.contexts)
+                what = "one context runs twice at once" if same else "the same memory"
+                raise Violation(
+                    f"streams {earlier.stream} and {op.stream}: {what}, and no event orders them"
+                )
+        op.index = clock[op.stream] = clock.get(op.stream, 0) + 1
+        self.ops.append(op)
+
+    def wait(self, stream: int, clock: dict[int, int]) -> None:
+        own = self.clock(stream)
+        for other, index in clock.items():
+            own[other] = max(own.get(other, 0), index)
+
+    def covered(self, stream: int) -> list[Op]:
+        clock = self.clock(stream)
+        return [op for op in self.ops if clock.get(op.stream, 0) >= op.index]
+
+
+class Capture(Timeline):
+    """The timeline of a captured graph."""
+
+    def __init__(self, origin: int) -> None:
+        super().__init__()
+        self.origin = origin
+        self.streams = {origin}
+        self.is_alive = True
+
+
+class World:
+    """Everything that one simulated GPU knows."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.types: list[Span] = []
+        self.now = Timeline()
+        self.capture: Capture | None = None
+        self.graphs: list[Capture] = []
+        self.is_verified = False
+        self.num_deserialized = 0
+        self.num_launches = 0
+        self.num_synchronizations = 0
+        self.violations: list[str] = []
+        self._handles = itertools.count(1)
+
+    def new_stream(self) -> int:
+        return next(self._handles)
+
+    def allocate(self, size: int, kind: str) -> Block:
+        if self.capture is not None:
+            raise Violation("allocation inside a capture")
+        raw = np.zeros(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        block = Block(raw.ctypes.data + start, raw[start : start + size], kind)
+        self.blocks.append(block)
+        return block
+
+    def free(self, block: Block) -> None:
+        if self.now.ops:
+            raise Violation("memory freed while something is enqueued")
+        block.is_freed = True
+
+    def block_at(self, address: int, size: int) -> Block | None:
+        """The newest block that holds these bytes; None if there is none."""
+        for block in reversed(self.blocks):
+            if block.start <= address and address + size <= block.start + len(block.bytes):
+                return block
+        return None
+
+    def bytes_at(self, address: int, size: int) -> np.ndarray:
+        block = self.block_at(address, size)
+        if block is None:
+            raise Violation(f"{size} bytes at {address:#x} lie in no block of memory")
+        if block.is_freed:
+            raise Violation(f"{address:#x} was freed")
+        return block.bytes[address - block.start :][:size]
+
+    def check_types(self, spans: tuple[Span, ...]) -> None:
+        for span in spans:
+            for known in self.types:
+                if span.dtype and span.overlaps(known) and known.dtype != span.dtype:
+                    raise Violation(f"{span.dtype} is read where {known.dtype} was written")
+
+    def note_types(self, spans: tuple[Span, ...]) -> None:
+        for span in spans:
+            self.types = [known for known in self.types if not known.overlaps(span)]
+            if span.dtype:
+                self.types.append(span)
+
+    def submit(self, op: Op) -> None:
+        for span in (*op.reads, *op.writes):
+            self.bytes_at(span.start, span.stop - span.start)
+        self.check_types(op.reads)
+        self.note_types(op.writes)
+        self.timeline_of(op.stream).add(op)
+
+    def timeline_of(self, stream: int) -> Timeline:
+        capture = self.capture
+        return capture if capture is not None and stream in capture.streams else self.now
+
+    def record(self, event: Event, stream: int) -> None:
+        event.timeline = self.timeline_of(stream)
+        event.clock = dict(event.timeline.clock(stream))
+
+    def record_time(self, event: Event, stream: int, *, external: bool) -> None:
+        is_captured = self.timeline_of(stream) is not self.now
+        if external != is_captured:
+            raise Violation("an external event belongs into a capture, any other outside of it")
+
+        def stamp() -> None:
+            event.time_s = time.perf_counter()
+
+        event.time_s = None
+        self.submit(Op(stream, stamp))
+
+    def wait(self, stream: int, event: Event) -> None:
+        if event.is_destroyed:
+            raise Violation("a stream waits for a destroyed event")
+        if event.timeline is None:
+            raise Violation("a stream waits for an event that nobody recorded")
+        capture = self.capture
+        if capture is not None and event.timeline is capture:
+            capture.streams.add(stream)
+        elif capture is not None and stream in capture.streams:
+            raise Violation("a captured stream waits for an event from outside of the capture")
+        elif event.timeline is not self.now:
+            raise Violation("a stream waits for an event of a capture that is over")
+        event.timeline.wait(stream, event.clock)
+
+    def synchronize(self, stream: int) -> None:
+        if self.capture is not None:
+            raise Violation("synchronization inside a capture")
+        self.num_synchronizations += 1
+        done = self.now.covered(stream)
+        for op in done:
+            op.run()
+        self.now.ops = [op for op in self.now.ops if op not in done]
+
+    def begin_capture(self, stream: int) -> None:
+        self.capture = Capture(stream)
+
+    def end_capture(self) -> Capture:
+        capture, self.capture = self.capture, None
+        assert capture is not None
+        if len(capture.covered(capture.origin)) < len(capture.ops):
+            raise Violation("a stream that took part in the capture was not joined")
+        self.graphs.append(capture)
+        return capture
+
+    def launch(self, graph: Capture, stream: int) -> None:
+        if not graph.is_alive:
+            raise Violation("a destroyed graph is launched")
+        self.num_launches += 1
+        spans = [(op.reads, op.writes, op.contexts) for op in graph.ops]
+
+        def run() -> None:
+            for op in graph.ops:
+                op.run()
+
+        self.submit(
+            Op(
+                stream,
+                run,
+                tuple(s for reads, _, _ in spans for s in reads if s.dtype is None),
+                tuple(s for _, writes, _ in spans for s in writes),
+                tuple(c for _, _, contexts in spans for c in contexts),
+            )
+        )
+
+    def context_destroyed(self, context: object) -> None:
+        for graph in self.graphs:
+            if graph.is_alive and any(context is c for op in graph.ops for c in op.contexts):
+                self.violations.append("a context was destroyed before the graph that refers to it")
