@@ -14,6 +14,7 @@ import tyro
 from export.bench import BenchConfig, bench
 from export.build import build
 from export.config import BuildConfig
+from export.crosscheck import CrosscheckConfig, crosscheck
 from export.demo import DemoConfig, demo
 from export.errors import ExportError
 from export.gate import GateConfig, gate
@@ -38,6 +39,7 @@ VERBS: dict[str, tuple[type, Callable[..., object]]] = {
     "demo": (DemoConfig, demo),
     "gate": (GateConfig, gate),
     "twin": (TwinConfig, make_twin),
+    "crosscheck": (CrosscheckConfig, crosscheck),
     "success": (SuccessTableConfig, measure),
     "results": (ResultsConfig, update),
 }

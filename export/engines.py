@@ -21,9 +21,9 @@ from export.ranges import leaves_float16, scan_ranges
 from models.split import EngineSpec
 from quant.recipes import FLOAT32_PART, Recipe, Rule
 from runtime.bundle import EngineEntry
-from runtime.check import relative_error
+from runtime.check import engine_errors
 from runtime.graph import Graph
-from runtime.onnxruntime_engine import HostMemory, OnnxRuntimeBackend
+from runtime.onnxruntime_engine import OnnxRuntimeBackend
 
 NATIVE_OPSET = 18
 """What the exporter writes without a converter."""
@@ -114,7 +114,7 @@ class EngineExporter:
         return Exported(entry, file, parity, read_precisions(path), islands, island_layers)
 
     def _parity(self, name: str, path: Path) -> dict[str, float]:
-        errors = measure_parity(path, name, self.graph, self.tensors)
+        errors = engine_errors(OnnxRuntimeBackend(), path, self.graph, self.tensors)
         worst = max(errors, key=lambda stage: errors[stage] / self.allowed[stage])
         allowed = self.allowed[worst]
         self.gates.judge(
@@ -165,29 +165,6 @@ class EngineExporter:
             for stage in self.graph.stages
             if stage.engine == name
         ]
-
-
-def measure_parity(
-    path: Path, engine: str, graph: Graph, tensors: Mapping[str, NDArray[Any]]
-) -> dict[str, float]:
-    """Worst relative error of an ONNX file on each stage that calls it.
-
-    Inputs are the modules' own tensors, so that no engine inherits another one's error.
-    """
-    backend = OnnxRuntimeBackend()
-    loaded = backend.engine(path)
-    errors = {}
-    for stage in graph.stages:
-        if stage.engine != engine:
-            continue
-        memory = HostMemory(graph)
-        for name in stage.inputs.values():
-            memory.host(name)[...] = tensors[name]
-        loaded.bind(stage.inputs, stage.outputs, memory)()
-        errors[stage.name] = max(
-            relative_error(memory.host(name), tensors[name]) for name in stage.outputs.values()
-        )
-    return errors
 
 
 def with_parity(exported: Exported, parity: Mapping[str, float]) -> Exported:

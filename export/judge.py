@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.audit import audit
-from export.engines import Exported, measure_parity, with_parity
+from export.engines import Exported, with_parity
 from export.gates import Gates, success_verdict, words_of
 from export.measure import (
     Modules,
@@ -25,7 +25,7 @@ from export.subject import Subject, observe
 from quant.calibrate import calibrate
 from quant.recipes import orin_bf16
 from runtime.bundle import Manifest, read_bundle
-from runtime.check import relative_error
+from runtime.check import engine_errors, relative_error
 from runtime.onnxruntime_engine import OnnxRuntimeBackend
 from runtime.policy import ACTIONS, Policy
 
@@ -136,7 +136,7 @@ def judge_rounding(
     result = {}
     for name, engine in exported.items():
         path = twin / engine.entry.file
-        errors = measure_parity(path, name, subject.parts.graph, subject.tensors)
+        errors = engine_errors(OnnxRuntimeBackend(), path, subject.parts.graph, subject.tensors)
         result[name] = with_parity(engine, errors)
         for stage, error in errors.items():
             allowed = ROUNDING_FACTOR * floors[stage] + subject.recipe.tolerance

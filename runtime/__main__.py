@@ -4,6 +4,8 @@
     check  does the bundle compute what its exporter measured?
     bench  time it on this machine
     show   what is in it, and when each part is recomputed
+    build  compile it for this machine's GPU, once; then --engine tensorrt runs it
+    doctor what keeps this machine from running a policy; exits 0, or 1 for warnings, 2 for errors
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bundle, 4 observation, 5 engine, 6 robot or
 recording, 130 interrupted.
@@ -19,7 +21,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from . import anchor
+from . import anchor, build_command, doctor
+from .backends import BACKENDS, plan_errors
 from .benchmark import measure
 from .bundle import read_bundle
 from .check import check
@@ -65,17 +68,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _load(options: argparse.Namespace) -> Policy:
-    return load(
-        options.bundle, robot=options.robot, accept_failed_gates=options.accept_failed_gates
+@contextlib.contextmanager
+def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
+    policy = load(
+        options.bundle,
+        robot=options.robot,
+        make_backend=BACKENDS[options.engine],
+        accept_failed_gates=options.accept_failed_gates,
     )
+    with contextlib.closing(policy):
+        yield policy
 
 
 def _run(options: argparse.Namespace) -> int:
     config = LoopConfig(
         rate_hz=options.rate_hz, execute=options.execute, max_steps=options.max_steps
     )
-    policy = _load(options)
+    with _loaded(options) as policy:
+        return _drive(options, config, policy)
+
+
+def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
     traces: list[Trace] = []
     for name, robot in _robots(options):
         with contextlib.closing(robot):
@@ -103,7 +116,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    verdicts = check(_load(options))
+    with _loaded(options) as policy:
+        verdicts = check(policy)
     for verdict in verdicts:
         mark = "ok  " if verdict.passed else "FAIL"
         print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {verdict.allowed:.0e})")
@@ -118,7 +132,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    timings = measure(_load(options), options.ticks)
+    with _loaded(options) as policy:
+        timings = measure(policy, options.ticks)
     for kind, timing in timings.items():
         print(
             f"{kind}: {timing.tick.p50:.2f} ms median, {timing.tick.p99:.2f} ms p99 of "
@@ -141,6 +156,20 @@ def _show(options: argparse.Namespace) -> int:
         options.svg.write_text(draw(bundle.manifest.graph) + "\n")
         print(f"\npicture: {options.svg}")
     return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    """Plans are compared and inspected where they can run: not for a GPU that is not here."""
+    if options.capability is not None:
+        return build_command.main_build(options)
+    from .tensorrt_engine import inspect_plan
+
+    bundle, kind = read_bundle(options.bundle), options.module
+    return build_command.main_build(
+        options,
+        check_engine=lambda onnx, plan: plan_errors(bundle, onnx, plan, kind=kind),
+        inspect_engine=lambda plan: inspect_plan(plan, kind=kind),
+    )
 
 
 def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
@@ -193,7 +222,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run a bundle too whose export was forced",
     )
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument(
+        "--engine",
+        choices=list(BACKENDS),
+        default="onnxruntime",
+        help="what computes (default onnxruntime; tensorrt needs anchorvla build once)",
+    )
 
     run = verbs.add_parser("run", parents=[common], help="drive episodes and report")
     run.add_argument(
@@ -221,6 +255,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--svg", type=Path, help="draw it here")
     show.add_argument("--brief", action="store_true", help="leave out stages and tensors")
     show.set_defaults(verb=_show)
+    verb = verbs.add_parser("build", help="compile it for this machine's GPU")
+    build_command.add_arguments(verb)
+    verb.set_defaults(verb=_build)
+    verb = verbs.add_parser("doctor", help="what keeps this machine from running a policy")
+    doctor.add_arguments(verb)
+    verb.set_defaults(verb=doctor.main_doctor)
+    for verb in verbs.choices.values():
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -36,6 +36,22 @@ class Cuda:
         except Exception as error:  # pycuda's own, which only exist once it is imported
             raise EngineError(f"no usable GPU here: {error}; try anchorvla doctor") from error
 
+    def allocate(self, num_bytes: int, what: str) -> Any:
+        """Memory on the GPU, until its `free`.
+
+        Raises:
+            EngineError: there is too little.
+        """
+        try:
+            return self.driver.mem_alloc(num_bytes)
+        except self.driver.MemoryError:
+            free, total = (size / 1e6 for size in self.driver.mem_get_info())
+            raise EngineError(
+                f"{what}: {num_bytes / 1e6:.1f} MB of the GPU's memory are needed, {free:.1f} of "
+                f"{total:.1f} MB are free: close what else uses it (a desktop takes some 1000 MB), "
+                "or export with fewer --tokens or a smaller recipe"
+            ) from None
+
     def event(self) -> Any:
         """One that can be timed."""
         return self._call("cudaEventCreate")

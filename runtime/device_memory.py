@@ -32,14 +32,14 @@ class DeviceMemory:
     """See `runtime.engine.Memory`. Uploads wait for the next launch; a download waits for the GPU.
 
     Raises:
-        MemoryError of pycuda: the GPU has too little.
+        EngineError: the GPU has too little memory.
     """
 
     def __init__(self, graph: Graph, cuda: Cuda) -> None:
         self.graph, self._cuda = graph, cuda
         offsets, self.num_bytes = layout(graph)
         self.stream: Any = cuda.driver.Stream()
-        self._block: Any = cuda.driver.mem_alloc(self.num_bytes)
+        self._block: Any = cuda.allocate(self.num_bytes, "the policy's tensors")
         cuda.driver.memset_d8(self._block, 0, self.num_bytes)
         owned = {name: self._host_array(name) for name in graph.roots}
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -104,7 +104,7 @@ class DeviceMemory:
 
     def scratch(self, num_bytes: int) -> Any:
         """Memory for engines' intermediate results, at least one byte."""
-        return self._cuda.driver.mem_alloc(max(num_bytes, ALIGNMENT))
+        return self._cuda.allocate(max(num_bytes, ALIGNMENT), "the engines' scratch")
 
     def close(self) -> None:
         """Give the memory back; nothing may use it any more."""

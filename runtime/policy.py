@@ -52,7 +52,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     robot: str | None = None,
-    backend: Backend | None = None,
+    make_backend: Callable[[Bundle], Backend] | None = None,
     accept_failed_gates: bool = False,
 ) -> Policy:
     """Verify a bundle, load its engines and run it once on its golden observation.
@@ -60,7 +60,8 @@ def load(
     Args:
         path: the bundle's folder.
         robot: key of the statistics to use; may be left out if there is one.
-        backend: where to run; ONNX Runtime on the CPU by default.
+        make_backend: where to run, one of `runtime.backends`; ONNX Runtime on the CPU by default.
+            It is given the verified bundle.
         accept_failed_gates: load a bundle too that was exported against its gates' verdict.
 
     Raises:
@@ -68,10 +69,6 @@ def load(
             robot is not in it.
         EngineError: an engine does not load on this machine.
     """
-    if backend is None:
-        from .onnxruntime_engine import OnnxRuntimeBackend
-
-        backend = OnnxRuntimeBackend()
     bundle = read_bundle(path)
     if bundle.manifest.failed_gates and not accept_failed_gates:
         words = "; ".join(f"{name}: {w}" for name, w in bundle.manifest.failed_gates.items())
@@ -79,7 +76,10 @@ def load(
             f"{bundle.path}: its export was forced although gates failed ({words}); export it "
             "again without --force, or say --accept-failed-gates to run it as it is"
         )
-    policy = Policy(bundle, robot, backend)
+    from .backends import BACKENDS  # not above: it needs what this module defines
+
+    make_backend = make_backend or BACKENDS["onnxruntime"]
+    policy = Policy(bundle, robot, make_backend(bundle))
     policy.warm_up()
     return policy
 

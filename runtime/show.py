@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from .bundle import Bundle
+from .bundle import PLANS, Bundle
+from .device_memory import layout
 from .graph import Graph, Stage
+from .plans import read_scratch
+from .schedule import NUM_STREAMS, plan
 from .svg import INK, MUTED, element, label, svg
 
 COLOURS = {
@@ -83,7 +86,27 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         f"{len(manifest.files)} files, images of {manifest.grid[0]}x{manifest.grid[1]} patches",
         "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
     ]
+    head += [f"on a GPU: {words}" for words in _memory(bundle)]
     return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
+
+
+def _memory(bundle: Bundle) -> Iterator[str]:
+    """Bytes of tensors and weights, and of scratch for every machine that plans were built for."""
+    graph, files = bundle.manifest.graph, bundle.manifest.files
+    _, tensors = layout(graph)
+    weights = sum(e.bytes for name, e in files.items() if name.startswith("engines/"))
+    yield f"tensors {tensors:,} bytes in one allocation, weights {weights:,} bytes"
+    stream = plan(graph).stream
+    for folder in sorted((bundle.path / PLANS).glob("*/")):
+        scratch = read_scratch(folder)
+        if scratch.keys() == bundle.manifest.engines.keys():
+            sizes = [0] * NUM_STREAMS
+            for stage in graph.stages:
+                if stage.engine:
+                    number = stream[stage.name]
+                    sizes[number] = max(sizes[number], scratch[stage.engine])
+            shared = " + ".join(f"{size:,}" for size in sizes)
+            yield f"scratch {shared} bytes, one block per stream ({folder.name})"
 
 
 def draw(graph: Graph) -> str:

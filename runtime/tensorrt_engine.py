@@ -6,11 +6,11 @@ addresses. TensorRT for RTX is the same class under another module name.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .compiler import load_tensorrt
 from .cuda import Cuda
 from .cuda_launch import CudaLauncher
 from .device_memory import ALIGNMENT, DeviceMemory
@@ -26,25 +26,6 @@ DTYPES = {
     "INT64": "int64",
     "UINT8": "uint8",
 }
-MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
-
-
-def import_tensorrt(kind: str = "tensorrt") -> Any:
-    """TensorRT's Python module, `tensorrt` or `tensorrt_rtx`.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        if kind == "tensorrt_rtx":
-            importlib.import_module("tensorrt_rtx_libs")
-        return importlib.import_module(MODULES[kind])
-    except ImportError as error:
-        raise EngineError(
-            f"no {kind} here ({error}): on a Jetson it comes with JetPack (apt install "
-            "python3-libnvinfer, and a venv made with --system-site-packages); anchorvla doctor "
-            "says what fits this board. Without it, --engine onnxruntime runs the bundle on the CPU"
-        ) from None
 
 
 class TensorRTBackend:
@@ -62,7 +43,7 @@ class TensorRTBackend:
     name = "tensorrt"
 
     def __init__(self, read_plan: Callable[[Path], bytes], *, kind: str = "tensorrt") -> None:
-        self._trt = import_tensorrt(kind)
+        self._trt = load_tensorrt(kind)
         self.cuda = Cuda()
         self._read_plan = read_plan
         self._logger = _logger(self._trt)
@@ -112,6 +93,23 @@ class TensorRTBackend:
         for memory in self._memories:
             memory.close()
         self._memories.clear()
+
+
+def inspect_plan(plan: bytes, *, kind: str = "tensorrt") -> tuple[str, int]:
+    """What TensorRT's inspector tells of a plan's layers as JSON, and bytes of scratch it needs.
+
+    Raises:
+        EngineError: the plan cannot be loaded here.
+    """
+    trt = load_tensorrt(kind)
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)
+    deserialized = runtime.deserialize_cuda_engine(plan)
+    if deserialized is None:
+        raise EngineError("; ".join(logger.messages) or "TensorRT refuses the plan")
+    inspector = deserialized.create_engine_inspector()
+    layers = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return layers, int(deserialized.device_memory_size_v2)
 
 
 class TensorRTEngine:

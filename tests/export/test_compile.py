@@ -9,12 +9,15 @@ from tokenizers import Tokenizer
 
 from export import compile_check
 from export.compile_check import check_compiles, is_available
-from export.onnx_file import write_onnx
+from export.lower import float32_nodes, lower
+from export.onnx_file import export_graph, save, write_onnx
 from models.anchorvla4d import AnchorVLA4D, PromptParts
 from models.checkpoint import random_tensors
 from models.config import full, shallow
 from models.demo import CHECKPOINT
 from models.split import split
+from runtime.compiler import CompileSpec, compile_apart
+from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
 
 pytestmark = pytest.mark.skipif(
     not is_available(), reason="TensorRT for RTX has wheels for x86-64 Linux only"
@@ -66,3 +69,29 @@ def test_a_missing_compiler_is_said_and_not_hidden(tmp_path, monkeypatch):
         compiled.message
         == "not checked: TensorRT for RTX is not installed (it is in the dev extra)"
     )
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("kind", "products"),
+    [("w8a8", ["layer/MatMul"]), ("outliers", ["layer/MatMul"]), ("w8", []), ("w4", [])],
+)
+def test_the_compiler_finds_the_products_that_the_exporter_wrote_in_int8(
+    kind, products, base, tmp_path
+):
+    """What `anchorvla build` audits on the robot is read from the same parsed network."""
+    module = Engine(quant_linear(kind))
+    opset = 21 if kind == "w4" or base != "float32" else 18
+    model = export_graph(spec_of(module, ROWS, INPUTS), opset=opset)
+    if base != "float32":
+        lower(model, base, float32_nodes(model, module, modules=set(), tensors=()), opset)
+    path = tmp_path / "engine.onnx"
+    save(model, path)
+    spec = CompileSpec(onnx=str(path), module="tensorrt_rtx", capability="SM86")
+    found = compile_apart(spec).int8_products
+    assert sorted(found) == products
+
+
+def test_the_check_prints_its_verdict_and_ends_with_it(tmp_path, capsys):
+    assert compile_check.main(tmp_path / "none.onnx") == 1
+    assert "Input file cannot be found" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
 
+import json
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ from runtime import policy as policy_module
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
 from runtime.policy import read_golden
+from runtime.show import describe
 from runtime.tensorrt_engine import TensorRTBackend
 from tests.simulation import install, make_plan
 
@@ -34,7 +36,7 @@ def world(monkeypatch):
 @pytest.fixture
 def pair(world, demo_bundle):
     """The same bundle on both engines."""
-    simulated = runtime.load(demo_bundle, backend=TensorRTBackend(make_plan))
+    simulated = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
     yield simulated, runtime.load(demo_bundle)
     simulated.close()
 
@@ -140,17 +142,29 @@ def test_a_damaged_bundle_never_reaches_tensorrt(world, demo_bundle, tmp_path):
     data[1000] ^= 1
     weights.write_bytes(data)
     with pytest.raises(BundleError, match=r"vision\.weights"):
-        runtime.load(bundle, backend=TensorRTBackend(make_plan))
+        runtime.load(bundle, make_backend=lambda _: TensorRTBackend(make_plan))
     assert world.num_deserialized == 0
 
 
 def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
     with pytest.raises(EngineError, match=r"Magic tag does not match.*anchorvla build"):
-        runtime.load(demo_bundle, backend=TensorRTBackend(lambda path: b"something else"))
+        runtime.load(
+            demo_bundle, make_backend=lambda _: TensorRTBackend(lambda path: b"something else")
+        )
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "what"), [(1000, "the policy's tensors"), (1_580_000, "the engines' scratch")]
+)
+def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_bytes, what):
+    world.free_bytes = free_bytes
+    message = rf"{what}: .* MB of the GPU's memory are needed, .* are free: close what else uses it"
+    with pytest.raises(EngineError, match=message):
+        runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
 
 
 def test_without_tensorrt_it_is_said_what_to_do():
-    with pytest.raises(EngineError, match=r"no tensorrt here .*JetPack.*anchorvla doctor"):
+    with pytest.raises(EngineError, match=r"tensorrt cannot be imported .*comes with JetPack"):
         TensorRTBackend(make_plan)
 
 
@@ -164,3 +178,22 @@ def test_without_cuda_from_python_it_is_said_what_to_do(world, monkeypatch, miss
 def test_golden_inputs_are_those_of_the_bundle(pair):
     golden = read_golden(pair[0].bundle)
     assert golden["frame"].dtype == np.uint8
+
+
+def test_the_memory_plan_is_told_and_is_what_is_allocated(world, demo_bundle, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(demo_bundle, bundle)
+    policy = runtime.load(bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    folder = bundle / "plans" / "board"
+    folder.mkdir(parents=True)
+    for engine in policy.backend._engines:
+        scratch = engine._engine.device_memory_size_v2
+        record = json.dumps({"engine": engine.path.stem, "scratch_bytes": scratch})
+        (folder / f"{engine.path.stem}.json").write_text(record)
+    words = describe(policy.bundle, brief=True)
+    assert f"tensors {policy.memory.num_bytes:,} bytes in one allocation" in words
+    blocks = [block.block.bytes.size for block in policy.backend._launchers[0].scratch]
+    assert f"scratch {blocks[0]:,} + {blocks[1]:,} bytes, one block per stream (board)" in words
+    weights = sum(p.stat().st_size for p in (bundle / "engines").iterdir())
+    assert f"weights {weights:,} bytes" in words
+    policy.close()

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from tests.simulation.world import ALIGNMENT, DEVICE, PINNED, Event, Op, Span, Violation, World
+from tests.simulation.world import (
+    ALIGNMENT,
+    DEVICE,
+    PINNED,
+    DeviceFull,
+    Event,
+    Op,
+    Span,
+    Violation,
+    World,
+)
 
 PLAN = b"simulated plan of "
 KINDS = {"float": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "uint8": "UINT8"}
@@ -111,7 +121,9 @@ def _driver(world: World) -> ModuleType:
 
     return _module(
         "pycuda.driver",
+        MemoryError=DeviceFull,
         Stream=Stream,
+        mem_get_info=lambda: (world.free_bytes, 8 << 30),
         mem_alloc=DeviceAllocation,
         memset_d8=memset_d8,
         pagelocked_zeros=pagelocked_zeros,

@@ -13,6 +13,10 @@ ALIGNMENT = 256
 DEVICE, PINNED = "device", "page-locked"
 
 
+class DeviceFull(Exception):
+    """What the driver says when the GPU's memory is used up."""
+
+
 class Violation(AssertionError):
     """A rule was broken that a GPU would punish with an error, or with wrong numbers."""
 
@@ -117,6 +121,7 @@ class World:
         self.capture: Capture | None = None
         self.graphs: list[Capture] = []
         self.is_verified = False
+        self.free_bytes = 8 << 30
         self.num_deserialized = 0
         self.num_launches = 0
         self.num_synchronizations = 0
@@ -129,6 +134,10 @@ class World:
     def allocate(self, size: int, kind: str) -> Block:
         if self.capture is not None:
             raise Violation("allocation inside a capture")
+        if kind == DEVICE and size > self.free_bytes:
+            raise DeviceFull
+        if kind == DEVICE:
+            self.free_bytes -= size
         raw = np.zeros(size + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         block = Block(raw.ctypes.data + start, raw[start : start + size], kind)

@@ -1,0 +1,61 @@
+"""The machines that a bundle can run on, by name. Each is made for a bundle that was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from .bundle import Bundle
+from .check import engine_errors
+from .engine import Backend
+from .policy import read_golden
+
+MakeBackend = Callable[[Bundle], Backend]
+
+
+def on_onnxruntime(bundle: Bundle) -> Backend:
+    """On the CPU."""
+    from .onnxruntime_engine import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend()
+
+
+def on_tensorrt(bundle: Bundle, *, kind: str = "tensorrt") -> Backend:
+    """On the GPU, by the plans that `anchorvla build` made here.
+
+    Raises:
+        EngineError: TensorRT or a GPU is missing. Later, of an engine whose plan may not be used.
+    """
+    from .plans import current_key, read_plan
+    from .tensorrt_engine import TensorRTBackend
+
+    key = current_key(kind)
+    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), kind=kind)
+
+
+BACKENDS: Mapping[str, MakeBackend] = {
+    "onnxruntime": on_onnxruntime,
+    "tensorrt": on_tensorrt,
+    "tensorrt_rtx": partial(on_tensorrt, kind="tensorrt_rtx"),
+}
+
+
+def plan_errors(bundle: Bundle, path: str, plan: bytes, *, kind: str) -> Mapping[str, float]:
+    """Relative error of a new plan on the golden data, by stage that calls it.
+
+    Args:
+        path: of the ONNX file that the plan was made from.
+
+    Raises:
+        EngineError: the plan cannot be loaded or run here.
+    """
+    from .tensorrt_engine import TensorRTBackend
+
+    backend = TensorRTBackend(lambda _: plan, kind=kind)
+    golden = read_golden(bundle)
+    tensors = {n.removeprefix("stage/"): v for n, v in golden.items() if n.startswith("stage/")}
+    try:
+        return engine_errors(backend, Path(path), bundle.manifest.graph, tensors)
+    finally:
+        backend.close()

@@ -1,0 +1,415 @@
+"""What this machine is and how it does right now: board, clocks, temperatures, power, throttling.
+
+Everything is read from files and a few commands, nothing is assumed of a board: where a machine
+has no such file, the field is None or the mapping lacks the name. Every reader takes the folder
+that stands for `/`, and the way to run a command, so that a captured tree reads like a board.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .supported import SMS, jetpack_of
+
+Run = Callable[[Sequence[str]], str]
+"""Runs a command and returns what it prints; empty where there is no such command."""
+
+ROOT = Path("/")
+COMMAND_TIMEOUT_S = 10.0
+OFF_C = -100.0
+"""A sensor whose block has no power reads -256 degrees."""
+TENSORRT_LIBRARIES = ("libnvinfer11", "libnvinfer10")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerMode:
+    """One of nvpmodel's."""
+
+    name: str
+    """As NVIDIA writes it: MAXN_SUPER, MODE_30W, 25W."""
+    number: int
+    """For `nvpmodel -m`. Another one on each module and release."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What does not change while a policy runs, but for `available_bytes`."""
+
+    board: str
+    """Model in the device tree, or the architecture (x86_64)."""
+    compatible: tuple[str, ...]
+    """Of the device tree, most specific first; empty without one."""
+    l4t: str | None
+    """Jetson Linux: 36.4.3."""
+    jetpack: str | None
+    """Derived from `l4t`."""
+    sm: str | None
+    """Compute capability of a Jetson's GPU: 8.7 on Orin."""
+    cuda: str | None
+    """Toolkit in /usr/local/cuda."""
+    tensorrt: str | None
+    """Library that the system's packages brought."""
+    power_mode: PowerMode | None
+    power_modes: tuple[PowerMode, ...]
+    """All that this module has."""
+    num_cpus: int
+    """Online."""
+    memory_bytes: int
+    """Of the CPU and, on a Jetson, of the GPU too."""
+    available_bytes: int
+    """Of it, what a new process can have."""
+    swap_bytes: int
+    python: str
+
+    @property
+    def is_jetson(self) -> bool:
+        return self.l4t is not None or any("nvidia,tegra" in name for name in self.compatible)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clock:
+    """A clock in MHz. Locked means that it can take one value only."""
+
+    now_mhz: float
+    min_mhz: float | None
+    max_mhz: float | None
+
+    @property
+    def is_locked(self) -> bool:
+        return self.min_mhz is not None and self.min_mhz == self.max_mhz
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clocks:
+    """Limits are those of the power mode. The memory's clock often needs root to be read."""
+
+    cpus: tuple[Clock, ...]
+    gpu: Clock | None
+    emc: Clock | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Throttling:
+    """What holds the clocks down."""
+
+    cooling: dict[str, int]
+    """Cooling devices in a state above 0, fans left out."""
+    over_current: dict[str, int]
+    """Events since boot by counter: oc1 is undervoltage, oc2 average, oc3 instantaneous current."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsbCamera:
+    """A RealSense."""
+
+    product: str
+    speed_mbps: float
+    """480 is USB 2, 5000 and more USB 3."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """Of a block; either may be missing in a line."""
+
+    percent: float | None
+    mhz: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rail:
+    """Power in milliwatts; a rail of a block that is off can read a little below 0."""
+
+    now_mw: int
+    average_mw: int
+    """Since tegrastats was started."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tegrastats:
+    """One line of tegrastats."""
+
+    ram_used_mb: int
+    ram_total_mb: int
+    swap_used_mb: int | None
+    swap_total_mb: int | None
+    cpus: tuple[Load | None, ...]
+    """`None` is a core that is off."""
+    gpu: Load | None
+    """The clock is that of the fastest of its parts. Thor has no load, Orin Nano no clock here."""
+    emc: Load | None
+    """The memory; missing unless tegrastats runs as root."""
+    temperatures_c: dict[str, float]
+    """By sensor, in small letters as of JetPack 6. Sensors that are off are left out."""
+    power: dict[str, Rail]
+
+
+def run_command(arguments: Sequence[str]) -> str:
+    """Run a command without a shell; what it printed, empty if it is missing or hangs."""
+    try:
+        done = subprocess.run(
+            list(arguments),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def read_machine(root: Path = ROOT, run: Run = run_command, python: str | None = None) -> Machine:
+    """Read what this machine is.
+
+    Args:
+        root: folder that stands for `/`.
+        run: for nvpmodel, uname and dpkg-query.
+        python: version of the interpreter; the running one by default.
+    """
+    compatible = tuple(name for name in _device_tree(root, "compatible") if name)
+    l4t = _l4t(_text(root / "etc/nv_tegra_release"))
+    memory = _meminfo(root)
+    return Machine(
+        board=next(iter(_device_tree(root, "model")), "") or _architecture(run),
+        compatible=compatible,
+        l4t=l4t,
+        jetpack=None if l4t is None else jetpack_of(l4t),
+        sm=next((SMS[chip] for chip in SMS if f"nvidia,{chip}" in compatible), None),
+        cuda=_cuda(root),
+        tensorrt=_tensorrt(run),
+        power_mode=_power_mode(root, run),
+        power_modes=_power_modes(root, run),
+        num_cpus=_num_cpus(root),
+        memory_bytes=memory.get("MemTotal", 0),
+        available_bytes=memory.get("MemAvailable", 0),
+        swap_bytes=memory.get("SwapTotal", 0),
+        python=python or platform.python_version(),
+    )
+
+
+def read_clocks(root: Path = ROOT) -> Clocks:
+    """Current clocks and their limits."""
+    cpus = (
+        _clock(folder, "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", 1e3)
+        for folder in _glob(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq")
+    )
+    devices = _glob(root, "sys/class/devfreq/*")
+    # 17000000.gpu on Orin (.ga10b before JetPack 6), gpu-gpc-0 before gpu-nvd-0 on Thor.
+    gpus = [d for d in devices if "gpu" in d.name or "ga10b" in d.name]
+    emcs = [d for d in devices if "bwmgr" in d.name or "emc" in d.name]
+    debug = root / "sys/kernel/debug/bpmp/debug/clk/emc"
+    return Clocks(
+        cpus=tuple(clock for clock in cpus if clock is not None),
+        gpu=_first_devfreq(gpus),
+        emc=_clock(debug, "rate", "min_rate", "max_rate", 1e6) or _first_devfreq(emcs),
+    )
+
+
+def read_temperatures(root: Path = ROOT) -> dict[str, float]:
+    """Degrees Celsius by zone. Zones that cannot be read, or whose block is off, are left out."""
+    found = {}
+    for zone in _glob(root, "sys/class/thermal/thermal_zone*"):
+        millidegrees = _number(zone / "temp")
+        if millidegrees is not None and millidegrees / 1e3 > OFF_C:
+            found[_text(zone / "type").strip() or zone.name] = millidegrees / 1e3
+    return found
+
+
+def read_power_w(root: Path = ROOT) -> dict[str, float]:
+    """Watts by rail, from the monitors on the board.
+
+    Rails are named by the board: VDD_IN on Orin Nano and NX is all of it; AGX Orin has no such sum.
+    """
+    found = {}
+    for label in _glob(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[123]_label"):
+        number = label.name[2]
+        millivolts = _number(label.with_name(f"in{number}_input"))
+        milliamperes = _number(label.with_name(f"curr{number}_input"))
+        if millivolts is not None and milliamperes is not None:
+            found[_text(label).strip()] = millivolts * milliamperes / 1e6
+    for power in _glob(root, "sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*/power1_input"):
+        microwatts = _number(power)  # Thor measures its supply with another chip
+        if microwatts is not None:
+            found["VIN"] = microwatts / 1e6
+    return {name: watts for name, watts in found.items() if name not in ("", "NC")}
+
+
+def read_throttling(root: Path = ROOT) -> Throttling:
+    """What holds the clocks down now, and what did since boot."""
+    cooling = {}
+    for device in _glob(root, "sys/class/thermal/cooling_device*"):
+        name, state = _text(device / "type").strip(), _number(device / "cur_state")
+        if state is not None and state > 0 and "fan" not in name.lower():
+            cooling[name or device.name] = int(state)
+    counters = _glob(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
+    counts = {path.name.split("_")[0]: _number(path) for path in counters}
+    return Throttling(
+        cooling=cooling,
+        over_current={name: int(count) for name, count in counts.items() if count is not None},
+    )
+
+
+def read_cameras(root: Path = ROOT) -> tuple[UsbCamera, ...]:
+    """Every RealSense on USB; Intel's other devices are left out."""
+    found = []
+    for device in _glob(root, "sys/bus/usb/devices/*"):
+        product = _text(device / "product").strip()
+        is_camera = _text(device / "idProduct").strip()[:2].lower() in ("0a", "0b")
+        if _text(device / "idVendor").strip() == "8086" and (is_camera or "RealSense" in product):
+            found.append(UsbCamera(product=product, speed_mbps=_number(device / "speed") or 0.0))
+    return tuple(found)
+
+
+def has_hidraw(root: Path = ROOT) -> bool:
+    """Whether the kernel hands out raw HID devices, which a camera's motion sensor is."""
+    return (root / "sys/class/hidraw").is_dir() or bool(_glob(root, "dev/hidraw*"))
+
+
+def parse_tegrastats(line: str) -> Tegrastats:
+    """Read a line that tegrastats of JetPack 5, 6 or 7 prints. What is unknown is passed over.
+
+    Raises:
+        ValueError: no line of tegrastats.
+    """
+    ram = re.search(r"\bRAM (\d+)/(\d+)MB", line)
+    if ram is None:
+        raise ValueError(
+            f"not a line of tegrastats: got {line[:60]!r}, expected 'RAM 2467/7471MB ...'; run "
+            "tegrastats without options but --interval"
+        )
+    swap = re.search(r"\bSWAP (\d+)/(\d+)MB", line)
+    degrees = re.findall(r"(\w+)@(-?\d+(?:\.\d+)?)C\b", line)
+    rails = re.findall(r"\b([A-Z]\w*) (-?\d+)mW/(-?\d+)mW", line)
+    return Tegrastats(
+        ram_used_mb=int(ram[1]),
+        ram_total_mb=int(ram[2]),
+        swap_used_mb=None if swap is None else int(swap[1]),
+        swap_total_mb=None if swap is None else int(swap[2]),
+        cpus=tuple(_cpu_loads(line)),
+        gpu=_load(line, "GR3D_FREQ"),
+        emc=_load(line, "EMC_FREQ"),
+        temperatures_c={n.lower(): float(value) for n, value in degrees if float(value) > OFF_C},
+        power={n: Rail(now_mw=int(now), average_mw=int(mean)) for n, now, mean in rails},
+    )
+
+
+def _cpu_loads(line: str) -> Iterator[Load | None]:
+    """`CPU [2%@729,off]`, or `CPU [2%,off]@729` with one clock for all."""
+    found = re.search(r"\bCPU \[([^\]]*)\](?:@(\d+))?", line)
+    if found is None:
+        return
+    for core in found[1].split(","):
+        load = re.fullmatch(r"\s*(\d+)%(?:@(\d+))?\s*", core)
+        if load is None:
+            yield None
+            continue
+        mhz = load[2] or found[2]
+        yield Load(percent=float(load[1]), mhz=None if mhz is None else float(mhz))
+
+
+def _load(line: str, name: str) -> Load | None:
+    """`34%@4266`, `34%`, `@4266`, or a clock per part: `34%@[1300,611]`, `@[1574,1574,1574]`."""
+    found = re.search(rf"\b{name} (?:(\d+)%)?(?:@\[?([\d,]+)\]?)?", line)
+    if found is None or (found[1] is None and found[2] is None):
+        return None
+    clocks = [float(mhz) for mhz in (found[2] or "").split(",") if mhz]
+    percent = None if found[1] is None else float(found[1])
+    return Load(percent=percent, mhz=max(clocks, default=None))
+
+
+def _device_tree(root: Path, name: str) -> list[str]:
+    """A property is strings that each end with a NUL."""
+    return _text(root / "proc/device-tree" / name).rstrip("\0\n").split("\0")
+
+
+def _architecture(run: Run) -> str:
+    return run(["uname", "-m"]).strip() or "unknown"
+
+
+def _l4t(text: str) -> str | None:
+    """`# R36 (release), REVISION: 4.3, GCID: ...` -> 36.4.3."""
+    found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
+    return None if found is None else f"{found[1]}.{found[2]}"
+
+
+def _cuda(root: Path) -> str | None:
+    try:
+        version = json.loads(_text(root / "usr/local/cuda/version.json"))["cuda"]["version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(version)
+
+
+def _tensorrt(run: Run) -> str | None:
+    for package in TENSORRT_LIBRARIES:
+        version = run(["dpkg-query", "--show", "--showformat=${Version}", package]).strip()
+        if version:
+            return version.split("-")[0]
+    return None
+
+
+def _power_mode(root: Path, run: Run) -> PowerMode | None:
+    found = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", run(["nvpmodel", "-q"]))
+    if found is not None:
+        return PowerMode(name=found[1], number=int(found[2]))
+    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if status is None:
+        return None
+    return next((m for m in _power_modes(root, run) if m.number == int(status[1])), None)
+
+
+def _power_modes(root: Path, run: Run) -> tuple[PowerMode, ...]:
+    pattern = re.compile(r"^[^#\n]*POWER_MODEL:?\s+ID=(\d+)\s+NAME=([^\s>]+)", re.MULTILINE)
+    found = pattern.findall(_text(root / "etc/nvpmodel.conf"))
+    found = found or pattern.findall(run(["nvpmodel", "-p", "--verbose"]))
+    return tuple(PowerMode(name=name, number=int(number)) for number, name in found)
+
+
+def _num_cpus(root: Path) -> int:
+    """`0-3,6` is five of them."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(root / "sys/devices/system/cpu/online"))
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    lines = re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    return {name: int(kibibytes) * 1024 for name, kibibytes in lines}
+
+
+def _first_devfreq(folders: list[Path]) -> Clock | None:
+    clocks = (_clock(folder, "cur_freq", "min_freq", "max_freq", 1e6) for folder in folders)
+    return next((clock for clock in clocks if clock is not None), None)
+
+
+def _clock(folder: Path, now: str, low: str, high: str, per_mhz: float) -> Clock | None:
+    values = [_number(folder / name) for name in (now, low, high)]
+    mhz = [None if value is None else value / per_mhz for value in values]
+    if mhz[0] is None:
+        return None
+    return Clock(now_mhz=mhz[0], min_mhz=mhz[1], max_mhz=mhz[2])
+
+
+def _glob(root: Path, pattern: str) -> list[Path]:
+    return sorted(root.glob(pattern))
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(_text(path))
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str:
+    """Empty where it cannot be read: sysfs refuses sensors of blocks that are off."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

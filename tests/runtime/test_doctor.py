@@ -1,0 +1,390 @@
+"""The doctor finds what is wrong with a board, and says what to do about each of it."""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime.doctor import (
+    Probe,
+    add_arguments,
+    doctor,
+    exit_code,
+    free_bytes,
+    installed_version,
+    main_doctor,
+    realtime_priority,
+)
+from runtime.machine import read_machine
+from runtime.supported import RELEASES, releases_for
+from tests.runtime.boards.tree import BOARDS, pc, plant
+
+NANO, THOR = "orin-nano-jetpack-7.2", "agx-thor-jetpack-7.2"
+
+# What is not well with each board as it was written down, and how bad it is.
+COMPLAINTS = {
+    "agx-orin-jetpack-6.2": {"power mode", "clocks", "throttling"},
+    "agx-orin-jetpack-7.2": set(),
+    "agx-thor-jetpack-7.2": {"power mode", "clocks", "camera"},
+    "orin-nano-jetpack-6.2": {"power mode", "clocks", "hidraw"},
+    "orin-nano-jetpack-7.2": set(),
+    "orin-nx-jetpack-6.2": {"hidraw"},
+    "orin-nx-jetpack-7.2": {"power mode", "clocks", "camera"},
+}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_supported_board_has_warnings_only_and_each_has_a_remedy(name, tmp_path):
+    findings = plant(name, tmp_path).findings()
+    warned = {name for name, finding in findings.items() if finding.severity == "warning"}
+    assert warned == COMPLAINTS[name]
+    assert not [finding for finding in findings.values() if finding.severity == "error"]
+    assert all(findings[name].remedy for name in warned)
+    assert exit_code(list(findings.values())) == bool(warned)
+
+
+def test_everything_that_matters_is_looked_at(tmp_path, demo_bundle):
+    assert list(plant(NANO, tmp_path).findings(demo_bundle)) == [
+        *("GPU", "JetPack", "CUDA", "TensorRT", "Python"),
+        *("numpy", "tokenizers", "pillow", "tensorrt", "pycuda", "cuda-bindings"),
+        *("power mode", "clocks", "throttling", "swap", "real time"),
+        *("camera", "hidraw", "bundle", "recipe", "memory", "disk"),
+    ]
+
+
+def test_a_pc_is_asked_for_onnx_runtime_and_for_nothing_of_a_board(tmp_path):
+    board = pc(tmp_path)
+    findings = board.findings()
+    words = ["Python", "numpy", "tokenizers", "pillow", "onnxruntime", "memory", "disk"]
+    assert list(findings) == words
+    assert {finding.severity for finding in findings.values()} == {"ok"}
+    del board.wheels["onnxruntime"]
+    assert "robot-onnxruntime.txt" in board.findings()["onnxruntime"].remedy
+
+
+# Edits that plant one fault each into a board that is well:
+# what is then found, how bad it is, a part of what is said, and a part of the remedy.
+FAULTS = {
+    "old L4T": (
+        lambda b: b.write("etc/nv_tegra_release", "# R35 (release), REVISION: 4.1, GCID: 1"),
+        ("JetPack", "error", r"JetPack 5 \(L4T 35\.4\.1\)", r"flash JetPack 6\.1 to 6\.2\.2 or 7"),
+    ),
+    "L4T between the rows": (
+        lambda b: b.write("etc/nv_tegra_release", "# R38 (release), REVISION: 4.0, GCID: 1"),
+        ("JetPack", "warning", r"JetPack 7\.1 \(L4T 38", "nobody has tried this one"),
+    ),
+    "L4T of the future": (
+        lambda b: b.write("etc/nv_tegra_release", "# R41 (release), REVISION: 1.0, GCID: 1"),
+        ("JetPack", "warning", r"JetPack \? \(L4T 41\.1\.0\)", "flash JetPack"),
+    ),
+    "a container without the release file": (
+        lambda b: b.remove("etc/nv_tegra_release"),
+        ("JetPack", "error", "no /etc/nv_tegra_release", "in a container, mount that file"),
+    ),
+    "a Xavier": (
+        lambda b: b.write("proc/device-tree/compatible", "nvidia,p2888-0001\0nvidia,tegra194\0"),
+        ("GPU", "error", "unknown: nvidia,p2888-0001, nvidia,tegra194", "an Orin or a Thor"),
+    ),
+    "other TensorRT": (
+        lambda b: b.wheels.update(tensorrt="10.7.0"),
+        ("TensorRT", "error", r"10\.7\.0", "anchorvla build BUNDLE"),
+    ),
+    "no TensorRT at all": (
+        lambda b: (b.wheels.pop("tensorrt"), b.commands.clear()),
+        ("TensorRT", "error", "none", "sudo apt install tensorrt python3-libnvinfer"),
+    ),
+    "no bindings in the environment": (
+        lambda b: b.wheels.pop("tensorrt"),
+        ("tensorrt", "error", "not installed", "--system-site-packages"),
+    ),
+    "no pycuda": (
+        lambda b: b.wheels.pop("pycuda"),
+        ("pycuda", "error", "not installed", "pip install pycuda .*/usr/local/cuda/bin"),
+    ),
+    "no cuda-bindings": (
+        lambda b: b.wheels.pop("cuda-bindings"),
+        ("cuda-bindings", "error", "not installed", "pip install cuda-bindings"),
+    ),
+    "no tokenizers": (
+        lambda b: b.wheels.pop("tokenizers"),
+        ("tokenizers", "error", "not installed", "-r requirements/robot.txt"),
+    ),
+    "other CUDA": (
+        lambda b: b.write("usr/local/cuda/version.json", '{"cuda": {"version": "12.6.11"}}'),
+        ("CUDA", "warning", r"12\.6\.11", "point /usr/local/cuda at its toolkit"),
+    ),
+    "no CUDA": (
+        lambda b: b.remove("usr/local/cuda"),
+        ("CUDA", "warning", "none in /usr/local/cuda", "sudo apt install nvidia-jetpack"),
+    ),
+    "wrong Python": (
+        lambda b: setattr(b, "python", "3.11.7"),
+        ("Python", "error", r"3\.11\.7", r"python3\.12 -m venv --system-site-packages"),
+    ),
+    "low power mode": (
+        lambda b: b.commands.update({"nvpmodel -q": "NV Power Mode: 15W\n0\n"}),
+        ("power mode", "warning", r"15W \(mode 0\)", "^sudo nvpmodel -m 2; then build the plans"),
+    ),
+    "unknown power mode": (
+        lambda b: b.commands.pop("nvpmodel -q"),
+        ("power mode", "warning", "unknown", "sudo nvpmodel -m 2"),
+    ),
+    "low mode and no list of them": (
+        lambda b: (
+            b.commands.update({"nvpmodel -q": "NV Power Mode: 15W\n0\n"}),
+            b.remove("etc/nvpmodel.conf"),
+        ),
+        ("power mode", "warning", "15W", "sudo nvpmodel -p --verbose; sudo nvpmodel -m NUMBER"),
+    ),
+    "free clocks": (
+        lambda b: b.write("sys/class/devfreq/17000000.gpu/min_freq", "306000000"),
+        ("clocks", "warning", "free: GPU 1020 of 1020 MHz", "sudo jetson_clocks"),
+    ),
+    "one free core": (
+        lambda b: b.write("sys/devices/system/cpu/cpu4/cpufreq/scaling_min_freq", "115200"),
+        ("clocks", "warning", "free: CPU 1728 of 1728 MHz", "sudo jetson_clocks"),
+    ),
+    "clocks that cannot be read": (
+        lambda b: (b.remove("sys/devices/system/cpu"), b.remove("sys/class/devfreq")),
+        ("clocks", "warning", "not readable", "sudo jetson_clocks"),
+    ),
+    "too hot": (
+        lambda b: b.write("sys/class/thermal/cooling_device1/cur_state", "1"),
+        ("throttling", "warning", "gpu-throttle-alert at 1", "^cool it"),
+    ),
+    "too weak a supply": (
+        lambda b: b.write("sys/class/hwmon/hwmon2/oc3_event_cnt", "37"),
+        ("throttling", "warning", "37 oc3 events since boot", "stronger supply"),
+    ),
+    "no swap": (
+        lambda b: b.write("proc/meminfo", "MemTotal: 7717172 kB\nMemAvailable: 5460416 kB\n"),
+        ("swap", "warning", r"0\.0 GB", "fallocate -l 8G /swapfile .*swapon"),
+    ),
+    "too little memory": (
+        lambda b: b.write("proc/meminfo", "MemTotal: 7717172 kB\nMemAvailable: 409600 kB\n"),
+        ("memory", "error", r"0\.4 GB available of 7\.9 GB", "isolate multi-user.target"),
+    ),
+    "full disk": (
+        lambda b: setattr(b, "free_bytes", 10**8),
+        ("disk", "error", r"0\.1 GB free at ", r"free 0\.9 GB there"),
+    ),
+    "no real time": (
+        lambda b: setattr(b, "priority", 0),
+        ("real time", "warning", "up to 0", "rtprio 80.*limits.d.*log in again"),
+    ),
+    "no camera": (
+        lambda b: b.remove("sys/bus/usb/devices/2-1"),
+        ("camera", "warning", "no RealSense on USB", "lsusb -d 8086:"),
+    ),
+    "USB 2 camera": (
+        lambda b: b.write("sys/bus/usb/devices/2-1/speed", "480\n"),
+        ("camera", "warning", r"435i on USB 2 \(480 Mbit/s\)", "USB 3 cable that came with it"),
+    ),
+    "no hidraw": (
+        lambda b: b.remove("sys/class/hidraw"),
+        ("hidraw", "warning", "missing, as in the kernel of JetPack 6", "FORCE_RSUSB_BACKEND=ON"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_with_its_remedy(fault, tmp_path):
+    edit, (name, severity, found, remedy) = FAULTS[fault]
+    board = plant(NANO, tmp_path)
+    edit(board)
+    findings = board.findings()
+    finding = findings[name]
+    assert finding.severity == severity
+    assert re.search(found, finding.found)
+    assert re.search(remedy, finding.remedy)
+    assert finding.expected
+    assert all(f.remedy for f in findings.values() if f.severity != "ok")
+    assert exit_code(list(findings.values())) >= {"warning": 1, "error": 2}[severity]
+
+
+def test_a_healthy_finding_has_no_remedy(tmp_path):
+    findings = plant(NANO, tmp_path).findings().values()
+    assert {finding.remedy for finding in findings} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "modes", "wanted"),
+    [
+        ("agx-orin-jetpack-6.2", None, "sudo nvpmodel -m 0"),
+        ("orin-nano-jetpack-6.2", None, "sudo nvpmodel -m 2"),
+        ("orin-nano-jetpack-6.2", "ID=5 NAME=MAXN >\n< POWER_MODEL ID=9 NAME=MAXN_SUPER", "-m 9"),
+        ("orin-nano-jetpack-6.2", "ID=4 NAME=MODE_7W >\n< POWER_MODEL ID=7 NAME=40W", "-m 7"),
+    ],
+)
+def test_the_number_of_the_power_mode_is_the_modules_own(name, modes, wanted, tmp_path):
+    board = plant(name, tmp_path)
+    if modes is not None:
+        board.write("etc/nvpmodel.conf", f"< POWER_MODEL {modes} >\n")
+    assert wanted in board.findings()["power mode"].remedy
+
+
+def test_a_later_tensorrt_is_for_the_boards_that_nvidia_names(tmp_path):
+    """11.4 on AGX Orin and Thor with JetPack 7.2.2; not on a Nano."""
+    for name, severity in (("agx-orin-jetpack-7.2", "ok"), (THOR, "ok"), (NANO, "error")):
+        board = plant(name, tmp_path / name)
+        board.write("etc/nv_tegra_release", "# R39 (release), REVISION: 2.2, GCID: 1")
+        board.wheels["tensorrt"] = "11.4.1"
+        assert board.findings()["TensorRT"].severity == severity
+        board.wheels["tensorrt"] = "10.16.1.11"
+        assert board.findings()["TensorRT"].severity == "ok"
+
+
+def test_without_bindings_the_library_is_what_is_compared(tmp_path):
+    board = plant("orin-nano-jetpack-6.2", tmp_path)
+    del board.wheels["tensorrt"]
+    assert board.findings()["TensorRT"].found == "10.3.0.30"
+
+
+def test_rows_of_the_table_begin_and_end_where_nvidias_releases_do():
+    compatible = ("nvidia,p3767-0000", "nvidia,tegra234")
+    known = ("36.4.0", "36.4.7", "36.5.0", "36.5.2", "39.2.0", "39.2.1")
+    unknown = ("36.3.0", "36.6.0", "38.4.0", "39.1.0", "39.3.0", "")
+    assert all(len(releases_for(l4t, "8.7", compatible)) == 1 for l4t in known)
+    assert not any(releases_for(l4t, "8.7", compatible) for l4t in unknown)
+    assert not releases_for("36.4.3", "11.0", ("nvidia,p3834-0008",))  # JetPack 6 has no Thor
+    assert len(releases_for("39.2.2", "11.0", ("nvidia,p3834-0008",))) == 2
+    assert all(row.first <= (*row.last, 99) for row in RELEASES)
+
+
+@pytest.fixture
+def bundle(demo_bundle, tmp_path):
+    """A copy that a test may damage."""
+    target = tmp_path / "bundle"
+    shutil.copytree(demo_bundle, target, copy_function=lambda a, b: Path(b).hardlink_to(a))
+    return target
+
+
+def retarget(bundle: Path, target: str, **changes: str) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text()) | changes
+    raw["quantization"]["recipe"]["target"] = target
+    path.unlink()
+    path.write_text(json.dumps(raw))
+
+
+def test_a_damaged_bundle_is_an_error_with_the_readers_words(bundle, tmp_path):
+    (bundle / "golden.npz").unlink()
+    findings = plant(NANO, tmp_path / "board").findings(bundle)
+    assert findings["bundle"].severity == "error"
+    assert "golden.npz: missing; copy the bundle again" in findings["bundle"].found
+    assert "copy it again from where it was exported" in findings["bundle"].remedy
+    assert "recipe" not in findings
+
+
+def test_a_bundle_that_is_not_there_is_an_error(tmp_path):
+    finding = plant(NANO, tmp_path / "board").findings(tmp_path / "none")["bundle"]
+    assert finding.severity == "error"
+    assert "no such folder" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("board", "target", "severity", "remedy"),
+    [
+        (NANO, "orin", "ok", ""),
+        (
+            NANO,
+            "thor",
+            "error",
+            "export it again for this board: python -m export build orin-mixed",
+        ),
+        (NANO, "cpu", "warning", "python -m export build orin-mixed"),
+        (THOR, "thor", "ok", ""),
+        (THOR, "orin", "error", "python -m export build thor-fp8"),
+    ],
+)
+def test_a_recipe_for_another_target_is_found(board, target, severity, remedy, bundle, tmp_path):
+    retarget(bundle, target)
+    finding = plant(board, tmp_path / "board").findings(bundle)["recipe"]
+    assert finding.severity == severity
+    assert finding.found.endswith(f"made for: {target}")
+    assert remedy in finding.remedy
+
+
+def test_a_pc_runs_what_is_made_for_a_cpu_and_the_twin_of_the_rest(bundle, tmp_path):
+    board = pc(tmp_path / "pc")
+    assert board.findings(bundle)["recipe"].severity == "ok"
+    retarget(bundle, "orin")
+    finding = board.findings(bundle)["recipe"]
+    assert finding.severity == "error"
+    assert f"python -m export twin --bundle {bundle}" in finding.remedy
+    retarget(bundle, "orin", description="float32 twin of 6cbe4a06ea22402e; random")
+    assert board.findings(bundle)["recipe"].severity == "ok"
+
+
+def test_a_manifest_that_names_no_target_is_a_warning(bundle, tmp_path):
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text()) | {"quantization": {"recipe": "strange"}}
+    path.unlink()
+    path.write_text(json.dumps(raw))
+    finding = plant(NANO, tmp_path / "board").findings(bundle)["recipe"]
+    assert finding.severity == "warning"
+    assert "made for: unknown" in finding.found
+    assert finding.remedy
+
+
+def test_memory_and_disk_are_what_the_engines_of_the_bundle_take(bundle, tmp_path):
+    """One and a half times the engines, and 1 GB."""
+    board = plant(NANO, tmp_path / "board")
+    engines = sum(path.stat().st_size for path in (bundle / "engines").iterdir())
+    needed = 10**9 + round(1.5 * engines)
+    for spare, severity in ((1024, "ok"), (-1024, "error")):
+        kibibytes = -(-needed // 1024) + spare
+        meminfo = f"MemTotal: 7717172 kB\nMemAvailable: {kibibytes} kB\n"
+        board.write("proc/meminfo", meminfo)
+        board.free_bytes = needed + spare
+        findings = board.findings(bundle)
+        assert findings["memory"].severity == severity
+        assert findings["disk"].severity == severity
+
+
+def test_a_board_too_small_for_the_engines_is_told_so(bundle, tmp_path):
+    board = plant(NANO, tmp_path / "board")
+    board.write("proc/meminfo", "MemTotal: 900000 kB\nMemAvailable: 800000 kB\n")
+    assert "export a smaller recipe" in board.findings(bundle)["memory"].remedy
+
+
+def run_main(board, *arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return main_doctor(parser.parse_args(arguments), board.probe())
+
+
+def test_the_table_says_what_is_wrong_and_what_to_do(tmp_path, capsys, monkeypatch):
+    board = plant("orin-nano-jetpack-6.2", tmp_path)
+    monkeypatch.setattr("platform.python_version", lambda: board.python)
+    assert run_main(board) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super")
+    at = next(number for number, line in enumerate(lines) if "power mode" in line)
+    assert lines[at].split() == ["warning", "power", "mode", "25W", "(mode", "1)"]
+    assert lines[at + 1].strip() == "expected: MAXN_SUPER (mode 2)"
+    assert lines[at + 2].strip().startswith("to do: sudo nvpmodel -m 2")
+    assert lines[-1] == "ok: 17, warning: 3, error: 0"
+
+
+def test_json_holds_the_machine_and_every_finding(tmp_path, capsys, monkeypatch, demo_bundle):
+    board = plant(NANO, tmp_path)
+    monkeypatch.setattr("platform.python_version", lambda: "3.8.1")
+    assert run_main(board, str(demo_bundle), "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["machine"]["power_mode"] == {"name": "MAXN_SUPER", "number": 2}
+    by_name = {finding["name"]: finding for finding in told["findings"]}
+    assert by_name["Python"]["severity"] == "error"
+    assert by_name["bundle"]["severity"] == "ok"
+
+
+def test_this_machine_is_asked_by_default(tmp_path):
+    names = [finding.name for finding in doctor(read_machine())]
+    assert {"Python", "numpy", "memory", "disk"} <= set(names)
+    assert Probe().version_of("numpy") == installed_version("numpy")
+    assert installed_version("no-such-distribution") is None
+    assert free_bytes(tmp_path / "not" / "there") > 0
+    assert realtime_priority() >= -1
