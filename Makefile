@@ -2,6 +2,7 @@
 
 PYTHON     ?= python3
 RECIPE     ?= float32
+HOST       ?=
 CHECKPOINT ?= models/demo/checkpoint
 BUNDLE     ?= build/demo/bundle
 IMAGE      ?= 112 112
@@ -21,7 +22,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test test-full check export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel clean distclean
+.PHONY: help setup demo test test-full check export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -97,6 +98,9 @@ $(DATA): | $(STAMP) mesa
 
 record-demo: setup mesa ## record the demo's episodes from the simulator again
 	$(PY) -m models.demo.record --out $(EPISODES)
+
+device-test: setup ## judge BUNDLE by its board's budgets, here or on HOST=user@orin; page in build/device
+	$(PY) -m device_tests $(BUNDLE) $(if $(HOST),--host $(HOST)) $(ARGS)
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

@@ -47,6 +47,7 @@ from .supported import (
     judge_wheel,
     releases_for,
 )
+from .tegrastats import read_tegrastats
 
 EXIT_CODES: dict[Severity, int] = {"ok": 0, "warning": 1, "error": 2}
 
@@ -58,6 +59,7 @@ PLAN_FACTOR = 1.5
 ENOUGH_MEMORY_BYTES = 32 * GB
 """A board with so much builds its plans without swap."""
 USB3_MBPS = 5000.0
+IDLE_PERCENT = 20.0
 EVERYWHERE = ("numpy", "tokenizers", "pillow")
 ON_A_JETSON = ("tensorrt", "pycuda", "cuda-bindings")
 ELSEWHERE = ("onnxruntime",)
@@ -178,6 +180,7 @@ def _board(machine: Machine, probe: Probe) -> Iterator[Finding]:
     yield _power_mode(machine)
     yield _clocks(probe.root)
     yield _throttling(probe.root)
+    yield _gpu_load(probe.run)
     yield _swap(machine)
     yield _realtime(probe.realtime_priority())
 
@@ -251,6 +254,21 @@ def _throttling(root: Path) -> Finding:
         ", ".join(parts) or "none",
         expected="none",
         remedy=f"{'; '.join(remedies)}; start it again before you measure",
+        otherwise="warning",
+    )
+
+
+def _gpu_load(run: Run) -> Finding:
+    """Something else on the GPU takes time and memory from the policy."""
+    stats = read_tegrastats(run)
+    load = None if stats is None or stats.gpu is None else stats.gpu.percent
+    return judge(
+        "GPU load",
+        load is None or load <= IDLE_PERCENT,
+        "unknown" if load is None else f"{load:.0f} %",
+        expected=f"at most {IDLE_PERCENT:.0f} % before a policy runs",
+        remedy="stop what else uses the GPU; a desktop goes with: "
+        "sudo systemctl isolate multi-user.target",
         otherwise="warning",
     )
 

@@ -98,6 +98,7 @@ def ticks(period_s: float, clock: Clock) -> Iterator[tuple[float, int]]:
         late = clock() - due
         if late < 0:
             clock.sleep(-late)
+            late = clock() - due  # it may have overslept
         yield max(late, 0.0), dropped
         missed = max(1, int((clock() - due) // period_s))
         dropped = missed - 1

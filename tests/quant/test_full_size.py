@@ -75,7 +75,7 @@ def test_the_full_size_target_prints_figures_and_cleans_up(tmp_path, monkeypatch
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     first = figures(config, 0)
-    assert (first["recipe"], first["layers"], first["resumed"]) == ("orin-w4a16", LAYERS, 0)
+    assert (first["recipe"], first["layers"], first["resumed"]) == ("orin-w8a8", LAYERS, 0)
     assert 0 < first["peak_gb"] < 14 and 0 < first["worst_error"] <= 1
     again = figures(config, 0)
     assert (again["checkpoint_seconds"], again["resumed"]) == (0, LAYERS)

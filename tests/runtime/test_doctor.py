@@ -31,7 +31,7 @@ COMPLAINTS = {
     "agx-thor-jetpack-7.2": {"power mode", "clocks", "camera"},
     "orin-nano-jetpack-6.2": {"power mode", "clocks", "hidraw"},
     "orin-nano-jetpack-7.2": set(),
-    "orin-nx-jetpack-6.2": {"hidraw"},
+    "orin-nx-jetpack-6.2": {"hidraw", "GPU load"},
     "orin-nx-jetpack-7.2": {"power mode", "clocks", "camera"},
 }
 
@@ -50,7 +50,7 @@ def test_everything_that_matters_is_looked_at(tmp_path, demo_bundle):
     assert list(plant(NANO, tmp_path).findings(demo_bundle)) == [
         *("GPU", "JetPack", "CUDA", "TensorRT", "Python"),
         *("numpy", "tokenizers", "pillow", "tensorrt", "pycuda", "cuda-bindings"),
-        *("power mode", "clocks", "throttling", "swap", "real time"),
+        *("power mode", "clocks", "throttling", "GPU load", "swap", "real time"),
         *("camera", "hidraw", "bundle", "recipe", "memory", "disk"),
     ]
 
@@ -83,6 +83,12 @@ FAULTS = {
     "a container without the release file": (
         lambda b: b.remove("etc/nv_tegra_release"),
         ("JetPack", "error", "no /etc/nv_tegra_release", "in a container, mount that file"),
+    ),
+    "something else on the GPU": (
+        lambda b: b.commands.update(
+            {"timeout 2 tegrastats --interval 500": "RAM 1/2MB CPU [0%@1] GR3D_FREQ 71%@[900]"}
+        ),
+        ("GPU load", "warning", "71 %", "isolate multi-user.target"),
     ),
     "a Xavier": (
         lambda b: b.write("proc/device-tree/compatible", "nvidia,p2888-0001\0nvidia,tegra194\0"),
@@ -367,7 +373,7 @@ def test_the_table_says_what_is_wrong_and_what_to_do(tmp_path, capsys, monkeypat
     assert lines[at].split() == ["warning", "power", "mode", "25W", "(mode", "1)"]
     assert lines[at + 1].strip() == "expected: MAXN_SUPER (mode 2)"
     assert lines[at + 2].strip().startswith("to do: sudo nvpmodel -m 2")
-    assert lines[-1] == "ok: 17, warning: 3, error: 0"
+    assert lines[-1] == "ok: 18, warning: 3, error: 0"
 
 
 def test_json_holds_the_machine_and_every_finding(tmp_path, capsys, monkeypatch, demo_bundle):

@@ -5,11 +5,8 @@ import sys
 import pytest
 
 from runtime.machine import (
-    Load,
     PowerMode,
-    Rail,
     has_hidraw,
-    parse_tegrastats,
     read_cameras,
     read_clocks,
     read_machine,
@@ -18,6 +15,7 @@ from runtime.machine import (
     read_throttling,
     run_command,
 )
+from runtime.tegrastats import Load, Rail, parse_tegrastats, read_tegrastats
 from tests.runtime.boards.tree import BOARDS, pc, plant
 
 # name: board, L4T, JetPack, SM, CUDA, TensorRT, power mode, CPUs, GiB of memory rounded up
@@ -237,7 +235,7 @@ TEGRASTATS = {
                              ("gpu", 51.218), ("VDD_GPU", -392, 6330)),
     "orin-nano-jetpack-6.2": ((2467, 7619), (0, 3810), 4, (0, 305), (0, 2133), ("soc0", 46.406),
                               ("VDD_IN", 5394, 5394)),
-    "orin-nano-jetpack-7.2": ((2242, 7536), (0, 3768), 6, (45, 1020), (3, 3199), ("gpu", 53.5),
+    "orin-nano-jetpack-7.2": ((2242, 7536), (0, 3768), 6, (5, 1020), (3, 3199), ("gpu", 53.5),
                               ("VDD_IN", 7764, 7764)),
     "orin-nx-jetpack-6.2": ((3312, 15621), (0, 7810), 8, (99, 1173), (1, 3199), ("cpu", 52.25),
                             ("VDD_IN", 12480, 9120)),
@@ -248,7 +246,7 @@ TEGRASTATS = {
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_a_line_of_tegrastats_is_read(name, tmp_path):
-    stats = parse_tegrastats(plant(name, tmp_path).commands["tegrastats"])
+    stats = read_tegrastats(plant(name, tmp_path).run)
     ram, swap, cores, gpu, emc, (sensor, degrees), (rail, now, average) = TEGRASTATS[name]
     assert (stats.ram_used_mb, stats.ram_total_mb) == ram
     assert (stats.swap_used_mb, stats.swap_total_mb) == swap
