@@ -63,12 +63,11 @@ def engine_errors(
     Raises:
         EngineError: the engine cannot be loaded, bound or run.
     """
-    loaded = backend.engine(path)
+    loaded, memory = backend.engine(path), backend.memory(graph)
     errors = {}
     for stage in graph.stages:
         if stage.engine != path.stem:
             continue
-        memory = backend.memory(graph)
         for name in stage.inputs.values():
             memory.host(name)[...] = tensors[name]
             memory.upload(name)

@@ -111,6 +111,40 @@ def test_the_commands_work_on_the_demo_bundle(lean_venv, demo_bundle, tmp_path):
     assert report.stat().st_size > 0
 
 
+ON_A_SIMULATED_GPU = """
+import sys
+from types import SimpleNamespace
+import numpy as np
+import runtime
+from runtime.policy import read_golden
+from runtime.tensorrt_engine import TensorRTBackend
+from tests.simulation import install, make_plan
+
+patch = SimpleNamespace(setitem=lambda modules, name, module: modules.update({name: module}))
+world = install(patch)
+world.is_verified = True
+simulated = runtime.load(sys.argv[1], make_backend=lambda _: TensorRTBackend(make_plan))
+both = simulated, runtime.load(sys.argv[1])
+golden = read_golden(simulated.bundle)
+episodes = [p.start(anchor=golden["anchor"], instruction="open the drawer") for p in both]
+for shift in range(3):
+    frame = np.roll(golden["frame"], shift, axis=1)
+    chunks = [episode.act(frame, golden["state"]) for episode in episodes]
+    assert np.array_equal(*chunks)
+simulated.close()
+assert world.num_launches and not world.violations, world.violations
+print("the same", runtime.__file__)
+"""
+
+
+def test_the_tensorrt_engine_works_on_a_simulated_gpu(lean_venv, demo_bundle):
+    simulation = Path("tests", "simulation")
+    shutil.copytree(ROOT / simulation, lean_venv.folder / simulation, dirs_exist_ok=True)
+    words = lean_venv.run("python", "-c", ON_A_SIMULATED_GPU, demo_bundle).stdout.split()
+    assert words[:2] == ["the", "same"]
+    assert Path(words[2]).is_relative_to(lean_venv.folder)
+
+
 def _python(version: str) -> Path:
     """An interpreter of `version` that runs: on the path, or one that pyenv keeps."""
     on_path = shutil.which(f"python{version}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,28 @@ def _driver(world: World) -> ModuleType:
             raise Violation("a synchronous copy beside work that is not done")
         array.reshape(-1).view(np.uint8)[:] = world.bytes_at(address, array.nbytes)
 
+    class Device:
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def name(self) -> str:
+            return world.gpu
+
+        def compute_capability(self) -> tuple[int, int]:
+            return 8, 7
+
+        def get_attribute(self, attribute: str) -> int:
+            assert attribute == "multiprocessors"
+            return world.num_sms
+
     return _module(
         "pycuda.driver",
+        Device=Device,
+        Error=DeviceFull,
         MemoryError=DeviceFull,
+        init=lambda: None,
+        get_driver_version=lambda: 12060,
+        device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="multiprocessors"),
         Stream=Stream,
         mem_get_info=lambda: (world.free_bytes, 8 << 30),
         mem_alloc=DeviceAllocation,
@@ -206,6 +226,11 @@ class DataType(enum.Enum):
     BF16 = 9
 
 
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+    JSON = 1
+
+
 class TensorIOMode(enum.Enum):
     INPUT = 1
     OUTPUT = 2
@@ -257,6 +282,10 @@ def _tensorrt(world: World) -> ModuleType:
 
         def get_tensor_dtype(self, name: str) -> DataType:
             return DataType[KINDS[self.ports[name].type.removeprefix("tensor(").rstrip(")")]]
+
+        def create_engine_inspector(self) -> SimpleNamespace:
+            said = json.dumps({"Layers": []})
+            return SimpleNamespace(get_engine_information=lambda form: said)
 
         def num_bytes(self, name: str) -> int:
             itemsize = np.dtype(NUMPY[self.get_tensor_dtype(name).name]).itemsize
@@ -351,6 +380,7 @@ def _tensorrt(world: World) -> ModuleType:
         DataType=DataType,
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         ILogger=ILogger,
+        LayerInformationFormat=LayerInformationFormat,
         Runtime=Runtime,
         TensorIOMode=TensorIOMode,
     )

@@ -122,6 +122,7 @@ class World:
         self.graphs: list[Capture] = []
         self.is_verified = False
         self.free_bytes = 8 << 30
+        self.gpu, self.num_sms = "simulated Orin", 8
         self.num_deserialized = 0
         self.num_launches = 0
         self.num_synchronizations = 0
