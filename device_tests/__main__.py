@@ -1,7 +1,9 @@
 """python -m device_tests BUNDLE [--host user@orin]
 
 Does a bundle keep its promises on this machine, or on a board reached over ssh? Measured once,
-judged by the budgets of the board (device_tests/budgets.py), written as JSON and as a page.
+judged by the budgets of the board (device_tests/budgets.py), written as JSON and as a page. Where
+TensorRT runs it, plans that are missing are built first; over ssh that is every time, unless
+--there names a bundle that stays on the board.
 
 Exit codes: 0 every promise that could be measured is kept, 1 one is broken, 2 wrong usage,
 3 bundle, 4 observation, 5 engine, 7 the other machine, 130 interrupted.
@@ -21,11 +23,15 @@ from device_tests.budgets import BUDGETS, choose_board
 from device_tests.comparison import read_reference
 from device_tests.config import OPTIONS, MeasureConfig, flag, read_config
 from device_tests.errors import EXIT_OFFSET, INTERRUPTED_CODE, USAGE_CODE, USER_ERRORS, exit_code
+from device_tests.measured import default_engine
 from device_tests.remote import Remote, run_remotely
+from runtime.__main__ import main as runtime_command
 from runtime.bundle import read_bundle
 from runtime.machine import read_machine
 
 RESULTS = Path("build/device")
+GPU_ENGINES = ("tensorrt", "tensorrt_rtx")
+"""They need plans, which are made where they run."""
 CODES: dict[int, int] = {
     pytest.ExitCode.INTERRUPTED: INTERRUPTED_CODE,
     pytest.ExitCode.INTERNAL_ERROR: 1,
@@ -52,7 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
             read_reference(config.baseline)
         if options.host is not None:
             return _run_there(options, config)
-        choose_board(read_machine(), config.board)
+        machine = read_machine()
+        choose_board(machine, config.board)
+        engine = config.engine or default_engine(machine)
+        if engine in GPU_ENGINES:  # keeps the plans that are there
+            code = runtime_command(["build", str(config.bundle), "--module", engine])
+            if code:
+                return code
         return _run_here(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -7,6 +7,7 @@ import pytest
 
 import runtime
 from device_tests import test_device
+from device_tests.__main__ import main
 from device_tests.conditions import Conditions
 from device_tests.config import MeasureConfig
 from device_tests.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
@@ -314,3 +315,24 @@ def test_a_row_that_is_not_a_number_is_a_broken_promise():
     with pytest.raises(AssertionError, match="x: measured nan ms, allowed at most 3 ms"):
         book.at_most("x", float("nan"), 3.0, "ms")
     assert book.rows[0].verdict == "fail"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_where_tensorrt_runs_plans_are_built_before_anything_is_measured(
+    demo_bundle, monkeypatch, code
+):
+    done = []
+    monkeypatch.setattr(
+        "device_tests.__main__.runtime_command", lambda words: done.append(words) or code
+    )
+    monkeypatch.setattr("device_tests.__main__._run_here", lambda options: done.append("run") or 0)
+    assert main([str(demo_bundle), "--engine", "tensorrt"]) == code
+    build = ["build", str(demo_bundle), "--module", "tensorrt"]
+    assert done == ([build] if code else [build, "run"])
+    assert main([str(demo_bundle), "--engine", "onnxruntime"]) == 0
+    assert done[-1] == "run" and done.count(build) == 1
+
+
+def test_without_tensorrt_a_run_on_it_ends_with_what_is_missing(demo_bundle, capsys):
+    assert main([str(demo_bundle), "--engine", "tensorrt"]) == 5
+    assert "tensorrt cannot be imported" in capsys.readouterr().err
