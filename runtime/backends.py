@@ -27,7 +27,8 @@ def on_tensorrt(bundle: Bundle, *, kind: str = "tensorrt") -> Backend:
     Raises:
         EngineError: TensorRT or a GPU is missing. Later, of an engine whose plan may not be used.
     """
-    from .plans import current_key, read_plan
+    from .plan_key import current_key
+    from .plans import read_plan
     from .tensorrt_engine import TensorRTBackend
 
     key = current_key(kind)

@@ -22,11 +22,10 @@ from .compiler import Compiled, CompileSpec, OutOfMemory, compile_apart, load_te
 from .errors import EngineError
 from .layers import audit_layers
 from .plan_folder import check_disk, disk_errors, exclusive
+from .plan_key import PlanKey, current_key
 from .plans import (
-    PlanKey,
     PlanRecord,
     allowed_parity,
-    current_key,
     judge,
     onnx_files,
     onnx_sha256,

@@ -80,7 +80,11 @@ def load(
 
     make_backend = make_backend or BACKENDS["onnxruntime"]
     policy = Policy(bundle, robot, make_backend(bundle))
-    policy.warm_up()
+    try:
+        policy.warm_up()
+    except BaseException:
+        policy.close()
+        raise
     return policy
 
 

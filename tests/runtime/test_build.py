@@ -30,7 +30,7 @@ CHECKED = {"first": {"first": 1e-3}, "second": {"second": 1e-3, "second_again": 
 BUILD_ELSEWHERE = """
 import json, sys
 from runtime.build import build
-from runtime.plans import PlanKey
+from runtime.plan_key import PlanKey
 key = PlanKey(**json.loads(sys.argv[2]))
 build(sys.argv[1], key=key, check_engine=lambda path, plan: {"first": 0.0})
 """

@@ -13,12 +13,10 @@ import pytest
 from runtime.bundle import read_bundle
 from runtime.compiler import write_atomically
 from runtime.errors import EngineError
+from runtime.plan_key import GpuFacts, PlanKey, current_key
 from runtime.plans import (
-    GpuFacts,
-    PlanKey,
     PlanRecord,
     allowed_parity,
-    current_key,
     onnx_sha256,
     plan_path,
     publish_plan,
