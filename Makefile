@@ -41,7 +41,7 @@ demo: setup mesa ## the whole job on the shipped policy: export, run in real tim
 	$(PY) -m export demo
 
 test: setup ## the quick tests; no GPU needed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(ARGS)
 
 test-full: setup ## all tests, at the published widths too
 	$(PY) -m pytest $(ARGS)

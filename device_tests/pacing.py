@@ -47,13 +47,13 @@ def pace(policy: Policy, scene: Scene, clock: Clock, *, rate_hz: float, seconds:
     """Run the loop at `rate_hz` for about so many seconds, `MIN_TICKS` ticks at least."""
     num_ticks = max(MIN_TICKS, round(rate_hz * seconds))
     config = LoopConfig(rate_hz=rate_hz, execute=1, max_steps=num_ticks + 1)
-    watched, late_ms, act_ms = _WatchedClock(clock), list[float](), list[float]()
+    late_ms, act_ms = list[float](), list[float]()
 
     def note(step: Step) -> None:
-        late_ms.append((step.late_s + watched.take_overslept_s()) * 1e3)
+        late_ms.append(step.late_s * 1e3)
         act_ms.append((step.act_s or 0.0) * 1e3)
 
-    trace = run_episode(policy, SceneRobot(scene), config, clock=watched, on_step=note)
+    trace = run_episode(policy, SceneRobot(scene), config, clock=clock, on_step=note)
     return Pacing(
         rate_hz=rate_hz,
         # The first tick computes the anchor; `Latency` knows what that costs.
@@ -61,27 +61,3 @@ def pace(policy: Policy, scene: Scene, clock: Clock, *, rate_hz: float, seconds:
         act_ms=tuple(act_ms[1:]),
         num_dropped=trace.num_dropped,
     )
-
-
-class _WatchedClock:
-    """Tells how much longer the last sleep was than it should have been.
-
-    The loop's own lateness is read before it sleeps: it cannot know when it will wake up.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._overslept_s = 0.0
-
-    def __call__(self) -> float:
-        return self._clock()
-
-    def sleep(self, seconds: float) -> None:
-        end = self._clock() + seconds
-        self._clock.sleep(seconds)
-        self._overslept_s = max(self._clock() - end, 0.0)
-
-    def take_overslept_s(self) -> float:
-        """Once for each sleep; 0 if there was none since."""
-        overslept_s, self._overslept_s = self._overslept_s, 0.0
-        return overslept_s

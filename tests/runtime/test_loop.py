@@ -108,3 +108,12 @@ def test_no_garbage_is_collected_inside_the_loop(policy):
     assert counts[0] > 0, "the watch does not work: a collection runs before the loop"
     assert counts[-1] == counts[0]
     assert gc.isenabled()
+
+
+def test_a_sleep_that_ends_late_counts_as_late():
+    clock = FakeClock()
+    real = clock.sleep
+    clock.sleep = lambda seconds: real(seconds + 0.003)
+    lateness = ticks(0.1, clock)
+    assert next(lateness)[0] == 0.0
+    assert round(next(lateness)[0], 9) == 0.003
