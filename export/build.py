@@ -47,7 +47,8 @@ from export.twin import write_twin
 from models.checkpoint import image_fields, load_checkpoint
 from quant.recipes import RECIPES, Recipe, Rule
 from quant.yardsticks import yardsticks
-from runtime.bundle import GOLDEN, MANIFEST, FileEntry, Manifest, read_bundle, sha256_of
+from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
+from runtime.show import memory_plan
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 
@@ -250,6 +251,8 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         f"actions against the float32 reference: {manifest.action_error:.1e}; engines: "
         f"{engine_bytes(manifest) / 1e6:.1f} MB; padding: {padded}"
     )
+    for words in memory_plan(Bundle(out, manifest)):
+        console.print(f"on a GPU: {words}")
     for name, verdict in manifest.gates.items():
         console.print(f"gate {name}: {verdict}")
     for engine, tensors in manifest.quantization["islands"].items():

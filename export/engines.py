@@ -18,6 +18,7 @@ from export.gates import Gates
 from export.lower import float32_nodes, lower, modules_beside
 from export.onnx_file import OnnxFile, export_graph, save
 from export.ranges import leaves_float16, scan_ranges
+from export.scratch import unfused_scratch_bytes
 from models.split import EngineSpec
 from quant.recipes import FLOAT32_PART, Recipe, Rule
 from runtime.bundle import EngineEntry
@@ -110,6 +111,7 @@ class EngineExporter:
             parameters=file.parameters,
             parity=max(parity.values()),
             compiled=compiled.message,
+            unfused_scratch_bytes=unfused_scratch_bytes(path),
         )
         return Exported(entry, file, parity, read_precisions(path), islands, island_layers)
 

@@ -40,6 +40,8 @@ class EngineEntry:
     """Worst relative error against the torch module, measured at export."""
     compiled: str = "not checked"
     """What the compile check said."""
+    unfused_scratch_bytes: int = 0
+    """What intermediate results take at once if a compiler fuses nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,6 +307,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
             "parameters": e.parameters,
             "parity": e.parity,
             "compiled": e.compiled,
+            "unfused_scratch_bytes": e.unfused_scratch_bytes,
         }
 
     plain: dict[str, Callable[[Any], Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from .bundle import PLANS, Bundle
 from .device_memory import layout
@@ -86,27 +86,32 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         f"{len(manifest.files)} files, images of {manifest.grid[0]}x{manifest.grid[1]} patches",
         "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
     ]
-    head += [f"on a GPU: {words}" for words in _memory(bundle)]
+    head += [f"on a GPU: {words}" for words in memory_plan(bundle)]
     return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
 
 
-def _memory(bundle: Bundle) -> Iterator[str]:
+def memory_plan(bundle: Bundle) -> Iterator[str]:
     """Bytes of tensors and weights, and of scratch for every machine that plans were built for."""
     graph, files = bundle.manifest.graph, bundle.manifest.files
     _, tensors = layout(graph)
     weights = sum(e.bytes for name, e in files.items() if name.startswith("engines/"))
     yield f"tensors {tensors:,} bytes in one allocation, weights {weights:,} bytes"
-    stream = plan(graph).stream
+    unfused = {n: e.unfused_scratch_bytes for n, e in bundle.manifest.engines.items()}
+    yield f"scratch {_shared(graph, unfused)} if a compiler fused nothing"
     for folder in sorted((bundle.path / PLANS).glob("*/")):
         scratch = read_scratch(folder)
         if scratch.keys() == bundle.manifest.engines.keys():
-            sizes = [0] * NUM_STREAMS
-            for stage in graph.stages:
-                if stage.engine:
-                    number = stream[stage.name]
-                    sizes[number] = max(sizes[number], scratch[stage.engine])
-            shared = " + ".join(f"{size:,}" for size in sizes)
-            yield f"scratch {shared} bytes, one block per stream ({folder.name})"
+            yield f"scratch {_shared(graph, scratch)} ({folder.name})"
+
+
+def _shared(graph: Graph, scratch: Mapping[str, int]) -> str:
+    """Stages of a stream never run at once, so the largest of them decides."""
+    stream, sizes = plan(graph).stream, [0] * NUM_STREAMS
+    for stage in graph.stages:
+        if stage.engine:
+            number = stream[stage.name]
+            sizes[number] = max(sizes[number], scratch[stage.engine])
+    return " + ".join(f"{size:,}" for size in sizes) + " bytes, one block per stream"
 
 
 def draw(graph: Graph) -> str:

@@ -194,6 +194,7 @@ def test_the_memory_plan_is_told_and_is_what_is_allocated(world, demo_bundle, tm
     assert f"tensors {policy.memory.num_bytes:,} bytes in one allocation" in words
     blocks = [block.block.bytes.size for block in policy.backend._launchers[0].scratch]
     assert f"scratch {blocks[0]:,} + {blocks[1]:,} bytes, one block per stream (board)" in words
+    assert "bytes, one block per stream if a compiler fused nothing" in words
     weights = sum(p.stat().st_size for p in (bundle / "engines").iterdir())
     assert f"weights {weights:,} bytes" in words
     policy.close()
