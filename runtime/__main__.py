@@ -167,6 +167,7 @@ def _build(options: argparse.Namespace) -> int:
     bundle, kind = read_bundle(options.bundle), options.module
     return build_command.main_build(
         options,
+        bundle=bundle,
         check_engine=lambda onnx, plan: plan_errors(bundle, onnx, plan, kind=kind),
         inspect_engine=lambda plan: inspect_plan(plan, kind=kind),
     )

@@ -65,7 +65,7 @@ class BuiltPlan:
 
 
 def build(
-    path: str | os.PathLike[str],
+    bundle: Bundle | str | os.PathLike[str],
     *,
     module: str = "tensorrt",
     capability: str | None = None,
@@ -79,7 +79,7 @@ def build(
     """Compile what is not compiled yet; a row per engine of the bundle.
 
     Args:
-        path: the bundle; its folder `plans` is written to.
+        bundle: whose folder `plans` is written to; verified here if it is a path.
         module: `tensorrt` or `tensorrt_rtx`.
         capability: such as `SM86`: compile for a GPU that need not be there, to see whether it
             compiles. TensorRT for RTX only.
@@ -96,7 +96,8 @@ def build(
             or read-only. Plans that were finished stay.
         ValueError: `capability` with another module than `tensorrt_rtx`.
     """
-    bundle = read_bundle(path)
+    if not isinstance(bundle, Bundle):
+        bundle = read_bundle(bundle)
     if capability is not None and module != "tensorrt_rtx":
         raise ValueError(
             f"capability {capability!r} needs module 'tensorrt_rtx', got {module!r}: "

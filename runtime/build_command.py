@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .build import MB, BuiltPlan, CheckEngine, InspectEngine, build
+from .bundle import Bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,17 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_build(
     options: argparse.Namespace,
     *,
+    bundle: Bundle | None = None,
     check_engine: CheckEngine | None = None,
     inspect_engine: InspectEngine | None = None,
 ) -> int:
     """`anchorvla build`: 0 if every plan may be used, 1 if one may not.
 
     With `--capability` nothing can be measured: 0 if all compiled.
+
+    Args:
+        bundle: the one that `options` names, where it was verified already: that reads all of it.
     """
     if options.workspace_mb is not None and options.workspace_mb <= 0:
         raise ValueError(f"--workspace-mb must be positive, got {options.workspace_mb}")
     rows = build(
-        options.bundle,
+        bundle or options.bundle,
         module=options.module,
         capability=options.capability,
         workspace_bytes=options.workspace_mb and options.workspace_mb * MB,

@@ -91,7 +91,7 @@ class Manifest:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """What the export decided and measured: `recipe`, `layers`, `precisions`, `islands`,
     `stages`.
-    For people and reports; nothing at run time reads it."""
+    For people and reports, `anchorvla build` and `anchorvla doctor`; no tick depends on it."""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -110,8 +110,9 @@ class Manifest:
         for name, entry in sorted(self.files.items()):
             if name != GOLDEN:
                 digest.update(f"{name} {entry.sha256}\n".encode())
+        plain = _plain(self)
         for part in ("graph", "normalization", "image", "prompt", "grid"):
-            digest.update(json.dumps(_plain(self)[part], sort_keys=True).encode())
+            digest.update(json.dumps(plain[part], sort_keys=True).encode())
         return digest.hexdigest()
 
     def to_json(self) -> str:

@@ -119,7 +119,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
     """
     trt = load_tensorrt(spec.module)
     start, messages = time.monotonic(), list[str]()
-    logger = _logger(trt, messages)
+    logger = error_logger(trt, messages)
     with _translated(messages):
         builder = trt.Builder(logger)
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -320,7 +320,8 @@ def _was_int8(trt: Any, tensor: Any, made: Mapping[str, Any]) -> bool:
     return False
 
 
-def _logger(trt: Any, messages: list[str]) -> Any:
+def error_logger(trt: Any, messages: list[str]) -> Any:
+    """A logger of TensorRT that keeps errors, so that an exception can say them."""
     severity = trt.ILogger.Severity
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the bindings carry no types

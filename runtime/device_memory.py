@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cuda import Cuda
+from .engine import ALIGNMENT
 from .graph import Graph
-
-ALIGNMENT = 256
-"""Bytes, of every address that TensorRT is given."""
 
 
 def layout(graph: Graph) -> tuple[dict[str, int], int]:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from .graph import Graph, Tensor
 
+ALIGNMENT = 256
+"""Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""
 Launch = Callable[[tuple[str, ...], frozenset[str]], Mapping[str, float]]
 """(engine stages in order, tensors) -> seconds of each stage.
 

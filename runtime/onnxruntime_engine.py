@@ -11,12 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .engine import Launch, Memory, in_order
+from .engine import ALIGNMENT, Launch, Memory, in_order
 from .errors import EngineError
 from .graph import Graph, Tensor
-
-ALIGNMENT = 256
-"""Bytes; what device memory guarantees too, so that both backends see the same addresses."""
 
 SMALL_ENGINE_BYTES = 8 << 20
 """An engine with less to read than this runs on one thread: handing out work to a sleeping one

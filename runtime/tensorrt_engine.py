@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .compiler import load_tensorrt
+from .compiler import error_logger, load_tensorrt
 from .cuda import Cuda
 from .cuda_launch import CudaLauncher
-from .device_memory import ALIGNMENT, DeviceMemory
-from .engine import Launch, Memory
+from .device_memory import DeviceMemory
+from .engine import ALIGNMENT, Launch, Memory
 from .errors import EngineError
 from .graph import Graph, Tensor
 
@@ -46,7 +46,8 @@ class TensorRTBackend:
         self._trt = load_tensorrt(kind)
         self.cuda = Cuda()
         self._read_plan = read_plan
-        self._logger = _logger(self._trt)
+        self._messages: list[str] = []
+        self._logger = error_logger(self._trt, self._messages)
         self._runtime = self._trt.Runtime(self._logger)
         self._engines: list[TensorRTEngine] = []
         self._memories: list[DeviceMemory] = []
@@ -59,10 +60,10 @@ class TensorRTBackend:
 
     def engine(self, path: Path) -> TensorRTEngine:
         plan = self._read_plan(path)
-        self._logger.messages.clear()
+        self._messages.clear()
         deserialized = self._runtime.deserialize_cuda_engine(plan)
         if deserialized is None:
-            why = "; ".join(self._logger.messages) or "it gave no reason"
+            why = "; ".join(self._messages) or "it gave no reason"
             raise EngineError(
                 f"{path}: TensorRT refuses the plan of this engine ({why}); "
                 f"make it again: anchorvla build {path.parents[1]}"
@@ -102,11 +103,12 @@ def inspect_plan(plan: bytes, *, kind: str = "tensorrt") -> tuple[str, int]:
         EngineError: the plan cannot be loaded here.
     """
     trt = load_tensorrt(kind)
-    logger = _logger(trt)
+    messages: list[str] = []
+    logger = error_logger(trt, messages)
     runtime = trt.Runtime(logger)
     deserialized = runtime.deserialize_cuda_engine(plan)
     if deserialized is None:
-        raise EngineError("; ".join(logger.messages) or "TensorRT refuses the plan")
+        raise EngineError("; ".join(messages) or "TensorRT refuses the plan")
     inspector = deserialized.create_engine_inspector()
     layers = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return layers, int(deserialized.device_memory_size_v2)
@@ -215,18 +217,3 @@ class BoundContext:
     def close(self) -> None:
         self._context = None
         self._own_scratch = None
-
-
-def _logger(trt: Any) -> Any:
-    """Keeps errors, so that an exception can say them."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.messages.append(message)
-
-    return Logger()

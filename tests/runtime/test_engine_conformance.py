@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from runtime.engine import Backend
+from runtime.engine import ALIGNMENT, Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
-from runtime.onnxruntime_engine import ALIGNMENT, OnnxRuntimeBackend
+from runtime.onnxruntime_engine import OnnxRuntimeBackend
 from runtime.tensorrt_engine import TensorRTBackend
+from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
 
 ROW = Tensor(shape=(2, 4))
@@ -43,17 +44,7 @@ def backend(request, monkeypatch) -> Backend:
 @pytest.fixture
 def adder(tmp_path):
     """An engine with ports x, y -> z = x + y."""
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "y"], ["z"])],
-        "adder",
-        [value(n, onnx.TensorProto.FLOAT, [2, 4]) for n in "xy"],
-        [value("z", onnx.TensorProto.FLOAT, [2, 4])],
-    )
-    opset = [helper.make_opsetid("", 18)]
-    path = tmp_path / "adder.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
-    return path
+    return write_adder(tmp_path / "adder.onnx", ROW.shape)
 
 
 def test_buffers_start_as_zeros_and_never_move(backend):

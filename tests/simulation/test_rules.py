@@ -1,15 +1,14 @@
 """Every rule of the simulated GPU is one that a fault breaks."""
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 import runtime
 from runtime.cuda import Cuda
 from runtime.cuda_launch import CudaLauncher
 from runtime.graph import Graph, Stage, Tensor
 from runtime.tensorrt_engine import TensorRTBackend, TensorRTEngine
+from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import Violation, install, make_plan
 
 ROW = Tensor(shape=(2, 64))
@@ -30,16 +29,8 @@ def world(monkeypatch):
 
 @pytest.fixture
 def adder(tmp_path):
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "y"], ["z"])],
-        "adder",
-        [value(n, onnx.TensorProto.FLOAT, [2, 64]) for n in "xy"],
-        [value("z", onnx.TensorProto.FLOAT, [2, 64])],
-    )
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "adder.onnx")
-    return tmp_path / "adder.onnx"
+    """An engine with ports x, y -> z = x + y."""
+    return write_adder(tmp_path / "adder.onnx", ROW.shape)
 
 
 @pytest.fixture

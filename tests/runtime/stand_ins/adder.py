@@ -1,0 +1,19 @@
+"""The smallest engine: ports x, y -> z = x + y."""
+
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+
+def write_adder(path: Path, shape: tuple[int, ...]) -> Path:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "y"], ["z"])],
+        "adder",
+        [value(n, onnx.TensorProto.FLOAT, shape) for n in "xy"],
+        [value("z", onnx.TensorProto.FLOAT, shape)],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
