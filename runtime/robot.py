@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,14 @@ from .errors import RecordingError, RobotError
 
 # numpy's letters: U text, i integer, f float, b bool.
 _SCALAR_KINDS = {"instruction": "U", "task": "U", "seed": "i", "rate_hz": "f", "success": "b"}
-_KEYS = (*_SCALAR_KINDS, "states", "actions", "png", "png_offsets")
+_OPTIONAL = ("actions", "success")
+"""What not every source of an episode knows; a file leaves it out then."""
+_REQUIRED = (
+    *(key for key in _SCALAR_KINDS if key not in _OPTIONAL),
+    "states",
+    "png",
+    "png_offsets",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class Robot(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Recording:
-    """One episode; `actions[i]` is what the expert did on seeing `images[i]` and `states[i]`."""
+    """One episode; `actions[i]` is what was done on seeing `images[i]` and `states[i]`."""
 
     instruction: str
     task: str
@@ -89,25 +96,32 @@ class Recording:
     """[N, H, W, 3] RGB."""
     states: NDArray[np.float32]
     """[N, S] in robot units."""
-    actions: NDArray[np.float32]
-    """[N, A] in robot units."""
-    success: bool
-    """Whether the expert achieved the task."""
+    actions: NDArray[np.float32] | None = None
+    """[N, A] in robot units; None where the source holds none."""
+    success: bool | None = None
+    """Whether the task was achieved; None where nobody can tell."""
 
     def __post_init__(self) -> None:
         _check_array("images", self.images, np.uint8, "[N, H, W, 3]", ndim=4)
         _check_array("states", self.states, np.float32, "[N, S]", ndim=2)
-        _check_array("actions", self.actions, np.float32, "[N, A]", ndim=2)
+        actions_NA = self.states if self.actions is None else self.actions
+        _check_array("actions", actions_NA, np.float32, "[N, A]", ndim=2)
         num_frames = self.images.shape[0]
         if self.images.shape[3] != 3:
             raise RecordingError(f"images must be [N, H, W, 3], got shape {self.images.shape}")
         if num_frames == 0:
             raise RecordingError("an episode needs at least one frame, got none")
-        if not len(self.states) == len(self.actions) == num_frames:
+        if not len(self.states) == len(actions_NA) == num_frames:
             raise RecordingError(
-                f"{num_frames} images, {len(self.states)} states and {len(self.actions)} actions: "
+                f"{num_frames} images, {len(self.states)} states and {len(actions_NA)} actions: "
                 "an episode has one of each per step"
             )
+        for name, values_ND in (("state", self.states), ("action", actions_NA)):
+            for frame, dimension in np.argwhere(~np.isfinite(values_ND))[:1].tolist():
+                raise RecordingError(
+                    f"frame {frame}: dimension {dimension} of the {name} is "
+                    f"{values_ND[frame, dimension]}; mend it or leave the episode out"
+                )
         if not 0 < self.rate_hz <= 1000:
             raise RecordingError(f"rate_hz must be in (0, 1000], got {self.rate_hz}")
 
@@ -138,7 +152,8 @@ class ReplayedRobot:
             raise RobotError(
                 f"apply() after the end of the recording ({len(self.applied)} steps): call reset()"
             )
-        check_action(action_A, self.recording.actions.shape[1])
+        recorded = self.recording.actions
+        check_action(action_A, action_A.size if recorded is None else recorded.shape[1])
         self.applied.append(action_A.copy())
 
     @property
@@ -175,6 +190,11 @@ def check_action(action_A: NDArray[np.float32], num_dimensions: int) -> None:
 def save_recording(recording: Recording, path: Path) -> None:
     """Write `recording` to `path`, whole or not at all. An existing file is replaced."""
     frames = [_encode_png(image) for image in recording.images]
+    known = {
+        key: np.asarray(getattr(recording, key))
+        for key in _OPTIONAL
+        if getattr(recording, key) is not None
+    }
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         # A file object, because np.savez appends .npz to a name that lacks it.
@@ -187,8 +207,7 @@ def save_recording(recording: Recording, path: Path) -> None:
                 seed=np.array(recording.seed, np.int64),
                 rate_hz=np.array(recording.rate_hz, np.float64),
                 states=recording.states,
-                actions=recording.actions,
-                success=np.array(recording.success, np.bool_),
+                **known,
                 png=np.frombuffer(b"".join(frames), np.uint8),
                 png_offsets=np.cumsum([0, *map(len, frames)], dtype=np.int64),
             )
@@ -203,29 +222,38 @@ def load_recording(path: Path) -> Recording:
     Raises:
         RecordingError: if the file is missing, damaged, or not a recording.
     """
-    if not path.is_file():
-        raise RecordingError(f"{path}: no such file; check the path, or record the episode again")
     try:
-        return _recording(_read_arrays(path))
+        # Opened here: zipfile takes a file that it may not read for a broken one.
+        with path.open("rb") as file:
+            return _recording(_read_arrays(file))
+    except FileNotFoundError:
+        raise RecordingError(
+            f"{path}: no such file; check the path, or record the episode again"
+        ) from None
+    except OSError as error:
+        raise RecordingError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
     except RecordingError as error:
         raise RecordingError(f"{path}: {error}") from error
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    if not zipfile.is_zipfile(path):
+def _read_arrays(file: BinaryIO) -> dict[str, NDArray[np.generic]]:
+    if not zipfile.is_zipfile(file):
         raise RecordingError(
             "expected an .npz archive, got another format or a file cut short; "
             "copy or record it again"
         )
+    file.seek(0)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in _KEYS if key not in archive]
+        with np.load(file, allow_pickle=False) as archive:
+            missing = [key for key in _REQUIRED if key not in archive]
             if missing:
                 raise RecordingError(
                     f"lacks {', '.join(missing)}, holds {', '.join(archive.files) or 'nothing'}; "
                     "is it an episode? Record it again with this version"
                 )
-            return {key: archive[key] for key in _KEYS}
+            return {key: archive[key] for key in (*_REQUIRED, *_OPTIONAL) if key in archive}
     except RecordingError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
@@ -234,6 +262,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 def _recording(arrays: dict[str, NDArray[np.generic]]) -> Recording:
     for key, kind in _SCALAR_KINDS.items():
+        if key not in arrays:
+            continue
         if arrays[key].shape != () or arrays[key].dtype.kind != kind:
             raise RecordingError(
                 f"{key} must be one value of kind {kind!r}, "
@@ -246,8 +276,8 @@ def _recording(arrays: dict[str, NDArray[np.generic]]) -> Recording:
         rate_hz=float(arrays["rate_hz"].item()),
         images=_decode_frames(arrays["png"], arrays["png_offsets"]),
         states=arrays["states"],  # type: ignore[arg-type]  # Recording checks it
-        actions=arrays["actions"],  # type: ignore[arg-type]
-        success=bool(arrays["success"]),
+        actions=arrays.get("actions"),  # type: ignore[arg-type]
+        success=bool(arrays["success"]) if "success" in arrays else None,
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,12 @@ def make_recording(**changes):
         "success": True,
     }
     return Recording(**(fields | changes))
+
+
+def holed(shape):
+    array = np.zeros(shape, np.float32)
+    array[3, 2] = np.nan
+    return array
 
 
 @pytest.fixture
@@ -154,6 +161,16 @@ def test_a_replay_owns_its_copy_of_the_actions():
     assert not robot.applied[0].any()
 
 
+def test_a_replay_without_recorded_actions_takes_any_and_still_refuses_broken_ones():
+    robot = ReplayedRobot(make_recording(actions=None))
+    robot.reset()
+    robot.apply(np.zeros(3, np.float32))
+    for broken in (np.zeros((1, 3), np.float32), np.zeros(3), np.full(3, np.nan, np.float32)):
+        with pytest.raises(ValueError, match="an action must be"):
+            robot.apply(broken)
+    assert len(robot.applied) == 1
+
+
 def test_a_replay_cannot_tell_success():
     robot = ReplayedRobot(make_recording(success=True))
     robot.reset()
@@ -169,6 +186,16 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
         assert type(ours) is type(theirs)
         assert np.array_equal(ours, theirs)
         assert np.asarray(ours).dtype == np.asarray(theirs).dtype
+
+
+def test_actions_and_success_may_be_unknown_and_stay_so(tmp_path):
+    recording = make_recording(actions=None, success=None)
+    save_recording(recording, tmp_path / "episode.npz")
+    with np.load(tmp_path / "episode.npz") as archive:
+        assert not {"actions", "success"} & set(archive.files)
+    loaded = load_recording(tmp_path / "episode.npz")
+    assert loaded.actions is None and loaded.success is None
+    assert np.array_equal(loaded.states, recording.states)
 
 
 def test_saving_the_same_recording_twice_gives_the_same_bytes(tmp_path, saved):
@@ -199,6 +226,8 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
         ({"states": np.zeros(5, np.float32)}, r"got float32 with shape \[5\]"),
         ({"actions": np.zeros((6, 7), np.float32)}, "5 states and 6 actions"),
         ({"rate_hz": 0.0}, r"rate_hz must be in \(0, 1000\], got 0.0"),
+        ({"states": holed((5, 4))}, "frame 3: dimension 2 of the state is nan; mend it or"),
+        ({"actions": holed((5, 7))}, "frame 3: dimension 2 of the action is nan; mend it or"),
     ],
 )
 def test_a_recording_that_does_not_fit_together_is_refused(changes, message):
@@ -218,6 +247,17 @@ def test_an_episode_without_frames_is_refused():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecordingError, match="nothing.npz: no such file; check the path"):
         load_recording(tmp_path / "nothing.npz")
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_one(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(RecordingError, match=r"Is a directory\); check the path and its p"):
+        load_recording(saved.parent)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RecordingError, match=r"episode.npz: cannot be read \(Permission denied\);"):
+        load_recording(saved)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
