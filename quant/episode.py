@@ -30,13 +30,19 @@ class Observation:
     instruction: str
     state: NDArray[np.float32]
     """[S] in robot units."""
+    where: str = ""
+    """Episode and frame, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
     """Where its observations come from; nothing is read yet."""
 
+    name: str
+    """In its folder or dataset."""
     num_frames: int
+    instructions: tuple[str, ...]
+    """That may be given in it."""
     files: Sequence[Path]
     """That have to be there before any is read."""
     read: Callable[[Sequence[int]], Iterator[Observation]]

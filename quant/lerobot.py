@@ -60,7 +60,10 @@ def lerobot_episodes(root: Path, camera: str | None) -> list[Episode]:
         names = {**entry.video, "video_key": camera}
         video = _locate(root, info, "video_path", names) if is_video else None
         read = partial(_read_lerobot, entry, table, video, camera, 1 / info["fps"], tasks)
-        episodes.append(Episode(entry.num_frames, (table, *([video] if video else [])), read))
+        files = (table, *([video] if video else []))
+        episodes.append(
+            Episode(f"episode {entry.index}", entry.num_frames, tuple(tasks.values()), files, read)
+        )
     return episodes
 
 
@@ -146,7 +149,8 @@ def _read_lerobot(
         for frame in frames:
             image = decode(frame) if frame else anchor
             state = np.atleast_1d(np.asarray(rows[frame][_STATE], np.float32))
-            yield Observation(anchor, image, tasks[rows[frame]["task_index"]], state)
+            where = f"episode {entry.index}, frame {frame}"
+            yield Observation(anchor, image, tasks[rows[frame]["task_index"]], state, where)
 
 
 def _read_info(path: Path) -> Mapping[str, Any]:

@@ -21,37 +21,70 @@ from runtime.robot import load_recording
 def read_observations(
     path: Path, *, stride: int, limit: int | None = None, camera: str | None = None
 ) -> Iterator[Observation]:
+    """`draw` from all episodes of `path`: see there, and `read_episodes`."""
+    return draw(read_episodes(path, camera=camera), stride=stride, limit=limit)
+
+
+def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
+    """What there is to draw from; no frame is read yet.
+
+    Args:
+        path: folder of .npz episodes, or of a LeRobot dataset (where there is a meta/info.json), or
+            one .npz episode.
+        camera: key of the camera in a LeRobot dataset that has several.
+
+    Raises:
+        ValueError: for an argument or a table of contents.
+    """
+    if path.is_file():
+        files = [path]
+    elif not path.is_dir():
+        raise ValueError(f"{path}: no such folder; expected .npz episodes or a LeRobot dataset")
+    elif (path / INFO).is_file():
+        return _with_frames(path, lerobot_episodes(path, camera))
+    else:
+        files = sorted(path.glob("*.npz"))
+    if not files:
+        raise ValueError(
+            f"{path}: neither episodes (*.npz) nor a LeRobot dataset ({INFO}); check the path"
+        )
+    if camera is not None:
+        raise ValueError(f"{path}: .npz episodes have one camera; leave out {camera!r}")
+    return _with_frames(path, [_recorded_episode(file) for file in files])
+
+
+def draw(
+    episodes: Sequence[Episode], *, stride: int, limit: int | None = None
+) -> Iterator[Observation]:
     """Every `stride`-th frame of each episode, the first one included, episode after episode.
 
     Args:
-        path: folder of .npz episodes, or of a LeRobot dataset (where there is a meta/info.json).
         stride: in frames.
         limit: on all observations. Of more, each episode gives the same share, drawn with a fixed
             seed, so the first frame need not be among them.
-        camera: key of the camera in a LeRobot dataset that has several.
 
     Returns:
         Observations, read as they are drawn: an .npz episode at a time, a video frame at a time.
 
     Raises:
-        ValueError: here for an argument, a table of contents or a missing file; while drawing for
-            what is damaged inside a file.
+        ValueError: here for an argument or a missing file; while drawing for what is damaged inside
+            a file.
     """
     for name, number in (("stride", stride), ("limit", limit)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; expected .npz episodes or a LeRobot dataset")
-    is_lerobot = (path / INFO).is_file()
-    episodes = lerobot_episodes(path, camera) if is_lerobot else _recorded_episodes(path, camera)
-    if not any(episode.num_frames for episode in episodes):
-        raise ValueError(f"{path}: {len(episodes)} episodes without a frame; choose another folder")
     chosen = _choose([range(0, episode.num_frames, stride) for episode in episodes], limit)
     used = [(e, frames) for e, frames in zip(episodes, chosen, strict=True) if frames]
     for episode, _ in used:
         for file in episode.files:
             check_file(file)
     return chain.from_iterable(episode.read(frames) for episode, frames in used)
+
+
+def _with_frames(path: Path, episodes: list[Episode]) -> list[Episode]:
+    if not any(episode.num_frames for episode in episodes):
+        raise ValueError(f"{path}: {len(episodes)} episodes without a frame; choose another folder")
+    return episodes
 
 
 def _choose(strided: Sequence[Sequence[int]], limit: int | None) -> list[list[int]]:
@@ -70,22 +103,20 @@ def _choose(strided: Sequence[Sequence[int]], limit: int | None) -> list[list[in
     return [sorted(frames) for frames in chosen]
 
 
-def _recorded_episodes(path: Path, camera: str | None) -> list[Episode]:
-    files = sorted(path.glob("*.npz"))
-    if not files:
-        raise ValueError(
-            f"{path}: neither episodes (*.npz) nor a LeRobot dataset ({INFO}); check the path"
-        )
-    if camera is not None:
-        raise ValueError(f"{path}: .npz episodes have one camera; leave out {camera!r}")
-    return [
-        Episode(len(load_recording(file).states), (file,), partial(_read_recorded, file))
-        for file in files
-    ]
+def _recorded_episode(file: Path) -> Episode:
+    recording = load_recording(file)
+    return Episode(
+        file.stem,
+        len(recording.states),
+        (recording.instruction,),
+        (file,),
+        partial(_read_recorded, file),
+    )
 
 
 def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
     episode = load_recording(path)
     for frame in frames:
         image, state = episode.images[frame], episode.states[frame]
-        yield Observation(episode.images[0], image, episode.instruction, state)
+        where = f"{path.stem}, frame {frame}"
+        yield Observation(episode.images[0], image, episode.instruction, state, where)

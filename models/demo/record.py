@@ -1,6 +1,7 @@
 """Record the demo's expert episodes from the Meta-World simulator.
 
     python -m models.demo.record --out models/demo/episodes
+    python -m models.demo.record --out models/demo/held_out --seed 20001
 
 Writes one .npz per episode, each reproducible from its task and seed: every simulator step until
 the scripted expert succeeds and a few more. One simulator step counts as one control step at 10 Hz,
@@ -34,6 +35,9 @@ class RecordConfig:
 
     image_size: int = 112
     """Side of the square frames in pixels."""
+
+    seed: int = 1
+    """Of the first task's episode; the next tasks count on."""
 
 
 def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
@@ -74,7 +78,7 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
 
 def main(config: RecordConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    for seed, task in enumerate(DEMO_TASKS, 1):
+    for seed, task in enumerate(DEMO_TASKS, config.seed):
         recording = record_episode(task=task, seed=seed, image_size=config.image_size)
         path = config.out / f"{task}-{seed}.npz"
         save_recording(recording, path)

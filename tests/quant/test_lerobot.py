@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from quant.observations import read_observations
+from quant.observations import read_episodes, read_observations
 from tests.quant.drawn_frames import ALL, HEIGHT, NUM_EPISODES, NUM_FRAMES, WIDTH, draw, names_of
 
 CAMERA = "observation.images.top"
@@ -189,6 +189,16 @@ def test_frames_further_apart_are_found(dataset, stride):
 def test_frames_that_a_limit_leaves_are_found(dataset, limit):
     names = names_of(read_observations(dataset, stride=1, limit=limit))
     assert names == sorted(set(names)) and len(names) == min(limit, len(ALL))
+
+
+def test_episodes_tell_their_names_and_every_instruction_of_the_dataset(dataset):
+    found = read_episodes(dataset)
+    assert [episode.name for episode in found] == ["episode 0", "episode 1", "episode 2"]
+    assert all(sorted(episode.instructions) == ["task 0", "task 1"] for episode in found)
+    observations = list(read_observations(dataset, stride=5))
+    assert [o.where for o in observations[:3]] == [
+        "episode 0, frame 0", "episode 0, frame 5", "episode 1, frame 0"
+    ]  # fmt: skip
 
 
 def test_files_of_episodes_that_are_not_needed_may_be_missing(dataset):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models.demo import EPISODES
-from quant.observations import read_observations
+from quant.observations import draw as draw_observations
+from quant.observations import read_episodes, read_observations
 from runtime.errors import RecordingError
 from runtime.robot import Recording, load_recording, save_recording
 from tests.quant.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, names_of
@@ -80,6 +81,23 @@ def test_a_limit_below_the_number_of_episodes_reads_only_some(tmp_path):
     episodes = {e for e, _ in names_of(read_observations(tmp_path / "episodes", stride=1, limit=5))}
     assert len(episodes) == 5
     assert episodes != set(range(5))
+
+
+def test_episodes_tell_their_names_and_instructions_before_a_frame_is_read(episodes):
+    found = read_episodes(episodes)
+    assert [episode.name for episode in found] == ["00", "01", "02"]
+    assert [episode.instructions for episode in found] == [("task 0",), ("task 1",), ("task 0",)]
+
+
+def test_some_of_the_episodes_can_be_drawn_from(episodes):
+    found = list(draw_observations(read_episodes(episodes)[1:], stride=4))
+    assert names_of(found) == [(1, 0), (1, 4), (2, 0), (2, 4)]
+    assert [o.where for o in found][1:3] == ["01, frame 4", "02, frame 0"]
+
+
+def test_one_episode_alone_is_read(episodes):
+    (episode,) = read_episodes(episodes / "01.npz")
+    assert names_of(draw_observations([episode], stride=3)) == [(1, 0), (1, 3), (1, 6)]
 
 
 @pytest.mark.parametrize("arguments", [{"stride": 0}, {"stride": 1, "limit": 0}])
