@@ -124,9 +124,9 @@ def _int4(
     if rule.method == "gptq":
         missing = -len(weight_KN) % INT4_BLOCK
         rows = np.pad(seen.rows, ((0, 0), (0, missing)))
-        return QuantLinear(
-            gptq(rows, pad_inputs(weight_KN, INT4_BLOCK), damping=GPTQ_DAMPING), layer.bias, None
-        )
+        padded = pad_inputs(weight_KN, INT4_BLOCK)
+        codes = gptq(rows, padded, damping=GPTQ_DAMPING, round_scales=up_to_bfloat16)
+        return QuantLinear(codes, layer.bias, None)
 
     def round_trip(weight: NDArray[np.float32]) -> NDArray[np.float32]:
         return dequantize(_codes4(weight))[: len(weight)]

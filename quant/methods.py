@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quant.formats import INT4_BLOCK, INT4_MAX, Quantized, int4_blocks
+from quant.formats import INT4_BLOCK, INT4_MAX, Quantized, Rounding, int4_blocks
 
 LARGEST = 1e30
 SCALE_LIMIT = 1e4
@@ -113,6 +113,7 @@ def gptq(
     *,
     block: int = INT4_BLOCK,
     damping: float = 0.01,
+    round_scales: Rounding | None = None,
 ) -> Quantized:
     """Int4 in blocks, like `int4_blocks`; each code makes up for the errors of those before it.
 
@@ -151,7 +152,7 @@ def gptq(
         inverse_BB = np.linalg.inv(factor_KK[part, part]).astype(np.float32)
         before_BN = factor_KK[:start, part].T.astype(np.float32) @ error_KN[:start]
         moved_BN = weight_KN[part] + inverse_BB.T @ before_BN
-        scales[index] = int4_blocks(moved_BN, block=block).scales[0]
+        scales[index] = int4_blocks(moved_BN, block=block, round_scales=round_scales).scales[0]
         codes_KN[part] = _round_in_order(moved_BN, scales[index], inverse_BB)
         error_KN[part] = weight_KN[part] - codes_KN[part] * scales[index]
     return Quantized(codes_KN, scales, 0, block)

@@ -8,7 +8,7 @@ from torch import nn
 from quant.apply import quantize
 from quant.calibrate import calibrate
 from quant.modules import QuantLinear
-from quant.recipes import Recipe, Rule
+from quant.recipes import METHODS, Recipe, Rule
 
 WIDTH = 128
 
@@ -90,6 +90,29 @@ def test_formats_cost_about_what_their_steps_say(number_format, bound):
     assert sum(isinstance(m, QuantLinear) for m in quantized.modules()) == 3
     error = relative(run(quantized, seed=9), run(model, seed=9))
     assert bound / 10 < error < bound
+
+
+def is_bfloat16(values):
+    return values.equal(values.to(torch.bfloat16).float())
+
+
+EVERY_METHOD = [("w8", "plain"), *((f, m) for f, methods in METHODS.items() for m in methods)]
+
+
+@pytest.mark.parametrize(("number_format", "method"), EVERY_METHOD)
+def test_scales_and_factors_are_bfloat16_numbers_in_every_format(number_format, method):
+    """So lowering to bfloat16, which rounds them, changes none."""
+    model = make_model()
+    seen = statistics_of(model)
+    seen["0"].rows[::7, 5] = seen["0"].channel_max[5] = 9  # an outlier
+    layers = quantize(model, recipe(("*", number_format, method)), seen)
+    for layer in (layers[0], layers[2], layers[3]):
+        assert is_bfloat16(layer.scales)
+        for more in (layer.activation_scale, layer.input_factor):
+            assert more is None or is_bfloat16(more)
+    assert (layers[0].activation_scale is None) == (number_format != "w8a8")
+    assert (layers[0].input_factor is None) == (method not in ("smooth", "awq", "outliers"))
+    assert (layers[0].kept is None) == (method != "outliers")
 
 
 def test_the_model_itself_stays_and_shares_what_is_not_replaced():

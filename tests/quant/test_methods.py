@@ -18,6 +18,7 @@ from quant.formats import (
     int4_blocks,
     int8_per_channel,
     int8_per_tensor,
+    up_to_bfloat16,
 )
 from quant.methods import (
     awq_scales,
@@ -120,7 +121,7 @@ def test_awq_takes_the_best_exponent_of_its_grid():
     assert awq_scales(rows, weight, int4, grid=5) == pytest.approx(candidates[best], rel=1e-5)
 
 
-def optimal_brain_quantization(rows, weight, block, damping):
+def optimal_brain_quantization(rows, weight, block, damping, rounding=None):
     """GPTQ as its paper defines it, equations 2 and 3: the inverse itself, one input at a time."""
     x, w = rows.astype(np.float64), weight.astype(np.float64)
     hessian = x.T @ x
@@ -129,6 +130,8 @@ def optimal_brain_quantization(rows, weight, block, damping):
     for k in range(len(w)):
         if k % block == 0:
             scales.append(np.abs(w[k : k + block]).max(axis=0) / 7)
+            if rounding is not None:
+                scales[-1] = rounding(scales[-1].astype(np.float32))
         codes[k] = np.clip(np.rint(w[k] / scales[-1]), -7, 7)
         w[k:] -= np.outer(inverse[:, 0], (w[k] - codes[k] * scales[-1]) / inverse[0, 0])
         inverse = inverse[1:, 1:] - np.outer(inverse[1:, 0], inverse[0, 1:]) / inverse[0, 0]
@@ -155,6 +158,24 @@ def test_gptq_is_optimal_brain_quantization_in_order(shape, block, damping):
     assert ours.scales == pytest.approx(scales, rel=1e-4)
     assert (ours.axis, ours.block, ours.bits) == (0, block, 4)
     assert ours.codes.dtype == np.int8 and ours.scales.dtype == np.float32
+
+
+def next_bfloat16(values):
+    """The least bfloat16 that is not smaller, by search around torch's nearest one."""
+    near = torch.from_numpy(values).to(torch.bfloat16)
+    up = torch.where(
+        near.float() < torch.from_numpy(values), near.view(torch.int16) + 1, near.view(torch.int16)
+    )
+    return up.view(torch.bfloat16).float().numpy()
+
+
+@pytest.mark.parametrize("shape", [(6, 24, 5), (40, 64, 16), (90, 64, 300)])
+def test_gptq_makes_up_for_scales_that_are_rounded(shape):
+    rows, weight = random_layer(shape=shape)
+    codes, scales = optimal_brain_quantization(rows, weight, 8, 0.01, next_bfloat16)
+    ours = gptq(rows, weight, block=8, round_scales=up_to_bfloat16)
+    assert np.array_equal(ours.codes, codes)
+    assert np.array_equal(ours.scales, scales)
 
 
 @pytest.mark.parametrize("seed", range(4))
