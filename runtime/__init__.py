@@ -1,14 +1,16 @@
 """Runs a bundle on the robot: verified, warm, and recomputing only what changed. No torch.
 
-policy = runtime.load("bundle")
-episode = policy.start(anchor=image, instruction="put the carrot on the plate", seed=0)
-chunk = episode.act(image, state)
+with runtime.load("bundle") as policy:
+    episode = policy.start(anchor=image, instruction="put the carrot on the plate", seed=0)
+    chunk = episode.act(image, state)
 """
 
 from . import anchor
 from .bundle import read_bundle
 from .errors import BundleError, EngineError, EpisodeError, ObservationError
+from .loop import LoopConfig, Trace, run_episode
 from .policy import Episode, Policy, Stats, load
+from .robot import Observation, Robot
 
 __version__ = "0.1.0"
 
@@ -17,10 +19,15 @@ __all__ = [
     "EngineError",
     "Episode",
     "EpisodeError",
+    "LoopConfig",
+    "Observation",
     "ObservationError",
     "Policy",
+    "Robot",
     "Stats",
+    "Trace",
     "anchor",
     "load",
     "read_bundle",
+    "run_episode",
 ]

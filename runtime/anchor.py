@@ -23,13 +23,16 @@ class Tick:
     since_anchor: int
     """Ticks since the anchor was set."""
     state: NDArray[np.float32]
-    """[S] in robot units."""
+    """[S] in robot units; the policy's own copy."""
     similarity: Callable[[], float]
     """Cosine between the vision features of this frame and of the anchor. Costs the frame's vision
     pass, which the tick then does not pay again."""
 
 
 class AnchorPolicy(Protocol):
+    """May keep state of its own: it is copied before every tick, and the copy takes its place if
+    the tick fails."""
+
     def wants(self, tick: Tick) -> bool:
         """Whether the current frame should become the anchor. Called once per tick, in order."""
 

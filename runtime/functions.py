@@ -110,6 +110,7 @@ def constant(params: Values, resources: Resources) -> HostFunction:
     numbers = np.array(params["values"], np.float32)
 
     def run(values: Values, out: Arrays) -> None:
+        out["value"][...] = 0
         if numbers.size:
             out["value"][tuple(slice(side) for side in numbers.shape)] = numbers
 

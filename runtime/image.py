@@ -99,6 +99,21 @@ def check_image(image: NDArray[np.uint8], *, what: str) -> None:
         )
 
 
+def check_grid(image: NDArray[np.uint8], config: ImageConfig, grid: tuple[int, int]) -> None:
+    """Refuse an image [H, W, 3] that gives another grid of patches than the exported one.
+
+    Raises:
+        ObservationError: with both grids.
+    """
+    rows, columns = grid_of(image.shape[0], image.shape[1], config)
+    if (rows, columns) != grid:
+        raise ObservationError(
+            f"an image of {image.shape[1]}x{image.shape[0]} gives {rows}x{columns} patches, "
+            f"but this bundle was exported for {grid[0]}x{grid[1]}; crop or resize "
+            "the camera image, or export again with the camera's size"
+        )
+
+
 class PatchMaker:
     """Turns images into patches for one exported grid."""
 
@@ -121,15 +136,9 @@ class PatchMaker:
         Raises:
             ObservationError: if the image would give another grid than the exported one.
         """
-        c = self.config
-        shape = resized_shape(image.shape[0], image.shape[1], c)
-        grid = (shape[0] // c.patch_size, shape[1] // c.patch_size)
-        if grid != self.grid:
-            raise ObservationError(
-                f"an image of {image.shape[1]}x{image.shape[0]} gives {grid[0]}x{grid[1]} patches, "
-                f"but this bundle was exported for {self.grid[0]}x{self.grid[1]}; crop or resize "
-                "the camera image, or export again with the camera's size"
-            )
+        c, grid = self.config, self.grid
+        shape = (grid[0] * c.patch_size, grid[1] * c.patch_size)
+        check_grid(image, c, grid)
         if shape != image.shape[:2]:
             resized = Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
             image = np.asarray(resized)

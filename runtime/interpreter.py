@@ -1,8 +1,9 @@
 """Runs a graph lazily: a stage runs only if an input it depends on has changed since it last ran.
 
-Every set of inputs that some stage depends on has a version number, which grows when any input in
+Every set of inputs that some stage depends on has a version number, a new one whenever any input in
 the set changes. Every stage remembers the version of its set at its last run. That is the whole
-cache: what a tick does not recompute is what none of its changed inputs reach.
+cache: what a tick does not recompute is what none of its changed inputs reach. No number is given
+twice, so a transaction that fails can put the old ones back.
 
 Host functions are called one by one. Engine stages between them are launched together, so that a
 device can overlap them, replay them as one, and answer once.
@@ -10,6 +11,7 @@ device can overlap them, replay them as one, and answer once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +46,7 @@ class Interpreter:
         self._needs = [graph.stage_dependencies[name] for name in self._names]
         self._versions = dict.fromkeys(self._needs, 0)
         self._seen = [NEVER] * len(graph.stages)
+        self._next_version = itertools.count(1)
         self._phase = graph.phases
         self._plans = {
             leaf: sorted(graph.needed_for(leaf), key=lambda i: (self._phase[i], i))
@@ -68,10 +71,31 @@ class Interpreter:
         if name in self.values and _same(self.values[name], value):
             return False
         self.values[name] = value
+        version = next(self._next_version)
         for needs in self._versions:
             if name in needs:
-                self._versions[needs] += 1
+                self._versions[needs] = version
         return True
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What happens inside happens whole or not at all.
+
+        After an exception the inputs have the values and versions they had before, and every stage
+        that ran inside runs again when it is needed: its buffer may hold anything.
+        """
+        inputs, seen = (self.values.copy(), self._versions.copy()), self._seen.copy()
+        statistics = self.num_runs.copy(), self.total_s.copy(), self._ran
+        try:
+            yield
+        except BaseException:
+            self.values, self._versions = inputs
+            self._seen = [
+                now if now == before else NEVER
+                for now, before in zip(self._seen, seen, strict=True)
+            ]
+            self.num_runs, self.total_s, self._ran = statistics
+            raise
 
     def run(self, leaf: str) -> None:
         """Bring `leaf` up to date. Its buffer then holds the result."""

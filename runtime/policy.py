@@ -2,12 +2,19 @@
 
 A policy owns one set of buffers, so one episode runs at a time. Starting the next one ends the
 last; what both have in common (the same anchor, the same instruction) is not computed again.
+
+Every call is a transaction: a value that is refused, or a tick that fails on its way, leaves policy
+and episode as they were, and the next good tick is the one that a policy without the failure would
+have computed, bit for bit. Calls from several threads wait for each other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +26,10 @@ from . import prompt
 from .anchor import AnchorPolicy, First, Tick
 from .bundle import GOLDEN, Bundle, read_bundle
 from .engine import Backend, Engine, Launch, Memory
-from .errors import BundleError, EpisodeError, ObservationError
+from .errors import BundleError, EngineError, EpisodeError, ObservationError
 from .functions import FUNCTIONS, Resources
 from .graph import Graph, Stage
-from .image import ImageConfig, check_image
+from .image import ImageConfig, check_grid, check_image
 from .interpreter import HostCall, Interpreter
 from .normalization import Normalization, choose_robot
 
@@ -30,6 +37,7 @@ ACTIONS = "actions"
 SIMILARITY = "anchor_similarity"
 CHANGING = ("frame", "state", "noise", "instruction")
 """Inputs that change while an anchor stays."""
+CLOSED = "this policy was closed: load the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,10 @@ class Stats:
     anchor_bytes: int
     """Bytes kept because they depend on the anchor alone."""
     repeated_frames: int
-    """Ticks whose image was the one before, to the bit: a slow or frozen camera."""
+    """Ticks whose image was the one before, to the bit: a slow or frozen camera. The same
+    observation under another noise is no such tick."""
+    failed_ticks: int
+    """Calls of `act` that took their arguments and gave no chunk."""
 
 
 def load(
@@ -89,7 +100,7 @@ def load(
 
 
 class Policy:
-    """A loaded bundle. Make one with `load`. Not safe to share between threads."""
+    """A loaded bundle. Make one with `load`, best in a `with` statement, which closes it."""
 
     def __init__(self, bundle: Bundle, robot: str | None, backend: Backend) -> None:
         manifest = bundle.manifest
@@ -111,9 +122,10 @@ class Policy:
         except (ValueError, KeyError) as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+        self._image = ImageConfig(**manifest.image)
         resources = Resources(
             embedding_VD=_embedding(bundle),
-            image=ImageConfig(**manifest.image),
+            image=self._image,
             grid=manifest.grid,
             state=self.state_normalization,
             action=self.action_normalization,
@@ -122,6 +134,22 @@ class Policy:
         engines = {n: backend.engine(bundle.file(e.file)) for n, e in manifest.engines.items()}
         self.interpreter = assemble(self.graph, engines, self.memory, resources, backend.launcher)
         self._episode: Episode | None = None
+        self._is_closed = False
+        self._lock = threading.RLock()  # an anchor policy may call its own episode
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest, (steps, actions) = self.bundle.manifest, self.chunk_shape
+        closed = ", closed" if self._is_closed else ""
+        return (
+            f"<Policy {manifest.policy} ({manifest.recipe}) of {self.bundle.path} on "
+            f"{self.backend.name}: {steps} actions of {actions}, robot {self.robot}{closed}>"
+        )
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
@@ -150,18 +178,24 @@ class Policy:
             anchor_policy: when the anchor is replaced; `First()` by default.
 
         Raises:
-            ObservationError: the image or the instruction cannot be taken.
+            ObservationError: an argument cannot be taken; the episode before goes on then.
+            EpisodeError: the policy was closed.
         """
-        check_image(anchor, what="anchor")
+        picture = self._picture(anchor, "anchor")
         ids = self.encode(instruction)
-        if not 0 <= seed < 2**64:
-            raise ObservationError(f"seed must be in [0, 2**64), got {seed}")
-        episode = Episode(self, seed, anchor_policy or First())
-        self._episode = episode
-        self.interpreter.reset_statistics()
-        self.interpreter.set("anchor", anchor.copy())
-        self.interpreter.set("instruction", ids)
-        return episode
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+            raise ObservationError(f"seed must be an integer in [0, 2**64), got {seed!r}")
+        chosen = First() if anchor_policy is None else anchor_policy
+        _check_anchor_policy(chosen)
+        with self._lock:
+            if self._is_closed:
+                raise EpisodeError(CLOSED)
+            self._end_episode("another one was started on the same policy")
+            self._episode = Episode(self, int(seed), chosen)
+            self.interpreter.reset_statistics()
+            self.interpreter.set("anchor", picture)
+            self.interpreter.set("instruction", ids)
+            return self._episode
 
     def encode(self, instruction: str) -> tuple[int, ...]:
         """Token ids behind the frame image, checked to fit the engines.
@@ -180,7 +214,8 @@ class Policy:
 
     def forget(self) -> None:
         """Recompute everything at the next `Episode.act`, as if every input had changed."""
-        self.interpreter.forget()
+        with self._lock:
+            self.interpreter.forget()
 
     def warm_up(self) -> None:
         """Run every kind of tick, so that the first of an episode is not the slow one."""
@@ -197,25 +232,52 @@ class Policy:
             frame = np.roll(golden["frame"], shift, axis=1)
             episode.act(frame, golden["state"] + np.float32(1e-3 * shift))
         self.backend.settle()
-        self._episode = None
+        episode.close()
         self.interpreter.reset_statistics()
 
     def close(self) -> None:
         """Give back what the engines hold; the policy cannot be used any more."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._end_episode("its policy was closed")
+            self.backend.close()
+
+    def _end_episode(self, why: str) -> None:
+        if self._episode is not None:
+            self._episode._end = why
         self._episode = None
-        self.backend.close()
+
+    def _picture(self, image: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
+        """A copy of an image that the engines can take."""
+        check_image(image, what=what)
+        check_grid(image, self._image, self.bundle.manifest.grid)
+        return image.copy()
 
 
 class Episode:
-    """One run of the robot. Make one with `Policy.start`."""
+    """One run of the robot. Make one with `Policy.start`; a `with` statement ends it."""
 
     def __init__(self, policy: Policy, seed: int, anchor_policy: AnchorPolicy) -> None:
         self.policy = policy
         self.seed = seed
         self.step = 0
         self.repeated_frames = 0
+        self.failed_ticks = 0
         self._anchor_policy = anchor_policy
         self._anchor_step = 0
+        self._end: str | None = None
+
+    def __enter__(self) -> Episode:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"ended, {self._end}" if self._end else "running"
+        return f"<Episode at step {self.step}, seed {self.seed}, {state}>"
 
     def act(
         self,
@@ -236,31 +298,32 @@ class Episode:
 
         Raises:
             ObservationError: an argument cannot be taken; nothing was computed.
-            EpisodeError: another episode was started on this policy.
+            EngineError: an engine failed, or the policy answered with NaN or infinity.
+            EpisodeError: the episode is over.
         """
-        interpreter = self._running()
-        check_image(image, what="image")
-        state = _vector(state, self.policy.state_dim)
-        shape = self.policy.chunk_shape
-        if noise is None:
-            noise = draw_noise(self.seed, self.step, shape)
-        elif noise.shape != shape or not np.isfinite(noise).all():
-            raise ObservationError(f"noise must be finite {list(shape)}, got {list(noise.shape)}")
-        if not interpreter.set("frame", image.copy()) and self.step:
-            self.repeated_frames += 1
-        interpreter.set("state", state)
-        interpreter.set("noise", np.array(noise, np.float32))
-        tick = Tick(self.step, self.step - self._anchor_step, state, self._similarity)
-        if self._anchor_policy.wants(tick):
-            self.re_anchor(image)
-        interpreter.run(ACTIONS)
-        self.step += 1
-        chunk: NDArray[np.float32] = self.policy.memory.host(ACTIONS).copy()
-        if not np.isfinite(chunk).all():
-            raise ObservationError(
-                f"tick {self.step - 1}: the policy answered with NaN or infinity; "
-                "run: anchorvla check"
-            )
+        picture = self.policy._picture(image, "image")
+        vector = _vector(state, self.policy.state_dim)
+        given = None if noise is None else _noise(noise, self.policy.chunk_shape)
+        with self._running() as interpreter, self._tick(interpreter):
+            if given is None:
+                given = draw_noise(self.seed, self.step, self.policy.chunk_shape)
+            same_picture = not interpreter.set("frame", picture)
+            is_resampled = not interpreter.set("state", vector) and noise is not None
+            if self.step and same_picture and not is_resampled:
+                self.repeated_frames += 1
+            interpreter.set("noise", given)
+            since_anchor = self.step - self._anchor_step
+            tick = Tick(self.step, since_anchor, vector.copy(), self._similarity)
+            if self._anchor_policy.wants(tick):
+                self._set_anchor(picture)
+            interpreter.run(ACTIONS)
+            chunk: NDArray[np.float32] = self.policy.memory.host(ACTIONS).copy()
+            if not np.isfinite(chunk).all():
+                raise EngineError(
+                    f"tick {self.step}: the policy answered with NaN or infinity, and the tick was "
+                    "undone; if it comes again, run: anchorvla check"
+                )
+            self.step += 1
         return chunk
 
     def say(self, instruction: str) -> None:
@@ -268,46 +331,83 @@ class Episode:
 
         Raises:
             ObservationError: the text cannot be taken; the old instruction stays.
-            EpisodeError: another episode was started on this policy.
+            EpisodeError: the episode is over.
         """
-        self._running().set("instruction", self.policy.encode(instruction))
+        ids = self.policy.encode(instruction)
+        with self._running() as interpreter:
+            interpreter.set("instruction", ids)
 
     def re_anchor(self, image: NDArray[np.uint8]) -> None:
         """Make `image` the anchor; what depends on it is recomputed at the next `act`.
 
         Raises:
             ObservationError: the image cannot be taken; the old anchor stays.
-            EpisodeError: another episode was started on this policy.
+            EpisodeError: the episode is over.
         """
-        interpreter = self._running()
-        check_image(image, what="anchor")
-        interpreter.set("anchor", image.copy())
-        self._anchor_step = self.step
+        picture = self.policy._picture(image, "anchor")
+        with self._running():
+            self._set_anchor(picture)
+
+    def close(self) -> None:
+        """End the episode; the policy stays loaded."""
+        with self.policy._lock:
+            if self._end is None:
+                self.policy._end_episode("it was closed")
 
     @property
     def stats(self) -> Stats:
         """What the episode cost so far."""
-        interpreter = self._running()
         names = [stage.name for stage in self.policy.graph.stages]
-        return Stats(
-            num_runs=dict(zip(names, interpreter.num_runs, strict=True)),
-            total_s=dict(zip(names, interpreter.total_s, strict=True)),
-            last_s=dict(interpreter.last_run),
-            anchor_bytes=self.policy.graph.kept_for("anchor", CHANGING),
-            repeated_frames=self.repeated_frames,
-        )
+        with self._running() as interpreter:
+            return Stats(
+                num_runs=dict(zip(names, interpreter.num_runs, strict=True)),
+                total_s=dict(zip(names, interpreter.total_s, strict=True)),
+                last_s=dict(interpreter.last_run),
+                anchor_bytes=self.policy.graph.kept_for("anchor", CHANGING),
+                repeated_frames=self.repeated_frames,
+                failed_ticks=self.failed_ticks,
+            )
+
+    def _set_anchor(self, picture: NDArray[np.uint8]) -> None:
+        self.policy.interpreter.set("anchor", picture)
+        self._anchor_step = self.step
 
     def _similarity(self) -> float:
         self.policy.interpreter.run(SIMILARITY)
-        return float(self.policy.memory.host(SIMILARITY)[0])
-
-    def _running(self) -> Interpreter:
-        if self.policy._episode is not self:
-            raise EpisodeError(
-                "this episode is over: another one was started on the same policy; "
-                "load the bundle twice to run two at once"
+        similarity = float(self.policy.memory.host(SIMILARITY)[0])
+        if not np.isfinite(similarity):
+            raise EngineError(
+                f"tick {self.step}: the anchor's similarity is {similarity}, and the tick was "
+                "undone; if it comes again, run: anchorvla check"
             )
-        return self.policy.interpreter
+        return similarity
+
+    @contextlib.contextmanager
+    def _tick(self, interpreter: Interpreter) -> Iterator[None]:
+        """All or nothing: of the episode too, its anchor policy included."""
+        before = self.step, self.repeated_frames, self._anchor_step
+        anchor_policy = copy.deepcopy(self._anchor_policy)
+        try:
+            with interpreter.transaction():
+                yield
+        except BaseException:
+            self.step, self.repeated_frames, self._anchor_step = before
+            self._anchor_policy = anchor_policy
+            self.failed_ticks += 1
+            raise
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[Interpreter]:
+        """The policy's interpreter, for one thread at a time."""
+        with self.policy._lock:
+            if self._end is not None:
+                raise EpisodeError(
+                    CLOSED
+                    if self.policy._is_closed
+                    else f"this episode is over: {self._end}; "
+                    "start the next one, or load the bundle twice to run two at once"
+                )
+            yield self.policy.interpreter
 
 
 def assemble(
@@ -378,9 +478,53 @@ def _embedding(bundle: Bundle) -> NDArray[Any]:
 
 
 def _vector(state: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    vector = np.array(state, np.float32)
-    if vector.shape != (width,):
-        raise ObservationError(f"state must be [{width}], got {list(vector.shape)}")
+    """A copy of the state as the graph reads it."""
+    try:
+        given = np.asarray(state)
+    except ValueError as error:  # rows of unlike lengths
+        raise ObservationError(f"state must be [{width}] numbers: {error}") from None
+    if given.dtype.kind not in "fiu":
+        raise ObservationError(
+            f"state must be [{width}] numbers, got {type(state).__name__} of {given.dtype}"
+        )
+    if given.shape != (width,):
+        raise ObservationError(f"state must be [{width}], got {list(given.shape)}")
+    vector = _float32(given)
     if not np.isfinite(vector).all():
         raise ObservationError(f"state holds NaN or infinity: {vector.tolist()}")
     return vector
+
+
+def _noise(noise: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A copy of the noise as the graph reads it."""
+    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
+        kind = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
+        raise ObservationError(f"noise must be a numpy array of floats {list(shape)}, got {kind}")
+    if noise.shape != shape:
+        raise ObservationError(f"noise must be {list(shape)}, got {list(noise.shape)}")
+    result = _float32(noise)
+    if not np.isfinite(result).all():
+        raise ObservationError("noise must be finite in float32; it holds NaN, infinity or more")
+    return result
+
+
+def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """A copy; what float32 cannot hold becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, np.float32)
+
+
+def _check_anchor_policy(anchor_policy: AnchorPolicy) -> None:
+    """A failed tick puts back a copy of it, so there has to be one."""
+    if isinstance(anchor_policy, type) or not callable(getattr(anchor_policy, "wants", None)):
+        raise ObservationError(
+            f"anchor_policy must have a method wants(tick), got {anchor_policy!r}; "
+            "see runtime.anchor"
+        )
+    try:
+        copy.deepcopy(anchor_policy)
+    except Exception as error:  # whatever its parts raise
+        raise ObservationError(
+            f"anchor_policy {anchor_policy!r} cannot be copied ({error}), which undoing a failed "
+            "tick needs: keep files, locks and threads out of it"
+        ) from None

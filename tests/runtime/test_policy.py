@@ -1,5 +1,9 @@
 """The public API: what it returns, and what it says when it is used wrongly."""
 
+import re
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -65,8 +69,16 @@ def test_the_arguments_may_be_overwritten_after_a_call(episode, image):
         ({"image": [[1]]}, "must be a numpy array, got list"),
         ({"state": np.zeros(7)}, r"state must be \[4\], got \[7\]"),
         ({"state": np.array([0, np.nan, 0, 0])}, "state holds NaN or infinity"),
-        ({"noise": np.zeros((2, 2))}, r"noise must be finite \[10, 4\], got \[2, 2\]"),
-        ({"noise": np.full((10, 4), np.inf)}, "noise must be finite"),
+        ({"state": {"q": 1}}, r"state must be \[4\] numbers, got dict of object"),
+        ({"state": [[1, 2], [3]]}, r"state must be \[4\] numbers: "),
+        ({"state": ["1", "2", "3", "4"]}, r"state must be \[4\] numbers, got list of <U1"),
+        ({"state": np.ones(4, bool)}, "got ndarray of bool"),
+        ({"state": np.full(4, 1e39)}, "state holds NaN or infinity"),
+        ({"noise": np.zeros((2, 2))}, r"noise must be \[10, 4\], got \[2, 2\]"),
+        ({"noise": np.full((10, 4), np.inf)}, "noise must be finite in float32"),
+        ({"noise": np.full((10, 4), 1e39)}, "noise must be finite in float32"),
+        ({"noise": [[0.0] * 4] * 10}, r"noise must be a numpy array of floats \[10, 4\], got list"),
+        ({"noise": np.zeros((10, 4), int)}, "noise must be a numpy array of floats .* got int64"),
     ],
 )
 def test_a_bad_observation_is_refused_and_nothing_changes(episode, image, arguments, message):
@@ -99,14 +111,111 @@ def test_a_bad_instruction_leaves_the_old_one(episode, image, text):
 
 def test_an_episode_ends_when_the_next_one_starts(policy, episode, image):
     policy.start(anchor=image(1), instruction="open the drawer")
-    with pytest.raises(runtime.EpisodeError, match="this episode is over"):
+    with pytest.raises(runtime.EpisodeError, match="this episode is over: another one was started"):
         episode.act(image(2), STATE)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_out_of_range_is_refused(policy, image, seed):
-    with pytest.raises(runtime.ObservationError, match="seed must be in"):
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "3"])
+def test_a_seed_that_is_none_is_refused(policy, image, seed):
+    with pytest.raises(runtime.ObservationError, match="seed must be an integer in"):
         policy.start(anchor=image(1), instruction="open the drawer", seed=seed)
+
+
+class Locked:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def wants(self, tick):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"anchor": np.zeros((2, 2))}, "anchor must be uint8"),
+        ({"anchor": np.eye(480, dtype=np.uint8)[:, :, None].repeat(3, 2)}, "480x480 gives 34x34"),
+        ({"instruction": ""}, "instruction is empty"),
+        ({"seed": -1}, "seed must be"),
+        ({"anchor_policy": "first"}, r"must have a method wants\(tick\), got 'first'"),
+        ({"anchor_policy": runtime.anchor.Every}, r"must have a method wants\(tick\)"),
+        ({"anchor_policy": Locked()}, "cannot be copied .* keep files, locks and threads out"),
+    ],
+)
+def test_a_refused_start_leaves_the_running_episode_alone(
+    policy, episode, image, arguments, message
+):
+    noise = np.zeros((10, 4), np.float32)
+    before = episode.act(image(2), STATE, noise=noise)
+    good = {"anchor": image(9), "instruction": "open the drawer"}
+    with pytest.raises(runtime.ObservationError, match=message):
+        policy.start(**{**good, **arguments})
+    assert (episode.act(image(2), STATE, noise=noise) == before).all()
+    assert not episode.stats.last_s, "nothing had changed"
+
+
+def test_an_anchor_of_another_size_is_refused_and_the_old_one_stays(episode, image):
+    noise = np.zeros((10, 4), np.float32)
+    before = episode.act(image(2), STATE, noise=noise)
+    with pytest.raises(runtime.ObservationError, match="480x480 gives 34x34 .* exported for 8x8"):
+        episode.re_anchor(np.eye(480, dtype=np.uint8)[:, :, None].repeat(3, 2))
+    assert (episode.act(image(2), STATE, noise=noise) == before).all()
+
+
+def test_another_noise_for_the_same_observation_is_no_repeated_frame(episode, image):
+    for seed in range(4):
+        episode.act(image(2), STATE, noise=draw_noise(seed, 0, (10, 4)))
+    assert episode.stats.repeated_frames == 0
+    episode.act(image(2), STATE + np.float32(0.1), noise=draw_noise(9, 0, (10, 4)))
+    assert episode.stats.repeated_frames == 1, "the robot moved and the picture did not"
+    episode.act(image(2), STATE + np.float32(0.1))
+    assert episode.stats.repeated_frames == 2
+
+
+def test_threads_on_one_episode_take_turns_and_no_noise_is_used_twice(policy, image):
+    start = {"anchor": image(1), "instruction": "open the drawer", "seed": 5}
+    episode = policy.start(**start)
+    alone = {episode.act(image(2), STATE).tobytes() for _ in range(12)}
+    episode = policy.start(**start)
+    chunks, hurry = [], sys.getswitchinterval()
+
+    def think():
+        for _ in range(4):
+            chunks.append(episode.act(image(2), STATE).tobytes())
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=think) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(hurry)
+    assert episode.step == 12
+    assert set(chunks) == alone
+
+
+def test_a_closed_policy_says_so(demo_bundle, image):
+    with runtime.load(demo_bundle) as policy:
+        with policy.start(anchor=image(1), instruction="open the drawer", seed=8) as ended:
+            assert re.fullmatch("<Episode at step 0, seed 8, running>", repr(ended))
+        assert "ended, it was closed" in repr(ended)
+        with pytest.raises(runtime.EpisodeError, match="this episode is over: it was closed"):
+            ended.act(image(2), STATE)
+        episode = policy.start(anchor=image(1), instruction="open the drawer")
+        words = r"<Policy anchorvla4d \(float32\) of .* on onnxruntime: 10 actions of 4, robot "
+        assert re.match(words + "metaworld_sawyer>", repr(policy))
+    assert repr(policy).endswith(", closed>")
+    policy.close()
+    for call in (
+        lambda: episode.act(image(2), STATE),
+        lambda: episode.say("close the drawer"),
+        lambda: episode.re_anchor(image(2)),
+        lambda: episode.stats,
+        lambda: policy.start(anchor=image(1), instruction="open the drawer"),
+    ):
+        with pytest.raises(runtime.EpisodeError, match="this policy was closed: load the bundle"):
+            call()
 
 
 def test_stats_tell_what_ran_and_what_is_kept(episode, image):
