@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import EngineError
 
@@ -17,6 +20,8 @@ INSTALL = (
     "on a Jetson pycuda is built from source (pip install pycuda), cuda-bindings has wheels; "
     "anchorvla doctor says what is missing"
 )
+BROKEN = "if it comes again, start the process again, and look at anchorvla doctor"
+"""A CUDA context that a kernel broke answers every later call with the same error."""
 
 
 class Cuda:
@@ -51,9 +56,47 @@ class Cuda:
                 f"{total:.1f} MB are free: close what else uses it (a desktop takes some 1000 MB), "
                 "or export with fewer --tokens or a smaller recipe"
             ) from None
+        except self.driver.Error as error:
+            raise EngineError(f"CUDA: memory for {what} failed: {error}; {BROKEN}") from error
+
+    def free(self, block: Any) -> None:
+        """Give memory back. See `destroy_event` about failures."""
+        with contextlib.suppress(self.driver.Error):
+            block.free()
+
+    def page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Zeros on the host that the GPU can copy while the host goes on."""
+        array: NDArray[Any] = self._drive(
+            "page-locked memory", self.driver.pagelocked_zeros, shape, dtype
+        )
+        return array
+
+    def clear(self, block: Any, num_bytes: int) -> None:
+        """Fill with zeros."""
+        self._drive("clearing memory", self.driver.memset_d8, block, 0, num_bytes)
+
+    def stream(self) -> Any:
+        """One that goes when nothing refers to it any more."""
+        return self._drive("a stream", self.driver.Stream)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until `stream` has done what it was given."""
+        self._drive("waiting for the GPU", stream.synchronize)
+
+    def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
+        """From page-locked memory, when it is the stream's turn."""
+        self._drive("a copy to the GPU", self.driver.memcpy_htod_async, address, array, stream)
+
+    def copy_out(self, array: NDArray[Any], address: int, stream: Any) -> None:
+        """Into page-locked memory, when it is the stream's turn."""
+        self._drive("a copy from the GPU", self.driver.memcpy_dtoh_async, array, address, stream)
+
+    def copy_back(self, array: NDArray[Any], address: int) -> None:
+        """To the host, now."""
+        self._drive("a copy from the GPU", self.driver.memcpy_dtoh, array, address)
 
     def event(self) -> Any:
-        """One that can be timed."""
+        """One that can be timed, until `destroy_event`."""
         return self._call("cudaEventCreate")
 
     def record(self, event: Any, stream: Any) -> None:
@@ -90,23 +133,33 @@ class Cuda:
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream.handle))
             raise
         captured = self._call("cudaStreamEndCapture", stream.handle)
-        graph.executable = self._call("cudaGraphInstantiate", captured, 0)
-        self._call("cudaGraphDestroy", captured)
+        try:
+            graph.executable = self._call("cudaGraphInstantiate", captured, 0)
+        finally:
+            self._runtime.cudaGraphDestroy(captured)
 
     def launch(self, executable: Any, stream: Any) -> None:
         self._call("cudaGraphLaunch", executable, stream.handle)
 
     def destroy_graph(self, executable: Any) -> None:
-        self._call("cudaGraphExecDestroy", executable)
+        """See `destroy_event` about failures."""
+        self._runtime.cudaGraphExecDestroy(executable)
 
     def destroy_event(self, event: Any) -> None:
-        self._call("cudaEventDestroy", event)
+        """Failures are not told: they mean that the context is broken, and it takes all along."""
+        self._runtime.cudaEventDestroy(event)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status) != 0:
-            raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}")
+            raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}; {BROKEN}")
         return values[0] if values else None
+
+    def _drive(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except self.driver.Error as error:
+            raise EngineError(f"CUDA: {what} failed: {error}; {BROKEN}") from error
 
 
 class CapturedGraph:

@@ -7,12 +7,14 @@ up and are captured then; whatever else happens later is enqueued stage by stage
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .cuda import CapturedGraph, Cuda
 from .device_memory import DeviceMemory
+from .errors import EngineError
 from .graph import Graph
 from .schedule import NUM_STREAMS, plan
 
@@ -41,42 +43,67 @@ class Captured:
 
 
 class CudaLauncher:
-    """See `runtime.engine.Launch`."""
+    """See `runtime.engine.Launch`.
+
+    After an error nothing is under way, what the host wrote waits to be copied again, and what the
+    stages may have written is known to the GPU only: the same call can be made again.
+    """
 
     def __init__(
         self, graph: Graph, runs: Mapping[str, Bound], memory: DeviceMemory, cuda: Cuda
     ) -> None:
         self._runs, self._memory, self._cuda = runs, memory, cuda
         self._schedule = plan(graph)
-        side = [cuda.driver.Stream() for _ in range(NUM_STREAMS - 1)]
-        self._streams = [memory.stream, *side]
-        self._ready = cuda.event()
-        self._done = {name: cuda.event() for name in runs}
-        self._times = {name: cuda.event() for name in (START, *runs)}
         self._outputs = {s.name: tuple(s.outputs.values()) for s in graph.stages if s.engine}
         self._captured: dict[tuple[str, ...], Captured] = {}
         self._has_run: set[str] = set()
         self._is_settled = False
-        self.scratch: list[Any] = [self._share_scratch(s) for s in range(NUM_STREAMS)]
+        self._streams: list[Any] = [memory.stream]
+        self.scratch: list[Any] = []
+        with contextlib.ExitStack() as owned:
+            self._streams += [cuda.stream() for _ in range(NUM_STREAMS - 1)]
+            self._ready = self._event(owned)
+            self._done = {name: self._event(owned) for name in runs}
+            self._times = {name: self._event(owned) for name in (START, *runs)}
+            self.scratch += [self._share_scratch(s, owned) for s in range(NUM_STREAMS)]
+            self._owned = owned.pop_all()
 
     def __call__(self, stages: tuple[str, ...], wanted: frozenset[str]) -> Mapping[str, float]:
-        uploads = self._memory.take_uploads()
+        uploads = self._memory.waiting
         written = [name for stage in stages for name in self._outputs[stage]]
         downloads = tuple(sorted(wanted.intersection(written)))
+        self._memory.written(written)
+        try:
+            batch = self._start(stages, uploads, downloads)
+            self._cuda.synchronize(self._memory.stream)
+        except BaseException:
+            self._drain()
+            raise
+        self._memory.uploaded(uploads)
+        self._memory.copied(downloads if batch is None else (*downloads, *batch.downloads))
+        self._has_run.update(stages)
+        return self._seconds(stages, batch.times if batch else self._times)
+
+    def _start(
+        self, stages: tuple[str, ...], uploads: Sequence[str], downloads: Sequence[str]
+    ) -> Captured | None:
+        """Give the GPU a batch; what was replayed, if it was."""
         if self._may_capture(stages):
             self._captured[stages] = self._capture(stages, uploads, downloads)
         batch = self._captured.get(stages)
         if batch is None:
             self._enqueue(stages, uploads, downloads, self._times, captured=False)
-            self._has_run.update(stages)
         else:
             self._memory.copy_in(n for n in uploads if n not in batch.uploads)
             batch.graph.launch(self._memory.stream)
             self._memory.copy_out(n for n in downloads if n not in batch.downloads)
-            downloads = (*downloads, *batch.downloads)
-        self._memory.stream.synchronize()
-        self._memory.written(written, copied=downloads)
-        return self._seconds(stages, batch.times if batch else self._times)
+        return batch
+
+    def _drain(self) -> None:
+        """Wait for whatever was started before an error; that one is to be told, not another."""
+        for stream in self._streams:
+            with contextlib.suppress(EngineError):
+                self._cuda.synchronize(stream)
 
     def settle(self) -> None:
         """Capture nothing more."""
@@ -88,11 +115,14 @@ class CudaLauncher:
         return list(self._captured)
 
     def close(self) -> None:
-        """Destroy the graphs; the contexts that they refer to may go then."""
-        self._memory.stream.synchronize()
+        """Destroy graphs and events; the contexts that the graphs refer to may go then."""
+        if self._streams:
+            self._drain()
         for batch in self._captured.values():
             batch.graph.close()
         self._captured.clear()
+        self._owned.close()
+        self._streams.clear()
 
     def _may_capture(self, stages: tuple[str, ...]) -> bool:
         """A context allocates at its first run, which a capture does not allow."""
@@ -105,9 +135,11 @@ class CudaLauncher:
     def _capture(
         self, stages: tuple[str, ...], uploads: Sequence[str], downloads: Sequence[str]
     ) -> Captured:
-        times = {name: self._cuda.event() for name in (START, *stages)}
-        with self._cuda.capture(self._memory.stream) as graph:
-            self._enqueue(stages, uploads, downloads, times, captured=True)
+        with contextlib.ExitStack() as owned:
+            times = {name: self._event(owned) for name in (START, *stages)}
+            with self._cuda.capture(self._memory.stream) as graph:
+                self._enqueue(stages, uploads, downloads, times, captured=True)
+            self._owned.enter_context(owned.pop_all())
         return Captured(graph, frozenset(uploads), frozenset(downloads), times)
 
     def _enqueue(
@@ -155,10 +187,16 @@ class CudaLauncher:
             ends[stage] = last[number] = end
         return seconds
 
-    def _share_scratch(self, number: int) -> Any:
+    def _share_scratch(self, number: int, owned: contextlib.ExitStack) -> Any:
         """One block for all stages of a stream: they never run at the same time."""
         runs = [run for stage, run in self._runs.items() if self._schedule.stream[stage] == number]
         block = self._memory.scratch(max((run.scratch_bytes for run in runs), default=0))
+        owned.callback(self._cuda.free, block)
         for run in runs:
             run.give_scratch(int(block))
         return block
+
+    def _event(self, owned: contextlib.ExitStack) -> Any:
+        event = self._cuda.event()
+        owned.callback(self._cuda.destroy_event, event)
+        return event

@@ -6,6 +6,7 @@ none ever moves. The host's copies are page-locked, so that a captured graph can
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from .cuda import Cuda
 from .engine import ALIGNMENT
+from .errors import EngineError
 from .graph import Graph
 
 
@@ -29,6 +31,9 @@ def layout(graph: Graph) -> tuple[dict[str, int], int]:
 class DeviceMemory:
     """See `runtime.engine.Memory`. Uploads wait for the next launch; a download waits for the GPU.
 
+    What the host wrote waits until a copy of it is known to have arrived: after an error it waits
+    still, and whoever tries again copies it again.
+
     Raises:
         EngineError: the GPU has too little memory.
     """
@@ -36,9 +41,17 @@ class DeviceMemory:
     def __init__(self, graph: Graph, cuda: Cuda) -> None:
         self.graph, self._cuda = graph, cuda
         offsets, self.num_bytes = layout(graph)
-        self.stream: Any = cuda.driver.Stream()
+        self.stream: Any = cuda.stream()
         self._block: Any = cuda.allocate(self.num_bytes, "the policy's tensors")
-        cuda.driver.memset_d8(self._block, 0, self.num_bytes)
+        try:
+            self._place(offsets)
+        except BaseException:
+            self.close()
+            raise
+
+    def _place(self, offsets: Mapping[str, int]) -> None:
+        graph = self.graph
+        self._cuda.clear(self._block, self.num_bytes)
         owned = {name: self._host_array(name) for name in graph.roots}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._addresses: dict[str, int] = {}
@@ -66,54 +79,77 @@ class DeviceMemory:
         self._behind -= self._inside[name]
 
     def download(self, name: str) -> None:
-        if self._waiting:
-            self.copy_in(self.take_uploads())
         if name in self._behind:
-            self.stream.synchronize()
-            self._cuda.driver.memcpy_dtoh(self._arrays[name], self._addresses[name])
+            self.flush()
+            self._cuda.copy_back(self._arrays[name], self._addresses[name])
             self._behind -= self._inside[name]
 
-    def take_uploads(self) -> tuple[str, ...]:
-        """What the host wrote since the last time."""
-        waiting = tuple(self._waiting)
-        self._waiting.clear()
-        return waiting
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """What the host wrote and the GPU has not."""
+        return tuple(self._waiting)
+
+    def uploaded(self, names: Iterable[str]) -> None:
+        """Copies of these tensors have arrived."""
+        for name in names:
+            del self._waiting[name]
+
+    def flush(self) -> None:
+        """Copy what waits, and wait for it."""
+        waiting = self.waiting
+        try:
+            self.copy_in(waiting)
+            self._cuda.synchronize(self.stream)
+        except BaseException:
+            self.drain()
+            raise
+        self.uploaded(waiting)
+
+    def drain(self) -> None:
+        """Wait for what was started before an error: that one is to be told, not another one."""
+        with contextlib.suppress(EngineError):
+            self._cuda.synchronize(self.stream)
 
     def copy_in(self, names: Iterable[str]) -> None:
         """To the GPU, on the main stream; done when that is synchronized."""
         for name in names:
-            self._cuda.driver.memcpy_htod_async(
-                self._addresses[name], self._arrays[name], self.stream
-            )
+            self._cuda.copy_in(self._addresses[name], self._arrays[name], self.stream)
 
     def copy_out(self, names: Iterable[str]) -> None:
         """To the host, likewise."""
         for name in names:
-            self._cuda.driver.memcpy_dtoh_async(
-                self._arrays[name], self._addresses[name], self.stream
-            )
+            self._cuda.copy_out(self._arrays[name], self._addresses[name], self.stream)
 
-    def written(self, names: Iterable[str], *, copied: Iterable[str] = ()) -> None:
-        """Engines wrote these tensors; of those, `copied` are on the host already."""
+    def written(self, names: Iterable[str]) -> None:
+        """Engines write these tensors, or may have: only the GPU knows them now."""
         for name in names:
             self._behind |= self._touching[name]
-        for name in copied:
+
+    def copied(self, names: Iterable[str]) -> None:
+        """Copies of these tensors have arrived on the host."""
+        for name in names:
             self._behind -= self._inside[name]
 
     def scratch(self, num_bytes: int) -> Any:
         """Memory for engines' intermediate results, at least one byte."""
         return self._cuda.allocate(max(num_bytes, ALIGNMENT), "the engines' scratch")
 
+    def release(self, block: Any) -> None:
+        """Give scratch memory back."""
+        self._cuda.free(block)
+
     def close(self) -> None:
         """Give the memory back; nothing may use it any more."""
-        self.stream.synchronize()
-        self._block.free()
+        if self._block is None:
+            return
+        self.drain()
+        self._cuda.free(self._block)
+        self._block = self.stream = None
 
     def _host_array(self, name: str) -> NDArray[Any]:
         tensor = self.graph.tensors[name]
         dtype = np.dtype(np.uint16 if tensor.dtype == "bfloat16" else tensor.dtype)
-        array: NDArray[Any] = self._cuda.driver.pagelocked_zeros(tensor.shape, dtype)
-        return array
+        return self._cuda.page_locked(tensor.shape, dtype)
 
 
 Extents = Mapping[str, tuple[str, int, int]]

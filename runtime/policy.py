@@ -90,11 +90,12 @@ def load(
     from .backends import BACKENDS  # not above: it needs what this module defines
 
     make_backend = make_backend or BACKENDS["onnxruntime"]
-    policy = Policy(bundle, robot, make_backend(bundle))
+    backend = make_backend(bundle)
     try:
+        policy = Policy(bundle, robot, backend)
         policy.warm_up()
     except BaseException:
-        policy.close()
+        backend.close()
         raise
     return policy
 

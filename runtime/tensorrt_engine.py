@@ -89,10 +89,10 @@ class TensorRTBackend:
             launcher.close()
         for engine in self._engines:
             engine.close()
-        self._launchers.clear()
-        self._engines.clear()
         for memory in self._memories:
             memory.close()
+        self._launchers.clear()
+        self._engines.clear()
         self._memories.clear()
 
 
@@ -197,13 +197,14 @@ class BoundContext:
         self._has_scratch = False
 
     def __call__(self) -> None:
-        """Run alone, after what the host uploaded."""
+        """Run alone, after what the host uploaded, and wait for it."""
         if not self._has_scratch:
             self._own_scratch = self._memory.scratch(self.scratch_bytes)
             self.give_scratch(int(self._own_scratch))
-        self._memory.copy_in(self._memory.take_uploads())
-        self.enqueue(self._memory.stream)
+        self._memory.flush()
         self._memory.written(self._outputs)
+        self.enqueue(self._memory.stream)
+        self._memory.flush()
 
     def give_scratch(self, address: int) -> None:
         """Where intermediate results go: `scratch_bytes`, which others use at other times."""
@@ -216,4 +217,6 @@ class BoundContext:
 
     def close(self) -> None:
         self._context = None
-        self._own_scratch = None
+        if self._own_scratch is not None:
+            self._memory.release(self._own_scratch)
+            self._own_scratch = None

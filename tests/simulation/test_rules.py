@@ -6,6 +6,7 @@ import pytest
 import runtime
 from runtime.cuda import Cuda
 from runtime.cuda_launch import CudaLauncher
+from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
 from runtime.tensorrt_engine import TensorRTBackend, TensorRTEngine
 from tests.runtime.stand_ins.adder import write_adder
@@ -49,6 +50,13 @@ def run(backend, memory, adder):
     return backend.engine(adder).bind({"x": "x", "y": "y"}, {"z": "z"}, memory)
 
 
+@pytest.fixture
+def started(run):
+    """The same, with its scratch memory; `enqueue` it."""
+    run()
+    return run
+
+
 def test_without_a_fault_nothing_is_broken(run, memory, world):
     memory.host("x")[:] = 3
     memory.upload("x")
@@ -82,8 +90,8 @@ def test_a_buffer_must_be_as_large_as_the_tensor(run, memory):
 
 
 def test_a_buffer_must_hold_numbers_of_the_type_that_is_read(run, memory, backend):
-    wrong = backend.cuda.driver.pagelocked_zeros(ROW.shape, np.int32)
-    backend.cuda.driver.memcpy_htod_async(memory.address("x"), wrong, memory.stream)
+    wrong = backend.cuda.page_locked(ROW.shape, np.dtype(np.int32))
+    backend.cuda.copy_in(memory.address("x"), wrong, memory.stream)
     with pytest.raises(Violation, match="float32 is read where int32 was written"):
         run()
 
@@ -93,10 +101,11 @@ def test_addresses_must_be_aligned(run, memory):
         run._context.set_tensor_address("x", memory.address("x") + 4)
 
 
-def test_freed_memory_must_not_be_used(run, memory):
+def test_freed_memory_must_not_be_used(started, memory):
+    stream = memory.stream
     memory.close()
     with pytest.raises(Violation, match="was freed"):
-        run()
+        started.enqueue(stream)
 
 
 def test_a_plan_must_not_be_deserialized_before_its_bundle_is_verified(world, backend, adder):
@@ -105,10 +114,10 @@ def test_a_plan_must_not_be_deserialized_before_its_bundle_is_verified(world, ba
         backend.engine(adder)
 
 
-def test_a_context_must_not_run_twice_at_once(run, memory, backend):
-    run()
+def test_a_context_must_not_run_twice_at_once(started, memory, backend):
+    started.enqueue(memory.stream)
     with pytest.raises(Violation, match="one context runs twice at once"):
-        run.enqueue(backend.cuda.driver.Stream())
+        started.enqueue(backend.cuda.stream())
 
 
 def test_intermediate_results_need_memory(run, memory):
@@ -118,7 +127,7 @@ def test_intermediate_results_need_memory(run, memory):
 
 def copy_pageable(memory):
     array = np.zeros(ROW.shape, np.float32)
-    memory._cuda.driver.memcpy_htod_async(memory.address("x"), array, memory.stream)
+    memory._cuda.copy_in(memory.address("x"), array, memory.stream)
 
 
 @pytest.mark.parametrize(
@@ -136,25 +145,24 @@ def test_a_capture_must_not_hold(fault, rule, run, memory, backend):
         fault(memory, run)
 
 
-def test_every_stream_of_a_capture_must_be_joined(run, memory, backend):
-    run()
-    memory.stream.synchronize()
-    other, event = backend.cuda.driver.Stream(), backend.cuda.event()
+def test_every_stream_of_a_capture_must_be_joined(started, memory, backend):
+    other, event = backend.cuda.stream(), backend.cuda.event()
     with (
-        pytest.raises(Violation, match="was not joined"),
+        pytest.raises(EngineError, match="cudaErrorStreamCaptureUnjoined"),
         backend.cuda.capture(memory.stream),
     ):
         backend.cuda.record(event, memory.stream)
         backend.cuda.wait(other, event)
-        run.enqueue(other)
+        started.enqueue(other)
 
 
-def test_streams_that_share_memory_must_be_ordered(run, memory, backend, adder):
-    run()
+def test_streams_that_share_memory_must_be_ordered(started, memory, backend, adder):
+    started.enqueue(memory.stream)
     second = backend.engine(adder).bind({"x": "z", "y": "y"}, {"z": "x"}, memory)
-    second.give_scratch(int(memory.scratch(second.scratch_bytes)))
+    scratch = memory.scratch(second.scratch_bytes)
+    second.give_scratch(int(scratch))
     with pytest.raises(Violation, match="the same memory, and no event orders them"):
-        second.enqueue(backend.cuda.driver.Stream())
+        second.enqueue(backend.cuda.stream())
 
 
 def test_a_policy_whose_streams_do_not_wait_is_caught(world, demo_bundle, monkeypatch):
@@ -170,11 +178,35 @@ def test_a_policy_whose_contexts_go_before_its_graphs_is_caught(world, demo_bund
     assert "a context was destroyed before the graph that refers to it" in world.violations
 
 
-def test_a_launch_that_does_not_wait_shows_old_numbers(run, memory):
+def test_a_launch_that_does_not_wait_shows_old_numbers(started, memory):
     memory.host("x")[:] = 3
     memory.upload("x")
-    memory.copy_in(memory.take_uploads())
-    run.give_scratch(int(memory.scratch(run.scratch_bytes)))
-    run.enqueue(memory.stream)
+    memory.copy_in(memory.waiting)
+    started.enqueue(memory.stream)
     with pytest.raises(Violation, match="beside work that is not done"):
-        memory._cuda.driver.memcpy_dtoh(memory.host("z"), memory.address("z"))
+        memory._cuda.copy_back(memory.host("z"), memory.address("z"))
+
+
+def test_the_host_must_not_write_into_memory_that_is_being_copied(started, memory):
+    memory.host("x")[:] = 3
+    memory.copy_in(["x"])
+    memory.host("x")[:] = 4
+    with pytest.raises(Violation, match="the host wrote into memory that was being copied"):
+        memory.stream.synchronize()
+
+
+def test_what_is_being_copied_to_the_host_is_no_number_yet(started, memory):
+    memory.copy_out(["z"])
+    assert np.isnan(memory.host("z")).all()
+    memory.stream.synchronize()
+    assert not memory.host("z").any()
+
+
+def test_nothing_must_be_destroyed_twice(backend, memory):
+    event, scratch = backend.cuda.event(), memory.scratch(8)
+    backend.cuda.destroy_event(event)
+    with pytest.raises(Violation, match="destroyed twice"):
+        backend.cuda.destroy_event(event)
+    memory.release(scratch)
+    with pytest.raises(Violation, match="freed twice"):
+        memory.release(scratch)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +16,16 @@ ALIGNMENT = 256
 DEVICE, PINNED = "device", "page-locked"
 
 
-class DeviceFull(Exception):
-    """What the driver says when the GPU's memory is used up."""
+class DriverError(Exception):
+    """What the driver says when a call fails."""
+
+
+class DeviceFull(DriverError):
+    """The GPU's memory is used up."""
+
+
+class Unjoined(DriverError):
+    """A stream that took part in a capture was not joined."""
 
 
 class Violation(AssertionError):
@@ -37,6 +48,10 @@ class Span:
     stop: int
     dtype: str | None = None
 
+    @classmethod
+    def of(cls, address: int, size: int, dtype: str | None = None) -> Span:
+        return cls(address, address + size, dtype)
+
     def overlaps(self, other: Span) -> bool:
         return self.start < other.stop and other.start < self.stop
 
@@ -50,6 +65,8 @@ class Op:
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
     contexts: tuple[object, ...] = ()
+    begin: Callable[[], None] = lambda: None
+    """At the moment that the GPU may start with it; `run` when it is done at the latest."""
     index: int = 0
 
     def conflicts(self, other: Op) -> bool:
@@ -108,7 +125,15 @@ class Capture(Timeline):
         super().__init__()
         self.origin = origin
         self.streams = {origin}
-        self.is_alive = True
+        self.is_alive = False
+        """Instantiated, and not destroyed."""
+        self.is_broken = False
+
+
+def module(name: str, **members: Any) -> ModuleType:
+    made = ModuleType(name)
+    vars(made).update(members)
+    return made
 
 
 class World:
@@ -126,10 +151,41 @@ class World:
         self.num_deserialized = 0
         self.num_launches = 0
         self.num_synchronizations = 0
+        self.num_bytes_in = 0
+        self.num_bytes_out = 0
         self.violations: list[str] = []
+        self.alive: Counter[str] = Counter()
+        """What somebody has to give back: streams, events, graphs, contexts, allocations."""
+        self.calls: list[str] = []
+        """Names of all calls that may fail."""
+        self.refuse: int | str | None = None
+        """The call that fails, once: its number, counted like `calls`, or the next of this name."""
+        self.is_dead = False
+        """Every call fails from now on, as after a kernel that broke the context."""
+        self.run_engine: Callable[[Callable[[], None], list[np.ndarray]], None] = (
+            lambda compute, outputs: compute()
+        )
+        """Around every run of an engine; `tests.simulation.faults` puts itself here."""
         self._handles = itertools.count(1)
 
+    def is_refused(self, name: str) -> bool:
+        """Whether this call is the one that fails."""
+        number = len(self.calls)
+        self.calls.append(name)
+        if self.refuse not in (number, name) and not self.is_dead:
+            return False
+        self.refuse = None
+        if self.capture is not None:
+            self.capture.is_broken = True
+        return True
+
+    def call(self, name: str) -> None:
+        if self.is_refused(name):
+            raise DriverError(f"{name} was refused")
+
     def new_stream(self) -> int:
+        self.call("Stream")
+        self.alive["stream"] += 1
         return next(self._handles)
 
     def allocate(self, size: int, kind: str) -> Block:
@@ -139,6 +195,7 @@ class World:
             raise DeviceFull
         if kind == DEVICE:
             self.free_bytes -= size
+            self.alive["allocation"] += 1
         raw = np.zeros(size + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         block = Block(raw.ctypes.data + start, raw[start : start + size], kind)
@@ -146,9 +203,19 @@ class World:
         return block
 
     def free(self, block: Block) -> None:
+        if self.is_dead:
+            self.forget(block)
+            raise DriverError("the context is broken")
         if self.now.ops:
             raise Violation("memory freed while something is enqueued")
+        if block.is_freed:
+            raise Violation("memory freed twice")
+        self.forget(block)
+
+    def forget(self, block: Block) -> None:
         block.is_freed = True
+        self.free_bytes += len(block.bytes)
+        self.alive["allocation"] -= 1
 
     def block_at(self, address: int, size: int) -> Block | None:
         """The newest block that holds these bytes; None if there is none."""
@@ -182,7 +249,10 @@ class World:
             self.bytes_at(span.start, span.stop - span.start)
         self.check_types(op.reads)
         self.note_types(op.writes)
-        self.timeline_of(op.stream).add(op)
+        timeline = self.timeline_of(op.stream)
+        timeline.add(op)
+        if timeline is self.now:
+            op.begin()
 
     def timeline_of(self, stream: int) -> Timeline:
         capture = self.capture
@@ -220,21 +290,27 @@ class World:
     def synchronize(self, stream: int) -> None:
         if self.capture is not None:
             raise Violation("synchronization inside a capture")
+        self.call("synchronize")
         self.num_synchronizations += 1
         done = self.now.covered(stream)
-        for op in done:
-            op.run()
         self.now.ops = [op for op in self.now.ops if op not in done]
+        for op in done:  # an operation that fails takes what was to come after it along
+            op.run()
 
     def begin_capture(self, stream: int) -> None:
         self.capture = Capture(stream)
 
-    def end_capture(self) -> Capture:
-        capture, self.capture = self.capture, None
+    def end_capture(self, stream: int) -> Capture:
+        is_refused = self.is_refused("cudaStreamEndCapture")
+        capture, self.capture = self.capture, None  # whatever the answer, the capture is over
         assert capture is not None
+        assert capture.origin == stream
+        if is_refused or capture.is_broken:
+            raise DriverError("the capture was broken by an error inside")
         if len(capture.covered(capture.origin)) < len(capture.ops):
-            raise Violation("a stream that took part in the capture was not joined")
+            raise Unjoined
         self.graphs.append(capture)
+        self.alive["graph"] += 1
         return capture
 
     def launch(self, graph: Capture, stream: int) -> None:
@@ -247,6 +323,10 @@ class World:
             for op in graph.ops:
                 op.run()
 
+        def begin() -> None:
+            for op in graph.ops:
+                op.begin()
+
         self.submit(
             Op(
                 stream,
@@ -254,6 +334,7 @@ class World:
                 tuple(s for reads, _, _ in spans for s in reads if s.dtype is None),
                 tuple(s for _, writes, _ in spans for s in writes),
                 tuple(c for _, _, contexts in spans for c in contexts),
+                begin,
             )
         )
 

@@ -1,0 +1,259 @@
+"""A launch that fails can be made again, and whatever fails, close gives everything back."""
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.cuda_launch import CudaLauncher
+from runtime.engine import Backend
+from runtime.errors import EngineError
+from runtime.graph import Graph, Stage, Tensor
+from runtime.onnxruntime_engine import OnnxRuntimeBackend
+from runtime.tensorrt_engine import TensorRTBackend
+from tests.runtime.stand_ins.adder import write_adder
+from tests.simulation import install, make_plan
+from tests.simulation.faults import KINDS, Faults, FaultyBackend, InjectedFault
+
+ROW = Tensor(shape=(64,))
+GRAPH = Graph(
+    inputs=("source",),
+    tensors={name: ROW for name in ("x", "y", "left", "right", "sum", "result")},
+    stages=(
+        Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),
+        Stage(name="in_too", function="copy", inputs={"value": "source"}, outputs={"value": "y"}),
+        Stage(name="left", engine="adder", inputs={"x": "x", "y": "y"}, outputs={"z": "left"}),
+        Stage(name="right", engine="adder", inputs={"x": "x", "y": "x"}, outputs={"z": "right"}),
+        Stage(name="sum", engine="adder", inputs={"x": "left", "y": "right"}, outputs={"z": "sum"}),
+        Stage(name="out", function="copy", inputs={"value": "sum"}, outputs={"value": "result"}),
+    ),
+    outputs=("result",),
+)
+"""left = x + y and right = x + x beside each other, sum = 3 x + y after both."""
+ENGINES = ("left", "right", "sum")
+WANTED = frozenset(["sum"])
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = install(monkeypatch)
+    world.is_verified = True
+    yield world
+    assert not world.violations
+
+
+@pytest.fixture
+def adder(tmp_path):
+    return write_adder(tmp_path / "adder.onnx", ROW.shape)
+
+
+def start(backend: Backend, adder):
+    memory, engine = backend.memory(GRAPH), backend.engine(adder)
+    runs = {
+        s.name: engine.bind(s.inputs, s.outputs, memory) for s in GRAPH.stages if s.name in ENGINES
+    }
+    return memory, backend.launcher(GRAPH, runs, memory)
+
+
+def give(memory, x, y):
+    for name, value in (("x", x), ("y", y)):
+        memory.host(name)[:] = value
+        memory.upload(name)
+
+
+def ways_to_fail(world, backend, adder):
+    """Every call of a launch by its number: uncaptured, captured for the first time, replayed."""
+    memory, launch = start(backend, adder)
+    for way in ("enqueued", "captured", "replayed"):
+        give(memory, 1, 2)
+        before = len(world.calls)
+        launch(ENGINES, WANTED)
+        yield from ((way, number) for number in range(len(world.calls) - before))
+
+
+@pytest.fixture
+def ways(world, adder):
+    backend = TensorRTBackend(make_plan)
+    found = list(ways_to_fail(world, backend, adder))
+    backend.close()
+    assert len({way for way, _ in found}) == 3
+    return found
+
+
+def test_after_any_call_that_fails_the_same_launch_works(world, adder, ways):
+    """Uploads that were taken wait again, no stream keeps work, and no number is an old one."""
+    for way, number in ways:
+        backend = TensorRTBackend(make_plan)
+        memory, launch = start(backend, adder)
+        for value in range(("enqueued", "captured", "replayed").index(way)):
+            give(memory, value, 100)
+            launch(ENGINES, WANTED)
+        give(memory, 5, 7)
+        before = len(world.calls)
+        world.refuse = before + number
+        try:
+            launch(ENGINES, WANTED)
+        except EngineError as error:
+            assert "CUDA: " in str(error) or "did not enqueue" in str(error)
+        else:
+            raise AssertionError(f"{way}: {world.calls[before + number]} failed unnoticed")
+        assert not world.now.ops, "something is still under way"
+        give(memory, 5, 11)  # the host may write at once
+        assert launch(ENGINES, WANTED).keys() == set(ENGINES)
+        assert (memory.host("sum") == 26).all(), (way, world.calls[before + number])
+        memory.download("left")
+        assert (memory.host("left") == 16).all()
+        launch(ENGINES, WANTED)
+        backend.settle()
+        backend.close()
+        assert not +world.alive, (way, number, world.alive)
+
+
+def test_what_was_uploaded_before_a_failure_is_copied_again(world, adder):
+    backend = TensorRTBackend(make_plan)
+    memory, launch = start(backend, adder)
+    give(memory, 1, 2)
+    world.refuse = "execute_async_v3"
+    with pytest.raises(EngineError, match=r"adder\.onnx: TensorRT did not enqueue the engine"):
+        launch(ENGINES, WANTED)
+    assert memory.waiting == ("x", "y")
+    launch(ENGINES, WANTED)
+    assert memory.waiting == ()
+    assert (memory.host("sum") == 5).all()
+    backend.close()
+
+
+def test_what_a_failed_launch_may_have_written_is_read_from_the_gpu(world, adder):
+    """Not from the copy that the host has of an earlier launch."""
+    backend = TensorRTBackend(make_plan)
+    memory, launch = start(backend, adder)
+    for x in (1, 2, 10):
+        give(memory, x, 2 * x)
+        world.refuse = "synchronize" if x == 10 else None
+        if x < 10:
+            launch(ENGINES, WANTED)
+    with pytest.raises(EngineError, match="waiting for the GPU failed: synchronize was refused"):
+        launch(ENGINES, frozenset())
+    memory.download("sum")
+    assert (memory.host("sum") == 50).all()
+    backend.close()
+
+
+@pytest.mark.parametrize("call", ["mem_alloc", "memcpy_htod_async", "synchronize"])
+def test_an_engine_that_runs_alone_can_run_again_after_a_failure(world, adder, call):
+    backend = TensorRTBackend(make_plan)
+    memory = backend.memory(GRAPH)
+    alone = backend.engine(adder).bind({"x": "x", "y": "y"}, {"z": "left"}, memory)
+    give(memory, 1, 2)
+    world.refuse = call
+    with pytest.raises(EngineError, match=call if call != "mem_alloc" else "memory for the eng"):
+        alone()
+    give(memory, 3, 4)
+    alone()
+    memory.download("left")
+    assert (memory.host("left") == 7).all()
+    backend.close()
+    assert not +world.alive
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", ENGINES)
+@pytest.mark.parametrize("is_simulated", [False, True], ids=["onnxruntime", "simulated"])
+def test_a_fault_is_injected_once_and_where_it_was_asked_for(
+    monkeypatch, world, adder, stage, kind, is_simulated
+):
+    faults = Faults(monkeypatch)
+    inner = TensorRTBackend(make_plan) if is_simulated else OnnxRuntimeBackend()
+    backend = FaultyBackend(inner, faults, world if is_simulated else None)
+    memory, launch = start(backend, adder)
+    for repeat in range(3):  # enqueued, captured, replayed
+        give(memory, repeat, 2)
+        launch(ENGINES, WANTED)
+        faults.arm(stage, kind)
+        give(memory, repeat + 1, 3)
+        if kind in ("before", "after", "half"):
+            with pytest.raises(InjectedFault, match=f"stage '{stage}'"):
+                launch(ENGINES, WANTED)
+        else:
+            launch(ENGINES, WANTED)
+            memory.download(stage)
+            wrong = np.isnan(memory.host(stage)).sum()
+            assert wrong == (ROW.size if kind == "nan" else 1)
+        assert not faults.is_armed
+        launch(ENGINES, WANTED)
+        assert (memory.host("sum") == 3 * (repeat + 1) + 3).all()
+    assert faults.fired == [(stage, kind)] * 3
+    backend.close()
+    assert not +world.alive
+
+
+def test_after_any_call_that_fails_while_loading_nothing_is_left(world, adder):
+    backend = TensorRTBackend(make_plan)
+    start(backend, adder)
+    num_calls = len(world.calls)
+    backend.close()
+    assert {"mem_alloc", "cudaEventCreate", "create_execution_context"} <= set(world.calls)
+    for number in range(num_calls):
+        backend = TensorRTBackend(make_plan)
+        world.refuse = len(world.calls) + number
+        with pytest.raises(EngineError):
+            start(backend, adder)
+        backend.close()
+        assert not +world.alive, world.calls[-1]
+
+
+def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
+    backend = TensorRTBackend(make_plan)
+    memory, launch = start(backend, adder)
+    give(memory, 1, 2)
+    launch(ENGINES, WANTED)
+    launch(ENGINES, WANTED)
+    assert isinstance(launch, CudaLauncher)
+    assert launch.captured == [ENGINES]
+    alone = backend.engine(adder).bind({"x": "x", "y": "y"}, {"z": "left"}, memory)
+    alone()
+    assert world.alive["event"] == 1 + 3 + 4 + 4
+    assert world.alive["allocation"] == 1 + 2 + 1
+    backend.close()
+    backend.close()
+    assert not +world.alive
+
+
+def test_close_works_where_the_gpu_answers_nothing_any_more(world, adder, monkeypatch):
+    backend = TensorRTBackend(make_plan)
+    memory, launch = start(backend, adder)
+    give(memory, 1, 2)
+    launch(ENGINES, WANTED)
+    world.is_dead = True
+    with pytest.raises(EngineError, match="start the process again"):
+        launch(ENGINES, WANTED)
+    backend.close()
+    assert not +world.alive
+
+
+@pytest.mark.parametrize("is_simulated", [False, True], ids=["onnxruntime", "simulated"])
+def test_a_fault_reaches_every_stage_of_a_policy(monkeypatch, world, demo_bundle, is_simulated):
+    faults = Faults(monkeypatch)
+    inner = TensorRTBackend(make_plan) if is_simulated else OnnxRuntimeBackend()
+    backend = FaultyBackend(inner, faults, world if is_simulated else None)
+    policy = runtime.load(demo_bundle, make_backend=lambda _: backend)
+    stages = [stage for stage, needs in policy.graph.stage_dependencies.items() if needs]
+    for stage in stages:
+        faults.arm(stage, "before")
+        policy.forget()
+        with pytest.raises(InjectedFault, match=f"stage '{stage}'"):
+            for leaf in policy.graph.outputs:
+                policy.interpreter.run(leaf)
+    assert [stage for stage, _ in faults.fired] == stages
+    policy.close()
+    assert not +world.alive
+
+
+def test_a_policy_that_does_not_load_leaves_nothing_on_the_gpu(world, demo_bundle):
+    policy = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    num_calls = len(world.calls)
+    policy.close()
+    for number in np.linspace(0, num_calls - 1, 25).astype(int):
+        world.refuse = len(world.calls) + int(number)
+        with pytest.raises(EngineError):
+            runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+        assert not +world.alive, world.calls[-1]
