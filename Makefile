@@ -14,6 +14,7 @@ STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
 ROBOT      ?=
+CAMERA     ?=
 ARGS       ?=
 
 VENV  := .venv
@@ -54,11 +55,11 @@ check: setup ## format, lint, types, import rules (what CI runs)
 
 export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height), TOKENS per call; RECIPE calibrated on EPISODES
 	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE) \
-		--image-size $(IMAGE) --tokens $(TOKENS) --calibration $(EPISODES) \
+		--image-size $(IMAGE) --tokens $(TOKENS) --calibration $(EPISODES) $(if $(CAMERA),--camera $(CAMERA)) \
 		$(if $(GOLDEN),--golden $(GOLDEN)) $(if $(STUDY),--sensitivity $(STUDY)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
-	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT))
+	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT)) $(if $(CAMERA),--camera $(CAMERA))
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results

@@ -1,4 +1,5 @@
-"""python -m quant VERB: choose a recipe by measurement, or quantize at the published size.
+"""python -m quant VERB: choose a recipe by measurement, quantize at the published
+size, or convert a LeRobot dataset.
 
 Exit codes: 0 done, 1 a checkpoint cannot be used or memory peaked at its limit, 2 wrong usage, 130
 interrupted.
@@ -12,12 +13,14 @@ from collections.abc import Callable
 import tyro
 
 from models.checkpoint import CheckpointError
+from quant.convert import ConvertConfig, convert
 from quant.full_size import FullSizeConfig, full_size
 from quant.study import SensitivityConfig, sensitivity
 
 VERBS: dict[str, tuple[type, Callable[..., object]]] = {
     "sensitivity": (SensitivityConfig, sensitivity),
     "full-size": (FullSizeConfig, full_size),
+    "convert": (ConvertConfig, convert),
 }
 
 

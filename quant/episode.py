@@ -1,6 +1,6 @@
 """One episode to take observations from, however it is stored.
 
-Goes in: from `quant.observations` or `quant.lerobot`, a length, files and a function that reads.
+Goes in: from `quant.observations`, a length, files and a function that reads.
 Comes out: observations. The trade-off: frames are read as they are drawn, so only a missing file
 shows up at once, damage inside it later.
 
@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,15 +45,3 @@ class Episode:
     """That have to be there before any is read."""
     read: Callable[[Sequence[int]], Iterator[Observation]]
     """Of the frames given."""
-
-
-def check_file(path: Path) -> None:
-    """
-    Raises:
-        ValueError: no such file, or a git-lfs pointer in place of it.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, the dataset is incomplete; copy it again")
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")

@@ -1,8 +1,9 @@
 """The policy's own observations, to calibrate a quantized recipe on.
 
 Goes in: a folder of episodes as `runtime.robot.save_recording` writes them, or a LeRobot dataset
-(`quant.lerobot`). Comes out: frames of every episode, each with the episode's first. The trade-off:
-a limit shares out frames among all episodes, so a small one opens many files for few frames each.
+(`runtime.lerobot`). Comes out: frames of every episode, each with the episode's first. The
+trade-off: a limit shares out frames among all episodes, so a small one opens many files for few
+frames each.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from quant.episode import Episode, Observation, check_file
-from quant.lerobot import INFO, lerobot_episodes
+from quant.episode import Episode, Observation
+from runtime.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
 from runtime.robot import load_recording
+from runtime.tables import check_file
 
 
 def read_observations(
@@ -40,8 +42,8 @@ def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
         files = [path]
     elif not path.is_dir():
         raise ValueError(f"{path}: no such folder; expected .npz episodes or a LeRobot dataset")
-    elif (path / INFO).is_file():
-        return _with_frames(path, lerobot_episodes(path, camera))
+    elif is_lerobot(path):
+        return _with_frames(path, [_lerobot_episode(e) for e in read_lerobot(path, camera)])
     else:
         files = sorted(path.glob("*.npz"))
     if not files:
@@ -120,3 +122,21 @@ def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
         image, state = episode.images[frame], episode.states[frame]
         where = f"{path.stem}, frame {frame}"
         yield Observation(episode.images[0], image, episode.instruction, state, where)
+
+
+def _lerobot_episode(episode: LeRobotEpisode) -> Episode:
+    return Episode(
+        episode.name,
+        episode.num_frames,
+        episode.instructions,
+        episode.files,
+        partial(_read_lerobot, episode),
+    )
+
+
+def _read_lerobot(episode: LeRobotEpisode, frames: Sequence[int]) -> Iterator[Observation]:
+    drawn = episode.read([0, *frames])
+    anchor = next(drawn).image
+    for frame, step in zip(frames, drawn, strict=True):
+        where = f"{episode.name}, frame {frame}"
+        yield Observation(anchor, step.image, step.instruction, step.state, where)

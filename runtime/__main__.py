@@ -29,8 +29,9 @@ from .check import check
 from .errors import BundleError, EngineError, ObservationError, RecordingError, RobotError
 from .loop import LoopConfig, Step, Trace, run_episode
 from .policy import Policy, load
+from .recordings import read_recordings
 from .report import summarize, write_report
-from .robot import ReplayedRobot, Robot, load_recording
+from .robot import ReplayedRobot, Robot
 from .show import describe, draw
 
 TICKS_FOR_REPORT = 50
@@ -174,14 +175,13 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
-    paths = sorted(p for e in options.episodes for p in (e.glob("*.npz") if e.is_dir() else [e]))
-    if not paths and not options.tasks:
+    if not options.episodes and not options.tasks:
         raise RecordingError(
-            "nothing to run: name recordings with --episodes (a folder needs .npz files in it), or "
-            "simulator tasks with --tasks"
+            "nothing to run: name recordings or LeRobot datasets with --episodes, or simulator "
+            "tasks with --tasks"
         )
-    for path in paths:
-        yield path.stem, ReplayedRobot(load_recording(path))
+    for name, recording in read_recordings(options.episodes, options.camera, options.max_steps):
+        yield name, ReplayedRobot(recording)
     for task in options.tasks:
         from .metaworld import MetaWorldRobot
 
@@ -232,8 +232,13 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", parents=[common], help="drive episodes and report")
     run.add_argument(
-        "--episodes", type=Path, nargs="+", default=[], help="recordings, or folders of them"
+        "--episodes",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="recordings, folders of them, or LeRobot datasets",
     )
+    run.add_argument("--camera", help="key of the camera in a LeRobot dataset that has several")
     run.add_argument("--tasks", nargs="+", default=[], help="tasks of the simulator, run live")
     run.add_argument("--num-episodes", type=int, default=1, help="live ones per task (default 1)")
     run.add_argument("--rate-hz", type=float, default=10.0, help="actions per second (default 10)")

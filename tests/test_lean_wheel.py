@@ -111,6 +111,21 @@ def test_the_commands_work_on_the_demo_bundle(lean_venv, demo_bundle, tmp_path):
     assert report.stat().st_size > 0
 
 
+def test_a_lerobot_dataset_is_refused_with_the_way_to_convert_it(lean_venv, tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    code = f"""
+from pathlib import Path
+from runtime.recordings import read_recordings
+try:
+    read_recordings([Path({str(tmp_path)!r})])
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+    said = lean_venv.run("python", "-c", code).stdout
+    assert said.startswith("RecordingError ") and "python -m quant convert" in said
+
+
 ON_A_SIMULATED_GPU = """
 import sys
 from types import SimpleNamespace

@@ -27,6 +27,8 @@ HTTP_CLIENTS = {"httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "ai
 
 # What a robot has: requirements/robot*.txt, and the simulator extra where it is wanted.
 RUNTIME_IMPORTS = {"numpy", "PIL", "tokenizers", "onnxruntime", "metaworld", "mujoco"}
+DATASET_IMPORTS = {"av", "pyarrow"}
+"""On a workstation: a robot replays recordings, and the runtime must load without them too."""
 GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda", "cuda"}
 """On a robot, and only there: the runtime must load without them."""
 
@@ -155,12 +157,13 @@ def test_importing_the_runtime_stays_lean():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "runtime" in loaded
-    assert not (HEAVY | HTTP_CLIENTS | GPU_IMPORTS | {"metaworld", "mujoco"}).intersection(loaded)
+    lazy = GPU_IMPORTS | DATASET_IMPORTS | {"metaworld", "mujoco"}
+    assert not (HEAVY | HTTP_CLIENTS | lazy).intersection(loaded)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda p: p.name)
 def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
-    allowed = RUNTIME_IMPORTS | GPU_IMPORTS | set(sys.stdlib_module_names)
+    allowed = RUNTIME_IMPORTS | GPU_IMPORTS | DATASET_IMPORTS | set(sys.stdlib_module_names)
     wrong = [
         f"{path.name}:{line}: {name}"
         for line, name in imports(ast.parse(path.read_text()))

@@ -10,7 +10,7 @@ from quant.observations import draw as draw_observations
 from quant.observations import read_episodes, read_observations
 from runtime.errors import RecordingError
 from runtime.robot import Recording, load_recording, save_recording
-from tests.quant.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, names_of
+from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, names_of
 
 
 def write_npz(folder, lengths=(NUM_FRAMES,) * NUM_EPISODES):

@@ -11,6 +11,8 @@ import pytest
 import models.demo
 import runtime
 from runtime.__main__ import main
+from runtime.recordings import read_recordings
+from tests.lerobot_datasets import png, write_table
 
 EPISODES = Path(models.demo.__file__).parent / "episodes"
 FAST = ["--rate-hz", "1000", "--max-steps", "12"]
@@ -35,6 +37,35 @@ def test_run_replays_episodes_and_ends_with_one_json_line(demo_bundle, tmp_path,
     assert page.count("<svg") >= 4
     assert page.count('class="anchor"><img') == 1
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, tmp_path, capsys):
+    _, recording = next(read_recordings([EPISODES / "touch-red-1.npz"]))
+    rows = [
+        {
+            "episode_index": 0,
+            "frame_index": i,
+            "timestamp": i / 10,
+            "task_index": 0,
+            "observation.state": recording.states[i].tolist(),
+            **{f"images.{side}": {"bytes": png(recording.images[i])} for side in ("left", "right")},
+        }
+        for i in range(4)
+    ]
+    write_table(tmp_path / "data.parquet", rows)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "touch red"}')
+    (tmp_path / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 4}')
+    info = {"codebase_version": "v2.1", "fps": 10, "chunks_size": 1, "data_path": "data.parquet"}
+    info["features"] = {"images.left": {"dtype": "image"}, "images.right": {"dtype": "image"}}
+    info["features"]["observation.state"] = {"dtype": "float32"}
+    (tmp_path / "meta/info.json").write_text(json.dumps(info))
+    command = ["run", str(demo_bundle), "--episodes", str(tmp_path), *FAST]
+    assert main(command) == 6
+    assert "--camera (CAMERA= in make) must be one of ['images.left'" in capsys.readouterr().err
+    assert main([*command, "--camera", "images.right"]) == 0
+    out = capsys.readouterr().out
+    assert "episode 0: 4 steps" in out and last_json(out)["steps"] == 4
 
 
 def test_check_passes_on_a_whole_bundle(demo_bundle, capsys):
