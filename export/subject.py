@@ -17,7 +17,7 @@ from export.measure import Modules, golden_of, make_golden, reference_actions
 from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import Checkpoint
 from models.split import Split, split
-from quant.apply import linear_layers, quantize
+from quant.apply import decide, quantize
 from quant.calibrate import Statistics, calibrate
 from quant.observations import Observation, read_observations
 from quant.recipes import Recipe, Rule
@@ -37,7 +37,7 @@ class Subject:
     recipe: Recipe
     checkpoint: Checkpoint
     rules: Mapping[str, Rule]
-    """Of every linear layer of the policy."""
+    """Of every layer of the policy."""
     grid: tuple[int, int]
     """Patches of the image."""
     observations: tuple[Observation, ...]
@@ -78,7 +78,7 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
         ExportError: there are no observations to calibrate on.
         ValueError: the recipe does not fit the policy.
     """
-    rules = recipe.decide(linear_layers(checkpoint.model))
+    rules = decide(recipe, checkpoint.model)
     grid = grid_of(config.image_size[1], config.image_size[0], checkpoint.image)
     exact = split(checkpoint.model, checkpoint.parts, grid, config.tokens)
     seen = None if config.golden is None else _middle_of(config.golden)

@@ -15,7 +15,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from models.head import ScaleDP
+from models.layers import RMSNorm
+from models.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
 from quant.formats import (
     INT4_BLOCK,
@@ -35,6 +39,16 @@ from quant.recipes import Recipe, Rule
 GPTQ_DAMPING = 0.1
 """Ten times the paper's: with fewer sampled rows than inputs, 0.01 fits the sample and was worse
 than plain rounding on other rows (0.128 against 0.117; 0.116 with this)."""
+FLOAT_KINDS: Mapping[type[nn.Module], str] = {
+    RMSNorm: "norm",
+    nn.LayerNorm: "norm",
+    nn.Embedding: "token table, whose rows the host looks up",
+    SpatialEncoder: "scale token, one row",
+    AlternatingAttention: "mark of the anchor's view, one row",
+    ScaleDP: "positions of a chunk's steps",
+}
+"""Modules with weights of their own that no recipe names, and what those are: norms are float32
+everywhere, the others in float32 or the base format."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,14 +59,13 @@ def quantize(model: Model, recipe: Recipe, statistics: Mapping[str, Statistics])
     Args:
         model: float32. It stays float32 beside the quantized layers: the base format is a matter of
             the exported file.
-        recipe: names a format for every `nn.Linear` in it.
+        recipe: names a format for every layer in it.
         statistics: of the inputs of all layers whose format or method looks at them.
 
     Raises:
         ValueError: the recipe does not fit the layers, or statistics are missing.
     """
-    layers = linear_layers(model)
-    rules = recipe.decide(layers)
+    rules = decide(recipe, model)
     if missing := [n for n, rule in rules.items() if _looks(rule) and n not in statistics]:
         raise ValueError(
             f"recipe {recipe.name}: no calibration of {len(missing)} layers, {missing[:3]} first: "
@@ -60,15 +73,39 @@ def quantize(model: Model, recipe: Recipe, statistics: Mapping[str, Statistics])
         )
     replaced = {
         id(layer): quantize_layer(layer, rules[name], statistics.get(name))
-        for name, layer in layers.items()
+        for name, layer in linear_layers(model).items()
         if rules[name].format not in ("float32", "float")
     }
     keep = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
     return copy.deepcopy(model, keep | replaced)
 
 
+def decide(recipe: Recipe, model: nn.Module) -> Mapping[str, Rule]:
+    """The rule of every layer of `model`: linear ones and convolutions.
+
+    Raises:
+        ValueError: the recipe does not fit the layers, it would quantize a convolution, or a module
+            has weights and is neither a layer nor one of `FLOAT_KINDS`.
+    """
+    layers: dict[str, nn.Module] = dict(linear_layers(model))
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            layers[name] = module
+        elif name not in layers and not isinstance(module, tuple(FLOAT_KINDS)):
+            _check_no_weights(name, module)
+    rules = recipe.decide(layers)
+    for name, layer in layers.items():
+        rule = rules[name]
+        if isinstance(layer, _ConvNd) and rule.format not in ("float32", "float"):
+            raise ValueError(
+                f"recipe {recipe.name}: {rule.pattern!r} makes {name} {rule.format}, but it is a "
+                f"convolution, and those stay float: name it in an earlier rule"
+            )
+    return rules
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """What a recipe has to name."""
+    """What can be quantized."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
@@ -134,6 +171,18 @@ def _int4(
     factor_K = round_to_bfloat16(np.reciprocal(awq_scales(seen.rows, weight_KN, round_trip)))
     codes = _codes4(weight_KN / factor_K[:, None])
     return QuantLinear(codes, layer.bias, None, input_factor=factor_K)
+
+
+def _check_no_weights(name: str, module: nn.Module) -> None:
+    own = [
+        n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers("", False))
+    ]
+    if own:
+        raise ValueError(
+            f"{name or 'the model'} is a {type(module).__name__} with weights {own}, and nothing "
+            "says in which precision: make it a layer that recipes name, or add its kind to "
+            "quant.apply.FLOAT_KINDS"
+        )
 
 
 def _codes8(weight_KN: NDArray[np.float32]) -> Quantized:

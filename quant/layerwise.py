@@ -38,7 +38,7 @@ from torch import Tensor
 from models.anchorvla4d import AnchorVLA4D
 from models.config import LanguageConfig
 from models.language import DecoderLayer
-from quant.apply import linear_layers, quantize_layer
+from quant.apply import decide, linear_layers, quantize_layer
 from quant.calibrate import calibrate
 from quant.recipes import Recipe, Rule
 from quant.shards import (
@@ -120,7 +120,7 @@ def quantize_language(
     _check_prompts(prompts, config.language)
     with torch.device("meta"):
         policy = AnchorVLA4D(config)
-    rules = recipe.decide(linear_layers(policy))
+    rules = decide(recipe, policy)
     shapes = {n: t.shape for n, t in policy.state_dict().items() if n.startswith(LAYERS)}
     files = locate(checkpoint, shapes)
     key = _key(config.language, sorted(set(files.values())), recipe, prompts)

@@ -17,7 +17,7 @@ from export.errors import ExportError
 from export.lower import float32_nodes, lower
 from export.onnx_file import export_graph, save
 from models.checkpoint import load_checkpoint
-from quant.apply import linear_layers, quantize
+from quant.apply import decide, quantize
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime import read_bundle
 from tests.export.conftest import (
@@ -181,12 +181,11 @@ def test_the_files_of_an_export_hold_as_many_of_each_format_as_its_recipe_says(
         for engine in bundle.manifest.engines.values()
         for precision in read_precisions(bundle.file(engine.file)).values()
     )
-    rules = chosen.decide(linear_layers(load_checkpoint(cut_checkpoint).model))
+    rules = decide(chosen, load_checkpoint(cut_checkpoint).model)
     formats = [rule.format for rule in rules.values()]
     formats.append(rules["info_sharing.info_sharing.proj_embed"].format)  # used in two engines
     want = Counter({"float": chosen.base}.get(form, form) for form in formats)
     want["float32"] -= 2  # t_embedder's: the embeddings of all steps are constants of the engine
-    want[chosen.base] += 1  # the patch embedding, a convolution that is written as a product
     assert found == want
 
 

@@ -11,7 +11,7 @@ from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import load_checkpoint
 from models.config import CONFIGS
 from models.demo import CHECKPOINT, EPISODES
-from quant.apply import linear_layers
+from quant.apply import decide
 from quant.observations import read_observations
 from quant.recipes import KEPT, MIXED, orin_mixed
 from quant.sensitivity import GROUPS, Trial, group_layers, make_recipe, measure, search
@@ -41,7 +41,7 @@ def test_groups_share_out_every_layer_that_is_not_kept(name):
     shared = [layer for layers in groups.values() for layer in layers]
     assert len(shared) == len(set(shared))
     recipe = make_recipe({group: "w8" for group in GROUPS})
-    decided = recipe.decide(linear_layers(model))
+    decided = decide(recipe, model)
     assert {n for n, rule in decided.items() if rule.format == "w8"} == set(shared)
     assert {n for n, rule in decided.items() if rule in KEPT} == set(decided) - set(shared)
 
@@ -145,7 +145,7 @@ def test_one_observation_is_too_few():
 def test_the_shipped_recipe_is_mixed_fits_all_configurations_and_harms_less_than_noise():
     recipe = orin_mixed()
     for name in CONFIGS:
-        decided = recipe.decide(linear_layers(empty_policy(name))).values()
+        decided = decide(recipe, empty_policy(name)).values()
         assert {rule.format for rule in decided} >= {"float32", "float", "w8", "w8a8", "w4"}
     report = json.loads(MIXED.read_text())
     assert report["measured"]["measured"] < report["noise_spread"] / 4
