@@ -38,6 +38,51 @@ def test_kinematic_asks_when_the_gripper_moves():
     assert answers(Kinematic(), states) == [False, False, True]
 
 
+def test_kinematic_looks_at_the_gripper_in_both_directions_and_beyond_its_bound_only():
+    policy = Kinematic(gripper_change=0.25)
+    states = path(0, 0, 0, 0, 0, gripper=[0.5, 0.25, 0.75, 0.5, 0.125])
+    assert answers(policy, states) == [False, False, True, False, True]
+
+
+def test_kinematic_measures_the_slow_step_over_six_states_and_not_the_gripper():
+    def state(*first_six, gripper):
+        return [*first_six, 0.0, gripper]  # eight states: the seventh is no part of the arm
+
+    there = [state(0, 0, 0, 0, 0, 0, gripper=g) for g in (0.0, 0.05)]
+    back = state(0, 0, 0, 0, 0, -0.1, gripper=0.1)
+    turn = state(0, 0, 0, 0, 0, -0.05, gripper=0.05)
+    assert answers(Kinematic(), [*there, back, turn]) == [False, False, False, True]
+    far = [state(3, 0, 0, 0, 4, 0, gripper=0), state(0, 0, 0, 0, 0, 0, gripper=0)]
+    near = [state(0, 0, 0, 0, 0, 0, gripper=0), *far]
+    assert not any(answers(Kinematic(slow_step=5.0), near)), "a step of 5 is not below 5"
+    assert answers(Kinematic(slow_step=5.1), near)[2]
+
+
+def test_kinematic_needs_a_reversal_not_a_turn_by_a_right_angle():
+    states = [[x, y, 0, 0, 0, 0, 0] for x, y in [(0, 0), (0.1, 0), (0.1, 0.1), (0.2, 0.2)]]
+    assert not any(answers(Kinematic(), states))
+
+
+def test_kinematic_keeps_no_array_of_the_caller():
+    policy, state = Kinematic(), np.zeros(7, np.float32)
+    policy.wants(Tick(0, 0, state, float))
+    state[6] = 1.0
+    assert policy.wants(Tick(1, 1, state.copy(), float))
+
+
+def test_semantic_asks_below_its_threshold_only():
+    assert answers(Semantic(0.5), path(0, 0), similarity=lambda: 0.5) == [False, False]
+    assert Semantic() == Semantic(0.2)
+    assert (Kinematic().gripper_change, Kinematic().slow_step) == (0.1, 0.2)
+
+
+def test_semantic_pays_for_no_similarity_at_the_anchor_itself():
+    def similarity():
+        raise AssertionError("the frame is the anchor")
+
+    assert answers(Semantic(), path(0), similarity=similarity) == [False]
+
+
 def test_kinematic_asks_one_tick_after_a_slow_reversal():
     assert answers(Kinematic(), path(0, 0.1, 0.05, 0.0)) == [False, False, True, False]
 
@@ -57,9 +102,18 @@ def test_semantic_asks_below_its_threshold_and_not_at_the_anchor_itself():
     assert answers(Semantic(0.2), path(0, 0), similarity=lambda: 0.3) == [False, False]
 
 
-@pytest.mark.parametrize("name", ["first", "manual", "every(4)", "kinematic", "semantic"])
-def test_every_policy_has_a_name(name):
-    assert parse(name) is not None
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("first", First()),
+        ("manual", Manual()),
+        ("every(4)", Every(4)),
+        ("kinematic", Kinematic()),
+        ("semantic", Semantic()),
+    ],
+)
+def test_every_policy_has_a_name(name, policy):
+    assert parse(name) == policy
 
 
 @pytest.mark.parametrize("name", ["every", "every(0)", "every(x)", "last", ""])

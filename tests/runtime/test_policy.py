@@ -60,6 +60,83 @@ def test_the_arguments_may_be_overwritten_after_a_call(episode, image):
     assert (episode.act(image(2), STATE, noise=np.zeros((10, 4), np.float32)) == before).all()
 
 
+def test_an_anchor_may_be_overwritten_after_it_was_given(policy, image):
+    noise = np.zeros((10, 4), np.float32)
+    anchor = image(1)
+    episode = policy.start(anchor=anchor, instruction="reach the green marker")
+    anchor[:] = image(9)
+    first = episode.act(image(2), STATE, noise=noise)
+    again = policy.start(anchor=image(1), instruction="reach the green marker")
+    assert (again.act(image(2), STATE, noise=noise) == first).all()
+    anchor = image(3)
+    again.re_anchor(anchor)
+    anchor[:] = image(9)
+    moved = again.act(image(2), STATE, noise=noise)
+    again.re_anchor(image(3))
+    assert (again.act(image(2), STATE, noise=noise) == moved).all()
+    assert not again.stats.last_s, "it was the same picture"
+    assert (moved != first).any()
+
+
+class Watching:
+    """Keeps what an anchor policy is told, and asks for what it is told to."""
+
+    def __init__(self, *answers):
+        self.ticks, self.similarities, self.answers = [], [], list(answers)
+
+    def wants(self, tick):
+        self.ticks.append((tick.step, tick.since_anchor, tick.state.tolist()))
+        self.similarities.append(tick.similarity())
+        return self.answers.pop(0) if self.answers else False
+
+
+def test_an_anchor_policy_sees_the_tick_and_how_old_the_anchor_is(policy, image):
+    watching = Watching(False, False, True)
+    episode = policy.start(anchor=image(1), instruction="open the drawer", anchor_policy=watching)
+    states = [np.full(4, number, np.float32) for number in range(6)]
+    for number, state in enumerate(states):
+        if number == 4:
+            episode.re_anchor(image(40))
+        episode.act(image(10 + number), state)
+    since = [0, 1, 2, 1, 0, 1]  # its own anchor at tick 2, the operator's before tick 4
+    assert watching.ticks == [
+        (number, age, states[number].tolist()) for number, age in enumerate(since)
+    ]
+
+
+def test_similarity_compares_the_frame_with_the_anchor(policy, image):
+    watching = Watching()
+    episode = policy.start(anchor=image(1), instruction="open the drawer", anchor_policy=watching)
+    for frame in (image(1), image(2), np.full_like(image(1), 200) + (image(1) > 250)):
+        episode.act(frame, STATE)
+        means = [
+            policy.memory.host(name).astype(np.float64).mean(axis=0)
+            for name in ("anchor_tokens", "frame_tokens")
+        ]
+        want = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+        # Means and products of 16 x 128 float32 numbers: a few units in the last place.
+        assert abs(watching.similarities[-1] - want) < 1e-5
+    same, other, flat = watching.similarities
+    assert abs(same - 1) < 1e-6
+    assert other < 1 - 1e-4
+    assert flat < other
+
+
+def test_every_counts_from_an_anchor_that_the_operator_gave(policy, image):
+    episode = policy.start(
+        anchor=image(77), instruction="open the drawer", anchor_policy=runtime.anchor.Every(3)
+    )
+    anchored = []
+    for number in range(8):
+        if number == 2:
+            episode.re_anchor(image(99))
+        episode.act(image(10 + number), STATE)
+        anchored.append("anchor_vision" in episode.stats.last_s)
+    # The first tick has the episode's anchor to compute, the third the operator's, and three ticks
+    # after that the policy asks.
+    assert anchored == [True, False, True, False, False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
