@@ -149,8 +149,14 @@ class Interpreter:
 
 
 def _same(old: Any, new: Any) -> bool:
-    if isinstance(old, np.ndarray) and isinstance(new, np.ndarray):
-        return old is new or (
-            old.dtype == new.dtype and old.shape == new.shape and bool((old == new).all())
-        )
-    return bool(old == new)
+    """To the bit: zero and minus zero are two values, for an engine may tell them apart."""
+    if type(old) is not type(new):
+        return False
+    if not isinstance(old, np.ndarray):
+        return bool(old == new)
+    bits = f"u{old.itemsize}"
+    return old is new or (
+        old.dtype == new.dtype
+        and old.shape == new.shape
+        and bool((old.view(bits) == new.view(bits)).all())
+    )

@@ -1,5 +1,7 @@
 """Stages run when an input they depend on changed, and only then."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,90 @@ def test_an_array_counts_as_changed_by_its_bits():
     assert interpreter.set("a", np.zeros(3, np.float64))
     assert interpreter.set("a", np.zeros((3, 1)))
     assert interpreter.set("a", np.array([[0], [0], [1]]))
+    assert interpreter.set("a", np.zeros((2, 3), np.float32, order="F"))
+    assert not interpreter.set("a", np.zeros((2, 3), np.float32))
+    assert interpreter.set("a", -np.zeros((2, 3), np.float32)), "minus zero has other bits"
+    assert interpreter.set("a", (1, 2)), "and text is no array"
+    assert not interpreter.set("a", (1, 2))
+
+
+def test_a_host_function_sees_the_newest_values():
+    seen = []
+    interpreter = make_interpreter(from_a=lambda values: seen.append(dict(values)))
+    interpreter.set("a", 1)
+    interpreter.set("b", 2)
+    interpreter.run("z")
+    interpreter.set("a", 3)
+    interpreter.set("b", 4)
+    interpreter.run("z")
+    assert seen == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
+def test_statistics_add_up_until_they_are_reset():
+    interpreter = make_interpreter(from_a=lambda values: time.sleep(0.002))
+    for value in (1, 2):
+        interpreter.set("a", value)
+        interpreter.run("z")
+    assert interpreter.num_runs == [1, 2, 1, 2, 0]
+    assert 0.004 <= interpreter.total_s[1] < 2
+    assert 0.002 <= interpreter.last_run["from_a"] < interpreter.total_s[1]
+    assert interpreter.total_s[4] == 0
+    interpreter.reset_statistics()
+    assert interpreter.num_runs == [0] * 5
+    assert interpreter.total_s == [0.0] * 5
+
+
+def test_after_a_failed_transaction_everything_is_as_before(interpreter):
+    interpreter.set("b", 5)  # from before, and still waiting to be computed
+    before = interpreter.num_runs.copy(), interpreter.total_s.copy(), interpreter.last_run
+    with pytest.raises(KeyboardInterrupt), interpreter.transaction():
+        interpreter.set("a", 2)
+        interpreter.run("z")
+        raise KeyboardInterrupt
+    assert interpreter.values == {"a": 1, "b": 5}
+    assert (interpreter.num_runs, interpreter.total_s, interpreter.last_run) == before
+    assert not interpreter.set("a", 1)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"from_a", "from_b", "joined"}, "their buffers are spoiled"
+    assert interpreter.num_runs == [1, 2, 2, 2, 0]
+
+
+def test_what_a_failed_transaction_did_not_run_stays_valid(interpreter):
+    with pytest.raises(RuntimeError), interpreter.transaction():
+        interpreter.set("b", 2)
+        raise RuntimeError
+    interpreter.run("z")
+    assert not interpreter.last_run
+    interpreter.set("b", 3)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"from_b", "joined"}, "no version comes twice"
+
+
+def test_a_transaction_that_ends_well_keeps_what_it_did(interpreter):
+    with interpreter.transaction():
+        interpreter.set("a", 2)
+        interpreter.run("z")
+    interpreter.run("z")
+    assert not interpreter.last_run
+    assert interpreter.values["a"] == 2
+
+
+def test_a_batch_that_failed_runs_again_whole():
+    fail = [True]
+
+    def launch(stages, wanted):
+        if fail[0] and "joined" in stages:
+            raise RuntimeError
+        return dict.fromkeys(stages, 0.5)
+
+    hosts = {s.name: lambda values: None for s in ALTERNATING.stages if s.function}
+    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter.set("a", 1)
+    with pytest.raises(RuntimeError):
+        interpreter.run("z")
+    fail[0] = False
+    interpreter.run("z")
+    assert interpreter.last_run == {"left": 0.5, "right": 0.5, "joined": 0.5}
 
 
 def test_a_stage_that_failed_runs_again():
