@@ -1,71 +1,31 @@
-"""What precision does a finished engine really have? Read from its file, compared with the recipe.
+"""Is a finished engine what its recipe says? Every product with a weight, read from its file.
 
-The writer's own records are not asked: weights are recognised by the names of their initializers,
-their formats by the types and the Q/DQ nodes around them.
+For each layer: one product whose weight has the promised format, and whose input too; and no other
+product with a weight anywhere in the file, so that nothing else can do the layer's work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
+from export.products import Contents, Precision, Product
+from models.split import FOLDED
 from quant.recipes import Base, Rule
 
-FLOATS: dict[int, Base] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.FLOAT16: "float16",
-}
-CODES: dict[int, str] = {
-    TensorProto.INT8: "w8",
-    TensorProto.INT4: "w4",
-    TensorProto.UINT4: "asymmetric w4",
-}
 FP8 = {
     getattr(TensorProto, name)
     for name in ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
 }
-PASSING_OPS = {"Cast", "Transpose", "Reshape", "Identity"}
 PARTS = (".weight", ".codes", ".kept_weight")
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """Of one product with a weight."""
-
-    format: str
-    """float32, bfloat16, float16, w8, w8a8, w4."""
-    base: str
-    """What it is computed in where it is not integers."""
-
-    def __str__(self) -> str:
-        return self.format if self.format == self.base else f"{self.format} in {self.base}"
-
-
-def read_precisions(path: Path) -> dict[str, Precision]:
-    """The precision of every product with a weight, by the name of its initializer."""
-    graph = onnx.load(path, load_external_data=False).graph
-    made = {name: node for node in graph.node for name in node.output}
-    constants = {t.name: t for t in graph.initializer}
-    found = {}
-    for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        for index in (1, 0):
-            source, dequantized = _source(node.input[index], made)
-            if source in constants:
-                weight, other = constants[source], node.input[1 - index]
-                found[source] = _precision(weight, dequantized, other, made, constants)
-                break
-    return found
-
-
 def audit(
-    engines: Mapping[str, Mapping[str, Precision]],
+    engines: Mapping[str, Contents],
     names: Mapping[str, Mapping[str, str]],
     rules: Mapping[str, Rule],
     base: Base,
@@ -74,33 +34,40 @@ def audit(
     """What differs from the recipe, one sentence each; nothing if it is followed.
 
     Args:
-        engines: per engine what `read_precisions` says.
+        engines: per engine what `read_contents` says.
         names: per engine, path of a layer in its module -> the layer's name in the policy.
         rules: of every layer, by its name in the policy.
         base: of the recipe.
         islands: layers that compute in float32 where the recipe has the base, because a tensor
             beside them leaves its range.
     """
-    wrong, seen = [], set()
-    for engine, precisions in engines.items():
-        for tensor, precision in precisions.items():
-            path, part = _layer_of(tensor)
-            if not part and precision.format != "float32":
-                wrong.append(f"{engine}: {tensor} is {precision}, and of no known layer")
-            layer = names[engine].get(path)
-            if layer is None or layer not in rules:
-                continue  # a weight outside the linear layers: patch embedding, tables
+    wrong: list[str] = []
+    nameless: list[str] = []
+    seen: set[str] = set()
+    for engine, contents in engines.items():
+        wrong += [f"{engine}: {fault}" for fault in contents.faults]
+        found: dict[str, list[Product]] = {}
+        for product in contents.products:
+            layer = names[engine].get(_layer_of(product.weight)[0], "")
+            if layer in rules:
+                found.setdefault(layer, []).append(product)
+                continue
+            wrong += [f"{engine}: {product.weight}: {fault}" for fault in product.faults]
+            nameless.append(f"{engine}: {product.weight} is {product.precision}")
+            if product.precision.format != "float32":
+                wrong.append(f"{nameless.pop()}, and of no known layer")
+        for layer, products in found.items():
             own_base: Base = "float32" if layer in islands else base
-            if part == ".kept_weight":
-                expected = Precision(own_base, own_base)
-            else:
-                expected = _expected(rules[layer], own_base)
-                seen.add(layer)
-            if precision != expected:
-                wrong.append(f"{engine}: {layer} is {precision}, the recipe says {expected}")
-    for layer in sorted({n for n, r in rules.items() if r.format != "float32"} - seen):
-        wrong.append(f"{layer} is in no engine, the recipe says {rules[layer].format}")
-    return wrong
+            words = _differences(products, rules[layer], own_base)
+            wrong += [f"{engine}: {layer}{word}" for word in words]
+        seen |= found.keys()
+    missing = [layer for layer in rules if layer not in seen and not _is_folded(layer)]
+    for layer in sorted(missing):
+        if rules[layer].format != "float32" or not nameless:
+            wrong.append(f"{layer} is in no engine, the recipe says {rules[layer].format}")
+        else:  # its weight was transposed into a constant that has no name of its own
+            nameless.pop(0)
+    return wrong + [f"{words}, and of no known layer" for words in nameless]
 
 
 def check_target(path: Path, target: str) -> None:
@@ -140,6 +107,25 @@ def check_target(path: Path, target: str) -> None:
                 )
 
 
+def _differences(products: Sequence[Product], rule: Rule, base: Base) -> list[str]:
+    """Of a layer's products in an engine from what its rule says: one, and one of kept channels."""
+    kept = [product for product in products if _layer_of(product.weight)[1]]
+    whole = [product for product in products if product not in kept]
+    words = [f": {fault}" for product in products for fault in product.faults]
+    pairs = [(p, _expected(rule, base)) for p in whole] + [(p, Precision(base, base)) for p in kept]
+    words += [
+        f" is {product.precision}, the recipe says {expected}"
+        for product, expected in pairs
+        if product.precision != expected
+    ]
+    if len(whole) != 1 or len(kept) > 1:
+        weights = ", ".join(product.weight for product in products)
+        words.append(f" is computed by {len(products)} products ({weights}), expected one")
+    elif kept and (rule.method != "outliers" or kept[0].shape[0] >= whole[0].shape[0]):
+        words.append(f" keeps {kept[0].shape[0]} of {whole[0].shape[0]} channels in float")
+    return words
+
+
 def _expected(rule: Rule, base: Base) -> Precision:
     if rule.format == "float32":
         return Precision("float32", "float32")
@@ -148,43 +134,12 @@ def _expected(rule: Rule, base: Base) -> Precision:
     return Precision(rule.format, base)
 
 
-def _source(name: str, made: Mapping[str, NodeProto]) -> tuple[str, NodeProto | None]:
-    """The tensor behind casts, reshapes and a DequantizeLinear, and the latter."""
-    dequantized = None
-    while name in made:
-        node = made[name]
-        if node.op_type == "DequantizeLinear" and dequantized is None:
-            dequantized = node
-        elif node.op_type not in PASSING_OPS:
-            break
-        name = node.input[0]
-    return name, dequantized
+def _is_folded(layer: str) -> bool:
+    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in FOLDED)
 
 
-def _precision(
-    weight: onnx.TensorProto,
-    dequantized: NodeProto | None,
-    other: str,
-    made: Mapping[str, NodeProto],
-    constants: Mapping[str, onnx.TensorProto],
-) -> Precision:
-    if dequantized is None:
-        base = FLOATS.get(weight.data_type, "unknown")
-        return Precision(base, base)
-    scales = constants.get(dequantized.input[1])
-    base = "unknown" if scales is None else FLOATS.get(scales.data_type, "unknown")
-    codes = CODES.get(weight.data_type, TensorProto.DataType.Name(weight.data_type).lower())
-    producer = made.get(other)
-    quantized = (
-        producer is not None
-        and producer.op_type == "DequantizeLinear"
-        and producer.input[0] in made
-        and made[producer.input[0]].op_type == "QuantizeLinear"
-    )
-    return Precision(f"{codes}a8" if quantized else codes, base)
-
-
-def _layer_of(tensor: str) -> tuple[str, str]:
+def _layer_of(tensor: str) -> tuple[str, bool]:
+    """Path of the layer, and whether this is what it keeps in float beside its codes."""
     name = tensor.removesuffix("/low")
     part = next((part for part in PARTS if name.endswith(part)), "")
-    return name.removesuffix(part), part
+    return name.removesuffix(part), part == ".kept_weight"

@@ -11,12 +11,13 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from export.audit import Precision, check_target, read_precisions
+from export.audit import check_target
 from export.compile_check import Compiled, check_compiles
 from export.errors import ExportError
 from export.gates import Gates
 from export.lower import float32_nodes, lower, modules_beside
 from export.onnx_file import OnnxFile, export_graph, save
+from export.products import Contents, Precision, read_contents
 from export.ranges import leaves_float16, scan_ranges
 from export.scratch import unfused_scratch_bytes
 from models.split import EngineSpec
@@ -43,12 +44,17 @@ class Exported:
     file: OnnxFile
     parity: Mapping[str, float]
     """Per stage, the float32 graph against its module."""
-    precisions: Mapping[str, Precision]
-    """Of every weight in the finished file."""
+    contents: Contents
+    """Of the finished file: every product with a weight."""
     islands: Mapping[str, float] = field(default_factory=dict)
     """Tensors that stay float32 because float16 cannot hold them, and their largest magnitude."""
     island_layers: Collection[str] = ()
     """The policy's layers that read or make one of them, and so compute in float32."""
+
+    @property
+    def precisions(self) -> Mapping[str, Precision]:
+        """Of every weight in the finished file."""
+        return {product.weight: product.precision for product in self.contents.products}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ class EngineExporter:
             compiled=compiled.message,
             unfused_scratch_bytes=unfused_scratch_bytes(path),
         )
-        return Exported(entry, file, parity, read_precisions(path), islands, island_layers)
+        return Exported(entry, file, parity, read_contents(path), islands, island_layers)
 
     def _parity(self, name: str, path: Path) -> dict[str, float]:
         errors = engine_errors(OnnxRuntimeBackend(), path, self.graph, self.tensors)

@@ -80,9 +80,8 @@ def judge_coverage(subject: Subject, gates: Gates) -> None:
 
 def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Exported]) -> None:
     """Is every layer in its file what the recipe says?"""
-    precisions = {engine: e.precisions for engine, e in exported.items()}
     wrong = audit(
-        precisions,
+        {engine: e.contents for engine, e in exported.items()},
         subject.layer_names,
         subject.rules,
         subject.recipe.base,
@@ -91,7 +90,7 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
     gates.judge(
         "precision_audit",
         not wrong,
-        f"{sum(map(len, precisions.values()))} weights",
+        f"{sum(len(e.contents.products) for e in exported.values())} weights",
         f"{len(wrong)} layers are not what recipe {subject.recipe.name} says: "
         + "; ".join(wrong[:3]),
     )

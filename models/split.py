@@ -23,6 +23,8 @@ from models.spatial import NUM_VIEWS
 from runtime.graph import Graph, Stage, Tensor
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
+FOLDED = ("action_head.t_embedder.*",)
+"""Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
 COEFFICIENT_ROW = 64
 """Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
 

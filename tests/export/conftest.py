@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,15 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
 from export.build import build
 from export.config import DEMO_OPTIONS, BuildConfig
+from export.lower import float32_nodes, lower
+from export.onnx_file import export_graph, save
+from export.products import Contents, read_contents
 from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import WEIGHTS, load_checkpoint
 from models.config import shallow
@@ -157,3 +163,47 @@ class Engine(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layer(x)
         return y
+
+
+@functools.cache
+def traced_layer(kind: str) -> tuple[Engine, onnx.ModelProto]:
+    """An engine that holds a layer (`float`, or as `quant_linear` says), and its float32 graph.
+
+    Tracing takes a second, so it is done once, and copies are what is changed.
+    """
+    torch.manual_seed(0)
+    layer = nn.Linear(INPUTS, OUTPUTS) if kind == "float" else quant_linear(kind)
+    engine = Engine(layer.requires_grad_(False))
+    return engine, export_graph(spec_of(engine, ROWS, INPUTS), opset=21 if kind == "w4" else 18)
+
+
+def contents_of(
+    folder: Path,
+    kind: str,
+    base: str = "float32",
+    *,
+    modules: Collection[str] = (),
+    change: Callable[[onnx.GraphProto], object] | None = None,
+) -> Contents:
+    """What is read from the file of an engine, after `change` to its graph."""
+    engine, exact = traced_layer(kind)
+    model = copy.deepcopy(exact)
+    if base != "float32":
+        kept = float32_nodes(model, engine, modules=modules, tensors=())
+        lower(model, base, kept, 21 if kind == "w4" else 20)
+    if change is not None:
+        change(model.graph)
+    return read_contents(save(model, folder / "engine.onnx").path)
+
+
+def put_constant(graph: onnx.GraphProto, name: str, values: NDArray[Any]) -> None:
+    """An initializer, in place of one of that name."""
+    old = [t for t in graph.initializer if t.name == name]
+    (old[0] if old else graph.initializer.add()).CopyFrom(numpy_helper.from_array(values, name))
+
+
+def rename_constant(graph: onnx.GraphProto, old: str, new: str) -> None:
+    (tensor,) = (t for t in graph.initializer if t.name == old)
+    tensor.name = new
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]

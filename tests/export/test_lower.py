@@ -14,7 +14,7 @@ from torch.nn import functional
 from export.lower import float32_nodes, lower, twin
 from export.onnx_file import export_graph, save
 from models.layers import GeluMLP, RMSNorm, SelfAttention
-from tests.export.conftest import INPUTS, ROWS, Engine, normal, quant_linear, run_onnx, spec_of
+from tests.export.conftest import INPUTS, ROWS, Engine, normal, run_onnx, spec_of, traced_layer
 from tests.oracles import relative_error
 
 WIDTH, HEADS, TOKENS = 128, 4, 64
@@ -81,14 +81,6 @@ def traced(make):
     """A module and its float32 graph. Tracing takes a second, so copies are what is lowered."""
     module = seeded(make())
     return module, export_graph(spec_of(module, TOKENS, WIDTH), opset=18)
-
-
-@functools.cache
-def traced_layer(name):
-    layer = quant_linear(name)
-    return layer, export_graph(
-        spec_of(Engine(layer), ROWS, INPUTS), opset=21 if name == "w4" else 18
-    )
 
 
 def lowered(module, model, base, *, modules=(), tensors=()):
@@ -330,8 +322,8 @@ FORMATS = ("w8", "w8a8", "w4", "outliers")
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_codes_survive_lowering_and_twin_to_the_bit(name, base):
-    layer, exact = traced_layer(name)
-    model = lowered(Engine(layer), exact, base)
+    engine, exact = traced_layer(name)
+    model = lowered(engine, exact, base)
     codes = [
         next(t for t in m.graph.initializer if t.name == "layer.codes").SerializeToString()
         for m in (exact, model, twin(model))
@@ -341,16 +333,18 @@ def test_codes_survive_lowering_and_twin_to_the_bit(name, base):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_lowering_to_bfloat16_changes_no_scale(name):
-    layer, exact = traced_layer(name)
-    model = lowered(Engine(layer), exact, "bfloat16")
+    engine, exact = traced_layer(name)
+    model = lowered(engine, exact, "bfloat16")
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert np.array_equal(weights["layer.scales/low"].astype(np.float32), layer.scales.numpy())
+    assert np.array_equal(
+        weights["layer.scales/low"].astype(np.float32), engine.layer.scales.numpy()
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_comes_out_of_codes_is_the_base_format(name, base, kind):
-    layer, exact = traced_layer(name)
-    model = lowered(Engine(layer), exact, base)
+    engine, exact = traced_layer(name)
+    layer, model = engine.layer, lowered(engine, exact, base)
     types, nodes = types_of(model), model.graph.node
     quantizes = [n for n in nodes if n.op_type == "QuantizeLinear"]
     assert len(quantizes) == (layer.activation_scale is not None)
@@ -365,7 +359,8 @@ def test_a_quantized_layers_twin_equals_exact_products_rounded_once(name, base):
     """Products in float64, each result rounded as torch rounds it. What differs are float32 sums
     that lie within sqrt(256) * 2^-24 of a tie: see above, half a rounding is allowed.
     """
-    layer, exact = traced_layer(name)
+    engine, exact = traced_layer(name)
+    layer = engine.layer
     dtype = getattr(torch, base)
 
     def rounded(values):
@@ -385,5 +380,5 @@ def test_a_quantized_layers_twin_equals_exact_products_rounded_once(name, base):
     if layer.kept is not None:
         y = rounded(y + rounded(whole[:, layer.kept] @ rounded(layer.kept_weight)))
     y = rounded(y + rounded(layer.bias))
-    got = run_onnx(twin(lowered(Engine(layer), exact, base)), x.numpy())
+    got = run_onnx(twin(lowered(engine, exact, base)), x.numpy())
     assert relative_error(got, y) <= ROUNDING[base] / 2
