@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,7 @@ from export.measure import make_golden
 from models.__main__ import Init, init
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from runtime.benchmark import Quantiles, Ticker
+from runtime.onnxruntime_module import ort
 from runtime.policy import ACTIONS, Policy, draw_noise, load, read_golden
 from runtime.report import processor_name
 from runtime.robot import Recording, save_recording

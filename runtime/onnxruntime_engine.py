@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .engine import ALIGNMENT, Launch, Memory, in_order
 from .errors import EngineError
 from .graph import Graph, Tensor
+from .onnxruntime_module import ort
 
 SMALL_ENGINE_BYTES = 8 << 20
 """An engine with less to read than this runs on one thread: handing out work to a sleeping one

@@ -8,7 +8,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -170,6 +170,30 @@ def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
         if name.split(".")[0] not in allowed
     ]
     assert not wrong
+
+
+IMPORT_ONNX_RUNTIME = {
+    "runtime/onnxruntime_module.py": "switches telemetry off first",
+    "tests/quant/test_formats.py": "its quantizer, after tests/conftest.py imported that module",
+}
+
+
+def importers(name: str, paths: Iterable[Path]) -> list[str]:
+    """Files that import the package `name`, or a part of it."""
+    return [
+        str(path.relative_to(ROOT))
+        for path in paths
+        if any(found.split(".")[0] == name for _, found in imports(ast.parse(path.read_text())))
+    ]
+
+
+def test_onnx_runtime_is_imported_where_its_telemetry_is_switched_off_and_nowhere_else():
+    """Not in the code that tests hand to other processes either."""
+    files = repository_files(".py")
+    assert importers("onnxruntime", files) == sorted(IMPORT_ONNX_RUNTIME)
+    in_text = re.compile("import onnxrun" + "time|from onnxrun" + "time[ .]")
+    found = [p for p in files if in_text.search(p.read_text())]
+    assert [str(p.relative_to(ROOT)) for p in sorted(found)] == sorted(IMPORT_ONNX_RUNTIME)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ from models.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.graph import Tensor
+from runtime.onnxruntime_module import ort
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 
@@ -122,10 +122,10 @@ def spec_of(module: nn.Module, rows: int, width: int) -> EngineSpec:
 
 def run_onnx(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The first output, by ONNX Runtime as the runtime configures it."""
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = onnxruntime.InferenceSession(
+    session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     output: NDArray[np.float32] = session.run(None, {"x": x})[0]

@@ -182,6 +182,7 @@ def _start(checkpoint: Path, out: Path, *arguments: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=os.environ | {"HOME": str(out.with_name("home"))},
     )
 
 
@@ -219,7 +220,7 @@ def _kill_at_random_moments(checkpoint: Path, tmp_path: Path, count: int) -> Non
     print(process.communicate()[0])
     assert process.returncode == 0
     left = {p.name for p in tmp_path.iterdir()} - {"bundle-report.html"}
-    assert left == {"bundle"}, "leftovers of killed exports"
+    assert left == {"bundle"}, "leftovers of killed exports, or a home folder"
 
 
 def test_a_killed_export_leaves_nothing_or_a_whole_bundle(checkpoint, tmp_path):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -14,6 +13,7 @@ from models.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, int8_per_tensor, pad_inputs
 from quant.modules import QuantLinear
 from runtime.graph import Tensor
+from runtime.onnxruntime_module import ort
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 
@@ -50,10 +50,10 @@ def layer(request, tmp_path_factory):
 def test_the_file_computes_what_the_module_computes(layer):
     module, path, _ = layer
     x = np.random.default_rng(1).standard_normal((ROWS, INPUTS)).astype(np.float32)
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     # By default a float input of a weight-only product is rounded to int8 on the way.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    (got,) = onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})
+    (got,) = ort.InferenceSession(str(path), options).run(None, {"x": x})
     with torch.no_grad():
         want = module(torch.from_numpy(x)).numpy()
     # ONNX Runtime multiplies integers where torch multiplies their floats: K roundings of 6e-8.

@@ -11,8 +11,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from runtime.onnxruntime_module import ort
 from tests.simulation.world import ALIGNMENT, Op, Span, Violation, World, module
 
 PLAN = b"simulated plan of "
