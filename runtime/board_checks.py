@@ -152,12 +152,12 @@ def check_cameras(machine: Machine, root: Path) -> Iterator[Finding]:
             remedy="plug it in with a USB 3 cable, then look with lsusb -d 8086:; recordings run "
             "without one",
         )
-    if cameras:
+    if any(camera.has_imu for camera in cameras):
         yield judge(
             "hidraw",
             has_hidraw(root),
             "present" if has_hidraw(root) else "missing, as in the kernel of JetPack 6",
-            expected="present: pyrealsense2 from a wheel needs it to find a camera",
+            expected="present: pyrealsense2 from a wheel needs it to find a camera with an IMU",
             remedy="where pyrealsense2 finds no camera though lsusb does, build librealsense with "
             "-DFORCE_RSUSB_BACKEND=ON -DBUILD_PYTHON_BINDINGS=ON, or a kernel with CONFIG_HIDRAW",
             otherwise="warning",
@@ -165,6 +165,14 @@ def check_cameras(machine: Machine, root: Path) -> Iterator[Finding]:
 
 
 def _camera(camera: UsbCamera) -> Finding:
+    if camera.is_recovering:
+        return Finding(
+            name="camera",
+            severity="warning",
+            found=f"{camera.product} waits for a firmware",
+            expected="a camera with a firmware",
+            remedy="give it one: rs-fw-update -r -f FILE (of librealsense)",
+        )
     is_fast = camera.speed_mbps >= USB3_MBPS
     return judge(
         "camera",

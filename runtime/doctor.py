@@ -49,6 +49,7 @@ from .supported import (
     judge_tensorrt,
     judge_wheel,
     releases_for,
+    releases_like,
 )
 
 EXIT_CODES: dict[Severity, int] = {"ok": 0, "warning": 1, "error": 2}
@@ -162,11 +163,14 @@ def _table(machine: Machine, findings: Sequence[Finding]) -> str:
 def _software(machine: Machine, probe: Probe) -> Iterator[Finding]:
     rows: tuple[Release, ...] = ()
     if machine.is_jetson:
+        tensorrt = probe.version_of("tensorrt") or machine.tensorrt
         rows = releases_for(machine.l4t or "", machine.sm, machine.compatible)
+        if machine.l4t is None:
+            rows = releases_like(machine.sm, machine.cuda, tensorrt)
         yield judge_gpu(machine.sm, machine.compatible)
-        yield judge_jetpack(machine.l4t, machine.sm, rows)
+        yield judge_jetpack(machine.l4t, machine.sm, rows, has_file=machine.has_release_file)
         yield judge_cuda(machine.cuda, rows)
-        yield judge_tensorrt(probe.version_of("tensorrt") or machine.tensorrt, rows)
+        yield judge_tensorrt(tensorrt, rows)
     yield judge_python(machine.python, rows)
     for name in (*EVERYWHERE, *(ON_A_JETSON if machine.is_jetson else ELSEWHERE)):
         yield judge_wheel(name, probe.version_of(name))

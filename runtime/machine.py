@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .supported import SMS, jetpack_of
+from .supported import SMS, jetpack_of, numbers_of
 
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints; empty where there is no such command."""
@@ -24,6 +24,52 @@ ROOT = Path("/")
 COMMAND_TIMEOUT_S = 10.0
 OFF_C = -100.0
 """A sensor whose block has no power reads -256 degrees."""
+INTEL = "8086"
+REALSENSE = {
+    "0aa5": "SR300",
+    "0ad1": "D400",
+    "0ad2": "D410",
+    "0ad3": "D415",
+    "0ad4": "D430",
+    "0ad5": "D430",
+    "0ad6": "D4xx",
+    "0adb": "D4xx",
+    "0adc": "D4xx",
+    "0af2": "D4xx",
+    "0af6": "D420",
+    "0afe": "D420",
+    "0aff": "D410",
+    "0b00": "D400",
+    "0b01": "D430",
+    "0b03": "D460",
+    "0b07": "D435",
+    "0b0c": "D405",
+    "0b0d": "L500",
+    "0b37": "T265",
+    "0b3a": "D435i",
+    "0b48": "SR305",
+    "0b49": "D416",
+    "0b4b": "D430i",
+    "0b4d": "D465",
+    "0b52": "D416",
+    "0b5b": "D405",
+    "0b5c": "D455",
+    "0b64": "L515",
+    "0b6a": "D585",
+    "0b6b": "D585S",
+    "abcd": "D457",
+}
+"""Product numbers on USB, from librealsense. Intel's other devices have neighbouring ones: 0aaa is
+Bluetooth."""
+WITH_IMU = {"0af2", "0b3a", "0b4b", "0b4d", "0b5c", "0b64", "0b6a", "0b6b", "abcd"}
+RECOVERING = {"0adb", "0adc"}
+CUDA_LIBRARIES = (
+    "usr/local/cuda/lib64/libcudart.so.*",
+    "usr/local/cuda/targets/*/lib/libcudart.so.*",
+    "usr/local/cuda-*/lib64/libcudart.so.*",
+    "usr/local/cuda-*/targets/*/lib/libcudart.so.*",
+    "usr/lib/*-linux-gnu*/libcudart.so.*",
+)
 TENSORRT_LIBRARIES = ("libnvinfer11", "libnvinfer10")
 
 
@@ -47,12 +93,14 @@ class Machine:
     """Of the device tree, most specific first; empty without one."""
     l4t: str | None
     """Jetson Linux: 36.4.3."""
+    has_release_file: bool
+    """/etc/nv_tegra_release is there; in a container it is often empty."""
     jetpack: str | None
     """Derived from `l4t`."""
     sm: str | None
     """Compute capability of a Jetson's GPU: 8.7 on Orin."""
     cuda: str | None
-    """Toolkit in /usr/local/cuda."""
+    """Of the toolkit in /usr/local/cuda, or of a libcudart where there is no toolkit."""
     tensorrt: str | None
     """Library that the system's packages brought."""
     power_mode: PowerMode | None
@@ -69,7 +117,8 @@ class Machine:
 
     @property
     def is_jetson(self) -> bool:
-        return self.l4t is not None or any("nvidia,tegra" in name for name in self.compatible)
+        known = self.l4t is not None or self.sm is not None
+        return known or any("nvidia,tegra" in name for name in self.compatible)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +160,10 @@ class UsbCamera:
     product: str
     speed_mbps: float
     """480 is USB 2, 5000 and more USB 3."""
+    has_imu: bool
+    """A motion sensor, which the kernel shows as a raw HID device."""
+    is_recovering: bool
+    """Without firmware, waiting for one."""
 
 
 def run_command(arguments: Sequence[str]) -> str:
@@ -138,14 +191,16 @@ def read_machine(root: Path = ROOT, run: Run = run_command, python: str | None =
         python: version of the interpreter; the running one by default.
     """
     compatible = tuple(name for name in _device_tree(root, "compatible") if name)
-    l4t = _l4t(_text(root / "etc/nv_tegra_release"))
+    release = root / "etc/nv_tegra_release"
+    l4t = _l4t(_text(release))
     memory = _meminfo(root)
     return Machine(
         board=next(iter(_device_tree(root, "model")), "") or _architecture(run),
         compatible=compatible,
         l4t=l4t,
+        has_release_file=release.exists(),
         jetpack=None if l4t is None else jetpack_of(l4t),
-        sm=next((SMS[chip] for chip in SMS if f"nvidia,{chip}" in compatible), None),
+        sm=_sm(root, compatible),
         cuda=_cuda(root),
         tensorrt=_tensorrt(run),
         power_mode=_power_mode(root, run),
@@ -225,9 +280,19 @@ def read_cameras(root: Path = ROOT) -> tuple[UsbCamera, ...]:
     found = []
     for device in _glob(root, "sys/bus/usb/devices/*"):
         product = _text(device / "product").strip()
-        is_camera = _text(device / "idProduct").strip()[:2].lower() in ("0a", "0b")
-        if _text(device / "idVendor").strip() == "8086" and (is_camera or "RealSense" in product):
-            found.append(UsbCamera(product=product, speed_mbps=_number(device / "speed") or 0.0))
+        number = _text(device / "idProduct").strip().lower()
+        model = REALSENSE.get(number)
+        if _text(device / "idVendor").strip() != INTEL or not (model or "RealSense" in product):
+            continue
+        has_imu = number in WITH_IMU if model else bool(re.search(r"\d{3}i|D?45[57]", product))
+        found.append(
+            UsbCamera(
+                product=product or f"RealSense {model}",
+                speed_mbps=_number(device / "speed") or 0.0,
+                has_imu=has_imu,
+                is_recovering=number in RECOVERING,
+            )
+        )
     return tuple(found)
 
 
@@ -251,12 +316,25 @@ def _l4t(text: str) -> str | None:
     return None if found is None else f"{found[1]}.{found[2]}"
 
 
+def _sm(root: Path, compatible: Sequence[str]) -> str | None:
+    """By the device tree; a container may hide that, but not what the kernel says of the chip."""
+    in_tree = (SMS[chip] for chip in SMS if f"nvidia,{chip}" in compatible)
+    soc = root / "sys/devices/soc0"
+    is_tegra = _text(soc / "family").strip() == "Tegra"
+    told = SMS.get(f"tegra{_text(soc / 'soc_id').strip()}") if is_tegra else None
+    return next(in_tree, told)
+
+
 def _cuda(root: Path) -> str | None:
     try:
-        version = json.loads(_text(root / "usr/local/cuda/version.json"))["cuda"]["version"]
+        return str(json.loads(_text(root / "usr/local/cuda/version.json"))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
-        return None
-    return str(version)
+        pass
+    for pattern in CUDA_LIBRARIES:  # libcudart.so.12 is a link to libcudart.so.12.6.68
+        versions = [path.name.removeprefix("libcudart.so.") for path in _glob(root, pattern)]
+        if versions:
+            return max(versions, key=numbers_of)
+    return None
 
 
 def _tensorrt(run: Run) -> str | None:

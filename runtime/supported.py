@@ -114,8 +114,9 @@ JETPACKS = {
 }
 """L4T -> JetPack. The longest entry that a version begins with counts."""
 
-SMS = {"tegra234": "8.7", "tegra264": "11.0"}
-"""System on chip -> compute capability of its GPU: Orin and Thor."""
+SMS = {"tegra234": "8.7", "tegra35": "8.7", "tegra264": "11.0", "tegra38": "11.0"}
+"""System on chip -> compute capability of its GPU: Orin and Thor. By the device tree, and by the
+chip's number as the kernel has it: 0x23 and 0x26."""
 
 TARGETS = {"8.7": "orin", "11.0": "thor"}
 """Compute capability -> target of the recipes that are made for it."""
@@ -125,6 +126,8 @@ RECIPES = {"orin": "orin-mixed", "thor": "thor-fp8", "cpu": "float32"}
 
 
 OLDEST_PYTHON = (3, 10)
+OLDEST_TENSORRT = (10, 3)
+RELEASE_FILE = "/etc/nv_tegra_release"
 PIP = "python3 -m pip install --no-deps"
 INSTALL = {
     "tensorrt": "sudo apt install python3-libnvinfer, and make the environment so that it sees it: "
@@ -178,6 +181,23 @@ def releases_for(l4t: str, sm: str | None, compatible: Iterable[str]) -> tuple[R
     )
 
 
+def releases_like(sm: str | None, cuda: str | None, tensorrt: str | None) -> tuple[Release, ...]:
+    """Rows of the table with this software, where nobody says which Jetson Linux it is."""
+    return tuple(
+        row
+        for row in RELEASES
+        if sm in row.sms and _is_like(cuda, {row.cuda}) and _is_like(tensorrt, {row.tensorrt})
+    )
+
+
+def _is_like(version: str | None, known: Iterable[str]) -> bool:
+    """Whether `version` is one of `known`, as far as both say; an empty one says nothing."""
+    numbers = numbers_of(version or "")
+    return bool(numbers) and any(
+        numbers[: len(row)] == row[: len(numbers)] for row in map(numbers_of, known)
+    )
+
+
 def judge_gpu(sm: str | None, compatible: Sequence[str]) -> Finding:
     """Is it one that recipes are made for?"""
     return judge(
@@ -189,25 +209,40 @@ def judge_gpu(sm: str | None, compatible: Sequence[str]) -> Finding:
     )
 
 
-def judge_jetpack(l4t: str | None, sm: str | None, rows: Sequence[Release]) -> Finding:
-    """Older than the table cannot work; between its rows and behind the last nobody knows."""
+def judge_jetpack(
+    l4t: str | None, sm: str | None, rows: Sequence[Release], *, has_file: bool
+) -> Finding:
+    """Older than the table cannot work; between its rows and behind the last nobody knows.
+
+    Args:
+        rows: of this release; where nobody says which it is, those with the same software.
+        has_file: whether the file is there that should say it.
+    """
     known = [row.jetpack for row in RELEASES if sm is None or sm in row.sms]
     expected = "JetPack " + " or ".join(known)
     flash = f"flash {expected} with NVIDIA's SDK Manager"
-    if l4t is None:
-        found, why = "no /etc/nv_tegra_release", "in a container, mount that file from the board"
-    else:
-        found, why = f"JetPack {jetpack_of(l4t) or '?'} (L4T {l4t})", "nobody has tried this one"
     is_too_old = l4t is not None and numbers_of(l4t) < min(row.first for row in RELEASES)
-    if is_too_old:
-        why = "engines need TensorRT 10.3 or newer, which this one has not"
+    if l4t is None:
+        found = f"{'no release in' if has_file else 'no'} {RELEASE_FILE}"
+        if rows:
+            found += f"; GPU, CUDA and TensorRT are those of JetPack {rows[0].jetpack}"
+        remedy = (
+            "in a container, mount that file from the board: docker run --volume "
+            f"{RELEASE_FILE}:{RELEASE_FILE}:ro; on a board that has none, {flash}"
+        )
+    else:
+        found = f"JetPack {jetpack_of(l4t) or '?'} (L4T {l4t})"
+        why = "nobody has tried this one"
+        if is_too_old:
+            why = "engines need TensorRT 10.3 or newer, which this one has not"
+        remedy = f"{flash}: {why}"
     return judge(
         "JetPack",
-        bool(rows),
+        l4t is not None and bool(rows),
         found,
         expected=expected,
-        remedy=f"{flash}: {why}",
-        otherwise="error" if is_too_old or l4t is None else "warning",
+        remedy=remedy,
+        otherwise="error" if is_too_old or (l4t is None and not rows) else "warning",
     )
 
 
@@ -216,8 +251,8 @@ def judge_cuda(version: str | None, rows: Sequence[Release]) -> Finding:
     known = {row.cuda for row in rows if row.cuda}
     return judge(
         "CUDA",
-        version is not None and (not known or major_minor(version) in known),
-        version or "none in /usr/local/cuda",
+        version is not None and (not known or _is_like(version, known)),
+        version or "none in /usr/local/cuda, and no libcudart",
         expected=" or ".join(sorted(known)) or "any",
         remedy="sudo apt install nvidia-jetpack, and point /usr/local/cuda at its toolkit",
         otherwise="warning",
@@ -227,9 +262,10 @@ def judge_cuda(version: str | None, rows: Sequence[Release]) -> Finding:
 def judge_tensorrt(version: str | None, rows: Sequence[Release]) -> Finding:
     """Plans belong to one release of it."""
     known = [row.tensorrt for row in rows]
+    is_new = numbers_of(version or "") >= OLDEST_TENSORRT
     return judge(
         "TensorRT",
-        version is not None and (not known or major_minor(version) in known),
+        _is_like(version, known) if known else is_new,
         version or "none",
         expected=" or ".join(known) or "10.3 or newer",
         remedy="sudo apt install tensorrt python3-libnvinfer, the release that this JetPack has; "

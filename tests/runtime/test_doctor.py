@@ -31,7 +31,7 @@ COMPLAINTS = {
     "agx-thor-jetpack-7.2": {"power mode", "clocks", "camera"},
     "orin-nano-jetpack-6.2": {"power mode", "clocks", "hidraw"},
     "orin-nano-jetpack-7.2": set(),
-    "orin-nx-jetpack-6.2": {"hidraw", "GPU load"},
+    "orin-nx-jetpack-6.2": {"GPU load"},
     "orin-nx-jetpack-7.2": {"power mode", "clocks", "camera"},
 }
 
@@ -82,7 +82,36 @@ FAULTS = {
     ),
     "a container without the release file": (
         lambda b: b.remove("etc/nv_tegra_release"),
-        ("JetPack", "error", "no /etc/nv_tegra_release", "in a container, mount that file"),
+        (
+            "JetPack",
+            "warning",
+            r"^no /etc/nv_tegra_release; GPU, CUDA and TensorRT are those of JetPack 7\.2$",
+            "^in a container, mount that file .*--volume /etc/nv_tegra_release:.*; .*flash",
+        ),
+    ),
+    "a container with an empty release file": (
+        lambda b: b.write("etc/nv_tegra_release", ""),
+        ("JetPack", "warning", "^no release in /etc/nv_tegra_release; ", "^in a container, mount"),
+    ),
+    "a container with an empty release file and other software": (
+        lambda b: (b.write("etc/nv_tegra_release", ""), b.wheels.update(tensorrt="10.7.0")),
+        ("JetPack", "error", "^no release in /etc/nv_tegra_release$", "^in a container, mount"),
+    ),
+    "a container that hides the device tree": (
+        lambda b: (
+            b.remove("proc/device-tree"),
+            b.write("sys/devices/soc0/family", "Tegra\n"),
+            b.write("sys/devices/soc0/soc_id", "35\n"),
+            b.write("etc/nv_tegra_release", ""),
+        ),
+        ("JetPack", "warning", "^no release in", "^in a container, mount that file"),
+    ),
+    "TensorRT that is too old for any release": (
+        lambda b: (
+            b.write("etc/nv_tegra_release", "# R38 (release), REVISION: 4.0, GCID: 1"),
+            b.wheels.update(tensorrt="8.6.2"),
+        ),
+        ("TensorRT", "error", r"8\.6\.2", "the release that this JetPack has"),
     ),
     "something else on the GPU": (
         lambda b: b.commands.update(
@@ -124,7 +153,19 @@ FAULTS = {
     ),
     "no CUDA": (
         lambda b: b.remove("usr/local/cuda"),
-        ("CUDA", "warning", "none in /usr/local/cuda", "sudo apt install nvidia-jetpack"),
+        (
+            "CUDA",
+            "warning",
+            "none in /usr/local/cuda, and no libcudart",
+            "sudo apt install nvidia-jetpack",
+        ),
+    ),
+    "other CUDA without a toolkit": (
+        lambda b: (
+            b.remove("usr/local/cuda"),
+            b.write("usr/lib/aarch64-linux-gnu/libcudart.so.12.6.68", ""),
+        ),
+        ("CUDA", "warning", r"^12\.6\.68$", "sudo apt install nvidia-jetpack"),
     ),
     "wrong Python": (
         lambda b: setattr(b, "python", "3.11.7"),
@@ -189,6 +230,10 @@ FAULTS = {
         lambda b: b.write("sys/bus/usb/devices/2-1/speed", "480\n"),
         ("camera", "warning", r"435i on USB 2 \(480 Mbit/s\)", "USB 3 cable that came with it"),
     ),
+    "a camera without firmware": (
+        lambda b: b.write("sys/bus/usb/devices/2-1/idProduct", "0adb\n"),
+        ("camera", "warning", "435i waits for a firmware", "^give it one: rs-fw-update -r -f FILE"),
+    ),
     "no hidraw": (
         lambda b: b.remove("sys/class/hidraw"),
         ("hidraw", "warning", "missing, as in the kernel of JetPack 6", "FORCE_RSUSB_BACKEND=ON"),
@@ -214,6 +259,94 @@ def test_a_planted_fault_is_found_with_its_remedy(fault, tmp_path):
 def test_a_healthy_finding_has_no_remedy(tmp_path):
     findings = plant(NANO, tmp_path).findings().values()
     assert {finding.remedy for finding in findings} == {""}
+
+
+def test_without_a_release_file_the_same_software_is_enough(tmp_path):
+    board = plant("orin-nano-jetpack-6.2", tmp_path)
+    board.write("etc/nv_tegra_release", "")
+    findings = board.findings()
+    words = ("GPU", "CUDA", "TensorRT", "Python")
+    assert [findings[word].severity for word in words] == ["ok"] * 4
+    assert findings["Python"].expected == "3.10", "of the release that has this software"
+    assert not [finding for finding in findings.values() if finding.severity == "error"]
+
+
+def test_a_container_that_hides_the_device_tree_is_on_a_jetson_still(tmp_path):
+    board = plant(NANO, tmp_path)
+    board.remove("proc/device-tree")
+    board.write("sys/devices/soc0/family", "Tegra\n")
+    for number, sm in (("35", "8.7"), ("38", "11.0"), ("25", None)):
+        board.write("sys/devices/soc0/soc_id", f"{number}\n")
+        assert board.machine().sm == sm
+    board.write("sys/devices/soc0/soc_id", "35\n")
+    board.remove("etc/nv_tegra_release")
+    assert board.machine().is_jetson
+    board.write("sys/devices/soc0/family", "i.MX\n")
+    assert not board.machine().is_jetson
+
+
+@pytest.mark.parametrize(
+    ("library", "version"),
+    [
+        ("usr/local/cuda/lib64/libcudart.so.13", "13"),
+        ("usr/local/cuda/targets/aarch64-linux/lib/libcudart.so.13.2.75", "13.2.75"),
+        ("usr/local/cuda-13.2/lib64/libcudart.so.13.2.75", "13.2.75"),
+        ("usr/local/cuda-13.2/targets/sbsa-linux/lib/libcudart.so.13.2.75", "13.2.75"),
+        ("usr/lib/aarch64-linux-gnu/libcudart.so.13.2.75", "13.2.75"),
+    ],
+)
+def test_without_a_toolkit_the_library_says_which_cuda_it_is(library, version, tmp_path):
+    board = plant(NANO, tmp_path)
+    board.remove("usr/local/cuda/version.json")
+    board.write(library, "")
+    board.write(str(Path(library).with_name("libcudart.so.13")), "")
+    finding = board.findings()["CUDA"]
+    assert (finding.severity, finding.found) == ("ok", version)
+
+
+@pytest.mark.parametrize(
+    ("number", "product", "has_imu"),
+    [
+        ("0b07", "Intel(R) RealSense(TM) Depth Camera 435", False),
+        ("0b07", "Intel(R) RealSense(TM) Depth Camera 435i", False),  # the number is surer
+        ("0ad3", "Intel(R) RealSense(TM) Depth Camera 415", False),
+        ("0b5b", "Intel(R) RealSense(TM) Depth Camera 405", False),
+        ("0b3a", "Intel(R) RealSense(TM) Depth Camera 435i", True),
+        ("0b5c", "Intel(R) RealSense(TM) Depth Camera 455", True),
+        ("abcd", "Intel(R) RealSense(TM) Depth Camera 457", True),
+        ("1234", "Intel(R) RealSense(TM) Depth Camera 499i", True),  # newer than the table
+        ("1234", "Intel(R) RealSense(TM) Depth Camera 499", False),
+    ],
+)
+def test_raw_hid_devices_are_asked_for_with_a_camera_that_has_one(
+    number, product, has_imu, tmp_path
+):
+    """Maintainers of librealsense: a camera without an IMU works without them."""
+    board = plant(NANO, tmp_path)
+    board.remove("sys/class/hidraw")
+    board.write("sys/bus/usb/devices/2-1/idProduct", f"{number}\n")
+    board.write("sys/bus/usb/devices/2-1/product", f"{product}\n")
+    findings = board.findings()
+    assert findings["camera"].severity == "ok"
+    assert ("hidraw" in findings) == has_imu
+
+
+@pytest.mark.parametrize("number", ["0aaa", "0a2b", "0b00x", "9a13"])
+def test_intels_other_devices_are_no_cameras(number, tmp_path):
+    """8086:0aaa and 8086:0a2b are Bluetooth, on USB 1, without a name."""
+    board = plant(NANO, tmp_path)
+    board.write("sys/bus/usb/devices/1-3/idVendor", "8086\n")
+    board.write("sys/bus/usb/devices/1-3/idProduct", f"{number}\n")
+    board.write("sys/bus/usb/devices/1-3/speed", "12\n")
+    (camera,) = (f for f in doctor(board.machine(), None, board.probe()) if f.name == "camera")
+    assert camera.severity == "ok"
+    assert "435i" in camera.found
+
+
+def test_a_camera_that_does_not_say_its_name_has_one(tmp_path):
+    board = plant(NANO, tmp_path)
+    board.remove("sys/bus/usb/devices/2-1/product")
+    assert board.findings()["camera"].found.startswith("RealSense D435i on USB 3")
 
 
 @pytest.mark.parametrize(
