@@ -1,11 +1,7 @@
-"""A measured run on paper: `device.json` with everything, `device.html` for people.
-
-The page needs nothing else: styles, numbers and drawings are in it.
-"""
+"""A measured run on paper: `device.json` with everything, `device.html` for people."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,23 +11,28 @@ from typing import Any
 import numpy as np
 
 from device_tests.budgets import TARGET
-from device_tests.charts import cell, draw_run, panel, table
+from device_tests.charts import draw_run
 from device_tests.latency import WARM, Latency
 from device_tests.ledger import Row
 from device_tests.pacing import Pacing
 from device_tests.result import Measured
-from runtime.report import STYLE
+from runtime.check import Verdict
+from runtime.markup import Markup, element
+from runtime.page import (
+    Column,
+    alarm,
+    badge,
+    cards,
+    document,
+    facts,
+    note,
+    section,
+    sentence,
+    table,
+)
 
 JSON_NAME, PAGE_NAME = "device.json", "device.html"
 DIGITS = 6
-VERDICT_STYLE = """
-.pass,.fail,.none{border-radius:9px;padding:1px 9px;font-size:12px;white-space:nowrap}
-.pass{background:#e7f7ef;color:#04633f}.fail{background:#fde8e8;color:#a61b1b;font-weight:600}
-.none{background:#eef1f5;color:#697586}.alarm{background:#fde8e8;border-color:#f3b4b4}
-td.words{text-align:left;min-width:150px}td.figure{white-space:nowrap}
-.panel .sub{margin-top:8px}
-.facts td{text-align:left;vertical-align:top}
-"""
 
 
 def write_results(folder: Path, measured: Measured, rows: Sequence[Row]) -> None:
@@ -75,23 +76,15 @@ def write_page(measured: Measured, rows: Sequence[Row]) -> str:
     p = measured.provenance
     title = f"Device test on {p.board}"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(_subtitle(measured))}</p>',
+        sentence(_subtitle(measured)),
         *_notes(measured, rows),
         _cards(measured, rows),
-        "<h2>Measured against allowed</h2>",
-        panel(_rows_table(rows)),
+        section("Measured against allowed", _rows_table(rows)),
         *([] if measured.run is None else draw_run(measured, measured.run)),
-        "<h2>Parity with the golden data</h2>",
-        panel(_parity_table(measured)),
-        "<h2>What it ran on</h2>",
-        panel(_facts_table(measured)),
+        section("Parity with the golden data", _parity_table(measured.parity)),
+        section("What it ran on", _facts(measured)),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{VERDICT_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _subtitle(measured: Measured) -> str:
@@ -102,28 +95,32 @@ def _subtitle(measured: Measured) -> str:
     )
 
 
-def _notes(measured: Measured, rows: Sequence[Row]) -> list[str]:
+def _notes(measured: Measured, rows: Sequence[Row]) -> list[Markup]:
     broken = [f"{row.name} ({row.measured})" for row in rows if row.verdict == "fail"]
-    notes = [f"Broken: {'; '.join(broken)}."] if broken else []
+    found = [f"Broken: {'; '.join(broken)}."] if broken else []
     if measured.run is None:
-        notes.append("Parity failed: this machine computes something else than the exporter's. ")
-        notes[-1] += "Nothing was timed, and no robot should be driven with it."
+        found.append(
+            "Parity failed: this machine computes something else than the exporter's. Nothing was "
+            "timed, and no robot should be driven with it."
+        )
     if measured.throttled:
         words = ", ".join(measured.throttled)
-        notes.append(f"The board throttled ({words}): all times are those of a hot board.")
-    alarms = [f'<p class="note alarm">{html.escape(note)}</p>' for note in notes]
+        found.append(f"The board throttled ({words}): all times are those of a hot board.")
+    alarms = [alarm(*(element("div", words) for words in found))] if found else []
     if measured.budget.measured == TARGET:
         alarms.append(
-            '<p class="note">Nobody has measured this board before: what is allowed is a target, '
-            "not what such a board was seen to keep.</p>"
+            note(
+                "Nobody has measured this board before: what is allowed is a target, not what such "
+                "a board was seen to keep."
+            )
         )
     return alarms
 
 
-def _cards(measured: Measured, rows: Sequence[Row]) -> str:
+def _cards(measured: Measured, rows: Sequence[Row]) -> Markup:
     judged = [row for row in rows if row.verdict != "not measured"]
     kept = sum(row.verdict == "pass" for row in judged)
-    cards = [
+    found = [
         (f"{kept} of {len(judged)}", f"promises kept; {len(rows) - len(judged)} not measured"),
         (f"{measured.cold_start_s:.2f} s", "from the bundle on disk to the first action"),
         (f"{measured.resident_mb:.0f} MB", "resident memory, policy warm"),
@@ -131,43 +128,42 @@ def _cards(measured: Measured, rows: Sequence[Row]) -> str:
     if measured.run is not None:
         warm = measured.run.latency[WARM].spread
         calm = next(iter(measured.run.pacing.values()))
-        cards[1:1] = [
+        found[1:1] = [
             (
                 f"{warm.p50_ms:.1f} ms",
                 f"warm tick, median of {warm.n}; p99 {warm.p99_ms:.1f} ms",
             ),
             (f"{100 * calm.missed_share:.1f} %", f"deadlines missed at {calm.rate_hz:g} Hz"),
         ]
-    body = "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
-    return f'<div class="cards">{body}</div>'
+    return cards(found)
 
 
-def _rows_table(rows: Sequence[Row]) -> str:
-    classes = {"pass": "pass", "fail": "fail", "not measured": "none"}
-    body = [
-        [
-            cell(row.name),
-            cell(row.measured, "figure"),
-            cell(row.allowed, "figure"),
-            f'<td><span class="{classes[row.verdict]}">{row.verdict}</span></td>',
-            cell(row.note, "words"),
-        ]
-        for row in rows
-    ]
-    return table(("promise", "measured", "allowed", "verdict", ""), body)
+def _rows_table(rows: Sequence[Row]) -> Markup:
+    head = [
+        Column("verdict", "name"), Column("promise", "words"), Column("measured"),
+        Column("allowed"), Column("note", "words"),
+    ]  # fmt: skip
+    return table(
+        head,
+        ([badge(row.verdict), row.name, row.measured, row.allowed, row.note] for row in rows),
+    )
 
 
-def _parity_table(measured: Measured) -> str:
-    body = [
-        [cell(v.name), cell(f"{v.error:.1e}"), cell(f"{v.allowed:.1e}"), _verdict(v.passed)]
-        for v in measured.parity
-    ]
-    return table(("tensor", "relative error", "allowed", "verdict"), body)
+def _parity_table(parity: Sequence[Verdict]) -> Markup:
+    head = [
+        Column("verdict", "name"), Column("tensor", "name"), Column("relative error"),
+        Column("allowed"),
+    ]  # fmt: skip
+    rows = (
+        (badge("pass" if v.passed else "fail"), v.name, f"{v.error:.1e}", f"{v.allowed:.1e}")
+        for v in parity
+    )
+    return table(head, rows)
 
 
-def _facts_table(measured: Measured) -> str:
+def _facts(measured: Measured) -> Markup:
     p, m = measured.provenance, measured.provenance.machine
-    facts = {
+    found = {
         "board": f"{m.board}; budgets of {p.board} ({measured.budget.measured})",
         "system": f"Jetson Linux {m.l4t or '-'}, JetPack {m.jetpack or '-'}, CUDA {m.cuda or '-'}, "
         f"TensorRT {m.tensorrt or '-'}, Python {m.python}",
@@ -183,19 +179,11 @@ def _facts_table(measured: Measured) -> str:
         "weights": p.weights,
         "when": f"{p.date}, commit {p.commit}",
     }
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{html.escape(words)}</td></tr>" for name, words in facts.items()
-    )
-    return f'<table class="facts">{rows}</table>'
+    return facts(found)
 
 
 def _numbers(values: Mapping[str, float]) -> str:
     return ", ".join(f"{n} {v:.4g}" for n, v in values.items()) or "not measured: no sensor here"
-
-
-def _verdict(passed: bool) -> str:
-    word = "pass" if passed else "fail"
-    return f'<td><span class="{word}">{word}</span></td>'
 
 
 def _of_latency(latency: Latency) -> dict[str, object]:

@@ -12,23 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.page import (
-    METER_DECADES,
-    NEAR,
-    Column,
-    Markup,
-    bar,
-    columns_svg,
-    meter,
-    number,
-    percent,
-    sentence,
-    table,
-)
+from export.page import METER_DECADES, NEAR, bar, columns_svg, meter, number, percent
 from quant.formats import FLOAT16_MAX
 from quant.pictures import Dot, heat_map_svg, pareto_svg
 from quant.yardsticks import THEIRS, Yardstick
 from runtime.bundle import Manifest
+from runtime.markup import Markup
+from runtime.page import Column, chart, sentence, table
 
 SHOWN_ISLANDS = 30
 COST_UNITS = {"ms": "ms of a warm tick", "share": "share of the bytes that float32 reads"}
@@ -208,7 +198,7 @@ def show_sensitivity(manifest: Manifest, path: Path | None) -> list[Markup]:
         study.dots, study.chosen, x_title=study.x_title, spread=study.noise_spread
     )
     map_svg = heat_map_svg(study.errors, title="Action error of one group quantized alone")
-    return [Markup(path_svg), Markup(map_svg), sentence(words)]
+    return [chart(path_svg), chart(map_svg), sentence(words)]
 
 
 def show_yardsticks(found: Sequence[Yardstick]) -> list[Markup]:

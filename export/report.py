@@ -17,23 +17,22 @@ from export.figures import (
     show_stages,
     show_yardsticks,
 )
-from export.page import (
+from export.page import bar, number, percent
+from quant.yardsticks import Yardstick
+from runtime.bundle import EngineEntry, Manifest
+from runtime.markup import Markup, element
+from runtime.page import (
     Column,
-    Markup,
     Verdict,
+    alarm,
     badge,
-    bar,
-    block,
     cards,
     document,
-    number,
-    percent,
+    note,
     section,
     sentence,
     table,
 )
-from quant.yardsticks import Yardstick
-from runtime.bundle import EngineEntry, Manifest
 
 FLOAT32_BYTES = 4
 GATES = {
@@ -70,10 +69,9 @@ def write_report(
     title = f"{manifest.policy}, recipe {manifest.recipe}"
     weights = f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."
     parts = [
-        block("h1", title),
         sentence(_provenance(manifest)),
         _banner(manifest),
-        block("p", weights, class_="note"),
+        note(weights),
         _cards(manifest),
         section("Verdicts", *_verdicts(manifest)),
         section("Engines", *_engines(manifest)),
@@ -101,14 +99,11 @@ def _banner(manifest: Manifest) -> Markup:
     failed = manifest.failed_gates
     if not failed:
         return Markup()
-    return block(
-        "div",
-        block("b", f"Forced: {len(failed)} of {len(manifest.gates)} gates failed"),
+    return alarm(
+        element("b", f"Forced: {len(failed)} of {len(manifest.gates)} gates failed"),
         "This bundle exists only because its export was forced. The runtime refuses it, and no "
         "number on this page is a result.",
-        block("ul", *(block("li", f"{name}: {words}") for name, words in failed.items())),
-        class_="forced",
-        role="alert",
+        element("ul", *(element("li", f"{name}: {words}") for name, words in failed.items())),
     )
 
 
@@ -187,7 +182,7 @@ def _closed_loop(manifest: Manifest) -> list[Markup]:
         "Points are percentage points of success, against float32 in the same episodes. The lower "
         "end of the interval decides."
     )
-    return [block("p", badge(kind), f" {words}{figures}"), sentence(explained)]
+    return [element("p", badge(kind), f" {words}{figures}"), sentence(explained)]
 
 
 def _recipe(manifest: Manifest) -> list[Markup]:
@@ -196,8 +191,8 @@ def _recipe(manifest: Manifest) -> list[Markup]:
     parts = [sentence(f"Linear layers: {', '.join(layers) or 'not counted'}.")]
     if rules := quantization.get("recipe", {}).get("rules"):
         head = [Column(title, "words") for title in ("layers", "format", "method")]
-        summary = block("summary", f"Rules of the recipe ({len(rules)}); the first match decides")
-        parts.append(block("details", summary, table(head, rules)))
+        summary = element("summary", f"Rules of the recipe ({len(rules)}); the first match decides")
+        parts.append(element("details", summary, table(head, rules)))
     versions = ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items())
     return [*parts, sentence(f"Made with {versions or 'tools that the manifest does not name'}.")]
 

@@ -1,22 +1,23 @@
 """Pictures of the sensitivity search: the path of recipes, and heat maps of errors.
 
-Whole SVG files as text, on a light ground. Errors span decades, so both scales are logarithmic; an
-error of zero has no place on them and is left out of the curve, and pale in a map.
+In the colours of the page that holds them; `runtime.svg.standalone` makes a file of one. Errors
+span decades, so both scales are logarithmic; an error of zero has no place on them and is left out
+of the curve, and pale in a map.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runtime.svg import INK, MUTED, RULE, SERIES, element, label, svg
+from runtime.markup import Markup, element
+from runtime.palette import INK, MUTED, RULE, SERIES, colour
+from runtime.svg import label, svg
 
 CELL_WIDTH, CELL_HEIGHT = 58.0, 24.0
-PALE, DEEP = (247, 250, 252), (194, 65, 12)
-MIDDLE = (253, 224, 161)
-"""Colours of the least, the middle and the largest error."""
+PALE = 0.06
+"""How much of the colour of the largest error the least one has."""
 CHARACTER = 6.6
 """Width of one at size 12."""
 Place = Callable[[float, float], tuple[float, float]]
@@ -36,7 +37,7 @@ class Dot:
 
 def pareto_svg(
     dots: Sequence[Dot], chosen: int, *, x_title: str, spread: float, width: float = 860
-) -> str:
+) -> Markup:
     """Action error against cost: predicted and measured, the chosen recipe, and a yardstick.
 
     Args:
@@ -57,7 +58,7 @@ def pareto_svg(
         x, y = left + x_share * (width - left - right), height - bottom
         return round(x, 1), round(y - y_share * (height - top - bottom), 1)
 
-    parts = [_ground(width, height), *_axes(x_ticks, low, high, place, width - right)]
+    parts = _axes(x_ticks, low, high, place, width - right)
     parts.append(label(8, 20, "relative action error, root mean square", fill=MUTED))
     parts.append(label(width - right, height - 8, x_title, fill=MUTED, anchor="end"))
     y = place(x_ticks[0], spread)[1]
@@ -73,10 +74,11 @@ def pareto_svg(
         x = left + 90 * index
         parts.append(element("circle", cx=x + 5, cy=34, r=5, fill=SERIES[index]))
         parts.append(label(x + 15, 38, name, fill=MUTED))
-    return svg(width, height, [*parts, *_chosen(dots[chosen], place, width)])
+    parts += _chosen(dots[chosen], place, width)
+    return svg(width, height, parts, title=f"Action error of recipes against {x_title}")
 
 
-def heat_map_svg(errors: Mapping[str, Mapping[str, float]], *, title: str) -> str:
+def heat_map_svg(errors: Mapping[str, Mapping[str, float]], *, title: str) -> Markup:
     """A table of errors by row and column, coloured from the least to the largest.
 
     Columns come in the order in which rows first name them; what a row does not have stays empty.
@@ -87,8 +89,7 @@ def heat_map_svg(errors: Mapping[str, Mapping[str, float]], *, title: str) -> st
     left = 24 + CHARACTER * max(len(name) for name in errors)
     top = 58.0
     width = max(left + len(columns) * CELL_WIDTH + 16, 24 + CHARACTER * len(title))
-    parts = [_ground(width, top + len(errors) * CELL_HEIGHT + 14)]
-    parts.append(label(10, 22, title, size=13))
+    parts = [label(10, 22, title, size=13)]
     for number, name in enumerate(columns):
         x = left + (number + 0.5) * CELL_WIDTH
         parts.append(label(x, top - 8, name, fill=MUTED, anchor="middle"))
@@ -99,17 +100,16 @@ def heat_map_svg(errors: Mapping[str, Mapping[str, float]], *, title: str) -> st
             if column in cells:
                 share = _share(cells[column], low, high)
                 parts += _cell(left + number * CELL_WIDTH, y, cells[column], share)
-    return svg(width, top + len(errors) * CELL_HEIGHT + 14, parts)
+    return svg(width, top + len(errors) * CELL_HEIGHT + 14, parts, title=title)
 
 
-def _cell(x: float, y: float, error: float, share: float) -> list[str]:
+def _cell(x: float, y: float, error: float, share: float) -> list[Markup]:
     box = element(
         "rect", x=round(x, 1), y=y, width=CELL_WIDTH - 2, height=CELL_HEIGHT - 2, rx=2,
-        fill=_colour(share),
+        fill=colour("hot"), fill_opacity=round(PALE + (1 - PALE) * share, 3),
     )  # fmt: skip
-    ink = "#ffffff" if share > 0.8 else INK
     middle = x + (CELL_WIDTH - 2) / 2
-    return [box, label(middle, y + 15, short(error), size=11, fill=ink, anchor="middle")]
+    return [box, label(middle, y + 15, short(error), size=11, anchor="middle")]
 
 
 def short(error: float) -> str:
@@ -129,24 +129,15 @@ def _share(error: float, low: float, high: float) -> float:
     return (math.log10(error) - low) / (high - low) if high > low else 0.5
 
 
-def _colour(share: float) -> str:
-    start, end = (PALE, MIDDLE) if share < 0.5 else (MIDDLE, DEEP)
-    part = 2 * share - (share >= 0.5)
-    red, green, blue = (round(a + (b - a) * part) for a, b in zip(start, end, strict=True))
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def _ground(width: float, height: float) -> str:
-    return element("rect", width=round(width), height=round(height), fill="#ffffff")
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, stroke: str, dashes: str = "none") -> str:
+def _line(x1: float, y1: float, x2: float, y2: float, stroke: str, dashes: str = "none") -> Markup:
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, stroke_dasharray=dashes)
 
 
-def _axes(x_ticks: Sequence[float], low: int, high: int, place: Place, right: float) -> list[str]:
+def _axes(
+    x_ticks: Sequence[float], low: int, high: int, place: Place, right: float
+) -> list[Markup]:
     left, bottom = place(x_ticks[0], 10.0**low)
-    parts = []
+    parts: list[Markup] = []
     for exponent in range(low, high + 1):
         y = place(x_ticks[0], 10.0**exponent)[1]
         parts.append(_line(left, y, right, y, RULE))
@@ -158,18 +149,18 @@ def _axes(x_ticks: Sequence[float], low: int, high: int, place: Place, right: fl
     return parts
 
 
-def _curve(points: Sequence[tuple[Dot, float]], colour: str, place: Place) -> list[str]:
+def _curve(points: Sequence[tuple[Dot, float]], colour: str, place: Place) -> list[Markup]:
     """A line through the points whose error is not zero; each says its name when pointed at."""
     places = [(dot, error, *place(dot.cost, error)) for dot, error in points if error > 0]
     path = " ".join(f"{x},{y}" for _, _, x, y in places)
     parts = [element("polyline", points=path, fill="none", stroke=colour, stroke_width=1.6)]
     for dot, error, x, y in places:
-        says = element("title", html.escape(f"{dot.name}: {short(error)}"))
+        says = element("title", f"{dot.name}: {short(error)}")
         parts.append(element("circle", says, cx=x, cy=y, r=3, fill=colour))
     return parts
 
 
-def _chosen(dot: Dot, place: Place, width: float) -> list[str]:
+def _chosen(dot: Dot, place: Place, width: float) -> list[Markup]:
     x, y = place(dot.cost, dot.measured)
     words = f"chosen: {dot.cost:.3g}, error {short(dot.measured)}"
     fits = x + 16 + CHARACTER * len(words) < width

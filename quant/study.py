@@ -42,6 +42,7 @@ from quant.sensitivity import (
 )
 from quant.targets import BOARDS, Costs, tick_costs, tick_products
 from runtime.image import grid_of
+from runtime.svg import standalone
 
 LAYER_FORMAT: Format = "w4"
 """Of the picture by single layers: the one that shows differences best."""
@@ -283,13 +284,14 @@ def _pictures(
         group: {str(f): error for f, error in row.items() if f != "float"}
         for group, row in study.errors.items()
     }
-    return {
+    pictures = {
         "pareto.svg": pareto_svg(dots, study.chosen, x_title=x_title, spread=study.noise_spread),
         "heat-map.svg": heat_map_svg(groups, title="Action error of one group quantized alone"),
         "layers.svg": heat_map_svg(
             study.layers, title=f"Action error of one layer in {LAYER_FORMAT} alone, by its number"
         ),
     }
+    return {name: standalone(picture) for name, picture in pictures.items()}
 
 
 def _print_tables(

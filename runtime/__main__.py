@@ -27,12 +27,14 @@ from .benchmark import measure
 from .bundle import read_bundle
 from .check import check
 from .errors import BundleError, EngineError, ObservationError, RecordingError, RobotError
-from .loop import LoopConfig, Step, Trace, run_episode
+from .imitation import Run
+from .loop import LoopConfig, Step, run_episode
 from .policy import Policy, load
 from .recordings import read_recordings
 from .report import summarize, write_report
 from .robot import ReplayedRobot, Robot
 from .show import describe, draw
+from .svg import standalone
 
 TICKS_FOR_REPORT = 50
 
@@ -90,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
-    traces: list[Trace] = []
+    runs: list[Run] = []
     for name, robot in _robots(options):
         with contextlib.closing(robot):
             trace = run_episode(
@@ -101,13 +103,14 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 anchor_policy=anchor.parse(options.anchor),
                 on_step=_narrate(name) if sys.stdout.isatty() else lambda step: None,
             )
-        traces.append(trace)
+        recorded = robot.recording.actions if isinstance(robot, ReplayedRobot) else None
+        runs.append(Run(name=name, trace=trace, recorded_NA=recorded))
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
-    numbers = summarize(policy.graph, traces)
+    numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
         timings = measure(policy, TICKS_FOR_REPORT)
-        write_report(options.report, policy.bundle, traces, timings, config, options.title)
+        write_report(options.report, policy, runs, timings, config, options.title)
         print(f"report: {options.report}")
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
@@ -154,7 +157,7 @@ def _show(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.bundle)
     print(describe(bundle, brief=options.brief))
     if options.svg is not None:
-        options.svg.write_text(draw(bundle.manifest.graph) + "\n")
+        options.svg.write_text(standalone(draw(bundle.manifest.graph)))
         print(f"\npicture: {options.svg}")
     return 0
 

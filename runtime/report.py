@@ -1,14 +1,14 @@
-"""A run as one HTML page that needs nothing else: numbers, charts, film strips."""
+"""A run as one HTML page: numbers, charts, film strips, predicted against recorded actions."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +17,23 @@ from PIL import Image
 
 from .benchmark import Quantiles, Timing
 from .bundle import Bundle
+from .engine import Backend
 from .graph import Graph
+from .imitation import Run, action_charts, error_table
 from .loop import LoopConfig, Step, Trace
-from .policy import CHANGING
+from .machine import read_machine
+from .markup import Markup, element
+from .normalization import Normalization
+from .page import Column, cards, chart, document, note, panel, section, sentence, table
+from .policy import CHANGING, Policy
 from .show import draw
 from .svg import bars, lines
 
 FRAMES = 9
 """Pictures in a film strip, besides the anchor."""
 SHOWN_MS = 0.02
-STYLE = """
-body{margin:0;background:#f6f7f9;color:#1f2933;font:15px/1.5 ui-sans-serif,system-ui,'Segoe UI',
-Roboto,'DejaVu Sans',sans-serif}main{max-width:960px;margin:0 auto;padding:36px 24px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}
-h3{font-size:15px;margin:0 0 8px}
-.sub{color:#697586;margin:0}.note{background:#fff8e6;border:1px solid #f3d999;border-radius:8px;
-padding:10px 14px;margin:18px 0}.cards{display:flex;flex-wrap:wrap;gap:12px;margin:22px 0}
-.card{flex:1 1 130px;background:#fff;border:1px solid #e3e8ef;border-radius:10px;padding:14px 16px}
-.card b{display:block;font-size:23px;font-weight:650;font-variant-numeric:tabular-nums}
-.card span{color:#697586;font-size:13px}.panel{background:#fff;border:1px solid #e3e8ef;
-border-radius:10px;padding:18px;margin:0 0 16px}.strip{display:flex;gap:5px;margin:0 0 14px}
-.strip figure{margin:0;flex:1 1 0;min-width:0}.strip img{width:100%;display:block;border-radius:5px}
-.strip .anchor img{outline:3px solid #d97706;outline-offset:-3px}
-.strip figcaption{font-size:11px;color:#697586;text-align:center}
-table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th{color:#697586;font-weight:500}
-th,td{text-align:right;padding:4px 8px;border-bottom:1px solid #eef1f5}
-th:first-child,td:first-child{text-align:left}
-"""
+THUMBNAIL_PX = 240
+"""Longer side of such a picture: twice what a screen shows of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +82,8 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
 
 def write_report(
     path: Path,
-    bundle: Bundle,
-    traces: Sequence[Trace],
+    policy: Policy,
+    runs: Sequence[Run],
     timings: Mapping[str, Timing],
     config: LoopConfig,
     title: str,
@@ -103,36 +92,44 @@ def write_report(
 
     Args:
         path: the file; its folder is made.
-        bundle: what ran.
-        traces: what happened in the loop.
+        policy: what ran.
+        runs: what happened in the loop.
         timings: `warm` and `cold` ticks measured back to back (`runtime.benchmark.measure`).
         config: how the loop was paced.
         title: heading.
     """
-    graph = bundle.manifest.graph
-    numbers = summarize(graph, traces)
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="sub">{html.escape(_provenance(bundle))}</p>',
-        f'<p class="note">Weights: {html.escape(bundle.manifest.description or "undescribed")}. '
-        f"Licence: {html.escape(bundle.manifest.license)}.</p>",
-        _cards(numbers, timings, config),
-        "<h2>Where a tick goes</h2>",
-        f'<div class="panel">{_stage_bars(graph, timings)}{_sentence(numbers, timings)}</div>',
-        "<h2>What is recomputed when</h2>",
-        f'<div class="panel">{draw(graph)}</div>',
-        "<h2>Episodes</h2>",
-        *(_episode(trace) for trace in sorted(traces, key=lambda trace: trace.success is None)),
-        "<h2>Engines</h2>",
-        f'<div class="panel">{_engines(bundle)}</div>',
-    ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    path.write_text(draw_page(policy, runs, timings, config, title))
+
+
+def draw_page(
+    policy: Policy,
+    runs: Sequence[Run],
+    timings: Mapping[str, Timing],
+    config: LoopConfig,
+    title: str,
+) -> str:
+    """The page as text; see `write_report`."""
+    graph, manifest = policy.graph, policy.bundle.manifest
+    numbers = summarize(graph, [run.trace for run in runs])
+    action = policy.action_normalization
+    errors = error_table(runs, action.units)
+    parts = [
+        sentence(_provenance(policy)),
+        note(f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."),
+        _cards(numbers, timings, config),
+        section(
+            "Where a tick goes",
+            chart(_stage_bars(graph, timings)),
+            sentence(_saved(numbers, timings)),
+        ),
+        section("What is recomputed when", chart(draw(graph))),
+        *([section("Predicted against recorded", *errors)] if errors else []),
+        element("h2", "Episodes"),
+        *(_episode(run, action) for run in sorted(runs, key=lambda run: run.trace.success is None)),
+        section("Engines", _engines(policy.bundle)),
+    ]
+    return document(title, parts)
 
 
 def processor_name() -> str:
@@ -146,19 +143,27 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _provenance(bundle: Bundle) -> str:
-    m = bundle.manifest
+def _provenance(policy: Policy) -> str:
+    m, machine = policy.bundle.manifest, read_machine()
+    mode = f", power mode {machine.power_mode.name}" if machine.power_mode else ""
     return (
-        f"{m.policy}, recipe {m.recipe}, {len(m.engines)} engines, on ONNX Runtime "
-        f"{m.tool_versions.get('onnxruntime', '?')}, {processor_name()}, "
-        f"{time.strftime('%Y-%m-%d %H:%M')}"
+        f"{m.policy}, recipe {m.recipe}, {len(m.engines)} engines, on {_version(policy.backend)}, "
+        f"{machine.board}, {processor_name()}{mode}, {time.strftime('%Y-%m-%d %H:%M')}"
     )
 
 
-def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) -> str:
+def _version(backend: Backend) -> str:
+    """What computes, as it is installed here."""
+    try:
+        return f"{backend.name} {metadata.version(backend.name)}"
+    except metadata.PackageNotFoundError:
+        return backend.name
+
+
+def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) -> Markup:
     warm, cold = timings["warm"].tick, timings["cold"].tick
     loop = numbers.warm
-    cards = [
+    found = [
         (f"{warm.p50:.1f} ms", f"warm tick, median of {warm.n}"),
         (f"{cold.p50:.1f} ms", f"tick that recomputes all, median of {cold.n}"),
         (f"{cold.p50 / warm.p50:.2f} x", "faster with the anchor kept"),
@@ -171,12 +176,11 @@ def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) 
     ]
     if numbers.num_judged:
         share = f"{numbers.num_successes} of {numbers.num_judged}"
-        cards.insert(0, (share, "simulated episodes succeeded"))
-    body = "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
-    return f'<div class="cards">{body}</div>'
+        found.insert(0, (share, "simulated episodes succeeded"))
+    return cards(found)
 
 
-def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> str:
+def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> Markup:
     """Calls of one chain are one row; rows stand in running order."""
     rows: dict[str, dict[str, float]] = {}
     for stage in graph.stages:
@@ -184,73 +188,74 @@ def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> str:
             if stage.name in timing.stages:
                 row = rows.setdefault(_row(stage.name, stage.label), {})
                 row[series] = row.get(series, 0.0) + timing.stages[stage.name].p50
-    return bars({n: row for n, row in rows.items() if max(row.values()) >= SHOWN_MS}, unit="ms")
+    shown = {n: row for n, row in rows.items() if max(row.values()) >= SHOWN_MS}
+    return bars(shown, title="Median milliseconds of every stage, warm and cold", unit="ms")
 
 
-def _sentence(numbers: Summary, timings: Mapping[str, Timing]) -> str:
+def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
     warm, cold = timings["warm"].tick, timings["cold"].tick
     return (
-        f'<p class="sub">Median milliseconds, {warm.n} ticks of each kind back to back; stages '
+        f"Median milliseconds, {warm.n} ticks of each kind back to back; stages "
         f"under {SHOWN_MS} ms are left out. A warm tick does not run the stages that depend on the "
         f"anchor or the instruction alone: {cold.p50 - warm.p50:.1f} ms saved a tick, "
-        f"{(cold.p50 - warm.p50) * numbers.warm.n / 1e3:.2f} s in this run.</p>"
+        f"{(cold.p50 - warm.p50) * numbers.warm.n / 1e3:.2f} s in this run."
     )
 
 
-def _episode(trace: Trace) -> str:
+def _episode(run: Run, action: Normalization) -> Markup:
+    trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
     picks = np.unique(np.linspace(0, len(trace.steps) - 1, FRAMES).astype(int))
-    strip = _frame(trace.anchor, "anchor")
-    strip += "".join(_frame(trace.steps[i].image, f"{i * trace.period_s:.1f} s") for i in picks)
-    dims = len(trace.steps[0].action)
-    actions = {
-        f"action {d}": [(i * trace.period_s, float(s.action[d])) for i, s in enumerate(trace.steps)]
-        for d in range(dims)
-    }
+    strip = [_frame(trace.anchor, "anchor")]
+    strip += [_frame(trace.steps[i].image, f"{i * trace.period_s:.1f} s") for i in picks]
     thinks = [
-        (i * trace.period_s, s.act_s * 1e3)
-        for i, s in enumerate(trace.steps)
-        if s.act_s is not None
+        (i * trace.period_s, step.act_s * 1e3)
+        for i, step in enumerate(trace.steps)
+        if step.act_s is not None
     ]
-    return (
-        f'<div class="panel"><h3>&ldquo;{html.escape(trace.instruction)}&rdquo; '
-        f'<span class="sub">&middot; {verdict[trace.success]} &middot; {len(trace.steps)} steps'
-        f'</span></h3><div class="strip">{strip}</div>'
-        + lines(actions, x_title="seconds", y_title="robot units", height=190)
-        + lines(
-            {"think": thinks},
-            x_title="seconds",
-            y_title="ms per thought",
-            height=120,
-            from_zero=True,
-        )
-        + "</div>"
-    )
+    words = f" \u00b7 {run.name} \u00b7 {verdict[trace.success]} \u00b7 {len(trace.steps)} steps"
+    return panel(
+        element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
+        element("div", *strip, class_="strip scroll", tabindex=0),
+        action_charts(run, action),
+        *error_table([run], action.units),
+        element("h4", "Milliseconds per thought"),
+        chart(
+            lines(
+                {"think": thinks}, title="Milliseconds per thought, over the episode",
+                x_title="seconds", y_title="ms", height=130, from_zero=True,
+            )
+        ),
+    )  # fmt: skip
 
 
-def _frame(image: NDArray[np.uint8], words: str) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
+def _frame(image: NDArray[np.uint8], words: str) -> Markup:
+    stream, picture = io.BytesIO(), Image.fromarray(image)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    picture.save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
-    kind = ' class="anchor"' if words == "anchor" else ""
-    return (
-        f'<figure{kind}><img alt="{words}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{words}</figcaption></figure>"
+    return element(
+        "figure",
+        element("img", alt=words, src=f"data:image/png;base64,{data}"),
+        element("figcaption", words),
+        class_="anchor" if words == "anchor" else None,
     )
 
 
-def _engines(bundle: Bundle) -> str:
-    head = "".join(
-        f"<th>{name}</th>" for name in ("engine", "weights", "bytes", "parity", "compile check")
-    )
+def _engines(bundle: Bundle) -> Markup:
+    head = [
+        Column("engine", "name"), Column("weights"), Column("bytes"), Column("parity"),
+        Column("compile check", "words"),
+    ]  # fmt: skip
     rows = []
     for name, entry in bundle.manifest.engines.items():
         files = bundle.manifest.files.items()
-        stem = entry.file.removesuffix(".onnx")
+        stem = entry.file.removesuffix("onnx")
         size = sum(file.bytes for path, file in files if path.startswith(stem))
-        cells = (name, f"{entry.parameters:,}", f"{size:,}", f"{entry.parity:.1e}", entry.compiled)
-        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+        rows.append(
+            (name, f"{entry.parameters:,}", f"{size:,}", f"{entry.parity:.1e}", entry.compiled)
+        )
+    return table(head, rows)
 
 
 def _stage_quantiles(graph: Graph, steps: Sequence[Step]) -> dict[str, Quantiles]:

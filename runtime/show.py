@@ -7,17 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from .bundle import PLANS, Bundle
 from .device_memory import layout
 from .graph import Graph, Stage
+from .markup import Markup, element
+from .palette import EDGE, MUTED, SERIES, colour
 from .plans import read_scratch
 from .schedule import NUM_STREAMS, plan
-from .svg import INK, MUTED, element, label, svg
+from .svg import CHARACTER, label, svg
 
-COLOURS = {
-    "once": ("#eef1f5", "#9aa5b1"),
-    "anchor": ("#fef3e2", "#d97706"),
-    "instruction": ("#e7f7ef", "#059669"),
-    "tick": ("#e8effd", "#2563eb"),
-}
-"""Fill and border per pace."""
+BORDERS = {"once": EDGE, "anchor": SERIES[1], "instruction": SERIES[2], "tick": SERIES[0]}
+"""Per pace; its fill is the colour of its name."""
 
 LANES = ("anchor", "both", "frame", "instruction", "state", "noise")
 
@@ -33,7 +30,7 @@ def when(needs: Iterable[str]) -> str:
 
 
 def pace(needs: Iterable[str]) -> str:
-    """Key of `COLOURS`: the fastest-changing input decides."""
+    """Key of `BORDERS`: the fastest-changing input decides."""
     names = set(needs)
     if names & {"frame", "state", "noise"}:
         return "tick"
@@ -114,7 +111,7 @@ def _shared(graph: Graph, scratch: Mapping[str, int]) -> str:
     return " + ".join(f"{size:,}" for size in sizes) + " bytes, one block per stream"
 
 
-def draw(graph: Graph) -> str:
+def draw(graph: Graph) -> Markup:
     """The graph as an SVG: inputs on the left, columns by depth, coloured by pace.
 
     Stages that run once are left out, and a chain of calls of one engine is one box.
@@ -140,14 +137,14 @@ def draw(graph: Graph) -> str:
                 "path",
                 d=f"M{x1} {y1} H{turn} C{x2 - 8} {y1} {turn + 8} {y2} {x2} {y2}",
                 fill="none",
-                stroke="#aab4c0",
+                stroke=EDGE,
                 stroke_width=1.3,
             )  # fmt: skip
         )
     for name, (x, top) in place.items():
         stages = boxes.get(name)
         needs = {name} if stages is None else graph.stage_dependencies[stages[0].name]
-        fill, border = COLOURS[pace(needs)]
+        kind = pace(needs)
         heavy = stages is not None and stages[0].engine is not None
         parts.append(
             element(
@@ -157,21 +154,26 @@ def draw(graph: Graph) -> str:
                 width=width,
                 height=32,
                 rx=16 if stages is None else 5,
-                fill=fill if stages is not None else "#ffffff",
-                stroke=border,
+                fill=colour("paper" if stages is None else kind),
+                stroke=BORDERS[kind],
                 stroke_width=2 if heavy else 1.1,
             )  # fmt: skip
         )
         words = name if stages is None or len(stages) == 1 else f"{name} x {len(stages)}"
         size = 11.5 if len(words) < 18 else 10
-        parts.append(label(x + width / 2, top + 20.5, words, size=size, fill=INK, anchor="middle"))
+        parts.append(label(x + width / 2, top + 20.5, words, size=size, anchor="middle"))
     constants = sum(1 for needs in graph.stage_dependencies.values() if not needs)
     parts.append(
         label(
             16, y + 8, f"Not drawn: {constants} stages that run once, at load.", size=11, fill=MUTED
         )
     )
-    return svg(16 + (max(columns.values()) + 1) * step, y + 20, parts)
+    return svg(
+        16 + (max(columns.values()) + 1) * step,
+        y + 20,
+        parts,
+        title="The graph: stages and inputs, coloured by what is recomputed when",
+    )
 
 
 def _boxes(graph: Graph) -> tuple[dict[str, list[Stage]], list[tuple[str, str]]]:
@@ -249,18 +251,19 @@ def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:
     return only if only in LANES else "both"
 
 
-def _key() -> list[str]:
-    parts, x = [], 16.0
+def _key() -> list[Markup]:
+    parts: list[Markup] = []
+    x = 16.0
     words = {
         "anchor": "kept while the anchor stays",
         "instruction": "kept while the instruction stays",
         "tick": "every tick",
     }
     for key, text in words.items():
-        fill, border = COLOURS[key]
-        parts.append(element("rect", x=x, y=8, width=14, height=14, rx=3, fill=fill, stroke=border))
+        box = {"x": x, "y": 8, "width": 14, "height": 14, "rx": 3}
+        parts.append(element("rect", **box, fill=colour(key), stroke=BORDERS[key]))
         parts.append(label(x + 20, 19, text, fill=MUTED))
-        x += 44 + 6.6 * len(text)
+        x += 44 + CHARACTER * 12 * len(text)
     return parts
 
 

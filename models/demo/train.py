@@ -42,7 +42,7 @@ from models.demo import CHECKPOINT
 from models.demo.collect import DEMO_TASKS
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
-from runtime.svg import lines
+from runtime.svg import lines, standalone
 
 STAGES = ("see", "all", "head")
 REPORT_STEPS = 100
@@ -318,11 +318,24 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
     loss = {"scene": "goals of the scene", "goal_mean": "goal", "epsilon": "diffusion"}
     held_out = {"held_out_m": "decoder", "held_out_condition_m": "condition"}
     (folder / "loss.svg").write_text(
-        lines(series(1, loss), x_title="steps", y_title="loss", from_zero=True)
+        standalone(
+            lines(
+                series(1, loss),
+                title="Losses over the steps of training",
+                x_title="steps",
+                y_title="loss",
+                from_zero=True,
+            )
+        )
     )
     (folder / "held-out.svg").write_text(
-        lines(series(100, held_out), x_title="steps", y_title="cm, rms", from_zero=True)
-    )
+        standalone(
+            lines(
+                series(100, held_out), title="Error of unseen goals over the steps of training",
+                x_title="steps", y_title="cm, rms", from_zero=True,
+            )
+        )
+    )  # fmt: skip
 
 
 def main(config: TrainConfig) -> None:

@@ -1,7 +1,6 @@
 """What a device test leaves behind, and the command from end to end."""
 
 import json
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from device_tests.result import Measured, TimedRun
 from device_tests.soak import Soak, SoakSample
 from runtime.check import Verdict
 from runtime.machine import Clocks, PowerMode, read_machine
+from tests.pages import Page, broken_promises
 
 ROWS = (
     Row(name="warm tick, p99", verdict="fail", measured="93.1 ms", allowed="at most 20 ms"),
@@ -147,19 +147,33 @@ def test_the_page_shows_every_promise_with_its_verdict(measured):
         *KINDS,
     ):
         assert words in page
-    assert page.count('class="fail"') == 2  # the row, and the parity of the actions
+    assert page.count('class="badge fail"') == 2  # the row, and the parity of the actions
     assert "throttled (" not in page
 
 
-def test_every_drawing_of_the_page_is_well_formed_and_holds_points(measured):
-    page = write_page(measured, ROWS)
-    drawings = page.split("<svg")[1:]
-    assert len(drawings) == 8  # ECDF, stages, one loop, memory, four of the soak
-    for text in drawings:
-        root = ElementTree.fromstring("<svg" + text.split("</svg>")[0] + "</svg>")
-        tags = {element.tag.rpartition("}")[2] for element in root.iter()}
-        assert tags & {"polyline", "rect"}
-    assert "nan" not in page.lower().replace("nano", "")
+def test_every_drawing_of_the_page_holds_points(measured):
+    page = Page(write_page(measured, ROWS))
+    assert page.tags.count("svg") == 8  # ECDF, stages, one loop, memory, four of the soak
+    assert len(page.charts()) == 8
+    assert [name for name, drawn in page.charts().items() if not drawn] == [
+        "Median milliseconds of every stage, by kind of tick"  # bars
+    ]
+    assert "nan" not in page.source.lower().replace("nano", "")
+
+
+def test_the_page_keeps_what_every_page_promises(measured):
+    assert broken_promises(Page(write_page(measured, ROWS))) == []
+
+
+def test_a_board_with_more_sensors_than_colours_is_drawn(measured):
+    # An Orin has eleven thermal zones.
+    zones = {f"zone{i}-thermal": 40.0 + i for i in range(11)}
+    soak = measured.run.soak
+    samples = tuple(replace(s, conditions=look(temperatures_c=zones)) for s in soak.samples)
+    hot = replace(measured, run=replace(measured.run, soak=replace(soak, samples=samples)))
+    page = Page(write_page(hot, ROWS))
+    assert zones.keys() < set(page.texts)
+    assert len(page.charts()["degrees C over the soak"]) == 11
 
 
 def test_calls_of_one_engine_are_one_bar(measured):

@@ -1,0 +1,151 @@
+"""The page of a run: what ran, and predicted against recorded, number for number."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models.demo import EPISODES
+from runtime.benchmark import measure
+from runtime.imitation import Run, action_charts, dimension_errors, error_table
+from runtime.loop import LoopConfig, Step, Trace, run_episode
+from runtime.normalization import Normalization
+from runtime.report import draw_page
+from runtime.robot import ReplayedRobot, load_recording
+from tests.pages import Page, broken_promises
+
+CONFIG = LoopConfig(rate_hz=1000.0, execute=5, max_steps=12)
+BAD = "<script>alert('1')</script>"
+
+
+@pytest.fixture(scope="module")
+def run(policy):
+    recording = load_recording(EPISODES / "touch-red-1.npz")
+    trace = run_episode(policy, ReplayedRobot(recording), CONFIG)
+    return Run(name="touch-red-1", trace=trace, recorded_NA=recording.actions)
+
+
+@pytest.fixture(scope="module")
+def timings(policy):
+    return measure(policy, 1)
+
+
+@pytest.fixture(scope="module")
+def page(policy, run, timings):
+    return Page(draw_page(policy, [run], timings, CONFIG, "A run"))
+
+
+def made_up(predicted_NA, recorded_NA):
+    """A run of these actions."""
+    image, state = np.zeros((2, 2, 3), np.uint8), np.zeros(1, np.float32)
+    steps = [
+        Step(0.0, 0.01 if i % 2 == 0 else None, {}, image, state, np.asarray(a, np.float32))
+        for i, a in enumerate(predicted_NA)
+    ]
+    recorded = None if recorded_NA is None else np.asarray(recorded_NA, np.float32)
+    return Run(name="made up", trace=Trace("do", 0.1, image, steps), recorded_NA=recorded)
+
+
+def normalization(units):
+    n = len(units)
+    ones = np.ones(n, np.float32)
+    return Normalization(("min_max",) * n, tuple(units), ones, ones, np.zeros(n, bool))
+
+
+def test_the_page_keeps_what_every_page_promises(page):
+    assert broken_promises(page) == []
+
+
+def test_every_dimension_is_drawn_as_it_was_predicted_and_recorded(page, run):
+    for d in range(run.predicted_NA.shape[1]):
+        drawn = page.charts()[f"action {d}, fraction: predicted and recorded, by step"]
+        both = (run.predicted_NA[:, d], run.recorded_NA[:, d])
+        # Coordinates of points and of ticks are rounded to a tenth: off by a tenth at most, of the
+        # 104 that the axis is high and the 354 that it is long. Whole ticks make it no more than
+        # twice as long as the data, or as the least span.
+        high = 2 * max(float(np.ptp(np.concatenate(both))), 0.5)
+        for line, given in zip(drawn, both, strict=True):
+            steps, values = np.asarray(line).T
+            assert values == pytest.approx(given, abs=0.1 * high / 104)
+            assert steps == pytest.approx(np.arange(len(given)), abs=0.1 * 80 / 354)
+
+
+def test_errors_are_those_of_the_steps_that_have_both(page, run):
+    rows = page.sections["Predicted against recorded"][1:]
+    error = np.abs(run.predicted_NA.astype(float) - run.recorded_NA[:12])
+    assert len(rows) == 4
+    for d, row in enumerate(rows):
+        assert row[:2] == [str(d), "fraction"]
+        assert float(row[2]) == pytest.approx(error[:, d].mean(), rel=5e-3)
+        assert float(row[3]) == pytest.approx(error[:, d].max(), rel=5e-3)
+    assert f"The first 12 of {len(run.recorded_NA)} recorded steps are compared" in page.text
+
+
+def test_an_error_is_worked_out_by_hand():
+    a = made_up([[1.0, 0.0], [2.0, 0.0], [9.0, 9.0]], [[0.5, 0.0], [4.0, 1.0]])
+    b = made_up([[0.0, 0.0]], [[0.0, -4.0], [7.0, 7.0]])
+    first, second = dimension_errors([a, b])
+    # |1 - 0.5|, |2 - 4|, |0 - 0|; of 0.5, 4, 0 the median is 0.5: errors of 0, 3.5, 0.5.
+    assert (first.mean, first.largest) == pytest.approx((2.5 / 3, 2.0))
+    assert (first.low, first.high, first.constant) == pytest.approx((0.0, 4.0, 4.0 / 3))
+    # |0 - 0|, |0 - 1|, |0 + 4|
+    assert (second.mean, second.largest) == pytest.approx((5.0 / 3, 4.0))
+
+
+def test_a_whole_recording_is_said_to_be_whole():
+    (_, words) = error_table([made_up([[1.0]] * 3, [[0.0]] * 3)], ["rad"])
+    assert "All 3 recorded steps are compared" in words
+
+
+@pytest.mark.parametrize("recorded", [None, np.empty((0, 1))])
+def test_nothing_recorded_is_no_table(recorded):
+    run = made_up([[1.0]] * 3, recorded)
+    assert error_table([run], ["m"]) == [] and run.num_compared == 0
+
+
+def test_what_nobody_recorded_is_drawn_alone():
+    page = Page(action_charts(made_up([[0.5]] * 4, None), normalization(["m/step"])))
+    (name,) = page.charts()
+    assert name == "action 0, m/step: predicted, by step" and len(page.charts()[name]) == 1
+
+
+def test_twelve_joints_are_twelve_charts_with_their_own_units():
+    units = ["rad"] * 6 + ["m"] * 6
+    run = made_up(np.arange(36.0).reshape(3, 12), np.zeros((3, 12)))
+    page = Page(action_charts(run, normalization(units)))
+    assert list(page.charts()) == [
+        f"action {d}, {unit}: predicted and recorded, by step" for d, unit in enumerate(units)
+    ]
+
+
+def test_a_new_chunk_is_marked_where_the_policy_thought():
+    page = Page(action_charts(made_up([[0.0], [1.0], [2.0], [3.0]], None), normalization(["m"])))
+    lines = [a for tag, a in page.attributes if tag == "line"]
+    marks = [a["x1"] for a in lines if a["x1"] == a["x2"]]
+    (points,) = (a["points"].split() for tag, a in page.attributes if tag == "polyline")
+    assert marks == [points[0].split(",")[0], points[2].split(",")[0]]
+
+
+def test_the_page_says_what_ran_and_where(policy, run, timings, page, monkeypatch):
+    head = page.texts[2]
+    assert ", on onnxruntime 1." in head and "ONNX Runtime" not in head
+    monkeypatch.setattr(policy.backend, "name", "tensorrt-on-the-moon")
+    elsewhere = Page(draw_page(policy, [run], timings, CONFIG, "A run")).texts[2]
+    assert ", on tensorrt-on-the-moon, " in elsewhere and "onnxruntime" not in elsewhere
+
+
+def test_an_instruction_and_a_file_name_stay_text(policy, run, timings):
+    trace = dataclasses.replace(run.trace, instruction=BAD)
+    bad = Run(name=BAD, trace=trace, recorded_NA=run.recorded_NA)
+    page = Page(draw_page(policy, [bad], timings, CONFIG, BAD))
+    assert broken_promises(page) == [] and "script" not in page.tags
+    assert page.text.count(BAD) == 4  # two titles, the instruction, the file
+
+
+def test_pictures_are_small_however_large_the_camera_is(policy, run, timings):
+    huge = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), np.uint8)
+    steps = [dataclasses.replace(step, image=huge) for step in run.trace.steps]
+    trace = dataclasses.replace(run.trace, steps=steps, anchor=huge)
+    page = Page(draw_page(policy, [Run(name="x", trace=trace)], timings, CONFIG, "t"))
+    # Noise does not compress: 240 x 135 pixels of 3 bytes, in base64.
+    assert max(len(a["src"]) for tag, a in page.attributes if tag == "img") < 240 * 135 * 3 * 1.5
