@@ -2,7 +2,8 @@
 
 A folder holds `config.json`, `model.safetensors` (or shards with `model.safetensors.index.json`),
 `tokenizer.json`, `preprocessor_config.json` and `dataset_statistics.json`. Nothing is skipped and
-nothing is guessed: whatever does not fit is an error that lists the names.
+nothing is guessed: whatever does not fit is an error that lists the names (`models.weights`,
+`models.processor`, `models.statistics`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,27 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from models.anchorvla4d import AnchorVLA4D, PromptParts
 from models.config import PolicyConfig
+from models.json_file import refuse_pointer
+from models.processor import read_image_config
 from models.spatial import reference_view
+from models.statistics import read_statistics
+from models.weights import INDEX, CheckpointError, load_weights, weight_files
+from models.weights import WEIGHTS as WEIGHTS  # for whoever asks what a checkpoint holds
 from runtime.bundle import sha256_of
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.normalization import Normalization, choose_robot
 from runtime.prompt import encode_tail
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
-LISTED = 8
-"""Names shown in an error before "and so many more"."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +70,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
+    preprocessor = path / "preprocessor_config.json"
     try:
         config = PolicyConfig.from_json(_required(path / "config.json"))
+        image = read_image_config(_required(preprocessor))
+        statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
+        tokenizer = _read_tokenizer(_required(path / "tokenizer.json"), config)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    preprocessor = _required(path / "preprocessor_config.json")
-    try:
-        image = read_image_config(preprocessor)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{preprocessor}: {error}") from None
-    statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
-    tokenizer = _read_tokenizer(_required(path / "tokenizer.json"), config)
     vision = config.vision
     makes = (image.temporal_patch_size, image.patch_size, image.merge_size)
     reads = (vision.temporal_patch_size, vision.patch_size, vision.spatial_merge_size)
@@ -94,7 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     files = weight_files(path)
     with torch.device("meta"):
         model = AnchorVLA4D(config)
-    _load_weights(model, files)
+    if unused := load_weights(model, files):
+        print(
+            f"{path}: left out, as this policy does not use it: {', '.join(unused)}",
+            file=sys.stderr,
+        )
     digest = hashlib.sha256()
     for file in files:
         digest.update(sha256_of(file).encode())
@@ -161,58 +160,6 @@ def normalizations(
     return state, action
 
 
-def read_image_config(path: Path) -> ImageConfig:
-    """Settings of a Hugging Face `preprocessor_config.json`, in either of its two spellings."""
-    raw = json.loads(path.read_text())
-    size = raw.get("size", {})
-    fields = {
-        "min_pixels": raw.get("min_pixels", size.get("shortest_edge")),
-        "max_pixels": raw.get("max_pixels", size.get("longest_edge")),
-    }
-    if None in fields.values():
-        raise ValueError("states no min_pixels and max_pixels")
-    for name in ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor"):
-        if name in raw:
-            fields[name] = raw[name]
-    for name in ("image_mean", "image_std"):
-        if name in raw:
-            fields[name] = tuple(raw[name])
-    return ImageConfig(**fields)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, after checking that index and shards agree.
-
-    Raises:
-        CheckpointError: no weights, a missing shard, or a git-lfs pointer in place of one.
-    """
-    index = path / INDEX
-    if index.is_file():
-        try:
-            weight_map = dict(json.loads(index.read_text())["weight_map"])
-            files = [path / name for name in sorted(set(weight_map.values()))]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
-        if missing := [f.name for f in files if not f.is_file()]:
-            raise CheckpointError(f"{index}: names shards that are not there: {_some(missing)}")
-    else:
-        weight_map, files = None, [path / WEIGHTS]
-        if not files[0].is_file():
-            raise CheckpointError(f"{path}: neither {WEIGHTS} nor {INDEX} in it")
-    for file in files:
-        with file.open("rb") as stream:
-            if stream.read(40).startswith(b"version https://git-lfs"):
-                raise CheckpointError(f"{file}: a git-lfs pointer, not weights; run: git lfs pull")
-    if weight_map is not None:
-        stored = {name: file.name for file in files for name in _open(file).keys()}  # noqa: SIM118
-        if stored != weight_map:
-            wrong = sorted(
-                n for n in stored.keys() | weight_map.keys() if stored.get(n) != weight_map.get(n)
-            )
-            raise CheckpointError(f"{index}: index and shards disagree about {_some(wrong)}")
-    return files
-
-
 def write_random_checkpoint(
     path: Path,
     config: PolicyConfig,
@@ -265,40 +212,6 @@ def random_tensors(model: AnchorVLA4D, seed: int) -> Iterator[tuple[str, torch.T
         yield name, torch.from_numpy(normal)
 
 
-def _load_weights(model: AnchorVLA4D, files: list[Path]) -> None:
-    """Stream every tensor into `model`, which is on the meta device."""
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found: dict[str, Path] = {}
-    misshaped, broken, extra = [], [], []
-    for file in files:
-        with _open(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                found[name] = file
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if name not in wanted:
-                    extra.append(name)
-                elif shape != wanted[name]:
-                    misshaped.append(f"{name} {list(shape)}, expected {list(wanted[name])}")
-                else:
-                    value = tensors.get_tensor(name).float()
-                    if not torch.isfinite(value).all():
-                        broken.append(name)
-                    model.load_state_dict({name: value}, strict=False, assign=True)
-    missing = sorted(wanted.keys() - found.keys())
-    problems = [
-        f"{label}: {_some(names)}"
-        for label, names in (
-            ("missing tensors", missing),
-            ("extra tensors", extra),
-            ("tensors of another shape", misshaped),
-            ("tensors with NaN or infinity", broken),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"{files[0].parent}: " + "; ".join(problems))
-
-
 def _shards(
     tensors: Iterator[tuple[str, torch.Tensor]],
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -313,15 +226,6 @@ def _shards(
     yield shard
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file ({error}); copy it again"
-        ) from None
-
-
 def _required(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
@@ -329,18 +233,17 @@ def _required(path: Path) -> Path:
 
 
 def _read_statistics(path: Path, config: PolicyConfig) -> dict[str, Any]:
+    statistics = read_statistics(path)
     try:
-        statistics = json.loads(path.read_text())
-        if not isinstance(statistics, dict) or not statistics:
-            raise ValueError("holds no robot")
         for robot, entry in statistics.items():
             normalizations(config, entry, robot)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return statistics
 
 
 def _read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
+    refuse_pointer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -356,8 +259,3 @@ def _read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
         if tokenizer.token_to_id(token) is None:
             raise CheckpointError(f"{path}: has no token {token!r}, which the prompt needs")
     return tokenizer
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

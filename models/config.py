@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from models.json_file import read_json
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -45,7 +46,7 @@ class VisionConfig:
                 f"{self.hidden_size}/{self.num_heads}"
             )
         token = self.patch_size * self.spatial_merge_size
-        if self.window_size < token or self.window_size % token:
+        if token < 1 or self.window_size < token or self.window_size % token:
             raise ValueError(
                 f"vision.window_size={self.window_size} must be a positive multiple of a merged "
                 f"token's side, {token} pixels"
@@ -55,6 +56,7 @@ class VisionConfig:
                 f"vision.fullatt_block_indexes must lie in [0, {self.depth}), "
                 f"got {self.fullatt_block_indexes}"
             )
+        _check_numbers(self, "vision")
 
     @property
     def patch_dim(self) -> int:
@@ -90,11 +92,14 @@ class LanguageConfig:
             "language.num_key_value_heads",
             "language.num_attention_heads",
         )
-        if 2 * sum(self.mrope_section) != self.head_dim:
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
             raise ValueError(
-                f"language.mrope_section must add up to half the head width {self.head_dim // 2}, "
-                f"got {self.mrope_section}"
+                f"language.mrope_section must hold three numbers that add up to half the head "
+                f"width {self.head_dim // 2}, got {self.mrope_section}"
             )
+        if self.rms_norm_eps >= 1:
+            raise ValueError(f"language.rms_norm_eps must be below 1, got {self.rms_norm_eps}")
+        _check_numbers(self, "language")
 
     @property
     def head_dim(self) -> int:
@@ -116,6 +121,9 @@ class SpatialConfig:
         _check_divides(self.num_heads, self.dim, "spatial.num_heads", "spatial.dim")
         if not all(0 <= i < self.depth for i in self.indices):
             raise ValueError(f"spatial.indices must lie in [0, {self.depth}), got {self.indices}")
+        if list(self.indices) != sorted(set(self.indices)):
+            raise ValueError(f"spatial.indices must rise, got {self.indices}")
+        _check_numbers(self, "spatial")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +156,7 @@ class HeadConfig:
                 f"head.num_inference_timesteps={self.num_inference_timesteps} must divide "
                 f"num_train_timesteps={self.num_train_timesteps}"
             )
+        _check_numbers(self, "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,10 +254,7 @@ class PolicyConfig:
         Raises:
             ValueError: unknown or missing fields, wrong types, or values that do not fit together.
         """
-        try:
-            raw = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON ({error})") from None
+        raw = read_json(path)
         try:
             return _parse(cls, raw, "")
         except ValueError as error:
@@ -394,6 +400,28 @@ def demo() -> PolicyConfig:
 CONFIGS = {"full": full, "xlerobot": xlerobot, "proxy": proxy, "demo": demo}
 
 T = TypeVar("T")
+
+
+MAX_NUMBER = 2**31 - 1
+"""Of anything that counts or measures: a larger one is damage, or another field's."""
+
+
+def _check_numbers(config: Any, where: str) -> None:
+    """Refuse what counts nothing, is not finite, or cannot be meant."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least = 0 if isinstance(value, tuple) else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                # A width factor, a rotary base, an epsilon: NaN fails the comparison too.
+                if not 0 < number <= MAX_NUMBER:
+                    raise ValueError(
+                        f"{where}.{field.name} must be a finite number above zero, got {number}"
+                    )
+            elif not least <= number <= MAX_NUMBER:
+                raise ValueError(
+                    f"{where}.{field.name} must be from {least} to {MAX_NUMBER}, got {number}"
+                )
 
 
 def _check_divides(small: int, large: int, small_name: str, large_name: str) -> None:

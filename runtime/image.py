@@ -31,12 +31,27 @@ class ImageConfig:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_pixels <= self.max_pixels:
+        sizes = ("patch_size", "temporal_patch_size", "merge_size")
+        for name in (*sizes, "min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+            if name in sizes and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.min_pixels <= self.max_pixels or self.max_pixels < 1:
             raise ValueError(
                 f"0 <= min_pixels <= max_pixels expected, got {self.min_pixels}, {self.max_pixels}"
             )
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError("image_mean and image_std must hold three numbers, std above zero")
+        if not _is_finite(self.rescale_factor) or self.rescale_factor <= 0:
+            raise ValueError(
+                f"rescale_factor must be a finite number above zero, got {self.rescale_factor!r}"
+            )
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or len(values) != 3:
+                raise ValueError(f"{name} must hold three numbers, got {values!r}")
+            if not all(map(_is_finite, values)) or name == "image_std" and min(values) <= 0:
+                raise ValueError(f"{name} must hold finite numbers, std above zero, got {values!r}")
 
     @property
     def patch_dim(self) -> int:
@@ -157,3 +172,7 @@ def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:
     a, b = a_ND.mean(axis=0), b_ND.mean(axis=0)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else 0.0
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,8 @@
 """Robot units to the policy's [-1, 1] and back, per dimension and by an explicit mode.
 
 The numbers come from `dataset_statistics.json` as OpenVLA and starVLA write it; the mode of each
-dimension is stated by the checkpoint, never guessed.
+dimension is stated by the checkpoint, never guessed, and a `mask` in the statistics (which
+dimensions were normalized in training) must agree with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from numpy.typing import NDArray
 
 MODES = ("q99", "min_max", "mean_std", "identity", "binary")
 BOUNDS = {"q99": ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std")}
+MIN_SPREAD = 1e-6
+"""Of the size of the values, or of one unit: a micrometre, a microradian. Less is a joint that
+stood still with noise on it, which would come out of the mapping a million times larger."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +49,20 @@ class Normalization:
         nothing, `binary` passes the state and thresholds the action at 0.5.
 
         Raises:
-            ValueError: a bound is missing, has another length, is not finite, or is not below its
-                partner; or an angle spans more than a full turn, which means degrees.
+            ValueError: a bound is missing, has another length, is not finite, is not below its
+                partner or hardly so; an angle spans more than a full turn, which means degrees; or
+                the mask contradicts a mode.
         """
         offset = np.zeros(len(modes), np.float32)
         scale = np.ones(len(modes), np.float32)
+        _check_mask(statistics, modes, what)
         for i, mode in enumerate(modes):
             if mode not in MODES:
                 raise ValueError(f"{what}[{i}]: unknown mode {mode!r}, know {list(MODES)}")
-            if mode not in BOUNDS:
-                continue
-            low, high = (_entry(statistics, key, i, len(modes), what) for key in BOUNDS[mode])
-            if mode == "mean_std":
-                if high <= 0:
-                    raise ValueError(f"{what}[{i}]: std must be above zero, got {high}")
-                offset[i], scale[i] = low, high
-                continue
-            if low >= high:
-                names = " >= ".join(BOUNDS[mode])
-                raise ValueError(
-                    f"{what}[{i}]: {names} ({low} >= {high}); this dimension never moved in the "
-                    "data: give it mode 'identity' or other statistics"
-                )
-            if units[i].startswith("rad") and high - low > 2 * math.pi:
-                raise ValueError(
-                    f"{what}[{i}] is in {units[i]} but spans {high - low:.4g}, more than a full "
-                    "turn: are the statistics in degrees?"
-                )
-            offset[i], scale[i] = (low + high) / 2, (high - low) / 2
+            if mode in BOUNDS:
+                low, high = (_entry(statistics, key, i, len(modes), what) for key in BOUNDS[mode])
+                spread = _standard if mode == "mean_std" else _bounded
+                offset[i], scale[i] = spread(low, high, BOUNDS[mode], units[i], f"{what}[{i}]")
         binary = np.array([mode == "binary" for mode in modes])
         return cls(tuple(modes), tuple(units), offset, scale, binary)
 
@@ -100,15 +92,81 @@ def choose_robot(statistics: Mapping[str, Any], robot: str | None) -> str:
     return robot
 
 
+def _bounded(
+    low: float, high: float, names: tuple[str, str], unit: str, where: str
+) -> tuple[float, float]:
+    """Offset and scale that map `low` to -1 and `high` to 1."""
+    if low >= high:
+        raise ValueError(
+            f"{where}: {' >= '.join(names)} ({low} >= {high}); this dimension never moved in the "
+            "data: give it mode 'identity' or other statistics"
+        )
+    _check_spread(high - low, max(abs(low), abs(high)), f"{names[1]} - {names[0]}", where)
+    if unit.startswith("rad") and high - low > 2 * math.pi:
+        raise ValueError(
+            f"{where} is in {unit} but spans {high - low:.4g}, more than a full turn: are the "
+            "statistics in degrees?"
+        )
+    return (low + high) / 2, (high - low) / 2
+
+
+def _standard(
+    mean: float, std: float, names: tuple[str, str], unit: str, where: str
+) -> tuple[float, float]:
+    """Offset and scale that map to mean 0 and deviation 1."""
+    if std <= 0:
+        raise ValueError(f"{where}: std must be above zero, got {std}")
+    _check_spread(std, abs(mean), names[1], where)
+    # pi is that of an angle which jumps between the ends of a full turn.
+    if unit.startswith("rad") and std > math.pi:
+        raise ValueError(
+            f"{where} is in {unit} but has a std of {std:.4g}, more than a full turn allows: are "
+            "the statistics in degrees?"
+        )
+    return mean, std
+
+
+def _check_spread(spread: float, size: float, name: str, where: str) -> None:
+    least = MIN_SPREAD * max(size, 1.0)
+    if spread < least:
+        raise ValueError(
+            f"{where}: {name} is {spread:.3g}, at least {least:.3g} is expected for values up to "
+            f"{size:.3g}; this dimension stood still in the data: give it mode 'identity' or other "
+            "statistics"
+        )
+
+
+def _check_mask(statistics: Mapping[str, Any], modes: Sequence[str], what: str) -> None:
+    """Refuse modes that contradict what the statistics say was normalized in training."""
+    mask = statistics.get("mask")
+    if mask is None:
+        return
+    if not isinstance(mask, list | tuple) or not all(isinstance(is_on, bool) for is_on in mask):
+        raise ValueError(f"{what}: mask must be a list of true and false, got {mask!r}")
+    if len(mask) != len(modes):
+        raise ValueError(f"{what}: 'mask' has {len(mask)} values for {len(modes)} dimensions")
+    for i, (is_on, mode) in enumerate(zip(mask, modes, strict=True)):
+        if is_on != (mode in BOUNDS):
+            raise ValueError(
+                f"{what}[{i}]: mask says that it was {'' if is_on else 'not '}normalized in "
+                f"training, its mode {mode!r} that it {'was' if mode in BOUNDS else 'was not'}; "
+                "mend the one that is wrong, normalization in config.json or the mask"
+            )
+
+
 def _entry(
     statistics: Mapping[str, Sequence[float]], key: str, index: int, width: int, what: str
 ) -> float:
     if key not in statistics:
         raise ValueError(f"{what}: the statistics hold no {key!r}, only {sorted(statistics)}")
     values = statistics[key]
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{what}: {key!r} must be a list of numbers, got {values!r}")
     if len(values) != width:
         raise ValueError(f"{what}: {key!r} has {len(values)} numbers for {width} dimensions")
-    value = float(values[index])
-    if not math.isfinite(value):
+    value = values[index]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what}[{index}]: {key} must be a number, got {value!r}")
+    if not abs(value) <= _LARGEST:
         raise ValueError(f"{what}[{index}]: {key} is {value}")
-    return value
+    return float(value)

@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from models import checkpoint
+from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import CheckpointError, load_checkpoint, reference, write_random_checkpoint
 from models.config import demo
+from models.weights import UNUSED, published_name
 from tests.oracles import IMAGE, TOKENIZER, Observation, random_policy
 
 SHARD = "model-00000.safetensors"
@@ -149,8 +153,20 @@ def test_a_pickle_that_the_index_names_is_never_opened(folder, tmp_path):
 
 
 def test_a_git_lfs_pointer_is_recognised(folder):
-    (folder / SHARD).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    (folder / SHARD).write_text(pointer)
     with pytest.raises(CheckpointError, match="git-lfs pointer, not weights; run: git lfs pull"):
+        load_checkpoint(folder)
+    for name in (INDEX, "tokenizer.json", "dataset_statistics.json", "preprocessor_config.json"):
+        (folder / name).write_text(pointer)
+        with pytest.raises(
+            CheckpointError, match=f"{name}: a git-lfs pointer, not .*; run: git lfs"
+        ):
+            load_checkpoint(folder)
+    (folder / "config.json").write_text(pointer)
+    with pytest.raises(
+        CheckpointError, match="config.json: a git-lfs pointer, not the file itself"
+    ):
         load_checkpoint(folder)
 
 
@@ -214,6 +230,78 @@ def test_tensors_that_do_not_fit_are_named(folder, edit, message):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (torch.int8, "I8"),
+        (torch.bool, "BOOL"),
+        (torch.int64, "I64"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+    ],
+)
+def test_weights_of_a_type_that_holds_no_plain_floats_are_refused(folder, kind, name):
+    edit_tensors(folder, lambda t: t.update({NAME: t[NAME].to(kind)}))
+    with pytest.raises(CheckpointError, match=f"another type than F64, .*BF16: {NAME} {name}$"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_every_float_type_are_read(folder, written, kind):
+    edit_tensors(folder, lambda t: t.update({NAME: t[NAME].to(kind)}))
+    want = load_checkpoint(written).model.state_dict()[NAME].to(kind).float()
+    assert torch.equal(load_checkpoint(folder).model.state_dict()[NAME], want)
+
+
+def newer_name(name):
+    """As transformers 4.52 begins them."""
+    if name.startswith("vlm.visual."):
+        return name.replace("vlm.visual.", "vlm.model.visual.")
+    return name.replace("vlm.model.", "vlm.model.language_model.")
+
+
+def test_the_newer_names_are_those_of_transformers_itself():
+    config = Qwen2_5_VLConfig(
+        text_config={"num_hidden_layers": 1, "hidden_size": 64, "vocab_size": 99},
+        vision_config={"depth": 1, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4},
+    )
+    with torch.device("meta"):
+        theirs = Qwen2_5_VLForConditionalGeneration(config).state_dict()
+    renamed = {published_name(f"vlm.{name}") for name in theirs} - set(UNUSED)
+    with torch.device("meta"):
+        ours = AnchorVLA4D(demo()).state_dict()
+    assert renamed == {
+        name for name in ours
+        if name.startswith("vlm.") and not re.search(r"(layers|blocks)\.[1-9]", name)
+    }  # fmt: skip
+
+
+def test_a_checkpoint_with_the_newer_names_is_the_same_policy(folder, written):
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[newer_name(name)] = tensors.pop(name)
+
+    edit_tensors(folder, rename)
+    assert_same_weights(load_checkpoint(folder).model, load_checkpoint(written).model)
+
+
+def test_a_tensor_under_both_of_its_names_is_refused(folder):
+    name = "vlm.model.norm.weight"
+    edit_tensors(folder, lambda t: t.update({newer_name(name): t[name] + 1}))
+    message = "under both of their names: vlm.model.(language_model.)?norm.weight and vlm.model"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_the_head_that_speaks_words_is_left_out_and_that_is_told(folder, written, capsys):
+    edit_tensors(folder, lambda t: t.update({"vlm.lm_head.weight": torch.zeros(3, 2)}))
+    loaded = load_checkpoint(folder)
+    assert capsys.readouterr().err == (
+        f"{folder}: left out, as this policy does not use it: vlm.lm_head.weight\n"
+    )
+    assert_same_weights(loaded.model, load_checkpoint(written).model)
+    assert capsys.readouterr().err == ""
+
+
 def test_all_problems_are_told_at_once(folder):
     def spoil(tensors):
         tensors["extra"] = tensors.pop(NAME)
@@ -257,7 +345,17 @@ def test_image_settings_that_do_not_fit_are_refused(folder, edit, message):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"weight_map"', '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        '{"weight_map"',
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": "../model.safetensors"}}',
+    ]
+    + ['{"weight_map": {"a": 3}}'],
+)
 def test_a_damaged_index_is_refused(folder, text):
     (folder / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match="not an index of shards"):
@@ -286,7 +384,7 @@ def test_both_spellings_of_the_image_limits_are_read(folder):
     ("edit", "message"),
     [
         (lambda s: s.clear(), "holds no robot"),
-        (lambda s: s["arm"].pop("action"), "'action'"),
+        (lambda s: s["arm"].pop("action"), "arm lacks 'action', it has"),
         (lambda s: s["arm"]["state"].pop("max"), r"arm.state: .* hold no 'max', only \['min'\]"),
         (lambda s: s["arm"]["state"].update(max=[1]), "'max' has 1 numbers for 4 dimensions"),
         (

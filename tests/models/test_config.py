@@ -96,7 +96,11 @@ def test_whole_numbers_are_read_as_floats(tmp_path):
         ("language", {"num_key_value_heads": 3}, "num_key_value_heads=3 must divide"),
         ("language", {"mrope_section": (4, 6, 8)}, "half the head width 16, got"),
         ("spatial", {"num_heads": 5}, "spatial.num_heads=5 must divide spatial.dim=96"),
+        ("language", {"mrope_section": (8, 8)}, "must hold three numbers that add up to half"),
+        ("language", {"rms_norm_eps": 1.0}, "rms_norm_eps must be below 1, got 1.0"),
         ("spatial", {"indices": (1, 6)}, r"spatial.indices must lie in \[0, 6\)"),
+        ("spatial", {"indices": (1, 1)}, r"spatial.indices must rise, got \(1, 1\)"),
+        ("vision", {"patch_size": 0}, "positive multiple of a merged token's side, 0 pixels"),
         ("head", {"num_heads": 3}, "head.num_heads=3 must divide head.n_emb=128"),
         ("head", {"num_inference_timesteps": 0}, "timesteps=0 must divide"),
         ("head", {"num_inference_timesteps": -5}, "timesteps=-5 must divide"),
@@ -106,6 +110,41 @@ def test_whole_numbers_are_read_as_floats(tmp_path):
 def test_a_network_that_cannot_be_built_is_refused(part, fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(getattr(demo(), part), **fields)
+
+
+def numbers_of(part):
+    """Every field of a network that is a number, or several."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        for wrong in (-1, 0, 2**40) if isinstance(value, int) else ():
+            yield field.name, wrong
+        for wrong in (0.0, -1.0, float("nan"), float("inf")) if isinstance(value, float) else ():
+            yield field.name, wrong
+        if isinstance(value, tuple):
+            yield field.name, (-1, *value[1:])
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "wrong"),
+    [
+        (part, name, wrong)
+        for part in ("vision", "language", "spatial", "head")
+        for name, wrong in numbers_of(getattr(demo(), part))
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_by_name(part, name, wrong):
+    with pytest.raises(ValueError, match=f"{part}|{name}"):
+        dataclasses.replace(getattr(demo(), part), **{name: wrong})
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "0", "-1e6", "1e400"])
+def test_a_rotary_base_that_makes_no_angles_is_refused_in_a_file(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(demo().to_json().replace('"rope_theta": 10.0', f'"rope_theta": {text}'))
+    with pytest.raises(
+        ValueError, match=r"config.json: language.rope_theta must be a finite number"
+    ):
+        PolicyConfig.from_json(path)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,24 @@ def test_there_and_back_is_the_same(values):
         (["mean_std"], {"mean": [1.0], "std": [0.0]}, "std must be above zero, got 0.0"),
         (["q99"], {"q01": [0.0, 1.0], "q99": [1.0]}, "'q01' has 2 numbers for 1 dimensions"),
         (["q99"], {"q01": [float("nan")], "q99": [1.0]}, "q01 is nan"),
+        (["q99"], {"q01": [0.0], "q99": [1e39]}, r"robot.action\[0\]: q99 is 1e\+39"),
+        (["q99"], {"q01": [None], "q99": [1.0]}, r"action\[0\]: q01 must be a number, got None"),
+        (["q99"], {"q01": ["0"], "q99": [1.0]}, "q01 must be a number, got '0'"),
+        (["q99"], {"q01": [True], "q99": [2.0]}, "q01 must be a number, got True"),
+        (["q99"], {"q01": 0.0, "q99": [1.0]}, "'q01' must be a list of numbers, got 0.0"),
+        (
+            ["min_max"],
+            {"min": [0.1], "max": [0.1 + 1e-9]},
+            "max - min is 1e-09, at least 1e-06 .* s",
+        ),
+        (["min_max"], {"min": [-5e-10], "max": [5e-10]}, "is 1e-09, at least 1e-06 is expected"),
+        (
+            ["q99"],
+            {"q01": [500.0], "q99": [500.0004]},
+            "q99 - q01 is 0.0004, at least 0.0005 .* 500",
+        ),
+        (["mean_std"], {"mean": [0.0], "std": [9e-7]}, "std is 9e-07, at least 1e-06"),
+        (["mean_std"], {"mean": [-40.0], "std": [3e-5]}, "std is 3e-05, at least 4e-05"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(modes, statistics, message):
@@ -62,10 +80,70 @@ def test_statistics_that_do_not_fit_are_refused(modes, statistics, message):
         make(*modes, statistics=statistics)
 
 
-def test_degrees_where_radians_are_meant_are_refused():
-    statistics = {"q01": [-90.0], "q99": [90.0]}
-    with pytest.raises(ValueError, match="more than a full turn: are the statistics in degrees"):
-        make("q99", units=["rad"], statistics=statistics)
+@pytest.mark.parametrize("unit", ["rad", "rad/step"])
+@pytest.mark.parametrize(
+    ("mode", "fine", "wrong"),
+    [
+        ("q99", {"q01": [-3.14], "q99": [3.14]}, {"q01": [-3.15], "q99": [3.15]}),
+        ("min_max", {"min": [0.0], "max": [6.28]}, {"min": [0.0], "max": [6.29]}),
+        ("mean_std", {"mean": [90.0], "std": [3.14]}, {"mean": [0.0], "std": [3.15]}),
+    ],
+)
+def test_degrees_where_radians_are_meant_are_refused(unit, mode, fine, wrong):
+    make(mode, units=[unit], statistics=fine)
+    make(mode, units=["m/step"], statistics=wrong)
+    with pytest.raises(ValueError, match=f"is in {unit} but .* a full turn.* in degrees"):
+        make(mode, units=[unit], statistics=wrong)
+
+
+def test_a_spread_that_the_unit_can_mean_is_taken():
+    make("min_max", "q99", statistics={
+        "min": [0.1, 0], "max": [0.1 + 2e-6, 0], "q01": [0, 500.0], "q99": [0, 500.001]
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modes", "mask"),
+    [
+        (["q99", "min_max", "mean_std", "binary"], [True, True, True, False]),
+        (["q99", "min_max", "mean_std", "identity"], [True, True, True, False]),
+        (["q99", "min_max", "mean_std", "q99"], None),
+    ],
+)
+def test_a_mask_that_agrees_with_the_modes_changes_nothing(modes, mask):
+    masked = make(*modes, statistics=STATISTICS | {"mask": mask})
+    plain = make(*modes)
+    assert np.array_equal(masked.offset, plain.offset)
+    assert np.array_equal(masked.scale, plain.scale)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mask", "message"),
+    [
+        (
+            "min_max",
+            [True] * 3 + [False],
+            r"robot.action\[3\]: mask says that it was not norm.*'min_m",
+        ),
+        (
+            "mean_std",
+            [True] * 3 + [False],
+            r"\[3\]: .* its mode 'mean_std' that it was; mend the one",
+        ),
+        ("identity", [True] * 4, r"\[3\]: mask says that it was normalized .* that it was not"),
+        (
+            "binary",
+            [True] * 4,
+            r"\[3\]: mask says that it was normalized .*'binary' that it was not",
+        ),
+        ("q99", [True] * 3, "'mask' has 3 values for 4 dimensions"),
+        ("q99", [1, 1, 1, 1], r"mask must be a list of true and false, got \[1, 1, 1, 1\]"),
+        ("q99", True, "mask must be a list of true and false, got True"),
+    ],
+)
+def test_a_mask_that_contradicts_the_modes_is_refused(mode, mask, message):
+    with pytest.raises(ValueError, match=message):
+        make("q99", "q99", "q99", mode, statistics=STATISTICS | {"mask": mask})
 
 
 def test_a_robot_is_never_guessed():
