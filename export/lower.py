@@ -22,9 +22,10 @@ from models.layers import RMSNorm
 from quant.formats import round_to_bfloat16, round_to_float16
 
 TYPES = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
-FLOAT32_OPS = {"LayerNormalization", "Softmax", "Erf", "Tanh"}
-FLOAT32_FUNCTIONS = ("gelu", "silu", "sigmoid", "softmax", "layer_norm")
-"""Named by the exporter. Their pieces are cheap, fuse with casts, and lose much by rounding."""
+FLOAT32_OPS = {"LayerNormalization", "Softmax", "Sigmoid", "Erf", "Tanh"}
+FLOAT32_FUNCTIONS = ("gelu", "silu")
+"""Named by the exporter, which takes them apart. Their pieces are cheap, fuse with casts, and lose
+much by rounding."""
 MOVING_OPS = {
     "Concat", "Expand", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
     "Transpose", "Unsqueeze",

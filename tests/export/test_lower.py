@@ -1,19 +1,22 @@
 """A lowered graph has the types that were promised, and its twin computes what torch computes."""
 
 import ast
+import copy
 import functools
+from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from export.lower import float32_nodes, lower, twin
+from export.lower import FLOAT32_OPS, float32_nodes, lower, modules_beside, twin
 from export.onnx_file import export_graph, save
 from models.layers import GeluMLP, RMSNorm, SelfAttention
+from runtime.bundle import read_bundle
 from tests.export.conftest import INPUTS, ROWS, Engine, normal, run_onnx, spec_of, traced_layer
 from tests.oracles import relative_error
 
@@ -51,6 +54,10 @@ class Policy(nn.Module):
 
 def layer():
     return Engine(Layer())
+
+
+def activations():
+    return Engine(Activations())
 
 
 class TwoPorts(nn.Module):
@@ -248,6 +255,156 @@ def test_the_twin_computes_what_torch_computes_in_the_format(base):
     assert relative_error(got, want) <= ROUNDING[base] / 2
     exact = module(torch.from_numpy(x))
     assert relative_error(exact, want) > ROUNDING[base] / 2, "the bound would see no rounding"
+
+
+class Activations(nn.Module):
+    """Every way to an activation function, and two operators beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.silu, self.gelu = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.GELU()
+
+    def forward(self, x):
+        x = self.first(x)
+        x = functional.relu(self.silu(x) * torch.sigmoid(x))
+        x = functional.silu(functional.gelu(self.gelu(x), approximate="tanh"))
+        x = functional.layer_norm(torch.softmax(x, -1), (WIDTH,))
+        return torch.erf(torch.tanh(x))
+
+
+def test_activation_functions_stay_float32_however_they_are_written(base, kind):
+    model = lowered(*traced(activations), base)
+    types = types_of(model)
+    made = {name: node for node in model.graph.node for name in node.output}
+    names = [node.name for node in model.graph.node if node.op_type != "Cast"]
+    low = {"layer.first/Gemm", "layer/Relu", "layer/Mul"}
+    assert low <= set(names)
+    assert {made[n].op_type for n in made} >= {*FLOAT32_OPS, "Div", "Pow", "Mul"}
+    for node in model.graph.node:
+        if node.op_type != "Cast":
+            want = kind if node.name in low else TensorProto.FLOAT
+            assert {types[name] for name in (*node.input, *node.output)} == {want}, node.name
+
+
+def test_in_an_exported_policy_activations_and_norms_are_float32(exported):
+    """Nodes by what they are, not by what their writer called them; bfloat16 could not be seen in
+    the result, where the loop's own noise is larger."""
+    bundle, seen = read_bundle(exported("orin-bf16")), Counter()
+    for engine in bundle.manifest.engines.values():
+        model = onnx.load(bundle.file(engine.file))
+        types = types_of(model)
+        gates = {n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
+        for node in model.graph.node:
+            is_silu = node.op_type == "Mul" and not gates.isdisjoint(node.input)
+            if is_silu or node.op_type in (*FLOAT32_OPS, "Pow", "Sqrt", "ReduceMean", "Div"):
+                seen["silu" if is_silu else node.op_type] += 1
+                assert {types[name] for name in (*node.input, *node.output)} - {
+                    TensorProto.INT64
+                } == {TensorProto.FLOAT}, f"{engine.file}: {node.name}"
+    assert min(seen[k] for k in ("silu", "Softmax", "Erf", "Tanh", "LayerNormalization", "Sqrt"))
+
+
+class Halves(nn.Module):
+    """Splits, which the exporter's optimizer makes and names no module for."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH // 2, 8)
+
+    def forward(self, x):
+        a, b = self.first(x).chunk(2, -1)
+        c, d = (torch.cat([b, a], -1) * 2).chunk(2, -1)
+        return self.second(a) + self.second(b), c, d
+
+
+def test_a_split_moves_numbers_in_the_format_that_they_have(base, kind):
+    module, exact = traced(Halves)
+    splits = [node for node in exact.graph.node if node.op_type == "Split"]
+    assert [scope(node) for node in splits] == [(None, ""), (None, "")]
+    model = lowered(module, exact, base)
+    types = types_of(model)
+    splits = [node for node in model.graph.node if node.op_type == "Split"]
+    assert [types[node.input[0]] for node in splits] == [kind, TensorProto.FLOAT]
+    assert [types[node.output[1]] for node in splits] == [kind, TensorProto.FLOAT]
+
+
+class Shared(nn.Module):
+    """A table that is added inside of a module and outside of it."""
+
+    class Inner(nn.Module):
+        def __init__(self, table):
+            super().__init__()
+            self.table = table
+
+        def forward(self, x):
+            return functional.relu(x + self.table)
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(WIDTH))
+        self.inner = Shared.Inner(self.table)
+
+    def forward(self, x):
+        return self.inner(x) * self.table
+
+
+def test_a_constant_of_both_formats_is_stored_in_both(base, kind):
+    module, exact = traced(Shared)
+    model = lowered(module, exact, base)
+    weights = {t.name: t for t in model.graph.initializer}
+    assert {n: t.data_type for n, t in weights.items() if "table" in n} == {
+        "inner.table": TensorProto.FLOAT, "inner.table/low": kind
+    }  # fmt: skip
+    assert np.array_equal(numpy_helper.to_array(weights["inner.table"]), module.table.numpy())
+    x = normal(TOKENS, WIDTH)
+    low = functional.relu(
+        torch.from_numpy(x).to(getattr(torch, base)) + module.table.to(getattr(torch, base))
+    )
+    assert np.array_equal(run_onnx(twin(model), x), (low.float() * module.table).numpy())
+
+
+def test_modules_beside_a_tensor_are_those_that_make_and_that_read_it():
+    module, model = traced(Policy)
+    outputs = {scope(n)[0]: n.output[0] for n in model.graph.node if n.op_type == "Gemm"}
+    assert modules_beside(model, {outputs["layer.mlp.fc1"]}) == {"layer.mlp.fc1", "layer.mlp"}
+    assert modules_beside(model, {outputs["last"]}) == {"last", ""}
+    assert modules_beside(model, {"x"}) == {"layer.norm", "layer", ""}
+    assert modules_beside(model, ()) == set()
+    (split,) = [n for n in traced(Halves)[1].graph.node if n.op_type == "Split"][:1]
+    assert modules_beside(traced(Halves)[1], {split.output[0]}) == {"", "second"}
+
+
+@pytest.mark.parametrize(("asked", "got"), [(17, 18), (18, 18), (20, 20), (21, 21)])
+def test_a_lowered_graph_has_at_least_the_opset_that_is_asked_for(asked, got):
+    module, exact = traced(TwoPorts)
+    model = copy.deepcopy(exact)
+    model.opset_import.append(helper.make_opsetid("pkg.elsewhere", 1))
+    lower(model, "bfloat16", float32_nodes(model, module, modules=(), tensors=()), asked)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    assert versions[""] == got and versions["pkg.elsewhere"] == 1
+
+
+def test_a_tensor_of_unknown_type_is_refused_by_name():
+    module, exact = traced(TwoPorts)
+    model = copy.deepcopy(exact)
+    model.opset_import.append(helper.make_opsetid("pkg.elsewhere", 1))
+    node = model.graph.node[0]
+    odd = helper.make_node("Odd", [node.output[0]], ["odd"], domain="pkg.elsewhere")
+    model.graph.node.insert(1, odd)
+    with pytest.raises(ValueError, match=r"^tensor 'odd' has no type in the exported graph$"):
+        lower(model, "bfloat16", set(), 20)
+
+
+def test_constants_of_a_twin_are_the_stored_numbers(base, kind):
+    model = lowered(*traced(Policy), base)
+    stored = {t.name: t for t in model.graph.initializer}
+    made = {t.name: t for t in twin(model).graph.initializer}
+    assert stored.keys() == made.keys()
+    for name, tensor in stored.items():
+        was_low = tensor.data_type == kind
+        assert made[name].data_type == (TensorProto.FLOAT if was_low else tensor.data_type)
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        assert np.array_equal(numpy_helper.to_array(made[name]), values)
 
 
 def test_a_float16_file_runs_as_it_is_and_equals_its_twin():

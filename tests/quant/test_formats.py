@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.quant_utils import quantize_data
 
 from quant.formats import (
+    INT4_BLOCK,
     Quantized,
     dequantize,
     int4_blocks,
@@ -20,6 +21,7 @@ from quant.formats import (
     pad_inputs,
     round_to_bfloat16,
     round_to_float16,
+    up_to_bfloat16,
 )
 
 FORMATS = {
@@ -158,3 +160,91 @@ def test_float16_is_torchs_and_refuses_what_it_cannot_hold():
     values[3, 5] = -7e4
     with pytest.raises(ValueError, match=r"7e\+04 leaves float16, which ends at 65504"):
         round_to_float16(values)
+
+
+@given(arrays(np.float32, 8, elements=st.floats(2.0**-149, 2.0**127, width=32)))
+def test_up_to_bfloat16_is_the_least_that_is_not_smaller(values):
+    up = up_to_bfloat16(values)
+    assert np.array_equal(round_to_bfloat16(up), up) and (up >= values).all()
+    # Positive floats are ordered as their bits are, and a bfloat16 is the upper half of them.
+    below = (up.view(np.uint32) - np.uint32(0x10000)).view(np.float32)
+    assert (below < values).all()
+
+
+ROUNDED = {
+    "int8 per channel": (int8_per_channel, 127, 8),
+    "int4 blocks": (lambda w, **more: int4_blocks(w, block=4, **more), 7, 4),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_scales_are_what_codes_are_of(name):
+    quantize, top, rows = ROUNDED[name]
+    weight = random_weight((8, 24))
+    largest = np.abs(weight).reshape(-1, rows, 24).max(axis=1)
+    scales = up_to_bfloat16(largest / np.float32(top)).repeat(rows, axis=0)
+    quantized = quantize(weight, round_scales=up_to_bfloat16)
+    assert np.array_equal(scales_of_each_weight(quantized), scales)
+    assert np.array_equal(quantized.codes, np.rint(weight / scales))
+    assert not np.array_equal(quantize(weight).scales, quantized.scales)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_codes_end_where_their_format_ends(name):
+    """Rounding a scale down is against the contract; what is too large is cut off, not wrapped."""
+    quantize, top, _ = ROUNDED[name]
+    weight = random_weight((8, 24))
+    halved = quantize(weight, round_scales=lambda scales: scales / 2)
+    assert (halved.codes.max(), halved.codes.min()) == (top, -top)
+    far = np.abs(weight) > 0.75 * np.abs(weight).max(axis=0)
+    assert np.array_equal(halved.codes[far], (top * np.sign(weight))[far])
+
+
+@pytest.mark.parametrize(("name", "bits"), [(n, 4 if "int4" in n else 8) for n in FORMATS])
+def test_a_scale_that_float32_cannot_divide_by_is_one(name, bits):
+    quantize, top = FORMATS[name]
+    tiny = np.float32(2.0**-126)
+    for largest, scale in [(tiny * np.float32(top), tiny), (tiny * np.float32(top / 2), 1)]:
+        quantized = quantize(np.full((4, 1), largest, np.float32))
+        assert (quantized.scales == scale).all()
+        assert (quantized.codes == (top if scale == tiny else 0)).all()
+        assert (quantized.bits, quantized.codes.dtype) == (bits, np.int8)
+        assert quantized.scales.dtype == np.float32
+
+
+def test_formats_say_their_axis_and_block():
+    weight = random_weight((8, 3))
+    per_tensor, per_channel = int8_per_tensor(weight), int8_per_channel(weight)
+    blocks = int4_blocks(weight, block=4)
+    assert (per_tensor.axis, per_tensor.block, per_tensor.scales.shape) == (None, None, ())
+    assert (per_channel.axis, per_channel.block, per_channel.scales.shape) == (1, None, (3,))
+    assert (blocks.axis, blocks.block, blocks.scales.shape) == (0, 4, (2, 3))
+    assert int4_blocks(random_weight((256, 3))).block == INT4_BLOCK == 128
+
+
+def test_a_weight_without_inputs_has_scales_of_one():
+    empty = np.zeros((0, 3), np.float32)
+    assert int8_per_tensor(empty).scales == 1
+    assert (int8_per_channel(empty).scales == [1, 1, 1]).all()
+    assert int4_blocks(empty).scales.shape == (0, 3)
+
+
+def test_an_odd_number_of_int4_codes_takes_a_whole_byte():
+    assert int4_blocks(random_weight((3, 3)), block=3).num_bytes == 5 + 4 * 3
+
+
+@pytest.mark.parametrize("rounding", [round_to_bfloat16, up_to_bfloat16])
+def test_rounding_takes_views_and_leaves_them_as_they_are(rounding):
+    weight = np.abs(random_weight((6, 4)))
+    before = weight.copy()
+    assert np.array_equal(rounding(weight.T), rounding(weight).T)
+    assert np.array_equal(weight, before)
+
+
+def test_float16_ends_at_its_largest_number():
+    edge = np.array([65504, -65504], np.float32)
+    assert np.array_equal(round_to_float16(edge), edge)
+    for beyond in (65504.01, -65520.0, np.inf):
+        with pytest.raises(ValueError, match="leaves float16, which ends at 65504: keep this in"):
+            round_to_float16(np.array([1, beyond], np.float32))
+    assert round_to_float16(np.zeros(0, np.float32)).dtype == np.float32

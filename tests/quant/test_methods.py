@@ -465,3 +465,66 @@ def test_arguments_out_of_range_are_refused():
 def test_outputs_that_leave_float32_are_refused():
     with pytest.raises(ValueError, match="outputs leave float32: scale down the rows or the wei"):
         llm_int8(np.full((2, 2), 1e30, np.float32), np.full((2, 2), 1e30, np.float32))
+
+
+def test_defaults_are_those_of_the_papers():
+    rows, weight = random_layer(shape=(200, 256, 12))
+    largest = np.abs(rows).max(axis=0)
+    pairs = [
+        (smooth_scales(largest, weight), smooth_scales(largest, weight, alpha=0.5)),
+        (awq_scales(rows, weight, int4), awq_scales(rows, weight, int4, grid=20)),
+        (gptq(rows, weight).codes, gptq(rows, weight, block=128, damping=0.01).codes),
+    ]
+    for ours, want in pairs:
+        assert np.array_equal(ours, want)
+    assert gptq(rows, weight).scales.shape == (2, 12)
+
+
+def test_smooth_scales_are_the_formula():
+    rows, weight = random_layer(shape=(5, 8, 3))
+    largest = np.abs(rows).max(axis=0)
+    for alpha in (0.0, 0.3, 1.0):
+        want = largest.astype(np.float64) ** alpha / np.abs(weight).max(axis=1) ** (1 - alpha)
+        want /= np.sqrt(want.max() * want.min())
+        assert smooth_scales(largest, weight, alpha=alpha) == pytest.approx(want, rel=1e-6)
+
+
+def test_channel_scales_end_at_ten_thousand():
+    weight = np.ones((3, 2), np.float32)
+    scales = smooth_scales(np.array([1e-20, 1, 1e20], np.float32), weight, alpha=1)
+    assert scales.tolist() == [np.float32(1e-4), 1, 1e4]
+
+
+def test_a_dead_channel_counts_as_the_smallest_that_is_alive():
+    largest = np.array([4, 0, 1, 16], np.float32)
+    weight = np.array([[2], [3], [0], [1]], np.float32)
+    filled = smooth_scales(np.array([4, 1, 1, 16], np.float32), np.maximum(weight, 1))
+    assert np.array_equal(smooth_scales(largest, weight), filled)
+    nothing = smooth_scales(np.zeros(4, np.float32), np.zeros((4, 1), np.float32))
+    assert nothing.tolist() == [1, 1, 1, 1]
+
+
+def test_awq_leaves_channels_alone_where_nothing_is_better():
+    """All exponents give equal channels the scale 1: the first, no scaling, is kept."""
+    rows = np.ones((6, 8), np.float32)
+    _, weight = random_layer(shape=(5, 8, 3))
+    assert awq_scales(rows, weight, blocks_of_4).tolist() == [1.0] * 8
+
+
+def test_damping_may_reach_both_of_its_ends():
+    rows, weight = random_layer(shape=(5, 8, 3))
+    for damping in (1e-4, 1.0):
+        codes, _ = optimal_brain_quantization(rows, weight, 4, damping)
+        assert np.array_equal(gptq(rows, weight, block=4, damping=damping).codes, codes)
+
+
+def test_numbers_that_are_refused_are_counted_and_told():
+    rows, weight = random_layer(shape=(5, 8, 3))
+    largest = np.float32(1e30)
+    weight[0, 0] = largest
+    smooth_scales(np.abs(rows).max(axis=0), weight)
+    weight[0, 0] = np.nextafter(largest, np.float32(2e30))
+    with pytest.raises(ValueError, match=r"^weight holds 1e\+30, beyond 1e\+30: scale it down fir"):
+        smooth_scales(np.abs(rows).max(axis=0), weight)
+    with pytest.raises(ValueError, match=r"^channel_max is of 7 inputs, the weight \[8, 3\] of 8"):
+        smooth_scales(np.ones(7, np.float32), weight * 0)
