@@ -16,6 +16,7 @@ import onnx
 from export.destination import publish, temporary
 from export.lower import twin
 from export.onnx_file import save
+from runtime.arithmetic import TWIN
 from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
 
 
@@ -62,6 +63,6 @@ def write_twin(bundle: Path, folder: Path) -> None:
             files[path.relative_to(folder).as_posix()] = FileEntry(
                 sha256=sha256_of(path), bytes=path.stat().st_size
             )
-    words = f"float32 twin of {manifest.content_sha256[:16]}; {manifest.description}"
+    words = f"{TWIN}{manifest.content_sha256[:16]}; {manifest.description}"
     changed = dataclasses.replace(manifest, files=files, description=words)
     (folder / MANIFEST).write_text(changed.to_json())

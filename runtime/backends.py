@@ -6,18 +6,28 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from .arithmetic import needs_bfloat16, no_bfloat16
 from .bundle import Bundle
 from .check import engine_errors
 from .engine import Backend
+from .errors import EngineError
 from .policy import read_golden
 
 MakeBackend = Callable[[Bundle], Backend]
 
 
 def on_onnxruntime(bundle: Bundle) -> Backend:
-    """On the CPU."""
+    """On the CPU.
+
+    Raises:
+        EngineError: the bundle computes in what a CPU has not.
+    """
     from .onnxruntime_engine import OnnxRuntimeBackend
 
+    if needs_bfloat16(bundle.manifest):
+        raise EngineError(
+            f"{bundle.path} (recipe {bundle.manifest.recipe}): {no_bfloat16(bundle.path)}"
+        )
     return OnnxRuntimeBackend()
 
 

@@ -6,14 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .cameras import UsbCamera, has_hidraw, read_cameras
 from .machine import (
     Clock,
     Machine,
     PowerMode,
     Run,
-    UsbCamera,
-    has_hidraw,
-    read_cameras,
     read_clocks,
     read_throttling,
 )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .arithmetic import is_twin, make_twin, needs_bfloat16
 from .board_checks import (
     GB,
     check_cameras,
@@ -204,18 +205,23 @@ def _recipe(machine: Machine, bundle: Path, manifest: Manifest) -> Finding:
     recipe = manifest.quantization.get("recipe")
     target = str(recipe.get("target")) if isinstance(recipe, dict) else "unknown"
     here = TARGETS.get(machine.sm or "", "cpu")
-    is_twin = here == "cpu" and manifest.description.startswith("float32 twin of ")
+    is_for_cpu = is_twin(manifest)
+    cannot = needs_bfloat16(manifest) if here == "cpu" else target not in ("cpu", "unknown")
     remedy = f"export it again for this board: python -m export build {RECIPES[here]}"
     if here == "cpu":
-        remedy = f"run its float32 twin: python -m export twin --bundle {bundle} --out TWIN"
+        remedy = f"run its float32 twin: {make_twin(bundle)}"
+        if not cannot:
+            remedy = f"it runs, not at its best: python -m export build {RECIPES[here]}"
+    elif is_for_cpu:
+        remedy = "run the bundle that it is the twin of"
     return judge(
         "recipe",
-        is_twin or target == here,
-        f"{manifest.recipe}, made for: {target}" + (" (its float32 twin)" if is_twin else ""),
+        here == "cpu" if is_for_cpu else target == here,
+        f"{manifest.recipe}, made for: {target}" + (" (its float32 twin)" if is_for_cpu else ""),
         expected=f"made for: {here}",
         remedy=remedy,
         # What is made for a CPU is float32 and int8, which every GPU has, only not at its best.
-        otherwise="warning" if target in ("cpu", "unknown") else "error",
+        otherwise="error" if cannot and not is_for_cpu else "warning",
     )
 
 

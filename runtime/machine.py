@@ -24,45 +24,6 @@ ROOT = Path("/")
 COMMAND_TIMEOUT_S = 10.0
 OFF_C = -100.0
 """A sensor whose block has no power reads -256 degrees."""
-INTEL = "8086"
-REALSENSE = {
-    "0aa5": "SR300",
-    "0ad1": "D400",
-    "0ad2": "D410",
-    "0ad3": "D415",
-    "0ad4": "D430",
-    "0ad5": "D430",
-    "0ad6": "D4xx",
-    "0adb": "D4xx",
-    "0adc": "D4xx",
-    "0af2": "D4xx",
-    "0af6": "D420",
-    "0afe": "D420",
-    "0aff": "D410",
-    "0b00": "D400",
-    "0b01": "D430",
-    "0b03": "D460",
-    "0b07": "D435",
-    "0b0c": "D405",
-    "0b0d": "L500",
-    "0b37": "T265",
-    "0b3a": "D435i",
-    "0b48": "SR305",
-    "0b49": "D416",
-    "0b4b": "D430i",
-    "0b4d": "D465",
-    "0b52": "D416",
-    "0b5b": "D405",
-    "0b5c": "D455",
-    "0b64": "L515",
-    "0b6a": "D585",
-    "0b6b": "D585S",
-    "abcd": "D457",
-}
-"""Product numbers on USB, from librealsense. Intel's other devices have neighbouring ones: 0aaa is
-Bluetooth."""
-WITH_IMU = {"0af2", "0b3a", "0b4b", "0b4d", "0b5c", "0b64", "0b6a", "0b6b", "abcd"}
-RECOVERING = {"0adb", "0adc"}
 CUDA_LIBRARIES = (
     "usr/local/cuda/lib64/libcudart.so.*",
     "usr/local/cuda/targets/*/lib/libcudart.so.*",
@@ -153,19 +114,6 @@ class Throttling:
     """Events since boot by counter: oc1 is undervoltage, oc2 average, oc3 instantaneous current."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UsbCamera:
-    """A RealSense."""
-
-    product: str
-    speed_mbps: float
-    """480 is USB 2, 5000 and more USB 3."""
-    has_imu: bool
-    """A motion sensor, which the kernel shows as a raw HID device."""
-    is_recovering: bool
-    """Without firmware, waiting for one."""
-
-
 def run_command(arguments: Sequence[str]) -> str:
     """Run a command without a shell; what it printed, empty if it is missing or hangs."""
     try:
@@ -192,7 +140,7 @@ def read_machine(root: Path = ROOT, run: Run = run_command, python: str | None =
     """
     compatible = tuple(name for name in _device_tree(root, "compatible") if name)
     release = root / "etc/nv_tegra_release"
-    l4t = _l4t(_text(release))
+    l4t = _l4t(text_of(release))
     memory = _meminfo(root)
     return Machine(
         board=next(iter(_device_tree(root, "model")), "") or _architecture(run),
@@ -217,9 +165,9 @@ def read_clocks(root: Path = ROOT) -> Clocks:
     """Current clocks and their limits."""
     cpus = (
         _clock(folder, "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", 1e3)
-        for folder in _glob(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq")
+        for folder in paths_of(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq")
     )
-    devices = _glob(root, "sys/class/devfreq/*")
+    devices = paths_of(root, "sys/class/devfreq/*")
     # 17000000.gpu on Orin (.ga10b before JetPack 6), gpu-gpc-0 before gpu-nvd-0 on Thor.
     gpus = [d for d in devices if "gpu" in d.name or "ga10b" in d.name]
     emcs = [d for d in devices if "bwmgr" in d.name or "emc" in d.name]
@@ -234,10 +182,10 @@ def read_clocks(root: Path = ROOT) -> Clocks:
 def read_temperatures(root: Path = ROOT) -> dict[str, float]:
     """Degrees Celsius by zone. Zones that cannot be read, or whose block is off, are left out."""
     found = {}
-    for zone in _glob(root, "sys/class/thermal/thermal_zone*"):
-        millidegrees = _number(zone / "temp")
+    for zone in paths_of(root, "sys/class/thermal/thermal_zone*"):
+        millidegrees = number_of(zone / "temp")
         if millidegrees is not None and millidegrees / 1e3 > OFF_C:
-            found[_text(zone / "type").strip() or zone.name] = millidegrees / 1e3
+            found[text_of(zone / "type").strip() or zone.name] = millidegrees / 1e3
     return found
 
 
@@ -247,14 +195,14 @@ def read_power_w(root: Path = ROOT) -> dict[str, float]:
     Rails are named by the board: VDD_IN on Orin Nano and NX is all of it; AGX Orin has no such sum.
     """
     found = {}
-    for label in _glob(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[123]_label"):
+    for label in paths_of(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[123]_label"):
         number = label.name[2]
-        millivolts = _number(label.with_name(f"in{number}_input"))
-        milliamperes = _number(label.with_name(f"curr{number}_input"))
+        millivolts = number_of(label.with_name(f"in{number}_input"))
+        milliamperes = number_of(label.with_name(f"curr{number}_input"))
         if millivolts is not None and milliamperes is not None:
-            found[_text(label).strip()] = millivolts * milliamperes / 1e6
-    for power in _glob(root, "sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*/power1_input"):
-        microwatts = _number(power)  # Thor measures its supply with another chip
+            found[text_of(label).strip()] = millivolts * milliamperes / 1e6
+    for power in paths_of(root, "sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*/power1_input"):
+        microwatts = number_of(power)  # Thor measures its supply with another chip
         if microwatts is not None:
             found["VIN"] = microwatts / 1e6
     return {name: watts for name, watts in found.items() if name not in ("", "NC")}
@@ -263,47 +211,21 @@ def read_power_w(root: Path = ROOT) -> dict[str, float]:
 def read_throttling(root: Path = ROOT) -> Throttling:
     """What holds the clocks down now, and what did since boot."""
     cooling = {}
-    for device in _glob(root, "sys/class/thermal/cooling_device*"):
-        name, state = _text(device / "type").strip(), _number(device / "cur_state")
+    for device in paths_of(root, "sys/class/thermal/cooling_device*"):
+        name, state = text_of(device / "type").strip(), number_of(device / "cur_state")
         if state is not None and state > 0 and "fan" not in name.lower():
             cooling[name or device.name] = int(state)
-    counters = _glob(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
-    counts = {path.name.split("_")[0]: _number(path) for path in counters}
+    counters = paths_of(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
+    counts = {path.name.split("_")[0]: number_of(path) for path in counters}
     return Throttling(
         cooling=cooling,
         over_current={name: int(count) for name, count in counts.items() if count is not None},
     )
 
 
-def read_cameras(root: Path = ROOT) -> tuple[UsbCamera, ...]:
-    """Every RealSense on USB; Intel's other devices are left out."""
-    found = []
-    for device in _glob(root, "sys/bus/usb/devices/*"):
-        product = _text(device / "product").strip()
-        number = _text(device / "idProduct").strip().lower()
-        model = REALSENSE.get(number)
-        if _text(device / "idVendor").strip() != INTEL or not (model or "RealSense" in product):
-            continue
-        has_imu = number in WITH_IMU if model else bool(re.search(r"\d{3}i|D?45[57]", product))
-        found.append(
-            UsbCamera(
-                product=product or f"RealSense {model}",
-                speed_mbps=_number(device / "speed") or 0.0,
-                has_imu=has_imu,
-                is_recovering=number in RECOVERING,
-            )
-        )
-    return tuple(found)
-
-
-def has_hidraw(root: Path = ROOT) -> bool:
-    """Whether the kernel hands out raw HID devices, which a camera's motion sensor is."""
-    return (root / "sys/class/hidraw").is_dir() or bool(_glob(root, "dev/hidraw*"))
-
-
 def _device_tree(root: Path, name: str) -> list[str]:
     """A property is strings that each end with a NUL."""
-    return _text(root / "proc/device-tree" / name).rstrip("\0\n").split("\0")
+    return text_of(root / "proc/device-tree" / name).rstrip("\0\n").split("\0")
 
 
 def _architecture(run: Run) -> str:
@@ -320,18 +242,18 @@ def _sm(root: Path, compatible: Sequence[str]) -> str | None:
     """By the device tree; a container may hide that, but not what the kernel says of the chip."""
     in_tree = (SMS[chip] for chip in SMS if f"nvidia,{chip}" in compatible)
     soc = root / "sys/devices/soc0"
-    is_tegra = _text(soc / "family").strip() == "Tegra"
-    told = SMS.get(f"tegra{_text(soc / 'soc_id').strip()}") if is_tegra else None
+    is_tegra = text_of(soc / "family").strip() == "Tegra"
+    told = SMS.get(f"tegra{text_of(soc / 'soc_id').strip()}") if is_tegra else None
     return next(in_tree, told)
 
 
 def _cuda(root: Path) -> str | None:
     try:
-        return str(json.loads(_text(root / "usr/local/cuda/version.json"))["cuda"]["version"])
+        return str(json.loads(text_of(root / "usr/local/cuda/version.json"))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
         pass
     for pattern in CUDA_LIBRARIES:  # libcudart.so.12 is a link to libcudart.so.12.6.68
-        versions = [path.name.removeprefix("libcudart.so.") for path in _glob(root, pattern)]
+        versions = [path.name.removeprefix("libcudart.so.") for path in paths_of(root, pattern)]
         if versions:
             return max(versions, key=numbers_of)
     return None
@@ -349,7 +271,7 @@ def _power_mode(root: Path, run: Run) -> PowerMode | None:
     found = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", run(["nvpmodel", "-q"]))
     if found is not None:
         return PowerMode(name=found[1], number=int(found[2]))
-    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    status = re.search(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status"))
     if status is None:
         return None
     return next((m for m in _power_modes(root, run) if m.number == int(status[1])), None)
@@ -357,19 +279,19 @@ def _power_mode(root: Path, run: Run) -> PowerMode | None:
 
 def _power_modes(root: Path, run: Run) -> tuple[PowerMode, ...]:
     pattern = re.compile(r"^[^#\n]*POWER_MODEL:?\s+ID=(\d+)\s+NAME=([^\s>]+)", re.MULTILINE)
-    found = pattern.findall(_text(root / "etc/nvpmodel.conf"))
+    found = pattern.findall(text_of(root / "etc/nvpmodel.conf"))
     found = found or pattern.findall(run(["nvpmodel", "-p", "--verbose"]))
     return tuple(PowerMode(name=name, number=int(number)) for number, name in found)
 
 
 def _num_cpus(root: Path) -> int:
     """`0-3,6` is five of them."""
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(root / "sys/devices/system/cpu/online"))
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", text_of(root / "sys/devices/system/cpu/online"))
     return sum(int(last or first) - int(first) + 1 for first, last in ranges)
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    lines = re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    lines = re.findall(r"^(\w+):\s+(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in lines}
 
 
@@ -379,25 +301,25 @@ def _first_devfreq(folders: list[Path]) -> Clock | None:
 
 
 def _clock(folder: Path, now: str, low: str, high: str, per_mhz: float) -> Clock | None:
-    values = [_number(folder / name) for name in (now, low, high)]
+    values = [number_of(folder / name) for name in (now, low, high)]
     mhz = [None if value is None else value / per_mhz for value in values]
     if mhz[0] is None:
         return None
     return Clock(now_mhz=mhz[0], min_mhz=mhz[1], max_mhz=mhz[2])
 
 
-def _glob(root: Path, pattern: str) -> list[Path]:
+def paths_of(root: Path, pattern: str) -> list[Path]:
     return sorted(root.glob(pattern))
 
 
-def _number(path: Path) -> float | None:
+def number_of(path: Path) -> float | None:
     try:
-        return float(_text(path))
+        return float(text_of(path))
     except ValueError:
         return None
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Empty where it cannot be read: sysfs refuses sensors of blocks that are off."""
     try:
         return path.read_text(errors="replace")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arithmetic import no_bfloat16
 from .engine import ALIGNMENT, Launch, Memory, in_order
 from .errors import EngineError
 from .graph import Graph, Tensor
@@ -101,10 +102,10 @@ class OnnxRuntimeEngine:
                 disabled_optimizers=["MatMulAddFusion"] if is_quantized else [],
             )
         except Exception as error:  # its exception classes share no public base
-            hint = ""
-            if "NOT_IMPLEMENTED" in str(error):
-                hint = "; it has no bfloat16 on a CPU (python -m export twin makes a float32 twin)"
-            raise EngineError(f"{path}: ONNX Runtime refuses this engine{hint}: {error}") from error
+            told = " ".join(str(error).split())
+            if "NOT_IMPLEMENTED" in told or "bfloat16" in told:
+                told = f"{no_bfloat16(path.parents[1])} ({told})"
+            raise EngineError(f"{path}: ONNX Runtime refuses this engine: {told}") from error
         self.path = path
         self.inputs = {node.name: _spec(node, path) for node in self._session.get_inputs()}
         self.outputs = {node.name: _spec(node, path) for node in self._session.get_outputs()}
@@ -130,10 +131,13 @@ class OnnxRuntimeEngine:
                         f"tensor {name!r} is {array.dtype} {list(array.shape)}"
                     )
                 bind(port, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        session, bound = self._session, (memory, binding)
+        path, session, bound = self.path, self._session, (memory, binding)
 
         def run() -> None:
-            session.run_with_iobinding(bound[1])  # `bound` keeps the memory alive as well
+            try:
+                session.run_with_iobinding(bound[1])  # `bound` keeps the memory alive as well
+            except Exception as error:
+                raise EngineError(f"{path}: ONNX Runtime failed: {error}") from error
 
         return run
 

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 import runtime
+from device_tests.__main__ import main as device_tests
 from export.twin import TwinConfig, make_twin
 from models.checkpoint import load_checkpoint, reference
 from models.demo import EPISODES
 from runtime.__main__ import main as anchorvla
+from runtime.bundle import read_bundle
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
+from runtime.onnxruntime_engine import OnnxRuntimeBackend
 from runtime.policy import draw_noise
 from runtime.robot import load_recording
 from tests.oracles import relative_error
+from tests.runtime.boards.tree import pc
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +32,45 @@ def twin(bundle, tmp_path_factory):
     return make_twin(TwinConfig(bundle=bundle, out=tmp_path_factory.mktemp("twin") / "a" / "twin"))
 
 
-def test_a_bfloat16_bundle_is_refused_on_a_cpu_with_the_way_out(bundle):
-    with pytest.raises(EngineError, match="no bfloat16 on a CPU .python -m export twin makes a"):
+def words(bundle):
+    return (
+        f"{bundle} (recipe {read_bundle(bundle).manifest.recipe}): this bundle computes in "
+        "bfloat16, which a CPU cannot; make its float32 twin: python -m export twin --bundle "
+        f"{bundle} --out {bundle}-twin; or run it on its board's GPU: --engine tensorrt"
+    )
+
+
+@pytest.mark.parametrize("recipe", ["orin-bf16", "orin-w8a8"])
+def test_a_bundle_that_computes_in_bfloat16_is_refused_on_a_cpu_with_the_way_out(
+    exported, recipe, capsys, tmp_path
+):
+    """Before ONNX Runtime says so in its own words, which differ from operator to operator."""
+    bundle = exported(recipe)
+    with pytest.raises(EngineError) as refused:
         runtime.load(bundle)
+    assert str(refused.value) == words(bundle)
+    for verb in (["check"], ["run", "--episodes", str(EPISODES)], ["bench"]):
+        assert anchorvla([verb[0], str(bundle), *verb[1:]]) == 5
+        assert capsys.readouterr().err == f"error: {words(bundle)}\n"
+    results = tmp_path / "results"
+    assert device_tests([str(bundle), "--board=x86-cpu", f"--results={results}"]) == 5
+    assert words(bundle) in "".join(capsys.readouterr())
+    finding = pc(tmp_path).findings(bundle)["recipe"]
+    assert finding.severity == "error"
+    assert "export twin" in finding.remedy
+
+
+@pytest.mark.parametrize("recipe", ["orin-bf16", "orin-w8a8"])
+def test_an_engine_of_its_own_says_so_too(exported, recipe):
+    """Nobody asked the manifest, or it does not say."""
+    engine = exported(recipe) / "engines" / "denoise.onnx"
+    with pytest.raises(EngineError, match=r"denoise\.onnx: .* in bfloat16, which a CPU cannot; .*"):
+        OnnxRuntimeBackend().engine(engine)
+
+
+def test_the_doctor_lets_a_cpu_run_what_it_can(twin, tmp_path):
+    assert pc(tmp_path).findings(twin)["recipe"].severity == "ok"
+    runtime.load(twin).close()
 
 
 def test_the_twin_acts_within_twice_the_error_that_the_bundle_states(twin, cut_checkpoint):

@@ -401,10 +401,10 @@ def bundle(demo_bundle, tmp_path):
     return target
 
 
-def retarget(bundle: Path, target: str, **changes: str) -> None:
+def retarget(bundle: Path, target: str, base: str = "bfloat16", **changes: str) -> None:
     path = bundle / "manifest.json"
     raw = json.loads(path.read_text()) | changes
-    raw["quantization"]["recipe"]["target"] = target
+    raw["quantization"]["recipe"] |= {"target": target, "base": base}
     path.unlink()
     path.write_text(json.dumps(raw))
 
@@ -453,9 +453,25 @@ def test_a_pc_runs_what_is_made_for_a_cpu_and_the_twin_of_the_rest(bundle, tmp_p
     retarget(bundle, "orin")
     finding = board.findings(bundle)["recipe"]
     assert finding.severity == "error"
-    assert f"python -m export twin --bundle {bundle}" in finding.remedy
+    assert f"python -m export twin --bundle {bundle} --out {bundle}-twin" in finding.remedy
     retarget(bundle, "orin", description="float32 twin of 6cbe4a06ea22402e; random")
     assert board.findings(bundle)["recipe"].severity == "ok"
+
+
+def test_a_pc_runs_float16_though_not_at_its_best(bundle, tmp_path):
+    """ONNX Runtime has it on a CPU, with casts."""
+    retarget(bundle, "orin", base="float16")
+    finding = pc(tmp_path / "pc").findings(bundle)["recipe"]
+    assert finding.severity == "warning"
+    assert finding.remedy == "it runs, not at its best: python -m export build float32"
+
+
+def test_a_board_is_warned_of_a_twin(bundle, tmp_path):
+    retarget(bundle, "orin", description="float32 twin of 6cbe4a06ea22402e; random")
+    finding = plant(NANO, tmp_path / "board").findings(bundle)["recipe"]
+    assert finding.severity == "warning"
+    assert finding.found.endswith("made for: orin (its float32 twin)")
+    assert finding.remedy == "run the bundle that it is the twin of"
 
 
 def test_a_manifest_that_names_no_target_is_a_warning(bundle, tmp_path):

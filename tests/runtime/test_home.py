@@ -50,6 +50,18 @@ def test_every_verb_leaves_the_home_folder_empty(demo_bundle, tmp_path):
     assert list(home.rglob("*")) == []
 
 
+SIMULATE = """
+from runtime.metaworld import MetaWorldRobot
+MetaWorldRobot(task="reach", seed=0, image_size=16).close()
+"""
+
+
+def test_the_simulator_leaves_the_home_folder_empty(simulator, tmp_path):
+    """Mesa asks the password file for the home folder, unless it is given another cache."""
+    run(tmp_path, SIMULATE, XDG_CACHE_HOME=str(tmp_path))
+    assert list(tmp_path.rglob("*")) == []
+
+
 IMPORT = "import os, runtime.onnxruntime_engine; print(os.environ['ORT_DISABLE_TELEMETRY'])"
 
 

@@ -4,10 +4,9 @@ import sys
 
 import pytest
 
+from runtime.cameras import has_hidraw, read_cameras
 from runtime.machine import (
     PowerMode,
-    has_hidraw,
-    read_cameras,
     read_clocks,
     read_machine,
     read_power_w,
