@@ -153,6 +153,14 @@ def test_bfloat16_is_torchs(values):
     assert np.array_equal(round_to_bfloat16(values), theirs, equal_nan=True)
 
 
+def test_bfloat16_is_torchs_at_every_tie_and_beside_it():
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    values = (upper[:, None] | lower).view(np.float32)
+    theirs = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(round_to_bfloat16(values), theirs, equal_nan=True)
+
+
 def test_float16_is_torchs_and_refuses_what_it_cannot_hold():
     values = random_weight((64, 64)) * 1e4
     theirs = torch.from_numpy(values).to(torch.float16).to(torch.float32).numpy()
