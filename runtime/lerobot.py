@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ObservationError, RecordingError
 from .lerobot_contents import ACTION, INFO, MAX_DRIFT, STATE, Contents, Entry, read_contents
-from .prompt import check_instruction
+from .prompt import WHITE_SPACE, check_instruction
 from .robot import Recording
 from .tables import Row, check_file, read_parquet
 from .video import Video
@@ -60,7 +60,7 @@ class LeRobotEpisode:
     def instructions(self) -> tuple[str, ...]:
         """Those that it may be given: the ones it is listed with, or all of the dataset."""
         texts = self.entry.tasks or tuple(self.contents.tasks.values())
-        return tuple(text.strip() for text in texts if text.strip())
+        return tuple(text.strip(WHITE_SPACE) for text in texts if text.strip(WHITE_SPACE))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -224,7 +224,7 @@ class LeRobotEpisode:
                 f"{self.entry.table}: task_index {task} in {self.name}, but the task table has "
                 f"{sorted(self.contents.tasks)}; copy the meta folder again"
             )
-        text = self.contents.tasks[task].strip()
+        text = self.contents.tasks[task].strip(WHITE_SPACE)
         try:
             check_instruction(text, ())
         except ObservationError as error:

@@ -7,7 +7,7 @@ padded to the engine's fixed number of tokens, S; the prefix is the suffix's pas
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +22,38 @@ Segment = int | tuple[int, int]
 MASKED = -30000.0
 """Added to the score of a forbidden pair: finite in float16 too, and exp of it is 0."""
 
-JOINERS = "\u200c\u200d"
-"""Invisible characters that ordinary words of some languages hold."""
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    chr(code) for code in range(0x2000, 0x200B)
+)
+"""What is taken away around an instruction: Unicode's White_Space."""
+
+_HIDDEN = (
+    (0x00, 0x1F),  # controls, and so on
+    (0x7F, 0x9F),
+    (0xAD, 0xAD),  # soft hyphen
+    (0x61C, 0x61C),  # directions
+    (0x180E, 0x180E),
+    (0x200B, 0x200B),  # zero-width space; U+200C and U+200D join letters and emoji: allowed
+    (0x200E, 0x200F),  # directions
+    (0x2028, 0x202E),  # lines, paragraphs, directions
+    (0x2060, 0x206F),  # invisible operators, directions
+    (0xD800, 0xDFFF),  # surrogates
+    (0xFDD0, 0xFDEF),  # no characters
+    (0xFEFF, 0xFEFF),  # byte order mark
+    (0xFFF0, 0xFFFB),  # annotations
+    (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE00FF),  # tags; allowed as the tail of a flag
+    (0xE01F0, 0xE0FFF),
+    *((plane + 0xFFFE, plane + 0xFFFF) for plane in range(0, 0x110000, 0x10000)),
+)
+"""Characters that cannot be seen, by number: what a Python knows of Unicode differs from the next
+one's, and a robot must take what its exporter took. Letters and emoji yet to come are allowed."""
+_FLAG_TAIL = re.compile("(?<=\U0001f3f4)[\U000e0020-\U000e007e]+\U000e007f")
+"""Which country a black flag is of: England, Scotland, Wales."""
+_HIDDEN_CHARACTER = re.compile(
+    "[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _HIDDEN) + "]"
+)
 
 MAX_INSTRUCTION = 2000
 """Characters; far beyond any exported prompt, it keeps the tokenizer from chewing on a novel."""
@@ -32,26 +62,29 @@ MAX_INSTRUCTION = 2000
 def check_instruction(instruction: str, special_tokens: Sequence[str]) -> None:
     """Refuse text that would be read as something else than an instruction.
 
+    White space around it is no part of it.
+
     Raises:
         ObservationError: empty, too long, with control characters or with a special token.
     """
     if not isinstance(instruction, str):
         raise ObservationError(f"instruction must be text, got {type(instruction).__name__}")
-    if not instruction.strip():
+    text = instruction.strip(WHITE_SPACE)
+    if not text:
         raise ObservationError("instruction is empty; say what the robot should do")
-    if len(instruction) > MAX_INSTRUCTION:
+    if len(text) > MAX_INSTRUCTION:
         raise ObservationError(
-            f"instruction has {len(instruction)} characters, the limit is {MAX_INSTRUCTION}"
+            f"instruction has {len(text)} characters, the limit is {MAX_INSTRUCTION}"
         )
-    for at, character in enumerate(instruction):
-        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
-        if hidden and character not in JOINERS:
+    flags = {at for flag in _FLAG_TAIL.finditer(text) for at in range(*flag.span())}
+    for found in _HIDDEN_CHARACTER.finditer(text):
+        if found.start() not in flags:
             raise ObservationError(
-                f"instruction holds the control character {character!r} at {at}; "
-                "send one plain line"
+                f"instruction holds the control character {ascii(found.group())} at "
+                f"{found.start()}; send one plain line"
             )
     for token in (*special_tokens, "<image>"):
-        if token in instruction:
+        if token in text:
             raise ObservationError(
                 f"instruction holds {token!r}, which the model reads as structure; remove it"
             )
@@ -66,14 +99,14 @@ def encode_tail(
         tokenizer: a `tokenizers.Tokenizer`.
         template: the text behind the image, with `{instruction}`.
         end_ids: ids appended as they are.
-        instruction: what the operator says.
+        instruction: what the operator says; white space around it is left out.
 
     Raises:
         ObservationError: see `check_instruction`.
     """
     special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
     check_instruction(instruction, special)
-    text = template.replace("{instruction}", instruction)
+    text = template.replace("{instruction}", instruction.strip(WHITE_SPACE))
     return (*tokenizer.encode(text, add_special_tokens=False).ids, *end_ids)
 
 

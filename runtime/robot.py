@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import RecordingError, RobotError
+from .errors import ObservationError, RecordingError, RobotError
+from .prompt import check_instruction
 
 # numpy's letters: U text, i integer, f float, b bool.
 _SCALAR_KINDS = {"instruction": "U", "task": "U", "seed": "i", "rate_hz": "f", "success": "b"}
@@ -122,6 +123,10 @@ class Recording:
                     f"frame {frame}: dimension {dimension} of the {name} is "
                     f"{values_ND[frame, dimension]}; mend it or leave the episode out"
                 )
+        try:
+            check_instruction(self.instruction, ())
+        except ObservationError as error:
+            raise RecordingError(f"{error}; mend it, or leave the episode out") from None
         if not 0 < self.rate_hz <= 1000:
             raise RecordingError(f"rate_hz must be in (0, 1000], got {self.rate_hz}")
 

@@ -85,7 +85,7 @@ def test_the_pieces_of_a_prompt_are_the_tokens_of_the_whole(parts, text):
     got = [*parts.head, *pads, *parts.anchor_end, *parts.middle, *pads, *tail]
     image = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>"
     before, after = config.template.split("{instruction}")
-    whole = before.replace("{anchor}", image).replace("{frame}", image) + text + after
+    whole = before.replace("{anchor}", image).replace("{frame}", image) + text.strip() + after
     want = tokenizer.encode(whole, add_special_tokens=False).ids
     assert got == [*want, config.placeholder_token_id, 151645]
 
@@ -122,6 +122,70 @@ def test_text_that_is_no_instruction_is_refused(parts, instruction, message):
 
 def test_the_longest_instruction_passes():
     check_instruction("x" * MAX_INSTRUCTION, [])
+    check_instruction(" " * MAX_INSTRUCTION + "x" * MAX_INSTRUCTION, [])
+
+
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+FLAG_OF_ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
+
+@pytest.mark.parametrize("outside", ["\n", "\r\n", " ", SPACES])
+def test_white_space_around_an_instruction_is_left_out(parts, outside):
+    tokenizer = qwen_tokenizer()
+    plain, padded = (
+        encode_tail(tokenizer, parts.tail, parts.end_ids, text)
+        for text in ("touch  red", f"{outside}touch  red{outside}")
+    )
+    assert padded == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\U0001fae8",  # an emoji of Unicode 15, younger than Python 3.10 and 3.11
+        f"bring the cup with {FLAG_OF_ENGLAND} on it",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",  # joined emoji
+        "\U0001f44d\U0001f3fd",  # one with a colour
+        "\u0915\u094d\u200d\u0937",  # Hindi
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian
+        "\U0003fffd",  # a character that no Unicode has yet
+        "nur\xa0zwei",
+    ],
+)
+def test_what_people_write_is_taken(text):
+    check_instruction(text, [])
+
+
+@pytest.mark.parametrize(
+    "text", [FLAG_OF_ENGLAND[1:], FLAG_OF_ENGLAND[:-1], "x\U000e0041\U000e007f"]
+)
+def test_tags_that_are_no_flag_are_refused(text):
+    with pytest.raises(ObservationError, match=r"control character '\\U000e00"):
+        check_instruction(f"go {text} on", [])
+
+
+def is_taken(character):
+    try:
+        check_instruction(f"a{character}b", [])
+    except ObservationError:
+        return False
+    return True
+
+
+def test_every_character_that_shows_is_taken_and_no_control_is():
+    """By what this Python knows of Unicode; `check_instruction` must not ask it."""
+    shows = {"L", "M", "N", "P", "S", "Co", "Zs"}
+    every = [(chr(n), unicodedata.category(chr(n))) for n in range(0x110000)]
+    shown = "".join(c for c, category in every if {category, category[0]} & shows)
+    for start in range(0, len(shown), 1000):
+        check_instruction(f"a{shown[start : start + 1000]}b", [])
+    controls = [c for c, category in every if category in ("Cc", "Cs", "Zl", "Zp")]
+    directions = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    unseen = "\xad\u180e\u200b\u2060\u2065\u206f\ufdd0\ufdef\ufeff\ufff0\ufffb\U0001bca0\U0001bca3"
+    unseen += "\U0001d173\U0001d17a\U000e0000\U000e00ff\U000e01f0\U000e0fff"
+    none = [chr(plane + end) for plane in range(0, 0x110000, 0x10000) for end in (0xFFFE, 0xFFFF)]
+    assert [ascii(c) for c in (*controls, *directions, *unseen, *none) if is_taken(c)] == []
+    assert is_taken("\u0600") and is_taken("\u2070") and is_taken("\U000e0100")
 
 
 MASKS = [(0, 0, 5, 5), (0, 8, 5, 8), (5, 8, 3, 8), (8, 8, 8, 8), (3, 4, 1, 6), (0, 6, 0, 6)]

@@ -226,6 +226,8 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
         ({"states": np.zeros(5, np.float32)}, r"got float32 with shape \[5\]"),
         ({"actions": np.zeros((6, 7), np.float32)}, "5 states and 6 actions"),
         ({"rate_hz": 0.0}, r"rate_hz must be in \(0, 1000\], got 0.0"),
+        ({"instruction": " \n"}, "instruction is empty; .*; mend it, or leave the episode out"),
+        ({"instruction": "a\nb"}, r"instruction holds the control character '\\n' at 1"),
         ({"states": holed((5, 4))}, "frame 3: dimension 2 of the state is nan; mend it or"),
         ({"actions": holed((5, 7))}, "frame 3: dimension 2 of the action is nan; mend it or"),
     ],
