@@ -23,6 +23,12 @@ from .svg import lines
 
 LEAST_SPAN = 0.5
 """Of a chart's axis, over what is 1 to the policy: a quarter of the range of the statistics."""
+EXPLAINED = (
+    "Predicted are the actions that were carried out, each beside what was recorded on its frame. "
+    "Best constant: the error of repeating the recording's median; a policy that errs as much has "
+    "learned nothing of that dimension. The recording goes on whatever the policy does, so none of "
+    "this tells success."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,7 +94,7 @@ def dimension_errors(runs: Sequence[Run]) -> list[DimensionError]:
 
 
 def error_table(runs: Sequence[Run], units: Sequence[str]) -> list[Markup]:
-    """The errors as a table with what it says; nothing where nothing was recorded."""
+    """The errors, and of how many steps they are; nothing where nothing was recorded."""
     errors = dimension_errors(runs)
     head = [
         Column("action", "name"), Column("unit", "name"), Column("mean absolute error"),
@@ -98,7 +104,7 @@ def error_table(runs: Sequence[Run], units: Sequence[str]) -> list[Markup]:
         (str(d), unit, *(f"{v:.3g}" for v in (e.mean, e.largest, e.constant, e.low, e.high)))
         for d, (unit, e) in enumerate(zip(units, errors, strict=bool(errors)))
     ]
-    return [table(head, rows), sentence(_compared(runs))] if errors else []
+    return [table(head, rows), sentence(_how_many(runs))] if errors else []
 
 
 def action_charts(run: Run, action: Normalization) -> Markup:
@@ -125,13 +131,9 @@ def _points(values_N: NDArray[np.float32]) -> list[tuple[float, float]]:
     return [(float(i), float(value)) for i, value in enumerate(values_N)]
 
 
-def _compared(runs: Sequence[Run]) -> str:
+def _how_many(runs: Sequence[Run]) -> str:
     compared = sum(run.num_compared for run in runs)
     recorded = sum(len(run.recorded_NA) for run in runs if run.recorded_NA is not None)
-    words = "All" if compared == recorded else f"The first {compared:,} of"
-    return (
-        f"{words} {recorded:,} recorded steps are compared, each with the action that was carried "
-        "out on its frame. Best constant: the error of repeating the recording's median; a policy "
-        "that errs as much has learned nothing of that dimension. The recording goes on whatever "
-        "the policy does, so none of this tells success."
-    )
+    if compared == recorded:
+        return f"Over all {recorded:,} recorded steps."
+    return f"Over {compared:,} of {recorded:,} recorded steps: the run was cut short."

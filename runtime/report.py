@@ -19,7 +19,7 @@ from .benchmark import Quantiles, Timing
 from .bundle import Bundle
 from .engine import Backend
 from .graph import Graph
-from .imitation import Run, action_charts, error_table
+from .imitation import EXPLAINED, Run, action_charts, error_table
 from .loop import LoopConfig, Step, Trace
 from .machine import read_machine
 from .markup import Markup, element
@@ -124,7 +124,7 @@ def draw_page(
             sentence(_saved(numbers, timings)),
         ),
         section("What is recomputed when", chart(draw(graph))),
-        *([section("Predicted against recorded", *errors)] if errors else []),
+        *([section("Predicted against recorded", *errors, sentence(EXPLAINED))] if errors else []),
         element("h2", "Episodes"),
         *(_episode(run, action) for run in sorted(runs, key=lambda run: run.trace.success is None)),
         section("Engines", _engines(policy.bundle)),

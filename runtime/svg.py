@@ -36,7 +36,7 @@ def svg(width: float, height: float, parts: Sequence[Markup], *, title: str) -> 
         *parts,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {round(width)} {round(height)}",
-        style=f"width:100%;max-width:{round(width)}px;height:auto",
+        style=f"--drawn:{round(width)}px;width:100%;max-width:{round(width)}px;height:auto",
         font_family=FONT,
         role="img",
         aria_label=title,

@@ -40,9 +40,8 @@ class TensorRTBackend:
         EngineError: TensorRT, CUDA's Python packages or a GPU are missing.
     """
 
-    name = "tensorrt"
-
     def __init__(self, read_plan: Callable[[Path], bytes], *, kind: str = "tensorrt") -> None:
+        self.name = kind
         self._trt = load_tensorrt(kind)
         self.cuda = Cuda()
         self._read_plan = read_plan

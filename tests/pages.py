@@ -122,9 +122,9 @@ def broken_promises(page):
     for wanted in ("@media print", "screen and (prefers-color-scheme:dark)", "max-width:600px"):
         if wanted not in page.style:
             found.append(f"style lacks {wanted}")
-    defined = set(re.findall(r"(--[\w-]+):", page.style))
+    defined = set(re.findall(r"(--[\w-]+):", page.source))
     used = set(re.findall(r"var\((--[\w-]+)\)", page.source))
-    found += [f"no colour {name}" for name in sorted(used - defined)]
+    found += [f"nothing defines {name}" for name in sorted(used - defined)]
     rules = re.sub(r":root\{[^}]*\}", "", page.style)
     found += [f"style has a colour of its own: {c}" for c in COLOUR.findall(rules)]
     for (tag, attributes), around in zip(page.attributes, page.inside, strict=True):

@@ -52,7 +52,7 @@ def test_text_stays_text_wherever_it_goes():
         (('lang="en"', ""), "no language"),
         (("@media print", "@media tty"), "lacks @media print"),
         (("prefers-color-scheme", "prefers-contrast"), "prefers-color-scheme:dark"),
-        (("--ink:", "--inc:"), "no colour --ink"),
+        (("--ink:", "--inc:"), "nothing defines --ink"),
         (("body{margin:0;", "body{margin:0;color:#000;"), "style has a colour of its own: #000"),
         ((' role="img"', ""), "a picture without a name"),
         (('aria-label="t"', 'aria-label=""'), "a picture without a name"),

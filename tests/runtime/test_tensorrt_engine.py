@@ -9,6 +9,7 @@ import pytest
 
 import runtime
 from runtime import policy as policy_module
+from runtime import tensorrt_engine
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
 from runtime.policy import read_golden
@@ -39,6 +40,15 @@ def pair(world, demo_bundle):
     simulated = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
     yield simulated, runtime.load(demo_bundle)
     simulated.close()
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "tensorrt_rtx"])
+def test_it_is_called_by_the_compiler_that_computes(world, monkeypatch, kind):
+    real = tensorrt_engine.load_tensorrt
+    monkeypatch.setattr(tensorrt_engine, "load_tensorrt", lambda asked: real("tensorrt"))
+    backend = TensorRTBackend(make_plan, kind=kind)
+    assert backend.name == kind
+    backend.close()
 
 
 def test_every_kind_of_tick_equals_onnx_runtime_bit_for_bit(pair, image):
