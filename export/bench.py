@@ -36,8 +36,9 @@ from export.measure import make_golden
 from models.__main__ import Init, init
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from runtime.benchmark import Quantiles, Ticker
+from runtime.noise import draw_noise
 from runtime.onnxruntime_module import ort
-from runtime.policy import ACTIONS, Policy, draw_noise, load, read_golden
+from runtime.policy import ACTIONS, Policy, load, read_golden
 from runtime.report import processor_name
 from runtime.robot import Recording, save_recording
 

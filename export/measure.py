@@ -22,11 +22,13 @@ from models.checkpoint import Checkpoint, normalizations, reference
 from models.split import Split
 from quant.modules import QuantLinear
 from quant.observations import Observation
+from runtime.assembly import assemble
 from runtime.check import relative_error
 from runtime.engine import in_order
 from runtime.functions import Resources
+from runtime.noise import draw_noise
 from runtime.onnxruntime_engine import HostMemory
-from runtime.policy import ACTIONS, assemble, draw_noise
+from runtime.policy import ACTIONS
 
 NOISE_SEEDS = 8
 JITTER = 2.0**-20

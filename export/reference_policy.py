@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from device_tests.episodes import ActingPolicy, load_policy
 from models.checkpoint import Checkpoint, load_checkpoint, reference
 from runtime.bundle import MANIFEST
-from runtime.policy import draw_noise
+from runtime.noise import draw_noise
 
 
 class ReferencePolicy:

@@ -6,12 +6,15 @@ published variants: first frame, every k steps, kinematic keyframe, semantic key
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import ObservationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +128,23 @@ def parse(text: str) -> AnchorPolicy:
     if text not in named:
         raise ValueError(f"unknown anchor policy {text!r}; know {[*named, 'every(K)']}")
     return named[text]()
+
+
+def check_anchor_policy(anchor_policy: AnchorPolicy) -> None:
+    """Refuse what cannot be asked, or cannot be copied: a failed tick puts back a copy.
+
+    Raises:
+        ObservationError: says what it is instead.
+    """
+    if isinstance(anchor_policy, type) or not callable(getattr(anchor_policy, "wants", None)):
+        raise ObservationError(
+            f"anchor_policy must have a method wants(tick), got {anchor_policy!r}; "
+            "see runtime.anchor"
+        )
+    try:
+        copy.deepcopy(anchor_policy)
+    except Exception as error:  # whatever its parts raise
+        raise ObservationError(
+            f"anchor_policy {anchor_policy!r} cannot be copied ({error}), which undoing a failed "
+            "tick needs: keep files, locks and threads out of it"
+        ) from None

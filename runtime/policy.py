@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from . import prompt
-from .anchor import AnchorPolicy, First, Tick
+from .anchor import AnchorPolicy, First, Tick, check_anchor_policy
+from .arguments import take_image, take_noise, take_seed, take_state
+from .assembly import assemble
 from .bundle import GOLDEN, Bundle, read_bundle
-from .engine import Backend, Engine, Launch, Memory
+from .engine import Backend
 from .errors import BundleError, EngineError, EpisodeError, ObservationError
-from .functions import FUNCTIONS, Resources
-from .graph import Graph, Stage
-from .image import ImageConfig, check_grid, check_image
-from .interpreter import HostCall, Interpreter
+from .functions import Resources
+from .image import ImageConfig
+from .interpreter import Interpreter
+from .noise import draw_noise
 from .normalization import Normalization, choose_robot
 
 ACTIONS = "actions"
@@ -184,15 +186,14 @@ class Policy:
         """
         picture = self._picture(anchor, "anchor")
         ids = self.encode(instruction)
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-            raise ObservationError(f"seed must be an integer in [0, 2**64), got {seed!r}")
+        number = take_seed(seed)
         chosen = First() if anchor_policy is None else anchor_policy
-        _check_anchor_policy(chosen)
+        check_anchor_policy(chosen)
         with self._lock:
             if self._is_closed:
                 raise EpisodeError(CLOSED)
             self._end_episode("another one was started on the same policy")
-            self._episode = Episode(self, int(seed), chosen)
+            self._episode = Episode(self, number, chosen)
             self.interpreter.reset_statistics()
             self.interpreter.set("anchor", picture)
             self.interpreter.set("instruction", ids)
@@ -251,10 +252,7 @@ class Policy:
         self._episode = None
 
     def _picture(self, image: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
-        """A copy of an image that the engines can take."""
-        check_image(image, what=what)
-        check_grid(image, self._image, self.bundle.manifest.grid)
-        return image.copy()
+        return take_image(image, self._image, self.bundle.manifest.grid, what=what)
 
 
 class Episode:
@@ -303,8 +301,8 @@ class Episode:
             EpisodeError: the episode is over.
         """
         picture = self.policy._picture(image, "image")
-        vector = _vector(state, self.policy.state_dim)
-        given = None if noise is None else _noise(noise, self.policy.chunk_shape)
+        vector = take_state(state, self.policy.state_dim)
+        given = None if noise is None else take_noise(noise, self.policy.chunk_shape)
         with self._running() as interpreter, self._tick(interpreter):
             if given is None:
                 given = draw_noise(self.seed, self.step, self.policy.chunk_shape)
@@ -411,62 +409,10 @@ class Episode:
             yield self.policy.interpreter
 
 
-def assemble(
-    graph: Graph,
-    engines: Mapping[str, Engine],
-    memory: Memory,
-    resources: Resources,
-    launcher: Callable[..., Launch],
-) -> Interpreter:
-    """Every stage of `graph` bound to its buffers."""
-    runs, host_calls = {}, {}
-    for stage in graph.stages:
-        if stage.engine is not None:
-            runs[stage.name] = engines[stage.engine].bind(stage.inputs, stage.outputs, memory)
-        else:
-            host_calls[stage.name] = _host_call(stage, graph.inputs, memory, resources)
-    return Interpreter(graph, host_calls, launcher(graph, runs, memory))
-
-
-def draw_noise(seed: int, tick: int, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Standard normal noise [T, A] float32 of one tick, without any history.
-
-    Philox counter generator (Salmon et al., 2011) keyed by the seed, its counter placed by the
-    tick; Box-Muller on its raw words, so that the numbers do not depend on numpy's version.
-    """
-    count = -(-shape[0] * shape[1] // 2)
-    raw = np.random.Philox(key=seed, counter=tick << 192).random_raw(2 * count)
-    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(uniform[:count]))
-    angle = 2.0 * np.pi * uniform[count:]
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    noise: NDArray[np.float32] = normal[: shape[0] * shape[1]].astype(np.float32)
-    return noise.reshape(shape)
-
-
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The bundle's golden data: inputs, and the float32 reference's output of every stage."""
     with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
         return {name: golden[name] for name in golden.files}
-
-
-def _host_call(
-    stage: Stage, graph_inputs: tuple[str, ...], memory: Memory, resources: Resources
-) -> HostCall:
-    function = FUNCTIONS[stage.function or ""](stage.params, resources)
-    from_values = [(port, s) for port, s in stage.inputs.items() if s in graph_inputs]
-    downloads = [(port, s) for port, s in stage.inputs.items() if s not in graph_inputs]
-    from_memory = {port: memory.host(s) for port, s in downloads}
-    outputs = {port: memory.host(name) for port, name in stage.outputs.items()}
-
-    def call(values: Mapping[str, Any]) -> None:
-        for _, name in downloads:
-            memory.download(name)
-        function({**from_memory, **{port: values[s] for port, s in from_values}}, outputs)
-        for name in stage.outputs.values():
-            memory.upload(name)
-
-    return call
 
 
 def _embedding(bundle: Bundle) -> NDArray[Any]:
@@ -476,56 +422,3 @@ def _embedding(bundle: Bundle) -> NDArray[Any]:
     if path.stat().st_size != int(np.prod(shape)) * dtype.itemsize:
         raise BundleError(f"{path}: size does not fit {spec['dtype']} {list(shape)}")
     return np.memmap(path, dtype, mode="r", shape=shape)
-
-
-def _vector(state: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """A copy of the state as the graph reads it."""
-    try:
-        given = np.asarray(state)
-    except ValueError as error:  # rows of unlike lengths
-        raise ObservationError(f"state must be [{width}] numbers: {error}") from None
-    if given.dtype.kind not in "fiu":
-        raise ObservationError(
-            f"state must be [{width}] numbers, got {type(state).__name__} of {given.dtype}"
-        )
-    if given.shape != (width,):
-        raise ObservationError(f"state must be [{width}], got {list(given.shape)}")
-    vector = _float32(given)
-    if not np.isfinite(vector).all():
-        raise ObservationError(f"state holds NaN or infinity: {vector.tolist()}")
-    return vector
-
-
-def _noise(noise: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """A copy of the noise as the graph reads it."""
-    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
-        kind = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
-        raise ObservationError(f"noise must be a numpy array of floats {list(shape)}, got {kind}")
-    if noise.shape != shape:
-        raise ObservationError(f"noise must be {list(shape)}, got {list(noise.shape)}")
-    result = _float32(noise)
-    if not np.isfinite(result).all():
-        raise ObservationError("noise must be finite in float32; it holds NaN, infinity or more")
-    return result
-
-
-def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    """A copy; what float32 cannot hold becomes infinite."""
-    with np.errstate(over="ignore"):
-        return np.array(numbers, np.float32)
-
-
-def _check_anchor_policy(anchor_policy: AnchorPolicy) -> None:
-    """A failed tick puts back a copy of it, so there has to be one."""
-    if isinstance(anchor_policy, type) or not callable(getattr(anchor_policy, "wants", None)):
-        raise ObservationError(
-            f"anchor_policy must have a method wants(tick), got {anchor_policy!r}; "
-            "see runtime.anchor"
-        )
-    try:
-        copy.deepcopy(anchor_policy)
-    except Exception as error:  # whatever its parts raise
-        raise ObservationError(
-            f"anchor_policy {anchor_policy!r} cannot be copied ({error}), which undoing a failed "
-            "tick needs: keep files, locks and threads out of it"
-        ) from None

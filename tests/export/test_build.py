@@ -21,7 +21,7 @@ from export.errors import ExportError
 from models.__main__ import Init, init
 from models.checkpoint import load_checkpoint, reference
 from quant.recipes import RECIPES
-from runtime.policy import draw_noise
+from runtime.noise import draw_noise
 from runtime.robot import load_recording
 from tests.conftest import EPISODES
 

@@ -15,8 +15,8 @@ from runtime.__main__ import main as anchorvla
 from runtime.bundle import read_bundle
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
+from runtime.noise import draw_noise
 from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.policy import draw_noise
 from runtime.robot import load_recording
 from tests.oracles import relative_error
 from tests.runtime.boards.tree import pc

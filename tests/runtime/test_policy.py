@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.policy import draw_noise
+from runtime.noise import draw_noise
 
 STATE = np.array([0.0, 0.6, 0.2, 1.0], np.float32)
 
