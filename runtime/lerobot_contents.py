@@ -7,7 +7,7 @@ no video is opened. The trade-off: only layouts v2.0 and later, whose videos are
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,6 +93,11 @@ def read_contents(root: Path, camera: str | None) -> Contents:
     chosen = camera if is_video else None
     tasks, entries = _contents_v2(info, chosen) if info.is_v2 else _contents_v3(info, chosen)
     indices = [entry.index for entry in entries]
+    if "total_episodes" in info.row.cells and info.row.whole("total_episodes") != len(indices):
+        raise RecordingError(
+            f"{root / INFO}: counts {info.row.whole('total_episodes')} episodes, the table of "
+            f"contents has {len(indices)}; copy the whole meta folder again"
+        )
     if twice := sorted({index for index in indices if indices.count(index) > 1}):
         raise RecordingError(
             f"{root}: episode {twice[0]} stands in the table of contents {indices.count(twice[0])} "
@@ -125,7 +130,7 @@ def _read_info(root: Path) -> _Info:
 
 
 def _choose_camera(root: Path, features: Mapping[str, Any], camera: str | None) -> str:
-    cameras = sorted(key for key, of in features.items() if of["dtype"] in ("image", "video"))
+    cameras = sorted(key for key, of in features.items() if _is_camera(of))
     if not cameras:
         raise RecordingError(
             f"{root}: no camera, only {sorted(features)}; choose a dataset with images or videos"
@@ -139,10 +144,30 @@ def _choose_camera(root: Path, features: Mapping[str, Any], camera: str | None) 
     return camera
 
 
+def _is_camera(feature: Mapping[str, Any]) -> bool:
+    """Whether it shows colours: a depth map is kept as a video too, and is none."""
+    about = feature.get("info")
+    is_depth = isinstance(about, dict) and bool(about.get("video.is_depth_map"))
+    return feature["dtype"] in ("image", "video") and not is_depth
+
+
+def _tasks(rows: Iterable[tuple[Row, str]]) -> Mapping[int, str]:
+    """Texts by task index."""
+    tasks: dict[int, str] = {}
+    for row, text in rows:
+        index = row.whole("task_index")
+        if tasks.setdefault(index, text) != text:
+            raise RecordingError(
+                f"{row.path}: task {index} has two texts, {tasks[index]!r} and {text!r}; mend the "
+                "table, or convert the dataset again"
+            )
+    return tasks
+
+
 def _contents_v2(info: _Info, camera: str | None) -> tuple[Mapping[int, str], list[Entry]]:
     """Instructions by task, and episodes, each with a table and a video of its own."""
     rows = read_lines(info.root / "meta/tasks.jsonl")
-    tasks = {row.whole("task_index"): row.text("task") for row in rows}
+    tasks = _tasks((row, row.text("task")) for row in rows)
     chunks_size = info.row.whole("chunks_size")
     if chunks_size < 1:
         raise RecordingError(f"{info.root / INFO}: chunks_size must be at least 1, got 0; mend it")
@@ -167,7 +192,7 @@ def _contents_v3(info: _Info, camera: str | None) -> tuple[Mapping[int, str], li
 
 
 def _tasks_v3(path: Path) -> Mapping[int, str]:
-    tasks = {}
+    found = []
     for row in read_parquet(path):
         # The text is the index of a pandas table, whose column has had more than one name.
         texts = [value for value in row.cells.values() if isinstance(value, str)]
@@ -176,8 +201,8 @@ def _tasks_v3(path: Path) -> Mapping[int, str]:
                 f"{path}: {row.name} must have a task_index and one text, got {dict(row.cells)}; "
                 "mend the table, or convert the dataset again"
             )
-        tasks[row.whole("task_index")] = texts[0]
-    return tasks
+        found.append((row, texts[0]))
+    return _tasks(found)
 
 
 def _rows_v3(file: Path, camera: str | None) -> Iterator[Row]:

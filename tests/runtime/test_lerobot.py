@@ -131,6 +131,16 @@ def test_one_of_several_cameras_is_read(dataset):
             read_observations(dataset, stride=1, camera=camera)
 
 
+def test_a_depth_map_is_no_camera(dataset):
+    depth = {"dtype": "video", "info": {"video.is_depth_map": True}}
+    edit_features(dataset, lambda features: features.update({"observation.images.depth": depth}))
+    assert names_of(read_observations(dataset, stride=3))
+    with pytest.raises(
+        RecordingError, match=r"must be one of \['observation.images.top'\], got '.*h'"
+    ):
+        read_observations(dataset, stride=3, camera="observation.images.depth")
+
+
 def drop_state(folder):
     edit_features(folder, lambda features: features.pop("observation.state"))
 
@@ -160,6 +170,10 @@ def empty(folder):
         (lambda f: (f / "meta/info.json").write_bytes(POINTER), "info.json: .*git-lfs pointer"),
         (lambda f: edit_info(f, fps=0), r"info.json: fps must be in \(0, 1000\], got 0; mend it"),
         (lambda f: edit_info(f, fps="30"), "has '30' as fps, where a finite number is expected"),
+        (
+            lambda f: edit_info(f, total_episodes=4),
+            "info.json: counts 4 episodes, .* has 3; copy t",
+        ),
         (lambda f: edit_info(f, features=["a"]), "features must be an object that gives each a d"),
         (lambda f: edit_info(f, data_path="../{file_index}"), "data_path must be a path inside"),
         (lambda f: edit_info(f, video_path="/{video_key}"), "video_path must be a path inside"),
@@ -212,6 +226,11 @@ def test_a_dataset_that_cannot_be_read_is_refused_at_once(dataset, damage, messa
     ("name", "content", "message"),
     [
         ("tasks", b"{", "tasks.jsonl: line 1: not JSON"),
+        (
+            "tasks",
+            b'{"task_index": 0, "task": "a"}\n{"task_index": 0, "task": "b"}',
+            "tasks.jsonl: task 0 has two texts, 'a' and 'b'",
+        ),
         (
             "tasks",
             b'{"task_index": 0, "task": 5}',
