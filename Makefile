@@ -23,7 +23,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test test-full check export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
+.PHONY: help setup demo test test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -46,6 +46,9 @@ test: setup ## the quick tests; no GPU needed
 
 test-full: setup ## all tests, at the published widths too
 	$(PY) -m pytest $(ARGS)
+
+mutants: setup ## small faults planted in the core: which does no test notice (40 minutes on 2 cores)
+	$(PY) -m tests.mutants $(ARGS)
 
 check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/ruff format --check .

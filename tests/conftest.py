@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from models.demo import EPISODES
 from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy
+from tests.once import once
 
 
 def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> Path:
@@ -37,16 +37,16 @@ def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> 
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The demo policy, exported once for all workers. Tests must not write into it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One for all workers; what lies there is made by `once`."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "demo"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "bundle").exists():
-            export_demo(folder)
-    return folder / "bundle"
+    return (base if worker_id == "master" else base.parent) / "shared"
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(shared_folder: Path) -> Path:
+    """The demo policy, exported once for all workers. Tests must not write into it."""
+    return once(shared_folder / "bundle", lambda bundle: export_demo(bundle.parent))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import functools
 import shutil
 from collections.abc import Callable, Collection
@@ -34,6 +33,7 @@ from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloa
 from quant.modules import QuantLinear
 from runtime.graph import Tensor
 from runtime.onnxruntime_module import ort
+from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 
@@ -63,35 +63,25 @@ def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> Buil
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "cut"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def cut_checkpoint(shared_folder: Path) -> Path:
     """The shipped policy with the first layer or two of each network: half the time to export.
 
     Not random weights: a head that does not denoise multiplies every error by 200 in its first
     step, and no recipe would pass its gates.
     """
-    folder = shared_folder / "checkpoint"
-    with (shared_folder / "once").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            whole = load_checkpoint(CHECKPOINT).config
-            config = shallow(whole, vision=1, language=1, spatial=2, head=1)
-            config = replace(config, license=whole.license)
-            with torch.device("meta"):
-                names = set(AnchorVLA4D(config).state_dict())
-            partial = shared_folder / "partial"
-            copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
-            (partial / "config.json").write_text(config.to_json())
-            partial.rename(folder)
-    return folder
+
+    def cut(folder: Path) -> None:
+        whole = load_checkpoint(CHECKPOINT).config
+        config = shallow(whole, vision=1, language=1, spatial=2, head=1)
+        config = replace(config, license=whole.license)
+        with torch.device("meta"):
+            names = set(AnchorVLA4D(config).state_dict())
+        partial = folder.with_name("partial")
+        copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
+        (partial / "config.json").write_text(config.to_json())
+        partial.rename(folder)
+
+    return once(shared_folder / "cut-checkpoint", cut)
 
 
 @pytest.fixture(scope="session")
@@ -99,10 +89,10 @@ def exported(cut_checkpoint: Path, shared_folder: Path) -> Callable[[str], Path]
     """Recipe -> bundle of the cut policy, exported once. Tests must not write into it."""
 
     def export(recipe: str) -> Path:
-        with (shared_folder / f"once-{recipe}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            out = shared_folder / recipe
-            return out if out.exists() else build(cut_config(cut_checkpoint, out, recipe))
+        return once(
+            shared_folder / f"cut-{recipe}",
+            lambda out: build(cut_config(cut_checkpoint, out, recipe)),
+        )
 
     return export
 
