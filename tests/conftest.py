@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy
 from tests.once import once
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt what they start, in a background job too.
+
+    A shell starts such a job with SIGINT ignored, every process under it inherits that, and one
+    that is sent SIGINT would be waited for in vain. A handler, unlike that, ends at exec.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> Path:

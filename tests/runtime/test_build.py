@@ -272,7 +272,7 @@ def test_a_killed_build_leaves_no_half_plan_and_no_compiler(waiting_build, bundl
 def test_ctrl_c_stops_the_compiler_and_keeps_what_is_finished(waiting_build, bundle):
     process, reader = waiting_build
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate()[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert reader.read() == ""
     assert files(bundle) == finished("first")
 
