@@ -75,7 +75,7 @@ def driver(world: World) -> ModuleType:
             if source.tobytes() != given[0]:
                 raise Violation("the host wrote into memory that was being copied")
             world.bytes_at(address, array.nbytes)[:] = source
-            world.num_bytes_in += array.nbytes
+            world.copies.append(("in", address, array.nbytes))
 
         target = Span.of(address, array.nbytes, array.dtype.name)
         world.submit(Op(stream.handle, run, (host_span(array),), (target,), begin=begin))
@@ -89,7 +89,7 @@ def driver(world: World) -> ModuleType:
 
         def run() -> None:
             target[:] = world.bytes_at(address, array.nbytes)
-            world.num_bytes_out += array.nbytes
+            world.copies.append(("out", address, array.nbytes))
 
         source = Span.of(address, array.nbytes, array.dtype.name)
         world.submit(Op(stream.handle, run, (source,), (host_span(array),), begin=begin))
@@ -101,7 +101,7 @@ def driver(world: World) -> ModuleType:
         if world.now.ops:
             raise Violation("a synchronous copy beside work that is not done")
         array.reshape(-1).view(np.uint8)[:] = world.bytes_at(address, array.nbytes)
-        world.num_bytes_out += array.nbytes
+        world.copies.append(("out", address, array.nbytes))
 
     class Device:
         def __init__(self, number: int) -> None:

@@ -151,8 +151,8 @@ class World:
         self.num_deserialized = 0
         self.num_launches = 0
         self.num_synchronizations = 0
-        self.num_bytes_in = 0
-        self.num_bytes_out = 0
+        self.copies: list[tuple[str, int, int]] = []
+        """"in" or "out", address on the GPU, bytes; in the order in which they were done."""
         self.violations: list[str] = []
         self.alive: Counter[str] = Counter()
         """What somebody has to give back: streams, events, graphs, contexts, allocations."""
