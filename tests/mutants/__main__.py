@@ -34,7 +34,7 @@ from tests.mutants.source import mutants_of
 
 NAMES = {
     "runtime": "graph interpreter policy bundle functions image prompt normalization engine "
-    "device_memory onnxruntime_engine tensorrt_engine cuda_launch schedule plans plan_key "
+    "device_memory onnxruntime_engine tensorrt_engine cuda cuda_launch schedule plans plan_key "
     "plan_folder",
     "quant": "recipes formats methods apply",
     "export": "audit products judge lower gates",
@@ -44,7 +44,7 @@ SOURCES = {
     for package, names in NAMES.items()
     for name in names.split()
 }
-TESTS = ("tests/runtime", "tests/quant", "tests/export")
+TESTS = ("tests/simulation", "tests/runtime", "tests/quant", "tests/export")
 FOLDER = Path("build/mutants")
 
 

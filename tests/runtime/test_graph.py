@@ -30,6 +30,19 @@ def make(**changes):
     return Graph(**{**fields, **changes})
 
 
+def writers_of(outer, offset):
+    """Another writer, of all of the pair, of parts of both halves, or of a part of the left one."""
+    name, size = {("pair", 0): ("whole", 8), ("pair", 3): ("tail", 4)}.get(
+        (outer, offset), ("inside", 2)
+    )
+    part = Tensor(shape=(size,), part_of=(outer, offset))
+    again = Stage(
+        name="again", function="copy", inputs={"value": "anchor"}, outputs={"value": name}
+    )
+    first, *rest = make().stages
+    return {"tensors": {**make().tensors, name: part}, "stages": (first, again, *rest)}
+
+
 def test_a_tensor_depends_on_whatever_writes_a_part_of_it():
     needs = make().dependencies
     assert needs["pair"] == {"anchor", "frame"}
@@ -70,6 +83,9 @@ def test_bytes_kept_for_an_input_are_those_written_for_it_alone():
             {"stages": (*make().stages, dataclasses.replace(make().stages[0], name="again"))},
             "'a' and 'again' both write 'left'",
         ),
+        (writers_of("pair", 0), "'a' and 'again' both write 'whole'"),
+        (writers_of("pair", 3), "'a' and 'again' both write 'tail'"),
+        (writers_of("left", 1), "'a' and 'again' both write 'inside'"),
         ({"inputs": ("anchor",)}, "'f' reads unknown 'frame'"),
         ({"inputs": ("anchor", "frame", "out")}, r"an input and of a tensor: \['out'\]"),
         ({"outputs": ()}, "needs at least one output"),
