@@ -21,6 +21,7 @@ Launch = Callable[[tuple[str, ...], frozenset[str]], Mapping[str, float]]
 """(engine stages in order, tensors) -> seconds of each stage.
 
 Runs the stages. Of the tensors, those that these stages wrote are visible to the host afterwards.
+After an error the same call may be made again: what the host uploaded is not lost.
 """
 
 

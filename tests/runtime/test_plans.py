@@ -93,23 +93,32 @@ def test_no_plan_names_the_command_that_makes_one(bundle, deserialize):
     assert deserialize.seen == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("gpu", "Xavier", "GPU Xavier, here Orin"),
-        ("compute_capability", "11.0", "SM 11.0, here 8.7"),
-        ("num_sms", 8, "number of SMs 8, here 16"),
-        ("power_mode", "15W", "power mode 15W, here MAXN"),
-        ("version", "10.16.1", "TensorRT 10.16.1, here 10.3.0"),
-        ("module", "tensorrt_rtx", "compiler tensorrt_rtx, here tensorrt"),
-        ("cuda", "13.2", "CUDA 13.2, here 12.6"),
-    ],
-)
+OTHERS = {
+    "gpu": ("Xavier", "GPU Xavier, here Orin"),
+    "compute_capability": ("11.0", "SM 11.0, here 8.7"),
+    "num_sms": (8, "number of SMs 8, here 16"),
+    "power_mode": ("15W", "power mode 15W, here MAXN"),
+    "version": ("10.16.1", "TensorRT 10.16.1, here 10.3.0"),
+    "module": ("tensorrt_rtx", "compiler tensorrt_rtx, here tensorrt"),
+    "cuda": ("13.2", "CUDA 13.2, here 12.6"),
+}
+"""Field of a key -> another value, and the words for it."""
+
+
+def test_every_field_of_a_key_is_tried_below():
+    assert OTHERS.keys() == asdict(KEY).keys()
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["where it was made", "moved here"])
+@pytest.mark.parametrize("field", OTHERS)
 def test_a_plan_for_another_machine_is_refused_with_both_named(
-    bundle, deserialize, field, value, words
+    bundle, deserialize, field, is_moved
 ):
+    value, words = OTHERS[field]
     other = replace(KEY, **{field: value})
-    publish(bundle, other)
+    folder = publish(bundle, other).parent
+    if is_moved and other.folder_name != KEY.folder_name:
+        folder.rename(folder.with_name(KEY.folder_name))
     with pytest.raises(EngineError) as error:
         deserialize(bundle)
     message = str(error.value)
@@ -118,12 +127,13 @@ def test_a_plan_for_another_machine_is_refused_with_both_named(
     assert deserialize.seen == []
 
 
-def test_a_plan_moved_into_this_machines_folder_is_refused(bundle, deserialize):
-    moved = publish(bundle, replace(KEY, power_mode="15W")).parent
-    moved.rename(moved.with_name(KEY.folder_name))
-    with pytest.raises(EngineError, match="power mode 15W, here MAXN"):
-        deserialize(bundle)
-    assert deserialize.seen == []
+def test_a_plan_of_this_machine_is_found_beside_others(bundle, deserialize):
+    for field, (value, _) in OTHERS.items():
+        if field != "cuda":  # which is not in the folder's name
+            publish(bundle, replace(KEY, **{field: value}))
+    publish(bundle)
+    deserialize(bundle)
+    assert deserialize.seen == [PLAN]
 
 
 def test_another_engines_record_under_this_name_is_refused(bundle, deserialize):
