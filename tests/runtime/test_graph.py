@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from runtime.graph import Graph, GraphError, Stage, Tensor
@@ -125,3 +126,162 @@ def test_a_graph_that_cannot_run_is_refused(changes, message):
 def test_a_tensor_that_cannot_be_is_refused(tensor, message):
     with pytest.raises(GraphError, match=message):
         make(tensors={**make().tensors, "t": tensor})
+
+
+def test_two_writers_may_touch_and_may_not_overlap():
+    def write(name, tensor):
+        return Stage(name=name, function="copy", outputs={"value": tensor})
+
+    def writing(offset):
+        tensors = {**make().tensors, "next": Tensor(shape=(3,), part_of=("pair", offset))}
+        stages = (write("left", "left"), write("next", "next"))
+        return make(tensors=tensors, stages=stages, outputs=("left",))
+
+    assert [stage.name for stage in writing(4).writers("pair")] == ["left", "next"]
+    for overlapping in (1, 2, 3):
+        with pytest.raises(GraphError, match="'left' and 'next' both write 'next'"):
+            writing(overlapping)
+
+
+def test_a_part_as_large_as_its_tensor_is_read_when_its_last_element_is_written():
+    whole = Tensor(shape=(8,), part_of=("pair", 0))
+    short = Tensor(shape=(7,), part_of=("pair", 0))
+    for tensor, fits in ((whole, True), (short, False)):
+        tensors = {**make().tensors, "w": tensor}
+        stages = (
+            Stage(name="a", function="copy", outputs={"value": "w"}),
+            Stage(name="b", engine="net", inputs={"x": "pair"}, outputs={"y": "out"}),
+        )
+        if fits:
+            assert make(tensors=tensors, stages=stages).needed_for("out") == (0, 1)
+        else:
+            with pytest.raises(GraphError, match="'b' reads 'pair' before all of it is written"):
+                make(tensors=tensors, stages=stages)
+
+
+def elements(tensors, name):
+    """Where a tensor's numbers lie: the outermost tensor, and which of its elements."""
+    tensor = tensors[name]
+    if tensor.part_of is None:
+        return [(name, i) for i in range(tensor.size)]
+    parent, start = tensor.part_of
+    return elements(tensors, parent)[start : start + tensor.size]
+
+
+def random_graph(seed):
+    """Fields of a graph that may overlap, and read what nobody has written."""
+    random = np.random.default_rng(seed)
+    tensors, names = {}, []
+    for n in range(7):
+        side = int(random.integers(1, 5))
+        if names and random.random() < 0.6:
+            parent = str(random.choice(names))
+            room = tensors[parent].size
+            size = int(random.integers(1, room + 1))
+            place = parent, int(random.integers(0, room - size + 1))
+            dtype = tensors[parent].dtype
+            tensors[f"t{n}"] = Tensor(shape=(size,), part_of=place, dtype=dtype)
+        else:
+            dtype = str(random.choice(["float32", "float16", "int64", "uint8"]))
+            tensors[f"t{n}"] = Tensor(shape=(side, 2), dtype=dtype)
+        names.append(f"t{n}")
+    written, stages = set(), []
+    for n in range(5):
+        places = {name: set(elements(tensors, name)) for name in names}
+        whole = [name for name in names if places[name] <= written]
+        free = [name for name in names if not places[name] & written]
+        careless = random.random() < 0.1
+        target = str(random.choice(names if careless or not free else free))
+        readable = names if careless else whole
+        sources = [str(s) for s in random.choice(readable, 2)] if readable else []
+        kind = {"engine": "net"} if n and random.random() < 0.5 else {"function": "copy"}
+        if "function" in kind and random.random() < 0.8:
+            sources = [str(random.choice(["anchor", "frame", "noise"])), *sources[1:]]
+        ports = {f"p{i}": source for i, source in enumerate(sources)}
+        stages.append(Stage(name=f"s{n}", inputs=ports, outputs={"y": target}, **kind))
+        written |= places[target]
+    outputs = tuple(dict.fromkeys(s.outputs["y"] for s in stages))
+    return {
+        "inputs": ("anchor", "frame", "noise"),
+        "tensors": tensors,
+        "stages": tuple(stages),
+        "outputs": outputs,
+    }
+
+
+class ElementByElement:
+    """What a graph says of itself, found by walking through every element of its memory."""
+
+    def __init__(self, fields):
+        self.tensors, self.inputs = fields["tensors"], fields["inputs"]
+        self.stages = {stage.name: stage for stage in fields["stages"]}
+        self.writer = {}
+        for stage in self.stages.values():
+            for source in self.read_by(stage):
+                if any(element not in self.writer for element in self.elements(source)):
+                    raise GraphError
+            for target in stage.outputs.values():
+                for element in self.elements(target):
+                    if self.writer.setdefault(element, stage.name) != stage.name:
+                        raise GraphError
+
+    def elements(self, name):
+        return elements(self.tensors, name)
+
+    def read_by(self, stage):
+        return [source for source in stage.inputs.values() if source not in self.inputs]
+
+    def writers(self, name):
+        return {self.writer[e] for e in self.elements(name) if e in self.writer}
+
+    def before(self, name):
+        """A stage's ancestors and itself."""
+        found = {name}
+        for source in self.read_by(self.stages[name]):
+            found.update(*(self.before(writer) for writer in self.writers(source)))
+        return found
+
+    def needs(self, name):
+        sources = {s for a in self.before(name) for s in self.stages[a].inputs.values()}
+        return sources & set(self.inputs)
+
+    def phase(self, name):
+        sources = self.read_by(self.stages[name])
+        after = max((self.phase(w) for s in sources for w in self.writers(s)), default=0)
+        wanted = 1 if self.stages[name].engine else 0
+        return next(phase for phase in (after, after + 1) if phase % 2 == wanted)
+
+
+def test_random_graphs_say_of_themselves_what_a_walk_through_their_memory_finds():
+    num_refused = num_graphs = 0
+    for seed in range(300):
+        fields = random_graph(seed)
+        try:
+            known = ElementByElement(fields)
+        except GraphError:
+            num_refused += 1
+            with pytest.raises(GraphError, match="both write|before all of it is written"):
+                Graph(**fields)
+            continue
+        num_graphs += 1
+        graph = Graph(**fields)
+        order = list(known.stages)
+        assert dict(zip(order, graph.phases, strict=True)) == {s: known.phase(s) for s in order}
+        assert graph.roots == tuple(n for n, t in graph.tensors.items() if t.part_of is None)
+        for name in graph.tensors:
+            first, *_, last = [*known.elements(name)] * 2
+            assert graph.extent(name) == (first[0], first[1], last[1] + 1)
+            assert {stage.name for stage in graph.writers(name)} == known.writers(name)
+            needs = {i for writer in known.writers(name) for i in known.needs(writer)}
+            assert graph.dependencies[name] == needs
+        for leaf in graph.outputs:
+            needed = {a for writer in known.writers(leaf) for a in known.before(writer)}
+            assert graph.needed_for(leaf) == tuple(i for i, s in enumerate(order) if s in needed)
+        for name in order:
+            assert graph.stage_dependencies[name] == known.needs(name)
+        kept = [s for s in order if "anchor" in known.needs(s) and "frame" not in known.needs(s)]
+        sizes = {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}
+        targets = [graph.tensors[known.stages[s].outputs["y"]] for s in kept]
+        assert graph.kept_for("anchor", ("frame",)) == sum(t.size * sizes[t.dtype] for t in targets)
+        assert [t.num_bytes for t in targets] == [t.size * sizes[t.dtype] for t in targets]
+    assert num_graphs >= 40 and num_refused >= 60
