@@ -1,0 +1,141 @@
+"""Host functions by their definitions, on output arrays that hold the last tick's numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.errors import ObservationError
+from runtime.functions import FUNCTIONS, Resources
+from runtime.image import ImageConfig
+from runtime.normalization import Normalization
+
+TABLE_VD = np.arange(1, 21, dtype=np.float32).reshape(10, 2)
+STATISTICS = {"min": [-2.0, 0.0], "max": [2.0, 8.0]}
+
+
+def resources(table_VD=TABLE_VD):
+    def mapping(units):
+        return Normalization.from_statistics(STATISTICS, ["min_max"] * 2, units, what="test")
+
+    return Resources(
+        embedding_VD=table_VD,
+        image=ImageConfig(min_pixels=1, max_pixels=1 << 20, patch_size=2, merge_size=1),
+        grid=(2, 3),
+        state=mapping(["m", "m"]),
+        action=mapping(["m/step", "m/step"]),
+    )
+
+
+def run(name, params, values, port, shape, **changes):
+    """The filled array of one output port."""
+    out = np.full(shape, 7, np.float32)
+    FUNCTIONS[name](params, resources(**changes))(values, {port: out})
+    return out
+
+
+@pytest.mark.parametrize(
+    ("params", "values"),
+    [({"ids": [3, 0]}, {}), ({}, {"ids": (3, 0)}), ({"ids": [9]}, {"ids": [3, 0]})],
+)
+def test_embed_looks_up_its_constant_ids_or_those_of_the_tick_and_pads_with_zeros(params, values):
+    rows = run("embed", params, values, "embeddings", (4, 2))
+    assert rows.tolist() == [[7, 8], [1, 2], [0, 0], [0, 0]]
+
+
+def test_embed_fills_every_row_and_refuses_one_more():
+    assert run("embed", {}, {"ids": [1, 2]}, "embeddings", (2, 2)).tolist() == [[3, 4], [5, 6]]
+    with pytest.raises(ObservationError, match="takes 3 tokens, .* for at most 2: shorten it"):
+        run("embed", {}, {"ids": [1, 2, 3]}, "embeddings", (2, 2))
+
+
+def test_embed_widens_bfloat16_to_the_bit():
+    numbers = torch.tensor([[1.5, -0.0], [3e38, 2.0**-133]], dtype=torch.bfloat16)
+    table_VD = numbers.view(torch.int16).numpy().view(np.uint16)
+    rows = run("embed", {}, {"ids": [1, 0]}, "embeddings", (2, 2), table_VD=table_VD)
+    assert rows.tobytes() == numbers.flip(0).float().numpy().tobytes()
+
+
+def test_rotary_turns_text_on_and_spreads_images_behind_its_start():
+    params = {"segments": [1, [2, 3]], "start": 4, "theta": 100.0, "sections": [1, 1, 2]}
+    # Time, height and width by Qwen2.5-VL's rule: text counts on, an image stands at 5 and
+    # spreads 2 rows and 3 columns, what follows goes on behind the longer side, at 8.
+    image = [(5, 5 + row, 5 + column) for row in range(2) for column in range(3)]
+    positions = [(4, 4, 4), *image, (8, 8, 8), (9, 9, 9)]
+    axes, powers = [0, 1, 2, 2], [100.0 ** (-i / 4) for i in range(4)]
+    out = {name: np.full((11, 8), 7, np.float32) for name in ("cos", "sin")}
+    FUNCTIONS["rotary"](params, resources())({"ids": (1, 2)}, out)
+    for row, position in enumerate(positions):
+        angles = [position[axis] * power for axis, power in zip(axes, powers, strict=True)] * 2
+        # float32 angles below 16 are off by 1e-6 of a turn at most.
+        assert out["cos"][row] == pytest.approx([math.cos(a) for a in angles], abs=2e-6)
+        assert out["sin"][row] == pytest.approx([math.sin(a) for a in angles], abs=2e-6)
+    assert (out["cos"][9:] == 1).all() and (out["sin"][9:] == 0).all()
+    FUNCTIONS["rotary"](params, resources())({}, out)
+    assert (out["cos"][7:] == 1).all(), "without ids the segments are all"
+
+
+def test_mask_shows_what_came_before_and_lets_padding_see_itself():
+    num_past, past_slots, num_new, num_ids, slots = 2, 3, 1, 2, 5
+    params = {"num_past": num_past, "num_new": num_new}
+    shape = (slots, past_slots + slots)
+    seen = run("mask", params, {"ids": (5,) * num_ids}, "mask", shape) == 0
+    for row in range(slots):
+        real = row < num_new + num_ids
+        want = {past_slots + row}
+        if real:
+            want |= {*range(num_past), *range(past_slots, past_slots + row + 1)}
+        assert set(np.flatnonzero(seen[row])) == want
+    alone = run("mask", params, {}, "mask", shape)
+    assert np.flatnonzero(alone[1] == 0).tolist() == [past_slots + 1], "padding without ids"
+    assert np.isfinite(np.float16(alone)).all() and (alone[alone != 0] < -1e4).all()
+
+
+def test_pooling_averages_the_true_sequence_as_adaptive_pooling_does():
+    num_spatial, num_prefix, num_suffix, num_ids, slots, bins = 4, 3, 2, 1, 5, 4
+    params = {"num_spatial": num_spatial, "num_prefix": num_prefix, "num_suffix": num_suffix}
+    values = {"ids": (1,) * num_ids}
+    weights = run("pooling", params, values, "weights", (bins, num_spatial + 2 * slots))
+    tokens = np.random.default_rng(0).standard_normal((num_spatial + 2 * slots, 3), np.float32)
+    suffix = num_spatial + slots
+    true = [*range(num_spatial + num_prefix), *range(suffix, suffix + num_suffix + num_ids)]
+    pooled = torch.nn.functional.adaptive_avg_pool1d(torch.from_numpy(tokens[true].T), bins)
+    np.testing.assert_allclose(weights @ tokens, pooled.T.numpy(), atol=1e-6)  # a sum of 4
+    padding = sorted(set(range(len(tokens))) - set(true))
+    assert (weights[:, padding] == 0).all()
+
+
+def test_constant_fills_the_leading_corner_and_zeros_the_rest():
+    corner = run("constant", {"values": [[1, 2]]}, {}, "value", (2, 3))
+    assert corner.tolist() == [[1, 2, 0], [0, 0, 0]]
+    assert (run("constant", {"values": []}, {}, "value", (2, 3)) == 0).all()
+
+
+def test_copy_copies():
+    value = np.array([[1.0, 2.0]], np.float32)
+    copied = run("copy", {}, {"value": value}, "value", (1, 2))
+    assert copied.tolist() == value.tolist()
+
+
+def test_states_and_actions_are_mapped_each_by_its_own_statistics_and_way():
+    state = run("normalize_state", {}, {"state": np.float32([2, 4])}, "state", (2,))
+    assert state.tolist() == [1, 0]
+    policy = {"actions": np.float32([[1, 0], [-1, 0.5]])}
+    actions = run("unnormalize_actions", {}, policy, "actions", (2, 2))
+    assert actions.tolist() == [[2, 4], [-2, 6]]
+
+
+def test_cosine_compares_the_two_images_and_not_one_with_itself():
+    a, b = np.float32([[3, 0], [1, 0]]), np.float32([[0, 1], [2, 1]])
+    value = run("cosine", {}, {"a": a, "b": b}, "value", (1,))
+    assert value[0] == pytest.approx(math.sqrt(0.5), abs=1e-6)  # means (2, 0) and (1, 1)
+
+
+def test_patches_are_those_of_the_image_at_the_exported_grid():
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:2, 2:4] = 255  # the second patch of the first row
+    rows = run("patches", {}, {"image": image}, "patches", (6, 24))
+    dark, bright = rows[0], rows[1]
+    assert not np.array_equal(dark, bright)
+    assert all(np.array_equal(rows[i], dark) for i in (2, 3, 4, 5))
