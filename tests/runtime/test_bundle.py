@@ -1,5 +1,7 @@
 """A bundle is read whole and true, or refused before any engine sees a byte of it."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.bundle import read_bundle
+from runtime.bundle import FileEntry, read_bundle, sha256_of
+from runtime.graph import Tensor
 from runtime.onnxruntime_engine import OnnxRuntimeBackend
+from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
 
 QUICK, FULL = 400, 10_000
 
@@ -215,3 +219,155 @@ def test_mutated_manifests_are_refused_with_our_own_error(demo_bundle, tmp_path)
         except runtime.BundleError:
             refused += 1
     assert refused > QUICK // 2
+
+
+PARTS = {
+    "graph": lambda m: {"graph": dataclasses.replace(m.graph, outputs=("a", "d"))},
+    "a constant": lambda m: {"graph": _graph_with(m.graph, params={"ids": [1]})},
+    "a unit": lambda m: {
+        "graph": dataclasses.replace(
+            m.graph, tensors={**m.graph.tensors, "d": Tensor(shape=(16, 64), unit="m")}
+        )
+    },
+    "normalization": lambda m: {"normalization": {"action": {"units": ["rad"]}}},
+    "image": lambda m: {"image": {"patch_size": 16}},
+    "prompt": lambda m: {"prompt": {"tail": "In: {instruction}"}},
+    "grid": lambda m: {"grid": (1, 2)},
+    **{
+        name: lambda m, name=name: {"files": {**m.files, name: FileEntry(sha256="0", bytes=1)}}
+        for name in ("engines/first.onnx", "embedding.bin", "tokenizer.json", "engines/new.bin")
+    },
+}
+REPORTED = {
+    "files": lambda m: {**m.files, "golden.npz": FileEntry(sha256="0", bytes=1)},
+    "gates": lambda m: {"parity": "pass"},
+    "action_error": lambda m: 0.5,
+    "description": lambda m: "another",
+    "tool_versions": lambda m: {"torch": "0"},
+    "quantization": lambda m: {},
+}
+
+
+def _graph_with(graph, **changes):
+    return dataclasses.replace(
+        graph, stages=(dataclasses.replace(graph.stages[0], **changes), *graph.stages[1:])
+    )
+
+
+def test_the_content_hash_changes_with_all_that_decides_about_the_actions_and_with_no_more(
+    tmp_path,
+):
+    manifest = tiny_bundle(tmp_path).manifest
+    hashes = {"as it is": manifest.content_sha256}
+    for name, change in PARTS.items():
+        hashes[name] = dataclasses.replace(manifest, **change(manifest)).content_sha256
+    assert len(set(hashes.values())) == len(hashes)
+    for name, change in REPORTED.items():
+        same = dataclasses.replace(manifest, **{name: change(manifest)})
+        assert same.content_sha256 == hashes["as it is"], name
+    shuffled = dataclasses.replace(manifest, files=dict(reversed([*manifest.files.items()])))
+    assert shuffled.content_sha256 == hashes["as it is"]
+
+
+def test_a_manifest_of_every_field_comes_back_as_it_was(tmp_path):
+    """Written, read and compared as objects: what writing forgets, reading cannot restore."""
+    path = tmp_path / "manifest.json"
+    old = tiny_bundle(tmp_path).manifest
+    tensors = {**old.graph.tensors, "part": Tensor(shape=(64,), unit="m", part_of=("d", 64))}
+    graph = dataclasses.replace(_graph_with(old.graph, params={"ids": [1, 2]}), tensors=tensors)
+    engines = {
+        **old.engines,
+        "first": dataclasses.replace(
+            old.engines["first"], parameters=7, parity=0.25, compiled="yes", unfused_scratch_bytes=9
+        ),
+    }
+    changes = {
+        f.name: {"a": f.name}
+        for f in dataclasses.fields(old)
+        if f.name in "image prompt normalization padded_share tolerance gates quantization"
+        or f.name == "tool_versions"
+    }
+    words = {n: n for n in ("policy", "recipe", "license", "description", "source_sha256")}
+    new = dataclasses.replace(
+        old, graph=graph, engines=engines, grid=(3, 5), action_error=0.125, **changes, **words
+    )
+    path.write_text(new.to_json())
+    read = read_bundle(tmp_path).manifest
+    for field in dataclasses.fields(new):
+        assert getattr(read, field.name) == getattr(new, field.name), field.name
+    assert json.loads(path.read_text())["dependencies"]["part"] == ["instruction"]
+
+
+def _tiny(tmp_path, change):
+    """A bundle of a few hundred bytes whose manifest was edited."""
+    edit(tiny_bundle(tmp_path / "tiny").path, change)
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("graph", "stages", 1, "inputs", value={"z": "a"}), r"binds \['z'\], .* has \['x'\]"),
+        (_set("graph", "stages", 1, "outputs", value={"z": "b"}), r"binds \['z'\], .* \['y'\]"),
+        (_set("engines", "first", "outputs", "y", "dtype", value="float16"), "is float16 "),
+        (_set("engines", "first", "outputs", "y", "shape", value=[16, 63]), "float32 .16, 63."),
+        (_set("engines", "first", "file", value="engines/none.onnx"), "lists no 'engines/none.onn"),
+        (_delete("files", "tokenizer.json"), "tokenizer.json: not in the manifest; remove it"),
+        (_set("files", "engines", value={"sha256": "0", "bytes": 1}), "engines: missing"),
+        (_set("files", "a\\b", value={"sha256": "0", "bytes": 1}), "which leaves the folder"),
+        (_set("files", "a/../b", value={"sha256": "0", "bytes": 1}), "which leaves the folder"),
+        (_set("grid", value=[1]), "not a manifest of schema 1: IndexError"),
+        (_set("dependencies", "b", value=["noise"]), r"dependencies of \['b'\] are not"),
+        (_set("dependencies", "more", value=[]), r"dependencies of \['more'\] are not"),
+        (_delete("dependencies", "c"), r"dependencies of \['c'\] are not"),
+    ],
+)
+def test_a_small_manifest_that_is_not_true_is_refused(tmp_path, change, message):
+    with pytest.raises(runtime.BundleError, match=message):
+        read_bundle(_tiny(tmp_path, change))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "golden.npz", "embedding.bin"])
+def test_a_bundle_without_one_of_its_parts_is_refused(tmp_path, name):
+    folder = _tiny(tmp_path, _delete("files", name))
+    (folder / name).unlink()
+    with pytest.raises(runtime.BundleError, match=f"lists no '{name}'"):
+        read_bundle(folder)
+
+
+def test_a_manifest_may_be_as_large_as_the_limit_and_no_larger(tmp_path):
+    folder = tiny_bundle(tmp_path).path
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text + " " * ((16 << 20) - len(text)))
+    read_bundle(folder)
+    path.write_text(text + " " * ((16 << 20) - len(text) + 1))
+    with pytest.raises(runtime.BundleError, match="16777217 bytes, the limit is 16777216"):
+        read_bundle(folder)
+
+
+def test_a_linked_manifest_is_none(tmp_path):
+    folder = tiny_bundle(tmp_path / "tiny").path
+    (folder / "manifest.json").rename(tmp_path / "elsewhere")
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(runtime.BundleError, match="no manifest.json in it"):
+        read_bundle(folder)
+
+
+def test_a_file_is_found_by_its_name_in_the_manifest_only(tmp_path):
+    bundle = tiny_bundle(tmp_path)
+    assert bundle.file("engines/first.onnx") == tmp_path / "engines" / "first.onnx"
+    with pytest.raises(runtime.BundleError, match=r"lists no 'manifest.json'"):
+        bundle.file("manifest.json")
+
+
+def test_failed_gates_are_those_whose_verdict_begins_with_fail(tmp_path):
+    gates = {"a": "pass (1 of 2)", "b": "fail (3 of 2)", "c": "not measured", "d": "pass, no fail"}
+    manifest = dataclasses.replace(tiny_bundle(tmp_path).manifest, gates=gates)
+    assert manifest.failed_gates == {"b": "fail (3 of 2)"}
+
+
+def test_a_hash_is_over_the_whole_file(tmp_path):
+    data = bytes(range(256)) * 5000  # more than one piece
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
