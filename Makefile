@@ -8,7 +8,7 @@ BUNDLE     ?= build/demo/bundle
 IMAGE      ?= 112 112
 TOKENS     ?= 64
 EPISODES   ?= models/demo/episodes
-IS_DEMO    := $(filter models/demo/checkpoint,$(CHECKPOINT))
+IS_DEMO    := $(if $(subst models/demo/checkpoint,,$(CHECKPOINT)),,yes)
 GOLDEN     ?= $(if $(IS_DEMO),models/demo/episodes/touch-red-1.npz)
 STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
@@ -17,13 +17,16 @@ ROBOT      ?=
 CAMERA     ?=
 ARGS       ?=
 
+quoted = '$(subst ','\'',$(1))'
+option = $(if $(2),$(1) $(call quoted,$(2)))
+
 VENV  := .venv
 PY    := $(VENV)/bin/python
 PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
+.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -44,6 +47,9 @@ demo: setup mesa ## the whole job on the shipped policy: export, run in real tim
 test: setup ## the quick tests; no GPU needed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(ARGS)
 
+help-times: setup ## how long every command takes to answer --help and a wrong argument
+	$(PY) -m tests.help_times
+
 test-full: setup ## all tests, at the published widths too
 	$(PY) -m pytest $(ARGS)
 
@@ -57,18 +63,21 @@ check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/lint-imports --no-logo
 
 export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height), TOKENS per call; RECIPE calibrated on EPISODES
-	$(PY) -m export build $(RECIPE) --checkpoint $(CHECKPOINT) --out $(BUNDLE) \
-		--image-size $(IMAGE) --tokens $(TOKENS) --calibration $(EPISODES) $(if $(CAMERA),--camera $(CAMERA)) \
-		$(if $(GOLDEN),--golden $(GOLDEN)) $(if $(STUDY),--sensitivity $(STUDY)) $(ARGS)
+	$(PY) -m export build $(RECIPE) --checkpoint $(call quoted,$(CHECKPOINT)) \
+		--out $(call quoted,$(BUNDLE)) --image-size $(IMAGE) --tokens $(TOKENS) \
+		--calibration $(call quoted,$(EPISODES)) $(call option,--golden,$(GOLDEN)) \
+		$(call option,--camera,$(CAMERA)) $(call option,--sensitivity,$(STUDY)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
-	$(PY) -m runtime run $(BUNDLE) --episodes $(EPISODES) --report $(REPORT) $(if $(ROBOT),--robot $(ROBOT)) $(if $(CAMERA),--camera $(CAMERA))
+	$(PY) -m runtime run $(call quoted,$(BUNDLE)) --episodes $(call quoted,$(EPISODES)) \
+		--report $(call quoted,$(REPORT)) $(call option,--robot,$(ROBOT)) \
+		$(call option,--camera,$(CAMERA)) $(ARGS)
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results
 
 eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a contact sheet
-	$(PY) -m device_tests.success $(BUNDLE) --tasks $(TASKS) --json build/eval/success.json \
+	$(PY) -m device_tests.success $(call quoted,$(BUNDLE)) --tasks $(TASKS) --json build/eval/success.json \
 		--sheet build/eval/sheet.png --film build/eval/film.gif $(ARGS)
 
 gate: setup mesa ## what each recipe costs in closed loop, 600 episodes paired with float32 (20 minutes)
@@ -89,22 +98,22 @@ mesa: ## install the simulator's software renderer, where that is possible
 	@sh requirements/mesa.sh
 
 train-demo: setup mesa $(DATA) ## train the demo policy into build/demo-trained (40 minutes on 2 cores)
-	$(PY) -m models.demo.train $(ARGS)
+	$(PY) -m models.demo train $(ARGS)
 
 build/demo-seed1/model.safetensors: $(DATA)
-	$(PY) -m models.demo.train --seed 1 --out $(@D)
+	$(PY) -m models.demo train --seed 1 --out $(@D)
 
 build/demo-without-anchor/model.safetensors: $(DATA)
-	$(PY) -m models.demo.train --without-anchor --out $(@D)
+	$(PY) -m models.demo train --without-anchor --out $(@D)
 
 $(DATA): | $(STAMP) mesa
-	$(PY) -m models.demo.collect $(COLLECT)
+	$(PY) -m models.demo collect $(COLLECT)
 
 record-demo: setup mesa ## record the demo's episodes from the simulator again
-	$(PY) -m models.demo.record --out $(EPISODES)
+	$(PY) -m models.demo record --out $(call quoted,$(EPISODES))
 
 device-test: setup ## judge BUNDLE by its board's budgets, here or on HOST=user@orin; page in build/device
-	$(PY) -m device_tests $(BUNDLE) $(if $(HOST),--host $(HOST)) $(ARGS)
+	$(PY) -m device_tests $(call quoted,$(BUNDLE)) $(call option,--host,$(HOST)) $(ARGS)
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

@@ -6,7 +6,8 @@ TensorRT runs it, plans that are missing are built first; over ssh that is every
 --there names a bundle that stays on the board.
 
 Exit codes: 0 every promise that could be measured is kept, 1 one is broken, 2 wrong usage,
-3 bundle, 4 observation, 5 engine, 7 the other machine, 130 interrupted.
+3 bundle, 4 observation, 5 engine, 7 the other machine, 8 output that cannot be written, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -22,21 +23,24 @@ import pytest
 from device_tests.budgets import BUDGETS, choose_board
 from device_tests.comparison import read_reference
 from device_tests.config import OPTIONS, MeasureConfig, flag, read_config
-from device_tests.errors import EXIT_OFFSET, INTERRUPTED_CODE, USAGE_CODE, USER_ERRORS, exit_code
+from device_tests.errors import EXIT_CODES, EXIT_OFFSET
 from device_tests.measured import default_engine
 from device_tests.remote import Remote, run_remotely
+from device_tests.report import WRITTEN
 from runtime.__main__ import main as runtime_command
 from runtime.bundle import read_bundle
+from runtime.command import INTERRUPTED, USAGE, finish, wants_debug
+from runtime.files import check_output
 from runtime.machine import read_machine
 
 RESULTS = Path("build/device")
 GPU_ENGINES = ("tensorrt", "tensorrt_rtx")
 """They need plans, which are made where they run."""
 CODES: dict[int, int] = {
-    pytest.ExitCode.INTERRUPTED: INTERRUPTED_CODE,
+    pytest.ExitCode.INTERRUPTED: INTERRUPTED,
     pytest.ExitCode.INTERNAL_ERROR: 1,
-    pytest.ExitCode.USAGE_ERROR: USAGE_CODE,
-    pytest.ExitCode.NO_TESTS_COLLECTED: USAGE_CODE,
+    pytest.ExitCode.USAGE_ERROR: USAGE,
+    pytest.ExitCode.NO_TESTS_COLLECTED: USAGE,
 }
 """pytest's into ours."""
 THERE = tuple(name for name in OPTIONS if name not in ("bundle", "baseline"))
@@ -45,35 +49,35 @@ THERE = tuple(name for name in OPTIONS if name not in ("bundle", "baseline"))
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tests; errors that a user can mend become one line and an exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        config = read_config(vars(options))
-        if options.there and options.host is None:
-            raise ValueError("--there says that BUNDLE lies on another machine: give --host too")
-        if options.there and not config.bundle.is_absolute():
-            raise ValueError(f"--there needs the whole path on that host, got {config.bundle}")
-        if not options.there:
-            read_bundle(config.bundle)
-        if config.baseline is not None:
-            read_reference(config.baseline)
-        if options.host is not None:
-            return _run_there(options, config)
-        machine = read_machine()
-        choose_board(machine, config.board)
-        engine = config.engine or default_engine(machine)
-        if engine in GPU_ENGINES:  # keeps the plans that are there
-            code = runtime_command(["build", str(config.bundle), "--module", engine])
-            if code:
-                return code
-        return _run_here(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_CODE
-    except USER_ERRORS as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
+
+    def run() -> int:
+        return _main(_parser().parse_args(arguments))
+
+    return finish(run, debug=wants_debug(arguments), codes=EXIT_CODES)
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = read_config(vars(options))
+    if options.there and options.host is None:
+        raise ValueError("--there says that BUNDLE lies on another machine: give --host too")
+    if options.there and not config.bundle.is_absolute():
+        raise ValueError(f"--there needs the whole path on that host, got {config.bundle}")
+    for name, kind in WRITTEN.items():
+        check_output(options.results / name, kind)
+    if not options.there:
+        read_bundle(config.bundle)
+    if config.baseline is not None:
+        read_reference(config.baseline)
+    if options.host is not None:
+        return _run_there(options, config)
+    machine = read_machine()
+    choose_board(machine, config.board)
+    engine = config.engine or default_engine(machine)
+    if engine in GPU_ENGINES:  # keeps the plans that are there
+        code = runtime_command(["build", str(config.bundle), "--module", engine])
+        if code:
+            return code
+    return _run_here(options)
 
 
 def _run_here(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,6 +15,7 @@ from device_tests.ledger import Ledger
 from device_tests.measured import measure_all
 from device_tests.report import write_results
 from device_tests.result import Measured, TimedRun
+from runtime.command import one_line
 
 BOOK = pytest.StashKey[Ledger]()
 
@@ -36,10 +38,13 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
     try:
         found = measure_all(read_config(vars(options)), on_part=_announcer(request.config))
     except USER_ERRORS as error:
-        pytest.exit(f"error: {error}", returncode=EXIT_OFFSET + exit_code(error))
+        _exit(error)
     yield found
     if options.results is not None:
-        write_results(options.results, found, request.config.stash[BOOK].rows)
+        try:
+            write_results(options.results, found, request.config.stash[BOOK].rows)
+        except USER_ERRORS as error:
+            _exit(error)
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +78,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     folder = terminalreporter.config.option.results
     if rows and folder is not None:
         terminalreporter.write_line(f"\nreport: {folder / 'device.html'}")
+
+
+def _exit(error: Exception) -> NoReturn:
+    pytest.exit(f"error: {one_line(error)}", returncode=EXIT_OFFSET + exit_code(error))
 
 
 def _announcer(config: pytest.Config) -> Callable[[str], None]:

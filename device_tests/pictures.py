@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from device_tests.episodes import EpisodeResult, Frames
+from runtime.files import MARK, PICTURE, replacing
 from runtime.metaworld import TASKS
 
 FILM_SIDE, FILM_COLOURS = 168, 200
@@ -40,6 +42,14 @@ def draw_sheet(strips: Sequence[tuple[EpisodeResult, Frames]]) -> Image.Image:
     return sheet
 
 
+def write_sheet(strips: Sequence[tuple[EpisodeResult, Frames]], path: Path) -> None:
+    """The sheet of `draw_sheet` as PNG."""
+    comment = PngInfo()
+    comment.add_text("Software", MARK)
+    with replacing(path, PICTURE) as partial:
+        draw_sheet(strips).save(partial, "PNG", optimize=True, pnginfo=comment)
+
+
 def write_film(strips: Sequence[tuple[EpisodeResult, Frames]], path: Path) -> None:
     """An endless GIF: an episode of each task side by side, its anchor beside what is seen now.
 
@@ -55,7 +65,11 @@ def write_film(strips: Sequence[tuple[EpisodeResult, Frames]], path: Path) -> No
     palette = pictures[-1].quantize(FILM_COLOURS)
     first, *rest = (p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
     durations = [FILM_MS] * len(rest) + [FILM_END_MS]
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    with replacing(path, PICTURE) as partial:
+        first.save(
+            partial, "GIF", save_all=True, append_images=rest, duration=durations, loop=0,
+            comment=MARK.encode(),
+        )  # fmt: skip
 
 
 def _film_picture(shown: Sequence[tuple[EpisodeResult, Frames]], index: int) -> Image.Image:

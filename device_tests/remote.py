@@ -20,7 +20,8 @@ import device_tests
 import runtime
 from device_tests.errors import RemoteError
 from device_tests.provenance import read_commit
-from device_tests.report import JSON_NAME, PAGE_NAME
+from device_tests.report import JSON_NAME, PAGE_NAME, WRITTEN
+from runtime.files import write_file
 
 CONNECT_S = 10
 SSH_FAILED = 255
@@ -203,9 +204,8 @@ def _fetch(remote: Remote, folder: str, results: Path) -> None:
         words = process.stderr.read().decode(errors="replace")
     if process.returncode:
         raise _error(remote, process.returncode, words, "fetching the results")
-    results.mkdir(parents=True, exist_ok=True)
     for name, data in found.items():
-        (results / name).write_bytes(data)
+        write_file(results / name, data, WRITTEN[name])
         print(f"fetched: {results / name}")
 
 

@@ -17,6 +17,7 @@ from device_tests.ledger import Row
 from device_tests.pacing import Pacing
 from device_tests.result import Measured
 from runtime.check import Verdict
+from runtime.files import PAGE, Kind, write_file
 from runtime.markup import Markup, element
 from runtime.page import (
     Column,
@@ -32,14 +33,15 @@ from runtime.page import (
 )
 
 JSON_NAME, PAGE_NAME = "device.json", "device.html"
+RESULT = Kind("a result of the device tests", (b'"verdict"', b'"provenance"'))
+WRITTEN = {JSON_NAME: RESULT, PAGE_NAME: PAGE}
 DIGITS = 6
 
 
 def write_results(folder: Path, measured: Measured, rows: Sequence[Row]) -> None:
     """Write both files; the folder is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JSON_NAME).write_text(write_json(measured, rows))
-    (folder / PAGE_NAME).write_text(write_page(measured, rows))
+    write_file(folder / JSON_NAME, write_json(measured, rows), RESULT)
+    write_file(folder / PAGE_NAME, write_page(measured, rows), PAGE)
 
 
 def write_json(measured: Measured, rows: Sequence[Row]) -> str:

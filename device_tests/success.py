@@ -7,7 +7,7 @@ bundles (and runs with other options) are compared in pairs. Seeds from 10000 on
 training uses lower ones. Nothing waits for a clock: the robot stands still while a policy thinks.
 
 Exit codes are those of `anchorvla`: 0 done whatever the success was, 2 wrong usage, 3 bundle,
-4 observation, 5 engine, 6 robot or simulator, 130 interrupted.
+4 observation, 5 engine, 6 robot or simulator, 8 output that cannot be written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ from device_tests.episodes import (
     SuccessConfig,
     evaluate,
 )
-from device_tests.pictures import draw_sheet, write_film
-from runtime.__main__ import EXIT_CODES
+from device_tests.pictures import write_film, write_sheet
+from runtime.command import finish, wants_debug
+from runtime.files import PICTURE, Kind, check_output, write_file
 from runtime.metaworld import TASKS
 from runtime.report import processor_name
 
+RESULT = Kind("a table of success rates", (b'"machine"', b'"bundles"'))
+KINDS = {"json": RESULT, "sheet": PICTURE, "film": PICTURE}
+"""Of the files in `Outputs`."""
 STRIPS = 4
 """Episodes per task on the contact sheet."""
 LISTS = ("bundles", "tasks")
@@ -83,28 +87,23 @@ def write_json(evaluation: Evaluation, seconds: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; errors that a user can mend become one line and an exit code."""
+    return finish(lambda: _main(arguments), debug=wants_debug(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
     options = vars(_parser().parse_args(arguments))
-    debug = options.pop("debug")
+    options.pop("debug")
     outputs = Outputs(**{f.name: options.pop(f.name) for f in fields(Outputs)})
     settings: dict[str, Any] = {n: tuple(v) if n in LISTS else v for n, v in options.items()}
-    try:
-        _evaluate_and_write(SuccessConfig(**settings), outputs)
-    except Exception as error:
-        if debug or not isinstance(error, (ValueError, OSError, *EXIT_CODES)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    _evaluate_and_write(SuccessConfig(**settings), outputs)
 
 
 def _evaluate_and_write(config: SuccessConfig, outputs: Outputs) -> None:
+    for name, kind in KINDS.items():
+        if (path := getattr(outputs, name)) is not None:
+            check_output(path, kind)
     for bundle in config.bundles:
         runtime.read_bundle(bundle)  # a wrong path is found before the processes start
-    for path in filter(None, (outputs.json, outputs.sheet, outputs.film)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     evaluation = evaluate(
         config,
@@ -113,10 +112,10 @@ def _evaluate_and_write(config: SuccessConfig, outputs: Outputs) -> None:
     )
     print(write_table(evaluation))
     if outputs.json is not None:
-        outputs.json.write_text(write_json(evaluation, time.monotonic() - begin))
+        write_file(outputs.json, write_json(evaluation, time.monotonic() - begin), RESULT)
         print(f"\njson: {outputs.json}")
     if outputs.sheet is not None:
-        draw_sheet(evaluation.strips).save(outputs.sheet, "PNG", optimize=True)
+        write_sheet(evaluation.strips, outputs.sheet)
         print(f"sheet: {outputs.sheet}")
     if outputs.film is not None:
         write_film(evaluation.strips, outputs.film)

@@ -1,70 +1,40 @@
-"""python -m export VERB: from a checkpoint to a bundle, and the benchmark of it.
+"""From a checkpoint to a bundle, and the benchmark of it.
 
-Exit codes: 0 done, 1 a checkpoint or a gate failed, 2 wrong usage, 130 interrupted.
+    python -m export build RECIPE --checkpoint CHECKPOINT --out BUNDLE
+
+Exit codes: 0 done, 1 a checkpoint or a gate failed, 2 wrong usage, 3 bundle, 4 observation, 5
+engine, 6 recording or simulator, 8 output that cannot be written, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import tyro
-
-from export.bench import BenchConfig, bench
-from export.build import build
-from export.config import BuildConfig
-from export.crosscheck import CrosscheckConfig, crosscheck
-from export.demo import DemoConfig, demo
-from export.errors import ExportError
-from export.gate import GateConfig, gate
-from export.results import ResultsConfig, update
-from export.success import SuccessTableConfig, measure
-from export.twin import TwinConfig, make_twin
-from models.checkpoint import CheckpointError
-from runtime.errors import BundleError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Build(BuildConfig):
-    """Checkpoint -> bundle."""
-
-    recipe: tyro.conf.Positional[str]
-    """Precision recipe."""
-
-
-VERBS: dict[str, tuple[type, Callable[..., object]]] = {
-    "build": (Build, build),
-    "bench": (BenchConfig, bench),
-    "demo": (DemoConfig, demo),
-    "gate": (GateConfig, gate),
-    "twin": (TwinConfig, make_twin),
-    "crosscheck": (CrosscheckConfig, crosscheck),
-    "success": (SuccessTableConfig, measure),
-    "results": (ResultsConfig, update),
+VERBS = {
+    "build": ("export.config:BuildConfig", "export.build:build"),
+    "bench": ("export.config:BenchConfig", "export.bench:bench"),
+    "demo": ("export.config:DemoConfig", "export.demo:demo"),
+    "gate": ("export.config:GateConfig", "export.gate:gate"),
+    "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
+    "crosscheck": ("export.config:CrosscheckConfig", "export.crosscheck:crosscheck"),
+    "success": ("export.config:SuccessTableConfig", "export.success:measure"),
+    "results": ("export.config:ResultsConfig", "export.results:update"),
 }
 
 
-def main() -> int:
-    try:
-        chosen = tyro.extras.subcommand_cli_from_dict(
-            {verb: types for verb, (types, _) in VERBS.items()},
-            prog="python -m export",
-            description="From a checkpoint to a bundle, and the benchmark of it.",
-        )
-        run = next(run for types, run in VERBS.values() if type(chosen) is types)
-        result = run(chosen)
-    except (BundleError, CheckpointError, ExportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:  # a configuration that cannot be
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return result if isinstance(result, int) else 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what a verb says; returns the exit code."""
+    from export.errors import ExportError
+    from models.command_line import run_verbs
+    from models.errors import CheckpointError
+
+    codes = {CheckpointError: 1, ExportError: 1}
+    return run_verbs(VERBS, "export", str(__doc__), arguments, codes)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while the first modules load
+        sys.exit(130)

@@ -17,7 +17,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,66 +30,39 @@ from rich.table import Table
 
 from export.build import build
 from export.composition import Composition
-from export.config import BuildConfig
+from export.config import SIZES, BenchConfig, BuildConfig, Size
 from export.measure import make_golden
-from models.__main__ import Init, init
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
+from models.init import init
+from models.verbs import Init
 from runtime.benchmark import Quantiles, Ticker
+from runtime.files import Kind, check_output, write_file
 from runtime.noise import draw_noise
 from runtime.onnxruntime_module import ort
 from runtime.policy import ACTIONS, Policy, load, read_golden
 from runtime.report import processor_name
 from runtime.robot import Recording, save_recording
 
+FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
 ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")
 GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
 """M, K, N of the matrix products that the published widths are made of."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BenchConfig:
-    """Time the runtime beside what one would compose from public libraries."""
-
-    sizes: tuple[str, ...] = ("demo", "proxy")
-    """`demo`, and `proxy`: published widths and image size, a sixth of the layers."""
-
-    rounds: int = 9
-    """Ticks per row; the demo, being quick, takes ten times as many."""
-
-    work: Path = Path("build/bench")
-    """Folder for checkpoints and bundles; the proxy takes 6 GB."""
-
-    results: Path | None = None
-    """Folder for a JSON file with figures, machine and versions."""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.sizes) - SIZES.keys()):
-            raise ValueError(f"unknown sizes {unknown}; there are {sorted(SIZES)}")
-        if self.rounds < 3:
-            raise ValueError(f"rounds must be at least 3, got {self.rounds}")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    image: int
-    tokens: int
-    rounds_factor: int
-
-
-SIZES = {"demo": Size(112, 64, 10), "proxy": Size(256, 112, 1)}
-
-
 def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
     """Run it, print a table per size and one JSON line last."""
     console = Console()
+    path = None
+    if config.results is not None:
+        path = config.results / f"bench-{_slug(processor_name())}.json"
+        check_output(path, FIGURES)
     results = {}
     for name in config.sizes:
         results[name] = _bench_size(name, config, console)
         _print_table(console, name, results[name])
-    if config.results is not None:
-        path = config.results / f"bench-{_slug(processor_name())}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "sizes": results}, indent=1) + "\n")
+    if path is not None:
+        document = {"machine": machine(), "sizes": results}
+        write_file(path, json.dumps(document, indent=1) + "\n", FIGURES)
         console.print(f"written: {path}")
     figures = {n: {k: v for k, v in r.items() if isinstance(v, float)} for n, r in results.items()}
     print(json.dumps(figures))
@@ -186,7 +158,6 @@ def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
     """Something to calibrate random weights on: made-up images, states in the statistics' range."""
     head = checkpoint.config.head
     frames = [make_golden(checkpoint, None, (size.image, size.image), seed=n) for n in range(4)]
-    folder.mkdir(parents=True, exist_ok=True)
     save_recording(
         Recording(
             instruction=str(frames[0]["instruction"]),

@@ -48,6 +48,7 @@ from models.checkpoint import image_fields, load_checkpoint
 from quant.recipes import RECIPES, Recipe, Rule
 from quant.yardsticks import yardsticks
 from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
+from runtime.files import PAGE, check_output
 from runtime.show import memory_plan
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
@@ -58,13 +59,17 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ExportError: another export holds the destination, the disk is too small, or a gate failed.
+        ExportError: the disk is too small, or a gate failed.
+        OutputError: another export writes the destination, it cannot be written, or it is
+            something else than a bundle.
         ValueError: the recipe does not fit the policy.
     """
     console = console or Console()
     recipe = RECIPES[config.recipe]()
     if config.sensitivity is not None:
         read_study(config.sensitivity)  # a wrong one is found before the work
+    report = config.out.with_name(f"{config.out.name}-report.html")
+    check_output(report, PAGE)
     with exclusive(config.out), disk_errors(config.out), _progress(console) as progress:
         bar = progress.add_task("load checkpoint", total=None)
         checkpoint = load_checkpoint(config.checkpoint)
@@ -79,9 +84,7 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
 
             manifest = _export(subject, folder, step)
             publish(folder, config.out)
-            folder.mkdir()  # for `temporary` to remove
         step("report")
-        report = config.out.with_name(f"{config.out.name}-report.html")
         compared = config.yardsticks and subject.statistics
         write_report(
             report,

@@ -1,4 +1,4 @@
-"""What one export is asked for."""
+"""What each verb of `python -m export` is asked for. Light to import: no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.demo import EPISODES
+from tyro.conf import Positional
+
+from models.demo import CHECKPOINT, EPISODES
 from quant.recipes import RECIPES
 
 VERDICTS = Path("docs/results/gate-demo.json")
+RESULT = "success-demo.json"
 DEMO_OPTIONS: dict[str, Any] = {
     "image_size": (112, 112),
     "tokens": 64,
@@ -22,7 +25,7 @@ DEMO_OPTIONS: dict[str, Any] = {
 class BuildConfig:
     """One export."""
 
-    recipe: str
+    recipe: Positional[str]
     """Precision recipe; see `quant.recipes.RECIPES`."""
 
     checkpoint: Path
@@ -76,3 +79,163 @@ class BuildConfig:
             raise ValueError(f"tokens must be positive, got {self.tokens}")
         if self.stride < 1:
             raise ValueError(f"stride must be positive, got {self.stride}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwinConfig:
+    """Make the float32 twin of a bundle, which runs on a CPU and rounds as the bundle does."""
+
+    bundle: Path
+    """Of any recipe."""
+
+    out: Path
+    """Folder to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """Do the whole job on the shipped demo policy: export, run, report."""
+
+    out: Path = Path("build/demo")
+    """Folder for bundle and report."""
+
+    rate_hz: float = 20.0
+    """Actions per second."""
+
+    live: bool = True
+    """Close the loop on the simulator where one can render here; recorded episodes run anyway."""
+
+    episodes: int = 2
+    """Simulated ones per task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    image: int
+    tokens: int
+    rounds_factor: int
+
+
+SIZES = {"demo": Size(112, 64, 10), "proxy": Size(256, 112, 1)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchConfig:
+    """Time the runtime beside what one would compose from public libraries."""
+
+    sizes: tuple[str, ...] = ("demo", "proxy")
+    """`demo`, and `proxy`: published widths and image size, a sixth of the layers."""
+
+    rounds: int = 9
+    """Ticks per row; the demo, being quick, takes ten times as many."""
+
+    work: Path = Path("build/bench")
+    """Folder for checkpoints and bundles; the proxy takes 6 GB."""
+
+    results: Path | None = None
+    """Folder for a JSON file with figures, machine and versions."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.sizes) - SIZES.keys()):
+            raise ValueError(f"unknown sizes {unknown}; there are {sorted(SIZES)}")
+        if self.rounds < 3:
+            raise ValueError(f"rounds must be at least 3, got {self.rounds}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """Run recipes in closed loop, paired with float32; exit code 1 if one costs too much."""
+
+    recipes: tuple[str, ...] = ("orin-w8a8", "orin-mixed", "orin-w4a16", "cpu-int8")
+    """Of the demo policy."""
+
+    episodes: int = 150
+    """Per task; there are four."""
+
+    seed0: int = 10_000
+    """Of the first episode of every task."""
+
+    work: Path = Path("build/gate")
+    """Folder for bundles, twins, and the episodes that were run already."""
+
+    verdicts: Path = VERDICTS
+    """JSON that takes the verdicts; those on other bundles are left in it."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.recipes) - RECIPES.keys()):
+            raise ValueError(f"unknown recipes {unknown}; there are {sorted(RECIPES)}")
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be positive, got {self.episodes}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuccessTableConfig:
+    """Measure what the demo policy does in closed loop."""
+
+    checkpoint: Path = CHECKPOINT
+    """The policy."""
+
+    without_anchor: Path | None = None
+    """Checkpoint that the same recipe trained without an anchor; no such row if left out."""
+
+    seeds: tuple[Path, ...] = ()
+    """Checkpoints of the same recipe with other training seeds."""
+
+    episodes: int = 100
+    """Per task and row."""
+
+    seed0: int = 10_000
+    """Of the first episode of every task."""
+
+    work: Path = Path("build/success")
+    """Folder for bundles, contact sheet, and the episodes that were run already."""
+
+    results: Path = Path("docs/results")
+    """Folder for the JSON."""
+
+    film: Path = Path("docs/film.gif")
+    """An episode of each task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultsConfig:
+    """Render the tables of README and model card from the files in docs/results."""
+
+    results: Path = Path("docs/results")
+    """Folder of JSON files, as `python -m export bench --results` writes them."""
+
+    readme: Path = Path("README.md")
+    """File whose marked section shows all of them."""
+
+    card: Path = CHECKPOINT / "README.md"
+    """File whose marked section shows the success rates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrosscheckConfig:
+    """Compile every engine with torch-tensorrt too, and compare time and error with the plans.
+
+    Needs a GPU and torch-tensorrt; nobody has run it with them yet.
+    """
+
+    checkpoint: Path
+    """Folder with config.json, weights, tokenizer and statistics."""
+
+    bundle: Path | None = None
+    """Float32 bundle of the same checkpoint and shapes, with plans built here; none by default."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Width and height of the camera image in pixels."""
+
+    tokens: int = 112
+    """Tokens per call of the language engine."""
+
+    runs: int = 50
+    """Of each engine, each way; interleaved."""
+
+    engines: tuple[str, ...] = ()
+    """Only these; all by default."""
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise ValueError(f"runs must be positive, got {self.runs}")

@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from export.config import CrosscheckConfig
 from export.errors import ExportError
 from export.measure import Modules, make_golden
 from models.checkpoint import Checkpoint, load_checkpoint
@@ -44,36 +44,6 @@ INSTALL = (
     "torch-tensorrt, in the version of its torch"
 )
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CrosscheckConfig:
-    """Compile every engine with torch-tensorrt too, and compare time and error with the plans.
-
-    Needs a GPU and torch-tensorrt; nobody has run it with them yet.
-    """
-
-    checkpoint: Path
-    """Folder with config.json, weights, tokenizer and statistics."""
-
-    bundle: Path | None = None
-    """Float32 bundle of the same checkpoint and shapes, with plans built here; none by default."""
-
-    image_size: tuple[int, int] = (256, 256)
-    """Width and height of the camera image in pixels."""
-
-    tokens: int = 112
-    """Tokens per call of the language engine."""
-
-    runs: int = 50
-    """Of each engine, each way; interleaved."""
-
-    engines: tuple[str, ...] = ()
-    """Only these; all by default."""
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise ValueError(f"runs must be positive, got {self.runs}")
 
 
 @dataclass(frozen=True, slots=True)

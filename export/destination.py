@@ -1,79 +1,57 @@
-"""The folder that an export writes: alone, with enough disk, whole or not at all."""
+"""The folder that an export writes: a bundle is replaced, anything else is refused."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
-import shutil
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import ExportError
+from runtime import folders
+from runtime.bundle import MANIFEST, PLANS
+from runtime.files import FULL, remedy
+from runtime.folders import check_disk, temporary
+
+__all__ = ["check_disk", "disk_errors", "exclusive", "publish", "temporary"]
+
+MANIFEST_KEYS = ("schema", "policy", "recipe", "graph", "engines", "files")
+"""A manifest of any schema has them."""
+PLAN_SUFFIXES = (".plan", ".json", ".cache", ".lock", ".new", ".partial")
 
 
-@contextlib.contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """One export per destination. The lock dies with its process.
+def exclusive(out: Path) -> contextlib.AbstractContextManager[None]:
+    """One export per destination, which is absent, empty or a bundle.
 
     Raises:
-        ExportError: somebody else holds it.
+        OutputError: somebody else writes it, it cannot be written, or it is something else.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f"{out.name}.lock")
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise ExportError(
-                f"{out}: another export writes it (process {holder}); wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def temporary(out: Path) -> Iterator[Path]:
-    """A working folder beside `out`, gone afterwards whatever happens short of SIGKILL."""
-    folder = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    for left in out.parent.glob(f"{out.name}.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)  # from an export that was killed: we hold the lock
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return folders.exclusive(out, foreign)
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Put a complete folder in the place of `out`. The old one is moved aside, then removed."""
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    folder.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    """Put a complete folder in the place of `out`."""
+    folders.publish(folder, out, foreign)
 
 
-def check_disk(out: Path, num_bytes: int) -> None:
-    """Is there room for so much beside `out`?
-
-    Raises:
-        ExportError: there is not.
-    """
-    free = shutil.disk_usage(out.parent).free
-    if free < num_bytes * 1.1:
-        raise ExportError(
-            f"{out.parent}: {free / 1e9:.1f} GB free, the bundle needs about "
-            f"{num_bytes * 1.1 / 1e9:.1f} GB; free some or choose another --out"
-        )
+def foreign(folder: Path) -> str | None:
+    """What keeps a folder from being a bundle and nothing else: no manifest, or other files."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it is no bundle"
+    except (ValueError, RecursionError):
+        return f"its {MANIFEST} is not JSON"
+    is_bundle = isinstance(manifest, dict) and all(key in manifest for key in MANIFEST_KEYS)
+    if not is_bundle or not isinstance(manifest["files"], dict):
+        return f"its {MANIFEST} is not a bundle's"
+    known = {MANIFEST, *manifest["files"]}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_plan = name.startswith(f"{PLANS}/") and path.suffix in PLAN_SUFFIXES
+        if not path.is_dir() and name not in known and not is_plan:
+            return f"{name} is not in its {MANIFEST}"
+    return None
 
 
 @contextlib.contextmanager
@@ -82,6 +60,6 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        raise ExportError(f"{out}: the disk is full; free some space and export again") from error
+        raise ExportError(f"{out}: {remedy(error)}, and export again") from error

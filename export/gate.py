@@ -10,51 +10,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from device_tests.episodes import Row, SuccessConfig
 from device_tests.success import machine
 from export.build import build, engine_bytes
-from export.config import DEMO_OPTIONS, VERDICTS, BuildConfig
+from export.config import DEMO_OPTIONS, BuildConfig, GateConfig
 from export.errors import ExportError
 from export.gates import words_of
 from export.kept_episodes import evaluate_kept
 from export.twin import TwinConfig, make_twin
 from models.demo import CHECKPOINT
-from models.demo.collect import DEMO_TASKS
+from models.demo.config import DEMO_TASKS
 from quant.recipes import RECIPES
 from runtime import read_bundle
+from runtime.files import Kind, check_output, write_file
 
+VERDICTS_FILE = Kind("a file of verdicts", (b'"verdicts"', b'"float32_successes"'))
 MEAN = "mean"
 """Row of all tasks together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateConfig:
-    """Run recipes in closed loop, paired with float32; exit code 1 if one costs too much."""
-
-    recipes: tuple[str, ...] = ("orin-w8a8", "orin-mixed", "orin-w4a16", "cpu-int8")
-    """Of the demo policy."""
-
-    episodes: int = 150
-    """Per task; there are four."""
-
-    seed0: int = 10_000
-    """Of the first episode of every task."""
-
-    work: Path = Path("build/gate")
-    """Folder for bundles, twins, and the episodes that were run already."""
-
-    verdicts: Path = VERDICTS
-    """JSON that takes the verdicts; those on other bundles are left in it."""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.recipes) - RECIPES.keys()):
-            raise ValueError(f"unknown recipes {unknown}; there are {sorted(RECIPES)}")
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be positive, got {self.episodes}")
 
 
 def gate(config: GateConfig) -> int:
@@ -66,6 +42,7 @@ def gate(config: GateConfig) -> int:
     Raises:
         ExportError: a numeric gate failed.
     """
+    check_output(config.verdicts, VERDICTS_FILE)
     exact = _build(config, "float32")
     failed = 0
     for name in config.recipes:
@@ -136,5 +113,4 @@ def _keep(config: GateConfig, content_sha256: str, verdict: Mapping[str, Any]) -
         verdicts = json.loads(config.verdicts.read_text())["verdicts"]
         verdicts = {h: v for h, v in verdicts.items() if v["recipe"] != verdict["recipe"]}
     verdicts[content_sha256] = verdict
-    config.verdicts.parent.mkdir(parents=True, exist_ok=True)
-    config.verdicts.write_text(json.dumps({"verdicts": verdicts}, indent=1) + "\n")
+    write_file(config.verdicts, json.dumps({"verdicts": verdicts}, indent=1) + "\n", VERDICTS_FILE)

@@ -15,6 +15,9 @@ from export.reference_policy import load_either
 from models.checkpoint import load_checkpoint
 from runtime import read_bundle
 from runtime.bundle import MANIFEST
+from runtime.files import Kind, replacing
+
+KEPT = Kind("kept episodes", (b"results.npy",))
 
 
 def evaluate_kept(folder: Path, config: SuccessConfig, *, num_strips: int = 0) -> Evaluation:
@@ -51,12 +54,10 @@ def _one(folder: Path, config: SuccessConfig, num_strips: int) -> Evaluation:
 def _write(path: Path, evaluation: Evaluation) -> None:
     (results,) = evaluation.results.values()
     pictures = {str(results.index(r)): np.stack(frames) for r, frames in evaluation.strips}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path, KEPT) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file, allow_pickle=False, results=json.dumps([asdict(r) for r in results]), **pictures
         )
-    partial.rename(path)
 
 
 def _read(path: Path, config: SuccessConfig) -> Evaluation:

@@ -20,6 +20,7 @@ from export.figures import (
 from export.page import bar, number, percent
 from quant.yardsticks import Yardstick
 from runtime.bundle import EngineEntry, Manifest
+from runtime.files import PAGE, write_file
 from runtime.markup import Markup, element
 from runtime.page import (
     Column,
@@ -83,8 +84,7 @@ def write_report(
         section("Yardsticks", *show_yardsticks(yardsticks)),
         section("Recipe and tools", *_recipe(manifest)),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document(title, parts), encoding="utf-8")
+    write_file(path, document(title, parts), PAGE)
 
 
 def _provenance(manifest: Manifest) -> str:

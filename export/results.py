@@ -6,16 +6,15 @@ python -m export results        render them again
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.config import VERDICTS
-from export.success import RESULT
-from models.demo import CHECKPOINT
+from export.config import RESULT, VERDICTS, ResultsConfig
+from runtime.files import Kind, write_file
 from runtime.metaworld import TASKS
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+MARKED = Kind("a text with a section for results", (BEGIN.encode(), END.encode()))
 WORDS = {
     "eager": "transformers + UniCeption + diffusers, eager",
     "compiled": "the same under torch.compile",
@@ -24,20 +23,6 @@ WORDS = {
     "warm": "**our runtime, anchor kept**",
     "int8_warm": "the same in int8 (recipe `cpu-int8`)",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResultsConfig:
-    """Render the tables of README and model card from the files in docs/results."""
-
-    results: Path = Path("docs/results")
-    """Folder of JSON files, as `python -m export bench --results` writes them."""
-
-    readme: Path = Path("README.md")
-    """File whose marked section shows all of them."""
-
-    card: Path = CHECKPOINT / "README.md"
-    """File whose marked section shows the success rates."""
 
 
 def update(config: ResultsConfig) -> None:
@@ -50,7 +35,7 @@ def update(config: ResultsConfig) -> None:
         ),
         (config.card, success),
     ):
-        path.write_text(place(path.read_text(), tables))
+        write_file(path, place(path.read_text(), tables), MARKED)
 
 
 def place(text: str, tables: str) -> str:

@@ -10,57 +10,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from device_tests.episodes import EpisodeResult, Evaluation, Row, SuccessConfig
-from device_tests.pictures import draw_sheet, write_film
+from device_tests.pictures import write_film, write_sheet
 from device_tests.success import STRIPS, machine
 from export.build import build
-from export.config import BuildConfig
+from export.config import RESULT, BuildConfig, SuccessTableConfig
 from export.kept_episodes import evaluate_kept
 from export.reference_policy import ReferencePolicy
 from models.checkpoint import load_checkpoint
-from models.demo import CHECKPOINT, EPISODES
-from models.demo.collect import DEMO_TASKS
+from models.demo import EPISODES
+from models.demo.config import DEMO_TASKS
 from runtime import load
+from runtime.files import PICTURE, Kind, check_output, write_file
 from runtime.metaworld import TASKS
 from runtime.robot import load_recording
 
+RATES = Kind("a table of success rates", (b'"machine"', b'"rows"', b'"recorded_error"'))
 MEMORY_TASKS = tuple(t for t in DEMO_TASKS if TASKS[t].hide_marker_after_first_frame)
-RESULT = "success-demo.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SuccessTableConfig:
-    """Measure what the demo policy does in closed loop."""
-
-    checkpoint: Path = CHECKPOINT
-    """The policy."""
-
-    without_anchor: Path | None = None
-    """Checkpoint that the same recipe trained without an anchor; no such row if left out."""
-
-    seeds: tuple[Path, ...] = ()
-    """Checkpoints of the same recipe with other training seeds."""
-
-    episodes: int = 100
-    """Per task and row."""
-
-    seed0: int = 10_000
-    """Of the first episode of every task."""
-
-    work: Path = Path("build/success")
-    """Folder for bundles, contact sheet, and the episodes that were run already."""
-
-    results: Path = Path("docs/results")
-    """Folder for the JSON."""
-
-    film: Path = Path("docs/film.gif")
-    """An episode of each task."""
 
 
 def measure(config: SuccessTableConfig) -> Path:
@@ -69,6 +41,9 @@ def measure(config: SuccessTableConfig) -> Path:
     Returns:
         The JSON file that was written.
     """
+    path = config.results / RESULT
+    for output, kind in ((path, RATES), (config.film, PICTURE)):
+        check_output(output, kind)
     bundle = _bundle(config, config.checkpoint, "shipped")
     in_use = {"anchor kept": bundle, "torch reference": config.checkpoint}
     for number, path in enumerate(config.seeds):
@@ -92,12 +67,9 @@ def measure(config: SuccessTableConfig) -> Path:
         "recorded_error": _recorded_error(config.checkpoint, bundle),
         "instructions": _instructions(config, bundle, given),
     }
-    for path in (config.results, config.film.parent):
-        path.mkdir(parents=True, exist_ok=True)
     write_film(given.strips, config.film)
-    draw_sheet(given.strips).save(config.work / "sheet.png", "PNG", optimize=True)
-    path = config.results / RESULT
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_sheet(given.strips, config.work / "sheet.png")
+    write_file(path, json.dumps(result, indent=1) + "\n", RATES)
     print(path)
     return path
 

@@ -8,27 +8,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from export.destination import publish, temporary
+from export.config import TwinConfig
+from export.destination import exclusive, publish, temporary
 from export.lower import twin
 from export.onnx_file import save
 from runtime.arithmetic import TWIN
 from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TwinConfig:
-    """Make the float32 twin of a bundle, which runs on a CPU and rounds as the bundle does."""
-
-    bundle: Path
-    """Of any recipe."""
-
-    out: Path
-    """Folder to write."""
 
 
 def make_twin(config: TwinConfig) -> Path:
@@ -36,12 +25,11 @@ def make_twin(config: TwinConfig) -> Path:
 
     Raises:
         BundleError: the bundle is damaged.
+        OutputError: the destination cannot be written, or is something else than a bundle.
     """
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(config.out) as folder:
+    with exclusive(config.out), temporary(config.out) as folder:
         write_twin(config.bundle, folder)
         publish(folder, config.out)
-        folder.mkdir()  # for `temporary` to remove
     return config.out
 
 

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,9 @@ def write_random_checkpoint(
     image: ImageConfig,
     statistics: dict[str, Any],
     seed: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Write a checkpoint folder with seeded random weights, shard by shard.
+    """Write a checkpoint folder with seeded random weights, shard by shard, and `say` each.
 
     Every tensor comes from a generator keyed by its name and the seed, so the numbers depend on
     neither torch nor the order of modules. Products keep their input's scale (1 / sqrt(fan-in)).
@@ -187,6 +188,7 @@ def write_random_checkpoint(
         save_file(shard, path / name)
         (path / name).chmod(0o644)  # the library writes it for its owner only
         weight_map.update(dict.fromkeys(shard, name))
+        say(f"{name}: {sum(t.nbytes for t in shard.values()) / 1e9:.2f} GB")
     (path / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=1) + "\n")
 
 

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 from models.json_file import read_json
 from runtime.normalization import MODES
 
+HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
+"""Fields that transformers writes into every config.json of its own."""
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
 
 
@@ -255,6 +257,13 @@ class PolicyConfig:
             ValueError: unknown or missing fields, wrong types, or values that do not fit together.
         """
         raw = read_json(path)
+        if isinstance(raw, dict) and not raw.keys().isdisjoint(HUGGING_FACE):
+            raise ValueError(
+                f"{path}: a configuration of Hugging Face transformers (model_type "
+                f"{raw.get('model_type')!r}), which knows no spatial encoder, action head or "
+                "normalization. Write one of a whole policy, and set its sizes from this file: "
+                "python -m models config full --out config.json"
+            )
         try:
             return _parse(cls, raw, "")
         except ValueError as error:

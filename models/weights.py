@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from models.errors import CheckpointError
 from models.json_file import read_object, refuse_pointer
 
 WEIGHTS = "model.safetensors"
@@ -26,10 +27,6 @@ UNUSED = ("vlm.lm_head.weight",)
 _RENAMED = {"vlm.model.language_model.": "vlm.model.", "vlm.model.visual.": "vlm.visual."}
 """How transformers 4.52 and later begin the names of Qwen2.5-VL -> how they are published."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used as it is."""
 
 
 def published_name(name: str) -> str:

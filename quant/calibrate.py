@@ -14,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runtime.files import Kind, check_output, replacing
+
+KEPT = Kind("kept statistics of a calibration", (b"key.npy", b"done.npy"))
+
 SAMPLED_ROWS = 256
 """Input vectors kept per layer, for the methods that search on them."""
 SAVE_EVERY = 8
@@ -85,6 +89,8 @@ def calibrate(
     Raises:
         ValueError: nothing ran, or an input was NaN or infinite.
     """
+    if keep is not None:
+        check_output(keep, KEPT)
     done, statistics = (0, {}) if keep is None else _read(keep, key)
     observers = {name: Observer(seen) for name, seen in statistics.items()}
 
@@ -123,11 +129,8 @@ def _write(path: Path, key: str, done: int, statistics: Mapping[str, Statistics]
         arrays[f"max/{name}"] = seen.channel_max
         arrays[f"rows/{name}"] = seen.rows
         arrays[f"num/{name}"] = np.array(seen.num_rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path, KEPT) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    partial.rename(path)
 
 
 def _read(path: Path, key: str) -> tuple[int, dict[str, Statistics]]:

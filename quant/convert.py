@@ -6,15 +6,14 @@ there are any. The trade-off: frames become lossless PNG, several times larger t
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from runtime.errors import RecordingError
-from runtime.lerobot import read_lerobot
+from runtime.folders import exclusive, publish, temporary
+from runtime.lerobot import LeRobotEpisode, read_lerobot
 from runtime.robot import save_recording
 
 
@@ -26,7 +25,7 @@ class ConvertConfig:
     """Folder with a meta/info.json."""
 
     out: Path
-    """Folder to write; it must not be there yet."""
+    """Folder to write, which must not be there yet, or be empty."""
 
     camera: str | None = None
     """Key of the camera, where the dataset has several."""
@@ -39,11 +38,22 @@ def convert(config: ConvertConfig) -> list[Path]:
     """Write every episode that is not left out, whole or not at all.
 
     Raises:
-        RecordingError: the destination is there, an episode that is left out is not, or what is
-            damaged in the dataset.
+        OutputError: the destination holds something, or cannot be written.
+        RecordingError: an episode that is left out is not there, or what is damaged in the dataset.
     """
-    if config.out.exists() or config.out.is_symlink():
-        raise RecordingError(f"{config.out}: is there already; name a folder that is not (--out)")
+    with exclusive(config.out, foreign):
+        episodes = _episodes(config)
+        with temporary(config.out) as folder:
+            names = [name for episode in episodes if (name := _write(config, episode, folder))]
+            if not names:
+                raise RecordingError(f"{config.dataset}: no episode to write; leave out fewer")
+            publish(folder, config.out, foreign)
+    print(f"{config.out}: {len(names)} of {len(episodes)} episodes")
+    return [config.out / name for name in names]
+
+
+def _episodes(config: ConvertConfig) -> list[LeRobotEpisode]:
+    """All of the dataset, those to leave out among them."""
     episodes = read_lerobot(config.dataset, config.camera)
     indices = [episode.entry.index for episode in episodes]
     if unknown := sorted(set(config.leave_out) - set(indices)):
@@ -51,22 +61,21 @@ def convert(config: ConvertConfig) -> list[Path]:
             f"{config.dataset}: no episode {unknown[0]} to leave out, there are {len(indices)}, "
             f"{min(indices, default=0)} to {max(indices, default=0)}"
         )
-    partial = config.out.with_name(f".{config.out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        names = []
-        for episode in episodes:
-            if episode.entry.index in config.leave_out:
-                print(f"{episode.name}: left out")
-                continue
-            names.append(f"episode_{episode.entry.index:06d}.npz")
-            recording = episode.recording()
-            save_recording(recording, partial / names[-1])
-            print(f"{episode.name}: {len(recording.states)} frames, {recording.instruction!r}")
-        if not names:
-            raise RecordingError(f"{config.dataset}: no episode to write; leave out fewer")
-        partial.rename(config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{config.out}: {len(names)} of {len(episodes)} episodes")
-    return [config.out / name for name in names]
+    return episodes
+
+
+def _write(config: ConvertConfig, episode: LeRobotEpisode, folder: Path) -> str | None:
+    """Name of the file; None if it is left out."""
+    if episode.entry.index in config.leave_out:
+        print(f"{episode.name}: left out")
+        return None
+    name = f"episode_{episode.entry.index:06d}.npz"
+    recording = episode.recording()
+    save_recording(recording, folder / name)
+    print(f"{episode.name}: {len(recording.states)} frames, {recording.instruction!r}")
+    return name
+
+
+def foreign(folder: Path) -> str:
+    """Recordings are not made again from a dataset that may be gone: none is replaced."""
+    return f"{min(path.name for path in folder.iterdir())} is in it"

@@ -17,7 +17,6 @@ import multiprocessing
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,50 +30,20 @@ from torch import Tensor
 from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import INDEX, random_tensors
 from models.config import PolicyConfig, full
-from quant.layerwise import CalibrationPrompt, quantize_language
+from quant.config import FullSizeConfig
+from quant.layerwise import STATE, CalibrationPrompt, quantize_language
 from quant.recipes import RECIPES
 from quant.shards import LANGUAGE, LAYERS, locate, read_config, save_tensors
 from runtime import prompt
+from runtime.files import PARTIAL, write_file
+from runtime.folders import check_folder
 
 TABLE = LANGUAGE + "embed_tokens.weight"
+DESCRIPTION = "random language model"
 PEAK_LIMIT = 14e9
 """Bytes of memory that the full size may take."""
 OUTLIER_GAIN = (30.0, 60.0)
 """Outlier channels of real language models are some tens of times as large as the others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FullSizeConfig:
-    """Quantize a random language model of the published size, and print time and memory.
-
-    A run that was cut off goes on at its next layer. Exit code 1 if it took 14 GB or more.
-    """
-
-    recipe: str = "orin-w8a8"
-    """Precision recipe."""
-    folder: Path = Path("build/full-size")
-    """Takes the checkpoint (6.2 GB) and, inside it, the quantized layers."""
-    seed: int = 0
-    """Of the weights and the prompts."""
-    outlier_channels: int = 8
-    """Planted in front of every attention and every MLP."""
-    prompts: int = 4
-    """To calibrate on."""
-    tokens: int = 128
-    """Of each prompt."""
-    keep: bool = False
-    """Leave the folder behind."""
-
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"unknown recipe {self.recipe!r}; there are {sorted(RECIPES)}")
-        if self.prompts < 1 or self.tokens < 8:
-            raise ValueError(
-                "calibration needs at least 1 prompt of 8 tokens, got "
-                f"{self.prompts} of {self.tokens}"
-            )
-        if self.outlier_channels < 0:
-            raise ValueError(f"outlier_channels cannot be negative, got {self.outlier_channels}")
 
 
 def full_size(config: FullSizeConfig) -> int:
@@ -84,8 +53,10 @@ def full_size(config: FullSizeConfig) -> int:
         The exit code, 1 if memory peaked at 14 GB or more.
 
     Raises:
-        ValueError: the folder holds something else.
+        OutputError: the folder holds something else, or cannot be written.
+        ValueError: it holds the model of another seed.
     """
+    check_folder(config.folder, foreign)
     made_s = _make_checkpoint(config)
     start, cpu_start = time.monotonic(), time.process_time()
     prompts = seeded_prompts(
@@ -95,7 +66,7 @@ def full_size(config: FullSizeConfig) -> int:
     report = quantize_language(config.folder, recipe, prompts, config.folder / recipe.name)
     seconds, cpu_s = time.monotonic() - start, time.process_time() - cpu_start
     if not config.keep:
-        shutil.rmtree(config.folder)
+        _remove(config.folder)
     figures = {
         "recipe": report.recipe,
         "layers": len(report.layers),
@@ -128,8 +99,7 @@ def write_random_language(
     `outlier_channels` channels leave each layer's two norms 30 to 60 times as large as the others,
     the same ones in all layers. The index is written last: with it, the checkpoint is whole.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(config.to_json())
+    write_file(path / "config.json", config.to_json())
     with torch.device("meta"):
         policy = AnchorVLA4D(config)
     del policy.vlm.visual, policy.info_sharing, policy.action_head
@@ -143,7 +113,29 @@ def write_random_language(
         }
         save_tensors(path / shard, tensors)
         weight_map.update(dict.fromkeys(tensors, shard))
-    (path / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=1) + "\n")
+    write_file(path / INDEX, json.dumps({"weight_map": weight_map}, indent=1) + "\n")
+
+
+def foreign(folder: Path) -> str | None:
+    """What keeps a folder from being one that this benchmark wrote."""
+    try:
+        described = PolicyConfig.from_json(folder / "config.json").description
+    except (FileNotFoundError, ValueError):
+        described = ""
+    if not described.startswith(DESCRIPTION):
+        return f"it holds no {DESCRIPTION} of this benchmark"
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        is_own = path.name in ("config.json", INDEX) or path.name.startswith("model-")
+        if len(inside) == 2:
+            is_own = path.name == STATE or path.name.startswith("layer-")
+        if PARTIAL.fullmatch(path.name):
+            is_own = True
+        if path.is_dir():
+            is_own = inside[0] in RECIPES and len(inside) == 1
+        if not is_own:
+            return f"{path.relative_to(folder)} is not of this benchmark"
+    return None
 
 
 def seeded_prompts(
@@ -177,11 +169,10 @@ def seeded_prompts(
 
 def _make_checkpoint(config: FullSizeConfig) -> float:
     """Seconds that it took; 0 if an earlier run left it."""
-    described = f"random language model, seed {config.seed}, {config.outlier_channels} outliers"
+    described = f"{DESCRIPTION}, seed {config.seed}, {config.outlier_channels} outliers"
     policy = dataclasses.replace(full(), license="none (random weights)", description=described)
     spelled = config.folder / "config.json"
-    is_ours = spelled.is_file() and spelled.read_text() == policy.to_json()
-    if config.folder.exists() and not is_ours:
+    if spelled.is_file() and spelled.read_text() != policy.to_json():
         raise ValueError(
             f"{config.folder} is there, and it is no {described}: choose another folder, or "
             "remove it"
@@ -196,6 +187,14 @@ def _make_checkpoint(config: FullSizeConfig) -> float:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(write, config.folder, policy).result()
     return time.monotonic() - start
+
+
+def _remove(folder: Path) -> None:
+    """Unless something came into it meanwhile."""
+    if (words := foreign(folder)) is None:
+        shutil.rmtree(folder)
+    else:
+        print(f"{folder}: left as it is, for {words}")
 
 
 def _outlier_gain(width: int, seed: int, count: int) -> Tensor:

@@ -52,6 +52,7 @@ from quant.shards import (
 )
 from runtime import prompt
 from runtime.bundle import sha256_of
+from runtime.errors import OutputError
 
 STATE = "state.safetensors"
 
@@ -114,6 +115,7 @@ def quantize_language(
 
     Raises:
         CheckpointError: tensors are missing, of another shape or not finite.
+        OutputError: layers of somebody are in `out`, or it cannot be written.
         ValueError: the recipe or the prompts do not fit, or a layer cannot be quantized.
     """
     config = read_config(checkpoint)
@@ -160,11 +162,22 @@ class _Run:
 
 
 def _begin(out: Path, key: str, prompts: Sequence[CalibrationPrompt]) -> _Run:
-    """A run from the first layer; what another one left would pass for part of this one."""
-    for stale in (out / STATE, *out.glob("layer-*.safetensors")):
-        stale.unlink(missing_ok=True)
+    """A run from the first layer; what another one left would pass for part of this one.
+
+    The state is there before the first layer: layers without a state are somebody's.
+    """
+    stale = sorted(out.glob("layer-*.safetensors"))
+    if stale and not (out / STATE).is_file():
+        raise OutputError(
+            f"{stale[0]}: in the way, and no run of ours left it (no {STATE} beside it); move it, "
+            "or choose another folder"
+        )
+    for path in (*stale, out / STATE):
+        path.unlink(missing_ok=True)
     hidden_SD = [given.embeddings_SD for given in prompts]
-    return _Run(key, hidden_SD, hidden_SD, [])
+    run = _Run(key, hidden_SD, [x.clone() for x in hidden_SD], [])
+    run.save(out / STATE)
+    return run
 
 
 def _resume(out: Path, key: str) -> _Run | None:

@@ -28,6 +28,8 @@ from models.language import DecoderLayer
 from quant.apply import linear_layers
 from quant.formats import Quantized
 from quant.modules import QuantLinear
+from runtime.errors import OutputError
+from runtime.files import replacing
 
 LANGUAGE = "vlm.model."
 LAYERS = LANGUAGE + "layers."
@@ -165,11 +167,12 @@ def shard_path(out: Path, index: int) -> Path:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: str | None = None) -> None:
     """Whole or not at all, with `state` as metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(dict(tensors), partial, None if state is None else {"state": state})
-    partial.chmod(0o644)  # the library writes it for its owner only
-    partial.rename(path)
+    with replacing(path) as partial:
+        try:
+            save_file(dict(tensors), partial, None if state is None else {"state": state})
+        except SafetensorError as error:
+            raise OutputError(f"{path}: cannot be written: {error}; free some space") from error
+        partial.chmod(0o644)  # the library writes it for its owner only
 
 
 def _quant_linear(parts: Mapping[str, Tensor]) -> QuantLinear:

@@ -24,7 +24,7 @@ from rich.table import Table
 from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.config import CONFIGS
-from models.demo import EPISODES
+from quant.config import SensitivityConfig
 from quant.observations import read_observations
 from quant.pictures import Dot, heat_map_svg, pareto_svg, short
 from quant.recipes import Format
@@ -41,80 +41,14 @@ from quant.sensitivity import (
     search,
 )
 from quant.targets import BOARDS, Costs, tick_costs, tick_products
+from runtime.files import DRAWING, Kind, check_output, write_file
 from runtime.image import grid_of
 from runtime.svg import standalone
 
+FOUND = Kind("the result of a sensitivity search", (b'"recipe"', b'"noise_spread"'))
+PICTURES = ("pareto.svg", "heat-map.svg", "layers.svg")
 LAYER_FORMAT: Format = "w4"
 """Of the picture by single layers: the one that shows differences best."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SensitivityConfig:
-    """Measure what each group of layers costs in each format, and choose. Give one budget."""
-
-    checkpoint: Path
-    """Folder of the policy; its errors are what is measured."""
-
-    board: str
-    """Whose arithmetic and bandwidth count; see `quant.targets.BOARDS`."""
-
-    out: Path
-    """Folder for recipe.json, pareto.svg, heat-map.svg and layers.svg."""
-
-    budget_bytes: float | None = None
-    """Weights that a warm tick may read, as a share of what float32 reads."""
-
-    budget_ms: float | None = None
-    """Time that a warm tick's linear layers may take, by the board's roofline."""
-
-    episodes: Path = EPISODES
-    """Recorded episodes or a LeRobot dataset, half to calibrate on, half to measure on."""
-
-    camera: str | None = None
-    """Key of the camera in a LeRobot dataset that has several."""
-
-    stride: int = 8
-    """Every so many frames of an episode one is taken."""
-
-    limit: int | None = None
-    """Observations to take at most."""
-
-    shapes: str | None = None
-    """Named configuration whose tick is counted; the checkpoint's own by default.
-    What a small policy teaches about formats is worth something for a large one, its times are not.
-    """
-
-    image_size: tuple[int, int] = (256, 256)
-    """Width and height of the camera image in pixels, for the tick that is counted."""
-
-    tokens: int = 112
-    """Tokens per call of the language engine, for the tick that is counted."""
-
-    name: str = "orin-mixed"
-    """Of the recipe."""
-
-    def __post_init__(self) -> None:
-        if self.board not in BOARDS:
-            raise ValueError(f"unknown board {self.board!r}; there are {sorted(BOARDS)}")
-        if self.shapes is not None and self.shapes not in CONFIGS:
-            raise ValueError(f"unknown shapes {self.shapes!r}; there are {sorted(CONFIGS)}")
-        if (self.budget_bytes is None) == (self.budget_ms is None):
-            raise ValueError("give one budget: --budget-bytes 0.3 or --budget-ms 43")
-        if self.tokens < 1 or min(self.image_size) < 1:
-            raise ValueError(
-                f"tokens and image_size must be positive, got {self.tokens}, {self.image_size}"
-            )
-
-    @property
-    def unit(self) -> str:
-        """Of the budget."""
-        return "share" if self.budget_ms is None else "ms"
-
-    @property
-    def budget(self) -> float:
-        budget = self.budget_bytes if self.budget_ms is None else self.budget_ms
-        assert budget is not None
-        return budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +74,10 @@ def sensitivity(config: SensitivityConfig, console: Console | None = None) -> Pa
         ValueError: the episodes cannot be used, or the budget cannot be met.
     """
     console = console or Console()
+    file = config.out / "recipe.json"
+    check_output(file, FOUND)
+    for name in PICTURES:
+        check_output(config.out / name, DRAWING)
     checkpoint = load_checkpoint(config.checkpoint)
     costs = _costs(config, checkpoint)
     # Whether the budget can be met does not depend on errors; measuring them can take hours.
@@ -150,11 +88,9 @@ def sensitivity(config: SensitivityConfig, console: Console | None = None) -> Pa
     )
     study = _study(config, checkpoint, costs[config.unit], console)
     steps = _steps(study, costs)
-    config.out.mkdir(parents=True, exist_ok=True)
-    file = config.out / "recipe.json"
-    file.write_text(_write_json(_report(config, checkpoint, study, steps)))
+    write_file(file, _write_json(_report(config, checkpoint, study, steps)), FOUND)
     for name, picture in _pictures(config, study, steps).items():
-        (config.out / name).write_text(picture)
+        write_file(config.out / name, picture, DRAWING)
     _print_tables(console, study, costs, steps[study.chosen], file)
     return file
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from models.config import PolicyConfig
 from quant.formats import INT4_BLOCK
 from quant.recipes import Format, Target
+
+if TYPE_CHECKING:  # a command line that names a board needs no torch
+    from torch import nn
 
 ITEM_BYTES = {"float32": 4.0, "float": 2.0, "w8": 1.0, "w8a8": 1.0, "w4": 0.5, "fp8": 1.0}
 """Per weight. The base is bfloat16 or float16."""

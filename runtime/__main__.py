@@ -8,7 +8,7 @@
     doctor what keeps this machine from running a policy; exits 0, or 1 for warnings, 2 for errors
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bundle, 4 observation, 5 engine, 6 robot or
-recording, 130 interrupted.
+recording, 8 output that cannot be written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from .backends import BACKENDS, plan_errors
 from .benchmark import measure
 from .bundle import read_bundle
 from .check import check
-from .errors import BundleError, EngineError, ObservationError, RecordingError, RobotError
+from .command import finish, wants_debug
+from .errors import RecordingError
+from .files import DRAWING, PAGE, check_output, write_file
 from .imitation import Run
 from .loop import LoopConfig, Step, run_episode
 from .policy import Policy, load
@@ -37,38 +39,17 @@ from .show import describe, draw
 from .svg import standalone
 
 TICKS_FOR_REPORT = 50
-
-EXIT_CODES: dict[type[Exception], int] = {
-    BundleError: 3,
-    ObservationError: 4,
-    EngineError: 5,
-    RobotError: 6,
-    RecordingError: 6,
-}
+TITLE = "AnchorVLA4D run"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; errors that a user can mend become one line and an exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
+        options = _parser().parse_args(arguments)
         return int(options.verb(options))
-    except tuple(EXIT_CODES) as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    except ValueError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return finish(run, debug=wants_debug(arguments))
 
 
 @contextlib.contextmanager
@@ -87,6 +68,12 @@ def _run(options: argparse.Namespace) -> int:
     config = LoopConfig(
         rate_hz=options.rate_hz, execute=options.execute, max_steps=options.max_steps
     )
+    if options.report is not None:
+        check_output(options.report, PAGE)
+    elif options.title is not None:
+        raise ValueError("--title is the heading of a page: give --report too")
+    if options.num_episodes is not None and not options.tasks:
+        raise ValueError("--num-episodes counts episodes of simulator tasks: give --tasks too")
     with _loaded(options) as policy:
         return _drive(options, config, policy)
 
@@ -110,7 +97,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
     numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
         timings = measure(policy, TICKS_FOR_REPORT)
-        write_report(options.report, policy, runs, timings, config, options.title)
+        write_report(options.report, policy, runs, timings, config, options.title or TITLE)
         print(f"report: {options.report}")
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
@@ -136,6 +123,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.ticks < 1:
+        raise ValueError(f"--ticks must be at least 1, got {options.ticks}")
     with _loaded(options) as policy:
         timings = measure(policy, options.ticks)
     for kind, timing in timings.items():
@@ -154,10 +143,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.svg is not None:
+        check_output(options.svg, DRAWING)
     bundle = read_bundle(options.bundle)
     print(describe(bundle, brief=options.brief))
     if options.svg is not None:
-        options.svg.write_text(standalone(draw(bundle.manifest.graph)))
+        write_file(options.svg, standalone(draw(bundle.manifest.graph)), DRAWING)
         print(f"\npicture: {options.svg}")
     return 0
 
@@ -188,7 +179,7 @@ def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
     for task in options.tasks:
         from .metaworld import MetaWorldRobot
 
-        for number in range(options.num_episodes):
+        for number in range(options.num_episodes or 1):
             seed = options.seed + number
             yield f"{task} live, seed {seed}", MetaWorldRobot(task=task, seed=seed)
 
@@ -243,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--camera", help="key of the camera in a LeRobot dataset that has several")
     run.add_argument("--tasks", nargs="+", default=[], help="tasks of the simulator, run live")
-    run.add_argument("--num-episodes", type=int, default=1, help="live ones per task (default 1)")
+    run.add_argument("--num-episodes", type=int, help="live ones per task (default 1)")
     run.add_argument("--rate-hz", type=float, default=10.0, help="actions per second (default 10)")
     run.add_argument("--execute", type=int, default=5, help="actions per thought (default 5)")
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
@@ -252,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
     run.add_argument("--report", type=Path, help="write an HTML page here")
-    run.add_argument("--title", default="AnchorVLA4D run", help="heading of the page")
+    run.add_argument("--title", help=f"heading of the page (default {TITLE!r})")
     run.set_defaults(verb=_run)
 
     verb = verbs.add_parser("check", parents=[common], help="compare with the golden data")
@@ -260,7 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser("bench", parents=[common], help="time it here")
     bench.add_argument("--ticks", type=int, default=100, help="of each kind (default 100)")
     bench.set_defaults(verb=_bench)
-    show = verbs.add_parser("show", parents=[common], help="print the graph")
+    show = verbs.add_parser("show", help="print the graph")
+    show.add_argument("bundle", type=Path, metavar="BUNDLE")
     show.add_argument("--svg", type=Path, help="draw it here")
     show.add_argument("--brief", action="store_true", help="leave out stages and tensors")
     show.set_defaults(verb=_show)

@@ -20,6 +20,7 @@ from typing import Any
 from .bundle import PLANS, Bundle, read_bundle
 from .compiler import Compiled, CompileSpec, OutOfMemory, compile_apart, load_tensorrt
 from .errors import EngineError
+from .files import sweep
 from .layers import audit_layers
 from .plan_folder import check_disk, disk_errors, exclusive
 from .plan_key import PlanKey, current_key
@@ -204,7 +205,7 @@ class _Builder:
             publish_plan(self.bundle, built, record)
         finally:
             built.unlink(missing_ok=True)
-            built.with_name(f"{built.name}.partial").unlink(missing_ok=True)
+            sweep(built)
         self.compiled.append((self._onnx_bytes(name), compiled.seconds))
         return record
 

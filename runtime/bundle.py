@@ -144,8 +144,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: with the file and what is wrong with it. Nothing was loaded then.
     """
     folder = Path(path)
-    manifest = _parse_manifest(folder / MANIFEST, _read_manifest(folder))
-    _verify_files(folder, manifest)
+    try:
+        manifest = _parse_manifest(folder / MANIFEST, _read_manifest(folder))
+        _verify_files(folder, manifest)
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); give this user the "
+            "right to read the whole bundle, or copy it again"
+        ) from error
     _verify_graph(folder / MANIFEST, manifest)
     return Bundle(folder, manifest)
 

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EngineError
+from .files import beside
 
 SHORT_OF_MEMORY = re.compile(
     r"could not find any implementation for node|out ?of ?memory|insufficient (memory|workspace)"
@@ -138,10 +138,12 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
         if plan is None:
             raise _refusal(messages)
         if spec.plan is not None:
-            write_atomically(Path(spec.plan), memoryview(plan))
+            with beside(Path(spec.plan)) as partial:
+                partial.write_bytes(memoryview(plan))
         if spec.timing_cache is not None:
             times = config.get_timing_cache().serialize()
-            write_atomically(Path(spec.timing_cache), memoryview(times))
+            with beside(Path(spec.timing_cache)) as partial:
+                partial.write_bytes(memoryview(times))
     return Compiled(
         seconds=time.monotonic() - start,
         num_bytes=int(plan.nbytes),
@@ -183,21 +185,6 @@ def find_int8_products(trt: Any, network: Any) -> Iterator[str]:
         ):
             names = ONNX_LAYER.findall(layer.metadata)
             yield names[0] if names else layer.name
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Whole or not at all, also if the power fails: written beside `path`, synced, renamed."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def main() -> int:

@@ -23,3 +23,7 @@ class RobotError(RuntimeError):
 
 class RecordingError(ValueError):
     """An episode, or a file that should hold one, is not what it has to be."""
+
+
+class OutputError(Exception):
+    """Something cannot be written, or what is in its place is not ours to replace."""

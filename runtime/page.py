@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .files import MARK
 from .markup import Markup, element, joined
 from .palette import variables
 
@@ -86,6 +87,7 @@ def document(title: str, parts: Iterable[Markup]) -> str:
     """The whole file, ASCII and with a heading."""
     head = (
         element("meta", charset="utf-8"),
+        element("meta", name="generator", content=MARK),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
         element("style", Markup(STYLE)),

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .bundle import PLANS, Bundle, Manifest
-from .compiler import write_atomically
 from .errors import EngineError
+from .files import beside
 from .plan_key import PlanKey
 
 PARITY_FACTOR = 1.5
@@ -194,7 +194,8 @@ def publish_plan(bundle: Bundle, built: Path, record: PlanRecord) -> None:
     """Put a finished plan in its place, then its record: without it, a plan counts for nothing."""
     path = plan_path(bundle, record.engine, record.key)
     built.replace(path)
-    write_atomically(path.with_suffix(".json"), record.to_json().encode())
+    with beside(path.with_suffix(".json")) as partial:
+        partial.write_text(record.to_json())
 
 
 def _read_verified(bundle: Bundle, engine: str, key: PlanKey, record: PlanRecord) -> bytes:

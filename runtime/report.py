@@ -18,6 +18,7 @@ from PIL import Image
 from .benchmark import Quantiles, Timing
 from .bundle import Bundle
 from .engine import Backend
+from .files import PAGE, write_file
 from .graph import Graph
 from .imitation import EXPLAINED, Run, action_charts, error_table
 from .loop import LoopConfig, Step, Trace
@@ -98,8 +99,7 @@ def write_report(
         config: how the loop was paced.
         title: heading.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(draw_page(policy, runs, timings, config, title))
+    write_file(path, draw_page(policy, runs, timings, config, title), PAGE)
 
 
 def draw_page(

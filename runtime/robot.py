@@ -10,7 +10,6 @@ N = frame of the episode, H, W = image height and width, S = state dimension, A 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -22,10 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ObservationError, RecordingError, RobotError
+from .files import Kind, replacing
 from .prompt import check_instruction
 
 # numpy's letters: U text, i integer, f float, b bool.
 _SCALAR_KINDS = {"instruction": "U", "task": "U", "seed": "i", "rate_hz": "f", "success": "b"}
+RECORDING = Kind("a recorded episode", (b"instruction.npy", b"png_offsets.npy"))
 _OPTIONAL = ("actions", "success")
 """What not every source of an episode knows; a file leaves it out then."""
 _REQUIRED = (
@@ -193,32 +194,31 @@ def check_action(action_A: NDArray[np.float32], num_dimensions: int) -> None:
 
 
 def save_recording(recording: Recording, path: Path) -> None:
-    """Write `recording` to `path`, whole or not at all. An existing file is replaced."""
+    """Write `recording` to `path`, whole or not at all. An older recording there is replaced.
+
+    Raises:
+        OutputError: another file is there, or it cannot be written.
+    """
     frames = [_encode_png(image) for image in recording.images]
     known = {
         key: np.asarray(getattr(recording, key))
         for key in _OPTIONAL
         if getattr(recording, key) is not None
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # A file object, because np.savez appends .npz to a name that lacks it.
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                instruction=np.array(recording.instruction),
-                task=np.array(recording.task),
-                seed=np.array(recording.seed, np.int64),
-                rate_hz=np.array(recording.rate_hz, np.float64),
-                states=recording.states,
-                **known,
-                png=np.frombuffer(b"".join(frames), np.uint8),
-                png_offsets=np.cumsum([0, *map(len, frames)], dtype=np.int64),
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # A file object, because np.savez appends .npz to a name that lacks it.
+    with replacing(path, RECORDING) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            instruction=np.array(recording.instruction),
+            task=np.array(recording.task),
+            seed=np.array(recording.seed, np.int64),
+            rate_hz=np.array(recording.rate_hz, np.float64),
+            states=recording.states,
+            **known,
+            png=np.frombuffer(b"".join(frames), np.uint8),
+            png_offsets=np.cumsum([0, *map(len, frames)], dtype=np.int64),
+        )
 
 
 def load_recording(path: Path) -> Recording:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .files import MARK
 from .markup import Markup, element
 from .palette import EDGE, INK, MUTED, RULE, SERIES, colour, in_light
 
@@ -34,6 +35,7 @@ def svg(width: float, height: float, parts: Sequence[Markup], *, title: str) -> 
     return element(
         "svg",
         *parts,
+        class_=MARK,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {round(width)} {round(height)}",
         style=f"--drawn:{round(width)}px;width:100%;max-width:{round(width)}px;height:auto",

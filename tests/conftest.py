@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 import runtime
 from export.build import build
 from export.config import BuildConfig
-from models.__main__ import Init, init
 from models.demo import EPISODES
+from models.init import init
+from models.verbs import Init
 from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy

@@ -1,6 +1,6 @@
 """Training data of the demo policy: scripted experts, disturbed, with few frames per roll-out.
 
-    python -m models.demo.collect --out build/demo-data
+    python -m models.demo collect --out build/demo-data
 
 A roll-out costs little and a rendered frame much, and what the policy has to learn is where goals
 are. So there are many roll-outs, each with its anchor frame and a few frames at random steps. One
@@ -15,62 +15,30 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from models.config import demo
+from models.demo.config import SEEDS_PER_TASK, CollectConfig
+from runtime.files import Kind, check_output, replacing
 from runtime.metaworld import TASKS, MetaWorldRobot
 
-DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
+ROLLOUTS = Kind("roll-outs of the demo's tasks", (b"anchors.npy", b"markers_m.npy"))
 COLOURS = ("red", "green", "blue")
 STEPS_AFTER_SUCCESS = 14
 MAX_STEPS = 110
-SEEDS_PER_TASK = 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CollectConfig:
-    """How much to collect."""
-
-    out: Path = Path("build/demo-data")
-    """Folder for one .npz per task."""
-
-    tasks: tuple[str, ...] = DEMO_TASKS
-    """Keys of `runtime.metaworld.TASKS`."""
-
-    rollouts: int = 1500
-    """Per task."""
-
-    frames: int = 4
-    """Rendered per roll-out besides the anchor; one of them shows step 0 without markers."""
-
-    noise: float = 0.5
-    """Standard deviation of the disturbance of the hand, in two of three roll-outs."""
-
-    seed: int = 0
-    """Of the first task; each task has a seed of its own, so that no two tasks have one layout.
-    Seeds below 10000 are for training; evaluation uses higher ones."""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.tasks) - TASKS.keys()):
-            raise ValueError(f"unknown tasks {unknown}; there are {sorted(TASKS)}")
-        if self.rollouts < 1 or not 1 <= self.frames <= 50:
-            raise ValueError(
-                f"rollouts must be positive and frames in [1, 50], got {self.rollouts}, "
-                f"{self.frames}"
-            )
-        if not 0 <= self.seed < SEEDS_PER_TASK:
-            raise ValueError(f"seed must be in [0, {SEEDS_PER_TASK}), got {self.seed}")
 
 
 def collect(config: CollectConfig) -> None:
-    """Collect every task, one process per task."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    """Collect every task, one process per task.
+
+    Raises:
+        OutputError: a file of another kind is in the way, or the folder cannot be written.
+    """
+    for task in config.tasks:
+        check_output(config.out / f"{task}.npz", ROLLOUTS)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=context, max_workers=2) as pool:
         for task, line in zip(
@@ -136,22 +104,20 @@ def _collect_task(job: tuple[CollectConfig, str]) -> str:
             noise = config.noise if number % 3 else 0.0
             rolls.append(rollout(robot, random, frames=config.frames, noise=noise))
     kept = [roll for roll in rolls if roll["success"]]
-    np.savez_compressed(
-        config.out / f"{task}.npz",
-        allow_pickle=False,
-        instruction=np.array(TASKS[task].instruction),
-        anchors=np.stack([r["anchor"] for r in kept]),
-        goals_m=np.stack([r["goal_m"] for r in kept]),
-        markers_m=np.stack([r["markers_m"] for r in kept]),
-        images=np.concatenate([r["images"] for r in kept]),
-        states=np.concatenate([r["states"] for r in kept]),
-        chunks=np.concatenate([r["chunks"] for r in kept]),
-        episode=np.repeat(np.arange(len(kept)), [len(r["images"]) for r in kept]),
-    )
+    path = config.out / f"{task}.npz"
+    with replacing(path, ROLLOUTS) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            instruction=np.array(TASKS[task].instruction),
+            anchors=np.stack([r["anchor"] for r in kept]),
+            goals_m=np.stack([r["goal_m"] for r in kept]),
+            markers_m=np.stack([r["markers_m"] for r in kept]),
+            images=np.concatenate([r["images"] for r in kept]),
+            states=np.concatenate([r["states"] for r in kept]),
+            chunks=np.concatenate([r["chunks"] for r in kept]),
+            episode=np.repeat(np.arange(len(kept)), [len(r["images"]) for r in kept]),
+        )
     seconds = time.monotonic() - start
     num_frames = sum(len(r["images"]) for r in kept)
     return f"{len(kept)} of {len(rolls)} roll-outs kept, {num_frames} frames, {seconds:.0f} s"
-
-
-if __name__ == "__main__":
-    collect(tyro.cli(CollectConfig))

@@ -1,4 +1,4 @@
-"""python -m models.demo.make_tokenizer: writes `models/demo/checkpoint/tokenizer.json`.
+"""python -m models.demo tokenizer: writes `models/demo/checkpoint/tokenizer.json`.
 
 A byte-level BPE of some hundred entries with the pre-tokenizer and the special-token roles of
 Qwen2.5, trained on the prompt and on instructions like those of the demo's tasks. Deterministic.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from models.config import PromptConfig
-from models.demo import CHECKPOINT
+from models.demo.config import TokenizerConfig
+from runtime.files import Kind, write_file
 
-PATH = CHECKPOINT / "tokenizer.json"
 VOCABULARY = 480
+TOKENIZER = Kind("a tokenizer", (b'"vocab"', b"<|image_pad|>"))
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -34,7 +35,8 @@ PLACES = ("where the marker was", "on the plate", "to the goal", "to the left", 
 COLOURS = ("red", "green", "blue", "yellow")
 
 
-def main() -> None:
+def make(config: TokenizerConfig) -> None:
+    """Do what `TokenizerConfig` says."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -51,8 +53,8 @@ def main() -> None:
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
     tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.save(str(PATH))
-    print(f"{PATH}: {tokenizer.get_vocab_size()} tokens")
+    write_file(config.out, tokenizer.to_str(pretty=True), TOKENIZER)
+    print(f"{config.out}: {tokenizer.get_vocab_size()} tokens")
 
 
 def _corpus() -> list[str]:
@@ -69,7 +71,3 @@ def _corpus() -> list[str]:
         for place in PLACES
     ]
     return [plain] * 200 + instructions
-
-
-if __name__ == "__main__":
-    main()

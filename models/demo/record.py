@@ -1,7 +1,7 @@
 """Record the demo's expert episodes from the Meta-World simulator.
 
-    python -m models.demo.record --out models/demo/episodes
-    python -m models.demo.record --out models/demo/held_out --seed 20001
+    python -m models.demo record --out models/demo/episodes
+    python -m models.demo record --out models/demo/held_out --seed 20001
 
 Writes one .npz per episode, each reproducible from its task and seed: every simulator step until
 the scripted expert succeeds and a few more. One simulator step counts as one control step at 10 Hz,
@@ -11,33 +11,17 @@ so the replay runs slower than the simulated arm, which takes 12.5 ms per step.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tyro
 
-from models.demo.collect import DEMO_TASKS
+from models.demo.config import DEMO_TASKS, RecordConfig
 from runtime.errors import RobotError
+from runtime.files import check_output
 from runtime.metaworld import MetaWorldRobot
-from runtime.robot import Recording, save_recording
+from runtime.robot import RECORDING, Recording, save_recording
 
 RATE_HZ = 10.0
 _STEPS_AFTER_SUCCESS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordConfig:
-    """Where the episodes go and how they look."""
-
-    out: Path
-    """Folder for the .npz files; made if it does not exist."""
-
-    image_size: int = 112
-    """Side of the square frames in pixels."""
-
-    seed: int = 1
-    """Of the first task's episode; the next tasks count on."""
 
 
 def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
@@ -76,14 +60,16 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
     )
 
 
-def main(config: RecordConfig) -> None:
-    config.out.mkdir(parents=True, exist_ok=True)
+def record(config: RecordConfig) -> None:
+    """Do what `RecordConfig` says.
+
+    Raises:
+        OutputError: a file that is no recording is in the way, or the folder cannot be written.
+    """
+    for seed, task in enumerate(DEMO_TASKS, config.seed):
+        check_output(config.out / f"{task}-{seed}.npz", RECORDING)
     for seed, task in enumerate(DEMO_TASKS, config.seed):
         recording = record_episode(task=task, seed=seed, image_size=config.image_size)
         path = config.out / f"{task}-{seed}.npz"
         save_recording(recording, path)
         print(f"{path}: {len(recording.images)} steps, {path.stat().st_size / 1000:.0f} kB")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(RecordConfig, prog="python -m models.demo.record", description=__doc__))

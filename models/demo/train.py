@@ -1,6 +1,6 @@
 """Trains the demo policy by behaviour cloning, in three stages, and writes a checkpoint folder.
 
-    python -m models.demo.collect && python -m models.demo.train --out build/demo-trained
+    python -m models.demo collect && python -m models.demo train --out build/demo-trained
 
 The policy's own diffusion loss alone does not train this structure from scratch at this size: after
 the fusion's LayerNorm the pooled vector hardly varies between samples. Goal heads that exist in
@@ -21,7 +21,6 @@ import copy
 import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,74 +29,31 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoint import image_fields
-from models.config import demo
+from models.config import PolicyConfig, demo
 from models.demo import CHECKPOINT
-from models.demo.collect import DEMO_TASKS
+from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
+from runtime.files import PARTIAL, replacing, write_file
+from runtime.folders import check_folder
 from runtime.svg import lines, standalone
 
+STATE = "state.pt"
+FILES = (
+    "config.json", "preprocessor_config.json", "dataset_statistics.json", "tokenizer.json",
+    "curve.json", "loss.svg", "held-out.svg", "model.safetensors", STATE,
+)  # fmt: skip
+DESCRIPTION = "trained by models/demo/train.py"
 STAGES = ("see", "all", "head")
 REPORT_STEPS = 100
 NEAR_M = 0.10
 """Frames closer to the goal than this are drawn twice as often in the last stage."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How long and how fast."""
-
-    data: Path = Path("build/demo-data")
-    """Folder written by `models.demo.collect`."""
-
-    out: Path = Path("build/demo-trained")
-    """Checkpoint folder to write; holds the resumable state while training."""
-
-    tasks: tuple[str, ...] = DEMO_TASKS
-    """Files of the data folder to learn from."""
-
-    see_steps: int = 2500
-    """Steps of the first stage."""
-
-    all_steps: int = 1200
-    """Steps of the second."""
-
-    head_steps: int = 2500
-    """Steps of the third."""
-
-    scenes: int = 16
-    """Roll-outs per step of the first two stages: a frame of each, then two."""
-
-    head_batch: int = 128
-    """Pooled vectors per step of the third."""
-
-    draws: int = 4
-    """Noise draws per condition."""
-
-    rate: float = 1e-3
-    """Peak learning rate; half of it in the last stage."""
-
-    seed: int = 0
-    """Of weights and batches."""
-
-    without_anchor: bool = False
-    """Train the baseline that sees the current frame in place of the anchor."""
-
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train."""
-
-    def __post_init__(self) -> None:
-        if self.scenes < 2:
-            raise ValueError(f"a batch needs at least two scenes, got {self.scenes}")
-        if min(self.see_steps, self.all_steps, self.head_steps) < 1:
-            raise ValueError("every stage needs at least one step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +77,17 @@ class Trainer:
     """One run: the policy, its average, the goal heads and the data."""
 
     def __init__(self, config: TrainConfig) -> None:
+        """
+        Raises:
+            OutputError: the folder holds something else, or cannot be written.
+        """
+        check_folder(config.out, foreign)
         torch.manual_seed(config.seed)
         self.config = config
+        self.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = load_data(config.data, config.tasks, demo())
         self.learner = Learner(
-            demo(), self.data, seed=config.seed, draws=config.draws, device=config.device
+            demo(), self.data, seed=config.seed, draws=config.draws, device=self.device
         )
         self.average = copy.deepcopy(self.learner.model)
         self.stage, self.step, self.seconds = 0, 0, 0.0
@@ -190,7 +152,7 @@ class Trainer:
         pooled = self._pooled(np.arange(len(data.episode)))
         frames = np.flatnonzero(np.isin(data.episode, data.episodes(held_out=False)))
         near = frames[data.distance_m[frames] < NEAR_M]
-        goals = data.goals[np.arange(len(data.task)), data.task].to(self.config.device)
+        goals = data.goals[np.arange(len(data.task)), data.task].to(self.device)
         half = self.config.head_batch // 2
 
         def loss() -> dict[str, Tensor]:
@@ -225,7 +187,7 @@ class Trainer:
     def _batch(self, index: NDArray[np.int64], *, every_task: bool) -> Batch:
         return make_batch(
             self.data, index, every_task=every_task,
-            without_anchor=self.config.without_anchor, device=self.config.device,
+            without_anchor=self.config.without_anchor, device=self.device,
         )  # fmt: skip
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -248,10 +210,9 @@ class Trainer:
                 average.lerp_(ours, weight)
 
     def _state_path(self) -> Path:
-        return self.config.out / "state.pt"
+        return self.config.out / STATE
 
     def _save(self) -> None:
-        self.config.out.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.learner.model.state_dict(),
             "average": self.average.state_dict(),
@@ -264,14 +225,13 @@ class Trainer:
             "curve": self.curve,
             "seconds": self.seconds,
         }
-        temporary = self._state_path().with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self._state_path())
+        with replacing(self._state_path()) as partial, partial.open("wb") as file:
+            torch.save(state, file)
 
     def _resume(self, console: Console) -> None:
         if not self._state_path().exists():
             return
-        state = torch.load(self._state_path(), weights_only=True, map_location=self.config.device)
+        state = torch.load(self._state_path(), weights_only=True, map_location=self.device)
         self.stage, self.step, self.curve = state["stage"], state["step"], state["curve"]
         self.seconds = state["seconds"]
         self.learner.model.load_state_dict(state["model"])
@@ -289,19 +249,36 @@ def write_checkpoint(trainer: Trainer) -> None:
     c = trainer.config
     config = dataclasses.replace(
         demo(),
-        description=f"trained by models/demo/train.py, seed {c.seed}, "
+        description=f"{DESCRIPTION}, seed {c.seed}, "
         f"{trainer.seconds / 60:.0f} minutes, tasks: {', '.join(c.tasks)}",
     )
     folder = c.out
-    (folder / "config.json").write_text(config.to_json())
-    (folder / "preprocessor_config.json").write_text(json.dumps(image_fields(IMAGE), indent=2))
-    (folder / "dataset_statistics.json").write_text(json.dumps(trainer.data.statistics, indent=2))
-    (folder / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
-    (folder / "curve.json").write_text(json.dumps(trainer.curve) + "\n")
+    write_file(folder / "config.json", config.to_json())
+    write_file(folder / "preprocessor_config.json", json.dumps(image_fields(IMAGE), indent=2))
+    write_file(folder / "dataset_statistics.json", json.dumps(trainer.data.statistics, indent=2))
+    write_file(folder / "tokenizer.json", (CHECKPOINT / "tokenizer.json").read_bytes())
+    write_file(folder / "curve.json", json.dumps(trainer.curve) + "\n")
     draw_curve(trainer.curve, folder)
     half = {name: value.half().cpu() for name, value in trainer.average.state_dict().items()}
-    save_file(half, folder / "model.safetensors")
-    (folder / "model.safetensors").chmod(0o644)  # the library writes for the owner only
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(half, partial)
+        partial.chmod(0o644)  # the library writes for the owner only
+
+
+def foreign(folder: Path) -> str | None:
+    """What keeps a folder from being one that a training wrote."""
+    try:
+        described = str(PolicyConfig.from_json(folder / "config.json").description)
+    except (FileNotFoundError, ValueError):
+        described = ""
+    if not described.startswith(DESCRIPTION) and not (folder / STATE).is_file():
+        return "neither a state nor a policy of this training is in it"
+    return next((f"{p.name} is not of it" for p in folder.iterdir() if not is_own(p)), None)
+
+
+def is_own(path: Path) -> bool:
+    """Is it a file that a training writes, or left half when it was killed?"""
+    return path.is_file() and (path.name in FILES or PARTIAL.fullmatch(path.name) is not None)
 
 
 def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -317,7 +294,8 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
     loss = {"scene": "goals of the scene", "goal_mean": "goal", "epsilon": "diffusion"}
     held_out = {"held_out_m": "decoder", "held_out_condition_m": "condition"}
-    (folder / "loss.svg").write_text(
+    write_file(
+        folder / "loss.svg",
         standalone(
             lines(
                 series(1, loss),
@@ -326,9 +304,10 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
                 y_title="loss",
                 from_zero=True,
             )
-        )
+        ),
     )
-    (folder / "held-out.svg").write_text(
+    write_file(
+        folder / "held-out.svg",
         standalone(
             lines(
                 series(100, held_out), title="Error of unseen goals over the steps of training",
@@ -338,9 +317,6 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
     )  # fmt: skip
 
 
-def main(config: TrainConfig) -> None:
+def train(config: TrainConfig) -> None:
+    """Do what `TrainConfig` says."""
     Trainer(config).run(Console())
-
-
-if __name__ == "__main__":
-    main(tyro.cli(TrainConfig))

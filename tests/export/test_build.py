@@ -18,9 +18,11 @@ from export import engines, judge
 from export.build import build
 from export.config import BuildConfig
 from export.errors import ExportError
-from models.__main__ import Init, init
 from models.checkpoint import load_checkpoint, reference
+from models.init import init
+from models.verbs import Init
 from quant.recipes import RECIPES
+from runtime.errors import OutputError
 from runtime.noise import draw_noise
 from runtime.robot import load_recording
 from tests.conftest import EPISODES
@@ -128,7 +130,7 @@ def test_a_prompt_that_does_not_fit_states_the_limit(checkpoint, tmp_path):
 def test_a_full_disk_is_noticed_before_the_work(checkpoint, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ExportError, match="0.0 GB free, the bundle needs about"):
+    with pytest.raises(OutputError, match="0.0 GB free, bundle needs about"):
         build(config(checkpoint, tmp_path / "bundle"))
 
 
@@ -190,11 +192,12 @@ def test_a_second_export_names_the_holder(checkpoint, tmp_path):
     out = tmp_path / "bundle"
     first = _start(checkpoint, out)
     try:
-        lock = tmp_path / "bundle.lock"
+        lock = tmp_path / ".bundle.writing" / "lock"
         while not (lock.exists() and lock.read_text()):
             assert first.poll() is None
             time.sleep(0.02)
-        with pytest.raises(ExportError, match=rf"another export writes it \(process {first.pid}\)"):
+        holder = rf"another command is writing it \(process {first.pid}\)"
+        with pytest.raises(OutputError, match=holder):
             build(config(checkpoint, out))
     finally:
         first.kill()
@@ -215,7 +218,7 @@ def _kill_at_random_moments(checkpoint: Path, tmp_path: Path, count: int) -> Non
             runtime.read_bundle(out)
             shutil.rmtree(out)
         if process.returncode == 130:
-            assert not [p for p in tmp_path.iterdir() if ".tmp-" in p.name]
+            assert not (tmp_path / ".bundle.writing").exists()
     process = _start(checkpoint, out)
     print(process.communicate()[0])
     assert process.returncode == 0

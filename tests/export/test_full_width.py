@@ -9,10 +9,10 @@ from export.bench import Size, make_up_episode
 from export.build import build, engine_bytes
 from export.compile_check import is_available
 from export.config import DEMO_OPTIONS, BuildConfig
-from models.__main__ import statistics_of
 from models.checkpoint import load_checkpoint, write_random_checkpoint
 from models.config import full, shallow
 from models.demo import CHECKPOINT
+from models.init import statistics_of
 from runtime import read_bundle
 from runtime.build import build as compile_plans
 from runtime.image import ImageConfig

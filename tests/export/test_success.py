@@ -15,7 +15,7 @@ from export.results import render_success
 from export.success import MEMORY_TASKS, SuccessTableConfig, measure
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.demo import CHECKPOINT
-from models.demo.collect import DEMO_TASKS
+from models.demo.config import DEMO_TASKS
 from runtime.policy import Policy
 
 EPISODES = 4

@@ -114,8 +114,10 @@ def test_the_twin_states_whose_twin_it_is(bundle, twin):
 
 def test_an_old_twin_is_replaced(bundle, twin, tmp_path):
     out = tmp_path / "twin"
-    out.mkdir()
-    (out / "old").touch()
+    for name in twin.rglob("*.onnx"):
+        (out / name.relative_to(twin)).parent.mkdir(parents=True, exist_ok=True)
+        (out / name.relative_to(twin)).touch()
+    shutil.copyfile(twin / "manifest.json", out / "manifest.json")
     make_twin(TwinConfig(bundle=bundle, out=out))
     assert runtime.read_bundle(out).manifest.files == runtime.read_bundle(twin).manifest.files
     assert [path.name for path in tmp_path.iterdir()] == ["twin"]

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from models.checkpoint import load_checkpoint
 from models.config import demo
 from models.demo import train
-from models.demo.collect import CollectConfig, collect
+from models.demo.collect import collect
+from models.demo.config import CollectConfig, TrainConfig
 from models.demo.data import load_data, make_batch
-from models.demo.train import TrainConfig, Trainer
+from models.demo.train import Trainer
 
 TASKS = ("touch-red", "button-press-topdown")
 

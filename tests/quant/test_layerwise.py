@@ -22,6 +22,7 @@ from quant.modules import QuantLinear
 from quant.recipes import Recipe, Rule
 from quant.shards import read_layer
 from runtime import prompt
+from runtime.errors import OutputError
 from tests.oracles import relative_error
 
 LAYERS, TOKENS = 3, 40
@@ -202,13 +203,21 @@ def test_bytes_are_those_of_the_files(checkpoint, prompts, tmp_path):
             assert written[name].dtype == torch.bfloat16 and written[name].equal(stored[name])
 
 
+def test_layers_that_no_run_of_ours_left_are_refused_and_stay(checkpoint, prompts, tmp_path):
+    (tmp_path / "layer-07.safetensors").write_text("somebody's")
+    with pytest.raises(OutputError, match="layer-07.safetensors: in the way, and no run of ours"):
+        quantize_language(checkpoint, recipe("w4", "awq"), prompts, tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's"]
+
+
 @pytest.mark.parametrize(
     ("module", "function", "call", "finished"),
     [
         (quant.layerwise, "quantize_layer", 9, 1),
-        (quant.shards, "save_file", 3, 1),  # half the shard of layer 1 is written
-        (quant.shards, "save_file", 4, 1),  # the shard is there, but not what belongs to it
-        (quant.shards, "save_file", 2, 0),
+        (quant.shards, "save_file", 4, 1),  # half the shard of layer 1 is written
+        (quant.shards, "save_file", 5, 1),  # the shard is there, but not what belongs to it
+        (quant.shards, "save_file", 3, 0),
+        (quant.shards, "save_file", 1, 0),  # the state of a run that has done nothing yet
     ],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(

@@ -11,7 +11,7 @@ import pytest
 
 from quant.convert import ConvertConfig, convert
 from quant.observations import read_episodes, read_observations
-from runtime.errors import RecordingError
+from runtime.errors import OutputError, RecordingError
 from runtime.lerobot import read_lerobot
 from runtime.recordings import read_recordings
 from runtime.robot import load_recording
@@ -592,7 +592,7 @@ def test_a_conversion_is_whole_or_not_there_and_replaces_nothing(dataset, tmp_pa
         convert(ConvertConfig(dataset=dataset, out=out))
     assert list(tmp_path.iterdir()) == [dataset]
     out.write_text("somebody's")
-    with pytest.raises(RecordingError, match=r"out: is there already; name a folder that is not"):
+    with pytest.raises(OutputError, match="out: a file, where a folder is to be written"):
         convert(ConvertConfig(dataset=dataset, out=out))
     assert out.read_text() == "somebody's"
 

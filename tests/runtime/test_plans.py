@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from runtime.bundle import read_bundle
-from runtime.compiler import write_atomically
 from runtime.errors import EngineError
 from runtime.plan_key import GpuFacts, PlanKey, current_key
 from runtime.plans import (
@@ -268,19 +267,6 @@ def test_unknown_engines_and_names_that_leave_the_folder_are_refused(bundle):
     manifest = replace(bundle.manifest, engines={"../../escape": entry})
     with pytest.raises(EngineError, match=r"the engine's name '../../escape' is no file name"):
         read_plan(replace(bundle, manifest=manifest), "../../escape", KEY)
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "second.json"
-    write_atomically(path, b"old")
-
-    def fail(descriptor):
-        raise OSError("no power")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="no power"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_the_key_of_this_machine_is_asked_of_its_driver(monkeypatch):

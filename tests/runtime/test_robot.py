@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.errors import RecordingError, RobotError
+from runtime.errors import OutputError, RecordingError, RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.robot import Observation, Recording, ReplayedRobot, load_recording, save_recording
 
@@ -210,7 +210,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         save_recording(make_recording(seed=4), saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]

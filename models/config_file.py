@@ -1,0 +1,48 @@
+"""python -m models config: a `config.json` alone, written to be edited, or checked."""
+
+from __future__ import annotations
+
+import os
+
+from models.config import CONFIGS, PolicyConfig
+from models.verbs import Config
+from runtime.errors import OutputError
+from runtime.files import write_file
+
+
+def config(arguments: Config) -> None:
+    """Do what `Config` says.
+
+    Raises:
+        OutputError: there is a file already, which may hold somebody's work, or it cannot be made.
+        ValueError: the file that is checked is no configuration of a policy.
+    """
+    if arguments.check is not None:
+        path = arguments.check
+        path = path / "config.json" if path.is_dir() else path
+        print(f"{path}: sound\n{describe(PolicyConfig.from_json(path))}")
+        return
+    assert arguments.name is not None and arguments.out is not None
+    if os.path.lexists(arguments.out):
+        raise OutputError(f"{arguments.out}: is there already; name another file, or remove it")
+    write_file(arguments.out, CONFIGS[arguments.name]().to_json())
+    print(f"{arguments.out}: written; after an edit: config --check {arguments.out}")
+
+
+def describe(policy: PolicyConfig) -> str:
+    """Its networks in a line each."""
+    v, l, s, h = policy.vision, policy.language, policy.spatial, policy.head  # noqa: E741
+    n = policy.normalization
+    rows = {
+        "vision": f"{v.depth} layers of width {v.hidden_size}, patches of {v.patch_size} pixels",
+        "language": f"{l.num_hidden_layers} layers of width {l.hidden_size}, vocabulary of "
+        f"{l.vocab_size:,}",
+        "spatial": f"{s.depth} layers of width {s.dim}",
+        "head": f"{h.depth} layers of width {h.n_emb}",
+        "actions": f"chunks of {h.prediction_horizon} x {h.action_dim}: "
+        + ", ".join(f"{u} {m}" for u, m in zip(n.action_units, n.action, strict=True)),
+        "state": f"{h.state_dim}: "
+        + ", ".join(f"{u} {m}" for u, m in zip(n.state_units, n.state, strict=True)),
+        "licence": policy.license,
+    }
+    return "\n".join(f"  {name:<9} {words}" for name, words in rows.items())

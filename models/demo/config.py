@@ -1,0 +1,119 @@
+"""What the verbs of `python -m models.demo` are asked for. Light to import: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.demo import CHECKPOINT
+from runtime.metaworld import TASKS
+
+DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
+SEEDS_PER_TASK = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectConfig:
+    """How much to collect."""
+
+    out: Path = Path("build/demo-data")
+    """Folder for one .npz per task."""
+
+    tasks: tuple[str, ...] = DEMO_TASKS
+    """Keys of `runtime.metaworld.TASKS`."""
+
+    rollouts: int = 1500
+    """Per task."""
+
+    frames: int = 4
+    """Rendered per roll-out besides the anchor; one of them shows step 0 without markers."""
+
+    noise: float = 0.5
+    """Standard deviation of the disturbance of the hand, in two of three roll-outs."""
+
+    seed: int = 0
+    """Of the first task; each task has a seed of its own, so that no two tasks have one layout.
+    Seeds below 10000 are for training; evaluation uses higher ones."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks) - TASKS.keys()):
+            raise ValueError(f"unknown tasks {unknown}; there are {sorted(TASKS)}")
+        if self.rollouts < 1 or not 1 <= self.frames <= 50:
+            raise ValueError(
+                f"rollouts must be positive and frames in [1, 50], got {self.rollouts}, "
+                f"{self.frames}"
+            )
+        if not 0 <= self.seed < SEEDS_PER_TASK:
+            raise ValueError(f"seed must be in [0, {SEEDS_PER_TASK}), got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordConfig:
+    """Where the episodes go and how they look."""
+
+    out: Path
+    """Folder for the .npz files; made if it does not exist."""
+
+    image_size: int = 112
+    """Side of the square frames in pixels."""
+
+    seed: int = 1
+    """Of the first task's episode; the next tasks count on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long and how fast."""
+
+    data: Path = Path("build/demo-data")
+    """Folder written by `models.demo.collect`."""
+
+    out: Path = Path("build/demo-trained")
+    """Checkpoint folder to write; holds the resumable state while training."""
+
+    tasks: tuple[str, ...] = DEMO_TASKS
+    """Files of the data folder to learn from."""
+
+    see_steps: int = 2500
+    """Steps of the first stage."""
+
+    all_steps: int = 1200
+    """Steps of the second."""
+
+    head_steps: int = 2500
+    """Steps of the third."""
+
+    scenes: int = 16
+    """Roll-outs per step of the first two stages: a frame of each, then two."""
+
+    head_batch: int = 128
+    """Pooled vectors per step of the third."""
+
+    draws: int = 4
+    """Noise draws per condition."""
+
+    rate: float = 1e-3
+    """Peak learning rate; half of it in the last stage."""
+
+    seed: int = 0
+    """Of weights and batches."""
+
+    without_anchor: bool = False
+    """Train the baseline that sees the current frame in place of the anchor."""
+
+    device: str | None = None
+    """Where to train: on a GPU where there is one, if left out."""
+
+    def __post_init__(self) -> None:
+        if self.scenes < 2:
+            raise ValueError(f"a batch needs at least two scenes, got {self.scenes}")
+        if min(self.see_steps, self.all_steps, self.head_steps) < 1:
+            raise ValueError("every stage needs at least one step")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """Train the demo's vocabulary again; it comes out the same."""
+
+    out: Path = CHECKPOINT / "tokenizer.json"
+    """File to write."""

@@ -1,0 +1,114 @@
+"""What the verbs of `python -m quant` are asked for. Light to import: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.config import CONFIGS
+from models.demo import EPISODES
+from quant.recipes import RECIPES
+from quant.targets import BOARDS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SensitivityConfig:
+    """Measure what each group of layers costs in each format, and choose. Give one budget."""
+
+    checkpoint: Path
+    """Folder of the policy; its errors are what is measured."""
+
+    board: str
+    """Whose arithmetic and bandwidth count; see `quant.targets.BOARDS`."""
+
+    out: Path
+    """Folder for recipe.json, pareto.svg, heat-map.svg and layers.svg."""
+
+    budget_bytes: float | None = None
+    """Weights that a warm tick may read, as a share of what float32 reads."""
+
+    budget_ms: float | None = None
+    """Time that a warm tick's linear layers may take, by the board's roofline."""
+
+    episodes: Path = EPISODES
+    """Recorded episodes or a LeRobot dataset, half to calibrate on, half to measure on."""
+
+    camera: str | None = None
+    """Key of the camera in a LeRobot dataset that has several."""
+
+    stride: int = 8
+    """Every so many frames of an episode one is taken."""
+
+    limit: int | None = None
+    """Observations to take at most."""
+
+    shapes: str | None = None
+    """Named configuration whose tick is counted; the checkpoint's own by default.
+    What a small policy teaches about formats is worth something for a large one, its times are not.
+    """
+
+    image_size: tuple[int, int] = (256, 256)
+    """Width and height of the camera image in pixels, for the tick that is counted."""
+
+    tokens: int = 112
+    """Tokens per call of the language engine, for the tick that is counted."""
+
+    name: str = "orin-mixed"
+    """Of the recipe."""
+
+    def __post_init__(self) -> None:
+        if self.board not in BOARDS:
+            raise ValueError(f"unknown board {self.board!r}; there are {sorted(BOARDS)}")
+        if self.shapes is not None and self.shapes not in CONFIGS:
+            raise ValueError(f"unknown shapes {self.shapes!r}; there are {sorted(CONFIGS)}")
+        if (self.budget_bytes is None) == (self.budget_ms is None):
+            raise ValueError("give one budget: --budget-bytes 0.3 or --budget-ms 43")
+        if self.tokens < 1 or min(self.image_size) < 1:
+            raise ValueError(
+                f"tokens and image_size must be positive, got {self.tokens}, {self.image_size}"
+            )
+
+    @property
+    def unit(self) -> str:
+        """Of the budget."""
+        return "share" if self.budget_ms is None else "ms"
+
+    @property
+    def budget(self) -> float:
+        budget = self.budget_bytes if self.budget_ms is None else self.budget_ms
+        assert budget is not None
+        return budget
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullSizeConfig:
+    """Quantize a random language model of the published size, and print time and memory.
+
+    A run that was cut off goes on at its next layer. Exit code 1 if it took 14 GB or more.
+    """
+
+    recipe: str = "orin-w8a8"
+    """Precision recipe."""
+    folder: Path = Path("build/full-size")
+    """Takes the checkpoint (6.2 GB) and, inside it, the quantized layers."""
+    seed: int = 0
+    """Of the weights and the prompts."""
+    outlier_channels: int = 8
+    """Planted in front of every attention and every MLP."""
+    prompts: int = 4
+    """To calibrate on."""
+    tokens: int = 128
+    """Of each prompt."""
+    keep: bool = False
+    """Leave the folder behind."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"unknown recipe {self.recipe!r}; there are {sorted(RECIPES)}")
+        if self.prompts < 1 or self.tokens < 8:
+            raise ValueError(
+                "calibration needs at least 1 prompt of 8 tokens, got "
+                f"{self.prompts} of {self.tokens}"
+            )
+        if self.outlier_channels < 0:
+            raise ValueError(f"outlier_channels cannot be negative, got {self.outlier_channels}")

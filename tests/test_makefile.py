@@ -1,0 +1,40 @@
+"""make hands paths on as they are: with spaces, quotes, and what a shell would take for its own."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATHS = {
+    "export": ("CHECKPOINT", "BUNDLE", "EPISODES", "GOLDEN", "STUDY", "CAMERA"),
+    "run": ("BUNDLE", "EPISODES", "REPORT", "ROBOT", "CAMERA"),
+    "eval": ("BUNDLE",),
+    "record-demo": ("EPISODES",),
+    "device-test": ("BUNDLE", "HOST"),
+}
+
+
+def commands(target: str, **values: str) -> list[list[str]]:
+    """The words of every line that make would run."""
+    done = subprocess.run(
+        ["make", "-n", target, *(f"{name}={value}" for name, value in values.items())],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("value", ["my {} here", "it's {}; touch x", "{} > x & `y`"])
+@pytest.mark.parametrize("target", PATHS)
+def test_a_path_stays_one_word(target, value):
+    values = {name: value.format(name.lower()) for name in PATHS[target]}
+    words = commands(target, **values)[-1]
+    assert [name for name, path in values.items() if words.count(path) != 1] == []
+
+
+def test_the_demo_has_options_of_its_own_and_other_checkpoints_do_not():
+    assert "--sensitivity" in commands("export")[-1]
+    for checkpoint in ("dir", "my models/demo/checkpoint"):
+        words = commands("export", CHECKPOINT=checkpoint)[-1]
+        assert "--sensitivity" not in words and words.count(checkpoint) == 1
