@@ -13,6 +13,18 @@ COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}\b|\b(?:rgb|hsl)a?\(")
 SVG = "{http://www.w3.org/2000/svg}"
 BELOW_TICK = 4
 """How much lower than its tick the base line of a figure beside the axis is."""
+RULES = (
+    "@media screen and (prefers-color-scheme:dark){:root{color-scheme:dark;",
+    "@media (max-width:600px){main{padding:20px 12px 40px}",
+    ".scroll{overflow-x:auto}",
+    # Words break at spaces and stay wide enough to be read.
+    ".words{white-space:normal;overflow-wrap:break-word;min-width:10em}",
+    # On paper nothing scrolls, and nothing is cut in two that fits.
+    ".scroll{overflow:visible}",
+    "svg,tr,figure,.card,.note,.alarm{break-inside:avoid}",
+    "@media print{*{print-color-adjust:exact;",
+)
+"""Of the style, that no reader without a browser can see the want of."""
 PAINT = {"fill", "stroke", "style", "stop-color"}
 
 
@@ -119,9 +131,7 @@ def broken_promises(page):
         found.append("no viewport: a phone shows it as a desk does")
     if page.attributes[0] != ("html", {"lang": "en"}):
         found.append("no language")
-    for wanted in ("@media print", "screen and (prefers-color-scheme:dark)", "max-width:600px"):
-        if wanted not in page.style:
-            found.append(f"style lacks {wanted}")
+    found += [f"style lacks {rule}" for rule in RULES if rule not in page.style.replace("\n", "")]
     defined = set(re.findall(r"(--[\w-]+):", page.source))
     used = set(re.findall(r"var\((--[\w-]+)\)", page.source))
     found += [f"nothing defines {name}" for name in sorted(used - defined)]

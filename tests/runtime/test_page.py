@@ -52,6 +52,7 @@ def test_text_stays_text_wherever_it_goes():
         (('lang="en"', ""), "no language"),
         (("@media print", "@media tty"), "lacks @media print"),
         (("prefers-color-scheme", "prefers-contrast"), "prefers-color-scheme:dark"),
+        (("break-word;min-width:10em", "anywhere"), "lacks .words{white-space:normal"),
         (("--ink:", "--inc:"), "nothing defines --ink"),
         (("body{margin:0;", "body{margin:0;color:#000;"), "style has a colour of its own: #000"),
         ((' role="img"', ""), "a picture without a name"),
