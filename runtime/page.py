@@ -69,7 +69,7 @@ body{background:none;font-size:12px}main{max-width:none;padding:0}
 .card{flex-basis:100px;padding:8px 10px}.card b{font-size:17px}
 th,.name,.words{white-space:normal}th,td{padding:3px 5px}table{font-size:10px}.words{min-width:0}
 .meter{width:48px}.strip figure{flex-basis:0}details::details-content{content-visibility:visible}
-svg,tr,figure,.card,.note,.alarm{break-inside:avoid}h1,h2,h3,h4{break-after:avoid}}
+svg,tr,h3,.strip,.card,.note,.alarm{break-inside:avoid}h1,h2,h3,h4,.strip{break-after:avoid}}
 """
 )
 

@@ -21,7 +21,7 @@ RULES = (
     ".words{white-space:normal;overflow-wrap:break-word;min-width:10em}",
     # On paper nothing scrolls, and nothing is cut in two that fits.
     ".scroll{overflow:visible}",
-    "svg,tr,figure,.card,.note,.alarm{break-inside:avoid}",
+    "svg,tr,h3,.strip,.card,.note,.alarm{break-inside:avoid}",
     "@media print{*{print-color-adjust:exact;",
 )
 """Of the style, that no reader without a browser can see the want of."""
@@ -147,6 +147,8 @@ def broken_promises(page):
             found.append("a table that no phone can scroll")
         if tag == "svg" and "scroll" not in classes and "small" not in classes:
             found.append("a picture that no phone can scroll")
+        if "scroll" in (attributes.get("class") or "").split() and "tabindex" not in attributes:
+            found.append(f"a {tag} that no key can scroll")
         for name in PAINT & attributes.keys():
             if COLOUR.search(attributes[name]):
                 found.append(f"{tag} has a colour of its own: {attributes[name]}")

@@ -59,6 +59,7 @@ def test_text_stays_text_wherever_it_goes():
         (('aria-label="t"', 'aria-label=""'), "a picture without a name"),
         (('class="scroll wide"', 'class="wide"'), "a picture that no phone can scroll"),
         (('class="scroll"', 'class="s"'), "a table that no phone can scroll"),
+        ((' tabindex="0"', ""), "a div that no key can scroll"),
         (('fill="var(--series-0)"', 'fill="#2563eb"'), "rect has a colour of its own"),
         (("<p ", '<p onclick="x" '), "p runs or loads something"),
         (("</main>", '<img src="http://x/y.png" alt="y"></main>'), "img loads http://x/y.png"),

@@ -32,7 +32,7 @@ def test_bars_name_every_row_and_value():
 def test_bars_are_as_long_as_their_values():
     rows = {"a": {"x": 1.0}, "b": {"x": 4.0}}
     widths = [float(n.get("width")) for n in nodes(bars(rows, title="t", unit="ms"), "rect")]
-    assert widths[1] == 4 * widths[0]
+    assert widths[1] == 4 * widths[0] == 620  # of 860, names have 150 and figures 90
 
 
 def test_a_line_can_be_read_off_its_axes():
@@ -43,9 +43,22 @@ def test_a_line_can_be_read_off_its_axes():
     assert [y for _, y in line] == pytest.approx([y for _, y in points], abs=0.1 * 80 / 156)
 
 
+def test_a_chart_fills_its_picture_and_stays_inside():
+    svg = draw({"a": [(103.0, -3.0), (104.0, 17.5), (107.0, 42.0)]}, width=420, height=170)
+    assert ElementTree.fromstring(svg).get("viewBox") == "0 0 420 170"
+    grid = [n for n in nodes(svg, "line") if n.get("stroke") == "var(--rule)"]
+    assert all(n.get("y1") == n.get("y2") for n in grid)
+    heights = [float(n.get("y1")) for n in grid]
+    assert (min(heights), max(heights)) == (30.0, 134.0)
+    middles = [n for n in nodes(svg, "text") if n.get("text-anchor") == "middle"]
+    assert (float(middles[0].get("x")), float(middles[-1].get("x"))) == (54.0, 408.0)
+
+
 def test_lines_have_round_ticks_that_enclose_the_data():
     found = texts(draw({"a": [(0, -0.93), (3.2, 0.98)]}))
     assert {"-1", "1", "0", "3.5"} <= set(found)
+    assert "0" not in texts(draw({"a": [(1, 7.0), (2, 8.0)]}))
+    assert "0" in texts(draw({"a": [(1, 7.0), (2, 8.0)]}, from_zero=True))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,7 @@ def test_no_two_series_look_the_same_and_every_one_is_named_inside_the_picture(c
     assert len(set(looks)) == min(count, 3 * len(SERIES))
     labels = {n.text: n for n in nodes(svg, "text")}
     assert all(float(labels[name].get("x")) + 100 < 420 for name in names)
+    assert len({(labels[name].get("x"), labels[name].get("y")) for name in names}) == count
     lowest = max(float(labels[name].get("y")) for name in names)
     points = [point for n in nodes(svg, "polyline") for point in n.get("points").split()]
     top = min(float(point.split(",")[1]) for point in points)
