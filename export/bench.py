@@ -31,7 +31,7 @@ from rich.table import Table
 from export.build import build
 from export.composition import Composition
 from export.config import SIZES, BenchConfig, BuildConfig, Size
-from export.measure import make_golden
+from export.measure import made_up
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from models.init import init
 from models.verbs import Init
@@ -157,15 +157,15 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
 def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
     """Something to calibrate random weights on: made-up images, states in the statistics' range."""
     head = checkpoint.config.head
-    frames = [make_golden(checkpoint, None, (size.image, size.image), seed=n) for n in range(4)]
+    frames = [made_up(checkpoint, (size.image, size.image), seed=n) for n in range(4)]
     save_recording(
         Recording(
-            instruction=str(frames[0]["instruction"]),
+            instruction=frames[0].instruction,
             task="made up",
             seed=0,
             rate_hz=10.0,
-            images=np.stack([golden["frame"] for golden in frames]),
-            states=np.stack([golden["state"] for golden in frames]),
+            images=np.stack([seen.frame for seen in frames]),
+            states=np.stack([seen.state for seen in frames]),
             actions=np.zeros((len(frames), head.action_dim), np.float32),
             success=False,
         ),

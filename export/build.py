@@ -29,8 +29,10 @@ from rich.table import Table
 from export.config import BuildConfig
 from export.destination import check_disk, disk_errors, exclusive, publish, temporary
 from export.engines import EngineExporter, Exported
+from export.errors import ExportError
+from export.failure import advise, write_failure
 from export.figures import read_study
-from export.gates import Gates
+from export.gates import GateFailed, Gates
 from export.judge import (
     allowed_in_chain,
     allowed_parity,
@@ -82,7 +84,12 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
             def step(description: str) -> None:
                 progress.update(bar, advance=1, description=description)
 
-            manifest = _export(subject, folder, step)
+            gates = Gates(force=config.force)
+            try:
+                manifest = _export(subject, gates, folder, step)
+            except GateFailed as failure:
+                step("find out where it errs")
+                raise _explained(subject, gates, failure) from failure
             publish(folder, config.out)
         step("report")
         compared = config.yardsticks and subject.statistics
@@ -93,16 +100,29 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
             yardsticks=yardsticks(checkpoint.model, subject.statistics) if compared else (),
         )
     _print_table(console, manifest, config.out)
+    if words := subject.tokens.warning:
+        console.print(f"warning: {words}")
+    if manifest.unmeasured:
+        console.print(f"warning: not measured: {', '.join(manifest.unmeasured)}")
     console.print(f"report: {report}")
     return config.out
 
 
-def _export(subject: Subject, folder: Path, step: Callable[[str], None]) -> Manifest:
+def _explained(subject: Subject, gates: Gates, failure: GateFailed) -> ExportError:
+    """The failure, with a page that shows where, and what to try next."""
+    out = subject.config.out
+    page = out.with_name(f"{out.name}-failed.html")
+    write_failure(page, subject, gates.verdicts, failure)
+    told = (f"{failure}.", *advise(subject.recipe.name, failure.gate), "No bundle was written;")
+    return ExportError(f"{' '.join(told)} where it errs: {page}")
+
+
+def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], None]) -> Manifest:
     """Write the bundle; every gate has a verdict then."""
     config, recipe = subject.config, subject.recipe
-    gates = Gates(force=config.force)
     if subject.statistics:
         judge_coverage(subject, gates)
+    stages = judge_stages(subject, gates)
     exporter = EngineExporter(
         recipe, subject.rules, subject.parts.graph, subject.tensors, scanned_tensors(subject),
         allowed_parity(subject), folder, gates, config.compile_check,
@@ -114,7 +134,9 @@ def _export(subject: Subject, folder: Path, step: Callable[[str], None]) -> Mani
     }
     shutil.rmtree(folder / "float32", ignore_errors=True)
     judge_precisions(subject, gates, exported)
-    stages = judge_stages(subject, gates, exported)
+    for engine in exported.values():
+        for stage, parity in engine.parity.items():
+            stages[stage]["parity"] = parity
     step("pack")
     manifest = _pack(subject, folder, exported)
     step("run the bundle")
@@ -134,7 +156,8 @@ def _export(subject: Subject, folder: Path, step: Callable[[str], None]) -> Mani
         gates=gates.verdicts,
         action_error=error,
         tolerance=allowed,
-        quantization=dict(manifest.quantization) | {"stages": stages},
+        quantization=dict(manifest.quantization)
+        | {"stages": stages, "observations": subject.evidence.describe()},
     )
     _write_manifest(folder, manifest)
     read_bundle(folder)

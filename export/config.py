@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from models.demo import CHECKPOINT, EPISODES
+from models.demo import CHECKPOINT, EPISODES, HELD_OUT
 from quant.recipes import RECIPES
 
 VERDICTS = Path("docs/results/gate-demo.json")
@@ -16,7 +16,8 @@ RESULT = "success-demo.json"
 DEMO_OPTIONS: dict[str, Any] = {
     "image_size": (112, 112),
     "tokens": 64,
-    "golden": EPISODES / "touch-red-1.npz",
+    "calibration": EPISODES,
+    "held_out": HELD_OUT,
 }
 """How the demo policy is exported wherever it is."""
 
@@ -37,14 +38,20 @@ class BuildConfig:
     image_size: tuple[int, int] = (256, 256)
     """Width and height of the camera image in pixels."""
 
-    tokens: int = 112
-    """Tokens per call of the language engine; the prompt is padded to it, which costs time."""
+    tokens: int | None = None
+    """Tokens per call of the language engine; the prompt is padded to it, which costs time. By
+    default what the prompt and the longest instruction of the episodes take, with a margin."""
+
+    calibration: Path | None = None
+    """Recorded episodes of the robot (a folder of .npz, or a LeRobot dataset), prompts included: a
+    recipe learns its scales from them."""
+
+    held_out: Path | None = None
+    """Other episodes, to be judged by; every fifth of the calibration's by default."""
 
     golden: Path | None = None
-    """Recorded episode whose frames become the golden observation; made-up ones by default."""
-
-    calibration: Path = EPISODES
-    """Recorded episodes, or a LeRobot dataset, that show a recipe what flows; prompts included."""
+    """Episodes of which the first one's middle frame becomes the golden observation; by default it
+    is one of those held out."""
 
     camera: str | None = None
     """Camera of the LeRobot dataset, where it has several."""
@@ -75,7 +82,7 @@ class BuildConfig:
             raise ValueError(f"unknown recipe {self.recipe!r}; there are {sorted(RECIPES)}")
         if min(self.image_size) < 1:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
-        if self.tokens < 1:
+        if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be positive, got {self.tokens}")
         if self.stride < 1:
             raise ValueError(f"stride must be positive, got {self.stride}")

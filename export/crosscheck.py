@@ -25,7 +25,7 @@ from rich.table import Table
 
 from export.config import CrosscheckConfig
 from export.errors import ExportError
-from export.measure import Modules, make_golden
+from export.measure import Modules, golden_of, made_up
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.split import EngineSpec, Split, split
 from runtime.backends import BACKENDS, MakeBackend
@@ -106,7 +106,7 @@ def crosscheck(
     if bundle is not None:
         _check_same(bundle, checkpoint, parts)
     tensors = Modules(checkpoint, parts, grid).tensors(
-        make_golden(checkpoint, None, config.image_size)
+        golden_of(checkpoint, made_up(checkpoint, config.image_size), seed=0)
     )
     try:
         rows = list(_rows(config, parts, tensors, compiler, device, bundle, make_backend))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from export.build import build
-from export.config import BuildConfig, DemoConfig
+from export.config import DEMO_OPTIONS, BuildConfig, DemoConfig
 from models.demo import CHECKPOINT, EPISODES
 from models.demo.config import DEMO_TASKS
 from runtime.__main__ import main as anchorvla
@@ -31,9 +31,7 @@ def demo(config: DemoConfig) -> int:
             recipe="float32",
             checkpoint=CHECKPOINT,
             out=bundle,
-            image_size=(112, 112),
-            tokens=64,
-            golden=EPISODES / "touch-red-1.npz",
+            **DEMO_OPTIONS,
         )
     )
     anchorvla(["show", str(bundle), "--svg", str(drawing), "--brief"])

@@ -10,6 +10,14 @@ from typing import Any
 from export.errors import ExportError
 
 
+class GateFailed(ExportError):
+    """What was measured is not what is allowed."""
+
+    def __init__(self, gate: str, message: str) -> None:
+        super().__init__(f"gate {gate}: {message}")
+        self.gate = gate
+
+
 class Gates:
     """Collects verdicts; `force` keeps going where one failed."""
 
@@ -17,23 +25,27 @@ class Gates:
         self.force = force
         self.verdicts: dict[str, str] = {}
 
-    def judge(self, name: str, passed: bool, figures: str, message: str) -> None:
+    def judge(
+        self, name: str, passed: bool, figures: str, message: str, *, unproven: str = ""
+    ) -> None:
         """Record a verdict.
 
         Args:
             figures: what was measured and what is allowed, in a few words.
             message: what a user is told where it failed.
+            unproven: why the figures cannot show that it passes; they can show that it fails.
 
         Raises:
-            ExportError: it failed, and nothing is forced.
+            GateFailed: it failed, and nothing is forced.
         """
-        if passed:
-            if not self.verdicts.get(name, "").startswith("fail"):
-                self.verdicts[name] = f"pass ({figures})"
-            return
-        if not self.force:
-            raise ExportError(f"gate {name}: {message}; nothing was written")
-        self.verdicts[name] = f"fail ({figures})"
+        if not passed:
+            self.verdicts[name] = f"fail ({figures})"
+            if not self.force:
+                raise GateFailed(name, message)
+        elif not self.verdicts.get(name, "").startswith("fail"):
+            self.verdicts[name] = (
+                f"not measured ({unproven}; {figures})" if unproven else f"pass ({figures})"
+            )
 
 
 def success_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None:

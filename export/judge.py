@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,11 @@ from export.engines import Exported, with_parity
 from export.gates import Gates, success_verdict, words_of
 from export.measure import (
     Modules,
-    golden_of,
-    reference_actions,
     rounding,
     stage_errors,
     step_sensitivity,
 )
-from export.subject import Subject, observe
-from quant.calibrate import calibrate
+from export.subject import Judged, Subject
 from quant.recipes import orin_bf16
 from runtime.bundle import Manifest, read_bundle
 from runtime.check import engine_errors, relative_error
@@ -32,12 +29,10 @@ from runtime.policy import ACTIONS, Policy
 ROUNDING_FACTOR = 4.0
 """Times the error of rounding in linear layers that a lowered engine may have. It rounds at some
 ten places where the measurement rounds at three, and errors of that number add as their root."""
-JUDGED = 8
-"""Observations, beside the golden one, on which the actions' error is measured."""
 COVERAGE = 1.5
-"""Times the range seen in calibration that the golden observation may reach in a layer whose input
+"""Times the range seen in calibration that a held-out observation may reach in a layer whose input
 is rounded to int8: what lies beyond is cut off."""
-Stages = dict[str, dict[str, float]]
+Stages = dict[str, dict[str, Any]]
 
 
 def allowed_parity(subject: Subject) -> dict[str, float]:
@@ -51,30 +46,28 @@ def allowed_parity(subject: Subject) -> dict[str, float]:
 
 
 def judge_coverage(subject: Subject, gates: Gates) -> None:
-    """Was calibration shown what the policy sees? The golden observation knows, if given."""
-    if subject.config.golden is None:
-        gates.verdicts["calibration"] = "not measured (--golden names an own episode)"
-        return
-    run = partial(reference_actions, subject.checkpoint, subject.golden)
-    reached = calibrate(subject.checkpoint.model, [run])
+    """Was calibration shown what the policy sees?"""
+    rounded = [name for name, rule in subject.rules.items() if rule.format == "w8a8"]
     ratios = {
-        name: reached[name].max / subject.statistics[name].max
-        for name, rule in subject.rules.items()
-        if rule.format == "w8a8" and name in reached
+        (seen.where, name): seen.reached[name] / subject.statistics[name].max
+        for seen in subject.judged
+        for name in rounded
+        if name in seen.reached
     }
     if not ratios:
-        gates.verdicts["calibration"] = "not measured (no layer's input is rounded to int8)"
+        gates.judge("calibration", True, "no layer's input is rounded to int8", "")
         return
-    worst = max(ratios, key=lambda name: ratios[name])
-    ratio = ratios[worst]
+    where, layer = worst = max(ratios, key=lambda key: ratios[key])
+    ratio, shown = ratios[worst], len(subject.evidence.calibration)
     gates.judge(
         "calibration",
         ratio <= COVERAGE,
-        f"{len(subject.observations)} observations; the golden one reaches {ratio:.2f} times "
-        "their range at most",
-        f"the golden observation reaches {ratio:.2f} times the range that calibration saw in "
-        f"{worst}, allowed {COVERAGE:g}: calibrate on the robot's own episodes and "
+        f"{ratio:.2f} of {COVERAGE:g} times the range that {shown} observations showed, reached by "
+        f"{_judged_words(subject)}",
+        f"{where} reaches {ratio:.2f} times the range that {shown} observations showed {layer} in "
+        f"calibration, allowed {COVERAGE:g}: calibrate on more of the robot's own episodes and "
         f"instructions (--calibration, now {subject.config.calibration})",
+        unproven=subject.evidence.unproven,
     )
 
 
@@ -96,34 +89,61 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
     )
 
 
-def judge_stages(subject: Subject, gates: Gates, exported: Mapping[str, Exported]) -> Stages:
+def judge_stages(subject: Subject, gates: Gates) -> Stages:
     """What quantization does to every stage, against what bfloat16 would do to it."""
+    found = worst_stages(subject)
+    floors = _bfloat16_floors(subject, subject.exact_tensors)
+    steps = step_sensitivity(subject.parts, subject.exact, subject.exact_tensors)
+    factor = f"{subject.recipe.stage_error:g} times what bfloat16 does"
+    stages: Stages = {}
+    for stage, worst in found.items():
+        final = {"final": steps[stage]} if stage in steps else {}
+        stages[stage] = {"noise_floor": floors[stage], **worst} | final
+        if subject.model is subject.checkpoint.model:
+            continue
+        gates.judge(
+            "stage_error",
+            worst["error"] <= worst["allowed"],
+            f"each at most {factor}, {_judged_words(subject)}",
+            f"recipe {subject.recipe.name} moves stage {stage!r} by {worst['error']:.2e}, allowed "
+            f"{worst['allowed']:.2e}: {factor} to it ({worst['where']}); a scale is wrong, or the "
+            "recipe asks too much of this policy",
+            unproven=subject.evidence.unproven,
+        )
+    return stages
+
+
+def worst_stages(subject: Subject) -> Stages:
+    """Per stage `error`, what is `allowed`, and `where`: the observation nearest to the limit."""
+    found = [_stage_figures(subject, seen) for seen in subject.judged]
+    return {
+        stage: max((f[stage] for f in found), key=lambda f: _share(f["error"], f["allowed"]))
+        for stage in found[0]
+    }
+
+
+def _stage_figures(subject: Subject, seen: Judged) -> dict[str, dict[str, Any]]:
+    """Per stage, on one observation."""
+    floors = _bfloat16_floors(subject, seen.tensors)
+    errors = stage_errors(subject.parts, seen.tensors)
+    factor = subject.recipe.stage_error
+    return {
+        stage: {"error": error, "allowed": factor * floors[stage], "where": seen.where}
+        for stage, error in errors.items()
+    }
+
+
+def _bfloat16_floors(subject: Subject, tensors: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     exact = {n for n, r in orin_bf16().decide(subject.rules).items() if r.format == "float32"}
     with rounding(subject.checkpoint.model, "bfloat16", exact):
-        floors = stage_errors(subject.exact, subject.exact_tensors)
-    errors = stage_errors(subject.parts, subject.exact_tensors)
-    steps = step_sensitivity(subject.parts, subject.exact, subject.exact_tensors)
-    stages = {}
-    for exporter in exported.values():
-        for stage, parity in exporter.parity.items():
-            allowed = subject.recipe.stage_error * floors[stage]
-            stages[stage] = {
-                "parity": parity,
-                "error": errors[stage],
-                "noise_floor": floors[stage],
-                "allowed": allowed,
-            } | ({"final": steps[stage]} if stage in steps else {})
-            if subject.model is subject.checkpoint.model:
-                continue
-            gates.judge(
-                "stage_error",
-                errors[stage] <= allowed,
-                f"each at most {subject.recipe.stage_error:g} times what bfloat16 does",
-                f"recipe {subject.recipe.name} moves stage {stage!r} by {errors[stage]:.2e}, "
-                f"allowed {allowed:.2e}: {subject.recipe.stage_error:g} times what bfloat16 does "
-                "to it; a scale is wrong, or the recipe asks too much of this policy",
-            )
-    return stages
+        return stage_errors(subject.exact, tensors)
+
+
+def _share(error: float, allowed: float) -> float:
+    """Of what is allowed."""
+    if not allowed:
+        return math.inf if error else 0.0
+    return error / allowed
 
 
 def judge_rounding(
@@ -191,17 +211,31 @@ def judge_actions(
         f"allowed {allowed[worst]:.1e}, although every engine passed: a fault of the graph",
     )
     error = relative_error(tensors[ACTIONS], subject.golden[ACTIONS])
-    errors, spreads = _compare_actions(subject, error)
-    limit = _root_mean_square(spreads) / 2 if spreads else allowed[ACTIONS]
-    mean = _root_mean_square(errors)
+    judge_end_to_end(subject, gates, error, allowed[ACTIONS])
+    return error
+
+
+def judge_end_to_end(subject: Subject, gates: Gates, golden_error: float, tolerance: float) -> None:
+    """How far the actions are from float32's, root mean square over the observations.
+
+    Args:
+        golden_error: of the bundle on the golden observation.
+        tolerance: allowed where nothing is quantized; otherwise half of what another seed does.
+    """
+    recipe = subject.recipe
+    if recipe.is_quantized:
+        errors, spreads = _compare_actions(subject, golden_error)
+        limit, mean = _root_mean_square(spreads) / 2, _root_mean_square(errors)
+    else:
+        limit, mean = tolerance, golden_error
     gates.judge(
         "end_to_end",
         mean <= limit,
-        f"{mean:.1e} of {limit:.1e}, {len(errors)} observations",
-        f"recipe {subject.recipe.name} moves the actions by {mean:.2e}, allowed {limit:.1e}"
-        + (": half of what another noise seed moves them" * subject.recipe.is_quantized),
+        f"{mean:.1e} of {limit:.1e}, {_judged_words(subject)}",
+        f"recipe {recipe.name} moves the actions by {mean:.2e}, allowed {limit:.1e}"
+        + (": half of what another noise seed moves them" * recipe.is_quantized),
+        unproven=subject.evidence.unproven,
     )
-    return error
 
 
 def judge_success(subject: Subject, gates: Gates, manifest: Manifest) -> None:
@@ -231,28 +265,29 @@ def _float32_layers(subject: Subject, exported: Mapping[str, Exported]) -> set[s
 
 
 def _compare_actions(subject: Subject, golden_error: float) -> tuple[list[float], list[float]]:
-    """Relative errors of the actions, and what another noise seed does to them.
+    """Per observation, relative error of the actions, and what another noise seed does to them.
 
-    On the golden observation by the runtime, on others by the quantized modules: frames that
-    calibration left out, but for the first of an episode.
+    The golden one's error is the runtime's, rounding included; the others' are the modules'.
     """
-    if not subject.recipe.is_quantized:
-        return [golden_error], []
     exact = Modules(subject.checkpoint, subject.exact, subject.grid)
     quantized = Modules(subject.checkpoint, subject.parts, subject.grid)
-    errors, spreads = [golden_error], [exact.noise_spread(subject.golden)]
-    others = observe(
-        subject.config,
-        subject.recipe,
-        subject.checkpoint.config.head.state_dim,
-        stride=subject.config.stride + 1,
-        limit=JUDGED,
-    )
-    for seed, seen in enumerate(others):
-        golden = golden_of(subject.checkpoint, seen, seed=seed)
-        errors.append(relative_error(quantized.actions(golden), exact.actions(golden)))
-        spreads.append(exact.noise_spread(golden))
+    errors, spreads = [], []
+    for seen in subject.judged:
+        moved = golden_error
+        if not seen.is_golden:
+            moved = relative_error(quantized.actions(seen.inputs), seen.tensors[ACTIONS])
+        errors.append(moved)
+        spreads.append(exact.noise_spread(seen.inputs))
     return errors, spreads
+
+
+def _judged_words(subject: Subject) -> str:
+    """By how many observations, and of what kind."""
+    count = len(subject.judged)
+    kind = "held-out " if subject.evidence.held_out_by else ""
+    if subject.evidence.golden is None:
+        kind = "made-up "
+    return f"{count} {kind}observation{'s' * (count != 1)}"
 
 
 def _run_bundle(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export.tokens import MADE_UP_INSTRUCTION
 from export.torch_engine import TorchEngine
 from models.checkpoint import Checkpoint, normalizations, reference
 from models.split import Split
@@ -36,29 +37,19 @@ JITTER = 2.0**-20
 Tensors = Mapping[str, NDArray[Any]]
 
 
-def make_golden(
-    checkpoint: Checkpoint,
-    observation: Observation | None,
-    image_size: tuple[int, int],
-    *,
-    seed: int = 0,
-) -> dict[str, NDArray[Any]]:
-    """The observation that every check uses, made up from `seed` if none is given.
+def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 0) -> Observation:
+    """An observation where there is no recorded one: no policy was trained on such pictures.
 
-    Returns:
-        anchor, frame, instruction, state, noise, robot.
+    Args:
+        image_size: width and height.
     """
     head = checkpoint.config.head
     robot = sorted(checkpoint.statistics)[0]
-    if observation is None:
-        anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
-        unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(
-            -1, 1, head.state_dim
-        )
-        to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
-        state = to_policy.to_robot(unit.astype(np.float32))
-        observation = Observation(anchor, frame, "put the carrot on the plate", state)
-    return golden_of(checkpoint, observation, seed=seed)
+    anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
+    unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(-1, 1, head.state_dim)
+    to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+    state = to_policy.to_robot(unit.astype(np.float32))
+    return Observation(anchor, frame, MADE_UP_INSTRUCTION, state, "made up")
 
 
 def golden_of(
@@ -114,6 +105,10 @@ class Modules:
         self._interpreter.set("instruction", self._checkpoint.tail_ids(str(golden["instruction"])))
         self._interpreter.run(ACTIONS)
         return self._memory.host(ACTIONS).copy()
+
+    def forget(self) -> None:
+        """Everything runs again."""
+        self._interpreter.forget()
 
     def tensors(self, golden: Tensors) -> dict[str, NDArray[Any]]:
         """Every tensor of the graph on an observation."""

@@ -6,7 +6,7 @@ section is always there; where something was not measured, it says so and how to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from export.figures import (
@@ -75,6 +75,7 @@ def write_report(
         note(weights),
         _cards(manifest),
         section("Verdicts", *_verdicts(manifest)),
+        section("Observations", *_observations(manifest)),
         section("Engines", *_engines(manifest)),
         section("Stages", *show_stages(manifest)),
         section("Denoise steps", *show_denoise_steps(manifest)),
@@ -125,6 +126,29 @@ def _cards(manifest: Manifest) -> Markup:
 def _verdicts(manifest: Manifest) -> list[Markup]:
     if not manifest.gates:
         return [sentence("The manifest holds no verdict of any gate: export the bundle again.")]
+    return show_verdicts(manifest.gates)
+
+
+def _observations(manifest: Manifest) -> list[Markup]:
+    seen = manifest.quantization.get("observations")
+    if not seen:
+        return [sentence("The manifest does not say what was observed: export the bundle again.")]
+    golden = f"The golden observation is {seen['golden']}."
+    if not seen["judged_by"]:
+        return [sentence(f"Nothing is learnt from episodes in this precision. {golden}")]
+    held_out = seen["held_out"] or "none of them held out"
+    words = (
+        f"Calibrated on {seen['calibrated_on']} observations. Judged by {len(seen['judged_by'])}, "
+        f"{held_out}; at least {seen['least']} held-out ones are demanded. {golden}"
+    )
+    parts = [sentence(words), element("ul", *(element("li", where) for where in seen["judged_by"]))]
+    if seen["unproven"]:
+        parts.insert(0, sentence(f"Not measured: {seen['unproven']}."))
+    return parts
+
+
+def show_verdicts(gates: Mapping[str, str]) -> list[Markup]:
+    """What every gate asks, and its answer."""
     head = [
         Column("verdict", "name"),
         Column("gate", "name"),
@@ -132,7 +156,7 @@ def _verdicts(manifest: Manifest) -> list[Markup]:
         Column("figures", "words"),
     ]
     rows = []
-    for name, words in manifest.gates.items():
+    for name, words in gates.items():
         kind, figures = _split_verdict(words)
         rows.append((badge(kind), name, GATES.get(name, ""), figures))
     return [table(head, rows)]

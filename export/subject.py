@@ -6,27 +6,40 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from export.config import BuildConfig
-from export.errors import ExportError
-from export.measure import Modules, golden_of, make_golden, reference_actions
+from export.evidence import Evidence, gather
+from export.measure import Modules, golden_of, made_up, reference_actions
+from export.tokens import Tokens, choose_tokens
 from models.anchorvla4d import AnchorVLA4D
 from models.checkpoint import Checkpoint
 from models.split import Split, split
 from quant.apply import decide, quantize
 from quant.calibrate import Statistics, calibrate
-from quant.observations import Observation, read_observations
+from quant.episode import Observation
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
 from runtime.policy import ACTIONS
-from runtime.robot import load_recording
 
 SCANNED = 8
 """Observations of which the ranges are looked at, beside the golden one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One observation that gates are judged by, and what float32 makes of it."""
+
+    where: str
+    inputs: Mapping[str, NDArray[Any]]
+    """As `export.measure.golden_of` says."""
+    tensors: Mapping[str, NDArray[Any]]
+    """Of the float32 policy."""
+    reached: Mapping[str, float]
+    """Largest magnitude that flowed into each linear layer that ran for it."""
+    is_golden: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +53,10 @@ class Subject:
     """Of every layer of the policy."""
     grid: tuple[int, int]
     """Patches of the image."""
-    observations: tuple[Observation, ...]
-    """For calibration; none in float32."""
+    tokens: Tokens
+    evidence: Evidence
+    judged: tuple[Judged, ...]
+    """At least one: the golden observation where there are no episodes."""
     statistics: Mapping[str, Statistics]
     """Of the layers' inputs; none where nothing is quantized."""
     model: AnchorVLA4D
@@ -80,20 +95,21 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
     """
     rules = decide(recipe, checkpoint.model)
     grid = grid_of(config.image_size[1], config.image_size[0], checkpoint.image)
-    exact = split(checkpoint.model, checkpoint.parts, grid, config.tokens)
-    seen = None if config.golden is None else _middle_of(config.golden)
-    golden = make_golden(checkpoint, seen, config.image_size)
-    golden[ACTIONS] = reference_actions(checkpoint, golden)
-    tensors = exact_tensors = Modules(checkpoint, exact, grid).tensors(golden)
-    state_dim = checkpoint.config.head.state_dim
-    observations = tuple(
-        observe(config, recipe, state_dim, stride=config.stride, limit=config.max_observations)
+    evidence = gather(config, recipe, partial(_wrong_with, checkpoint, config))
+    tokens = choose_tokens(checkpoint, grid, evidence.instructions, config.tokens)
+    exact = split(checkpoint.model, checkpoint.parts, grid, tokens.slots)
+    golden = golden_of(
+        checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
     )
+    golden[ACTIONS] = reference_actions(checkpoint, golden)
+    modules = Modules(checkpoint, exact, grid)
+    tensors = exact_tensors = modules.tensors(golden)
+    judged = _judge_by(checkpoint, evidence, modules, golden)
     model, parts, statistics = checkpoint.model, exact, {}
     if any(rule.format not in ("float32", "float") for rule in rules.values()):
-        statistics = dict(_calibrate(config, checkpoint, observations))
+        statistics = dict(_calibrate(config, checkpoint, evidence.calibration))
         model = quantize(model, recipe, statistics)
-        parts = split(model, checkpoint.parts, grid, config.tokens)
+        parts = split(model, checkpoint.parts, grid, tokens.slots)
         tensors = Modules(checkpoint, parts, grid).tensors(golden)
     return Subject(
         config=config,
@@ -101,7 +117,9 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
         checkpoint=checkpoint,
         rules=rules,
         grid=grid,
-        observations=observations,
+        tokens=tokens,
+        evidence=evidence,
+        judged=judged,
         statistics=statistics,
         model=model,
         exact=exact,
@@ -112,36 +130,55 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
     )
 
 
-def observe(
-    config: BuildConfig, recipe: Recipe, state_dim: int, *, stride: int, limit: int | None
-) -> list[Observation]:
-    """Observations for a recipe that needs some, states of `state_dim`.
+def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:
+    """Why this policy cannot take an observation."""
+    wanted = (checkpoint.config.head.state_dim,)
+    if seen.state.shape != wanted:
+        return (
+            f"its states are {list(seen.state.shape)}, this policy takes {list(wanted)}: give "
+            "episodes of its own robot"
+        )
+    width, height = config.image_size
+    if seen.frame.shape[:2] != (height, width):
+        return (
+            f"its frames are {seen.frame.shape[1]} by {seen.frame.shape[0]} pixels, --image-size "
+            f"says {width} {height}: give the size of the robot's camera"
+        )
+    return None
 
-    Raises:
-        ExportError: they cannot be read, or are of another robot.
-    """
-    if not recipe.is_quantized:
-        return []
-    try:
-        found = list(
-            read_observations(config.calibration, stride=stride, limit=limit, camera=config.camera)
-        )
-    except ValueError as error:
-        raise ExportError(f"calibration of {recipe.name}: {error}") from None
-    if wrong := [seen.state.shape for seen in found if seen.state.shape != (state_dim,)]:
-        raise ExportError(
-            f"calibration of {recipe.name}: {config.calibration} has states {list(wrong[0])}, this "
-            f"policy takes [{state_dim}]: give episodes of its own robot (--calibration)"
-        )
-    return found
+
+def _judge_by(
+    checkpoint: Checkpoint, evidence: Evidence, modules: Modules, golden: Mapping[str, NDArray[Any]]
+) -> tuple[Judged, ...]:
+    """Run the float32 policy on what gates are judged by, and watch its linear layers."""
+    found: list[Judged] = []
+    for number, seen in enumerate(evidence.judged):
+        is_golden = seen is evidence.golden
+        inputs = golden if is_golden else golden_of(checkpoint, seen, seed=number)
+        found.append(_run(checkpoint, modules, seen.where, inputs, is_golden))
+    return tuple(found) or (_run(checkpoint, modules, "the golden observation", golden, True),)
+
+
+def _run(
+    checkpoint: Checkpoint,
+    modules: Modules,
+    where: str,
+    inputs: Mapping[str, NDArray[Any]],
+    is_golden: bool,
+) -> Judged:
+    tensors: dict[str, NDArray[Any]] = {}
+    modules.forget()  # so that every layer runs and is seen
+    seen = calibrate(checkpoint.model, [lambda: tensors.update(modules.tensors(inputs))])
+    reached = {name: statistics.max for name, statistics in seen.items()}
+    return Judged(where=where, inputs=inputs, tensors=tensors, reached=reached, is_golden=is_golden)
 
 
 def scanned_tensors(subject: Subject) -> list[dict[str, NDArray[Any]]]:
     """All tensors on some observations, for the range scan; none where nothing can overflow."""
     if subject.recipe.base != "float16":
         return []
-    stride = max(1, len(subject.observations) // SCANNED)
-    chosen = subject.observations[::stride][:SCANNED]
+    stride = max(1, len(subject.evidence.calibration) // SCANNED)
+    chosen = subject.evidence.calibration[::stride][:SCANNED]
     modules = Modules(subject.checkpoint, subject.parts, subject.grid)
     return [
         modules.tensors(golden_of(subject.checkpoint, seen, seed=number))
@@ -165,15 +202,3 @@ def _calibrate(
     statistics = calibrate(checkpoint.model, runs, keep=keep, key=digest.hexdigest())
     keep.unlink(missing_ok=True)
     return statistics
-
-
-def _middle_of(path: Path) -> Observation:
-    """The frame in the middle of a recorded episode."""
-    recording = load_recording(path)
-    frame = len(recording.images) // 2
-    return Observation(
-        anchor=recording.images[0],
-        frame=recording.images[frame],
-        instruction=recording.instruction,
-        state=recording.states[frame],
-    )

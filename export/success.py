@@ -20,7 +20,7 @@ from device_tests.episodes import EpisodeResult, Evaluation, Row, SuccessConfig
 from device_tests.pictures import write_film, write_sheet
 from device_tests.success import STRIPS, machine
 from export.build import build
-from export.config import RESULT, BuildConfig, SuccessTableConfig
+from export.config import DEMO_OPTIONS, RESULT, BuildConfig, SuccessTableConfig
 from export.kept_episodes import evaluate_kept
 from export.reference_policy import ReferencePolicy
 from models.checkpoint import load_checkpoint
@@ -86,9 +86,8 @@ def _bundle(config: SuccessTableConfig, checkpoint: Path, name: str) -> Path:
             recipe="float32",
             checkpoint=checkpoint,
             out=config.work / name,
-            image_size=(112, 112),
-            tokens=64,
             compile_check=False,
+            **DEMO_OPTIONS,
         )
     )
 

@@ -69,9 +69,7 @@ def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: 
         ValueError: if the prompt around the images does not fit `slots`.
     """
     c = model.config
-    image: Segment = (grid[0] // 2, grid[1] // 2)
-    prefix: list[Segment] = [len(parts.head), image, len(parts.anchor_end)]
-    suffix: list[Segment] = [len(parts.middle), image]
+    image, prefix, suffix = _segments(parts, grid)
     num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
     shortest_tail = len(parts.end_ids) + 1
     if max(num_prefix, num_suffix + shortest_tail) > slots:
@@ -88,6 +86,24 @@ def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: 
         outputs=("actions", "anchor_similarity"),
     )
     return Split(engines, graph, slots, num_prefix, num_suffix)
+
+
+def num_prompt_tokens(parts: PromptParts, grid: tuple[int, int]) -> tuple[int, int]:
+    """Tokens of the prefix, and of the suffix before the tail."""
+    _, prefix, suffix = _segments(parts, grid)
+    return num_tokens(prefix), num_tokens(suffix)
+
+
+def _segments(
+    parts: PromptParts, grid: tuple[int, int]
+) -> tuple[Segment, list[Segment], list[Segment]]:
+    """An image's, the prefix's, and the suffix's before the tail."""
+    image: Segment = (grid[0] // 2, grid[1] // 2)
+    return (
+        image,
+        [len(parts.head), image, len(parts.anchor_end)],
+        [len(parts.middle), image],
+    )
 
 
 class VisionEngine(nn.Module):

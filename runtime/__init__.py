@@ -7,7 +7,7 @@ with runtime.load("bundle") as policy:
 
 from . import anchor
 from .bundle import read_bundle
-from .errors import BundleError, EngineError, EpisodeError, ObservationError
+from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
 from .loop import LoopConfig, Trace, run_episode
 from .policy import Episode, Policy, Stats, load
 from .robot import Observation, Robot
@@ -26,6 +26,7 @@ __all__ = [
     "Robot",
     "Stats",
     "Trace",
+    "UnmeasuredWarning",
     "anchor",
     "load",
     "read_bundle",

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from .benchmark import measure
 from .bundle import read_bundle
 from .check import check
 from .command import finish, wants_debug
-from .errors import RecordingError
+from .errors import RecordingError, UnmeasuredWarning
 from .files import DRAWING, PAGE, check_output, write_file
 from .imitation import Run
 from .loop import LoopConfig, Step, run_episode
@@ -54,12 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
-    policy = load(
-        options.bundle,
-        robot=options.robot,
-        make_backend=BACKENDS[options.engine],
-        accept_failed_gates=options.accept_failed_gates,
-    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UnmeasuredWarning)
+        policy = load(
+            options.bundle,
+            robot=options.robot,
+            make_backend=BACKENDS[options.engine],
+            accept_failed_gates=options.accept_failed_gates,
+        )
+    for warning in seen:
+        print(f"warning: {warning.message}", file=sys.stderr)
     with contextlib.closing(policy):
         yield policy
 

@@ -89,8 +89,8 @@ class Manifest:
     gates: Mapping[str, str] = field(default_factory=dict)
     """Verdicts, with figures: each begins with `pass`, `fail` or `not measured`."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    """What the export decided and measured: `recipe`, `layers`, `precisions`, `islands`,
-    `stages`.
+    """What the export decided and measured: `recipe`, `layers`, `precisions`, `islands`, `stages`,
+    and `observations`: what it calibrated on, which were held out to judge by, which is golden.
     For people and reports, `anchorvla build` and `anchorvla doctor`; no tick depends on it."""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -99,6 +99,12 @@ class Manifest:
     def failed_gates(self) -> dict[str, str]:
         """Gates that failed; such a bundle exists only because somebody forced its export."""
         return {name: words for name, words in self.gates.items() if words.startswith("fail")}
+
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """Gates that nobody could judge: what they ask is open."""
+        kind = "not measured"
+        return {name: words for name, words in self.gates.items() if words.startswith(kind)}
 
     @property
     def content_sha256(self) -> str:

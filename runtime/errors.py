@@ -27,3 +27,7 @@ class RecordingError(ValueError):
 
 class OutputError(Exception):
     """Something cannot be written, or what is in its place is not ours to replace."""
+
+
+class UnmeasuredWarning(UserWarning):
+    """A bundle runs although nobody could judge it by every gate."""

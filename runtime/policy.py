@@ -14,6 +14,7 @@ import contextlib
 import copy
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from .arguments import take_image, take_noise, take_seed, take_state
 from .assembly import assemble
 from .bundle import GOLDEN, Bundle, read_bundle
 from .engine import Backend
-from .errors import BundleError, EngineError, EpisodeError, ObservationError
+from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
 from .functions import Resources
 from .image import ImageConfig
 from .interpreter import Interpreter
@@ -77,6 +78,9 @@ def load(
             It is given the verified bundle.
         accept_failed_gates: load a bundle too that was exported against its gates' verdict.
 
+    Warns:
+        UnmeasuredWarning: its export could not judge it by every gate.
+
     Raises:
         BundleError: the bundle is damaged or does not fit, a gate failed at its export, or the
             robot is not in it.
@@ -88,6 +92,13 @@ def load(
         raise BundleError(
             f"{bundle.path}: its export was forced although gates failed ({words}); export it "
             "again without --force, or say --accept-failed-gates to run it as it is"
+        )
+    if bundle.manifest.unmeasured:
+        warnings.warn(
+            f"{bundle.path}: not measured when it was exported: "
+            f"{', '.join(bundle.manifest.unmeasured)}; anchorvla show says why",
+            UnmeasuredWarning,
+            stacklevel=2,
         )
     from .backends import BACKENDS  # not above: it needs what this module defines
 

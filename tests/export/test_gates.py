@@ -1,6 +1,7 @@
 """A gate that fails stops an export, says what was measured, and cannot be talked over quietly."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,11 @@ WRONG = "vlm.visual.blocks.0.mlp.down_proj"
 VERDICT = {"difference": -0.01, "low": -0.03, "high": 0.01, "episodes": 600}
 
 
+def first_cell(section):
+    """Of the table, below its head."""
+    return re.search(r"<td[^>]*>([^<]*)", section)[1]
+
+
 def judged(gates, name="parity", *, passed):
     gates.judge(name, passed, f"{name} 1 of 2", "engine vision is off by 3, allowed 2")
 
@@ -36,9 +42,8 @@ def test_a_gate_that_fails_stops_with_its_name_and_message():
     gates = Gates(force=False)
     with pytest.raises(ExportError) as error:
         judged(gates, passed=False)
-    assert str(error.value) == (
-        "gate parity: engine vision is off by 3, allowed 2; nothing was written"
-    )
+    assert str(error.value) == "gate parity: engine vision is off by 3, allowed 2"
+    assert gates.verdicts == {"parity": "fail (parity 1 of 2)"}
 
 
 def test_what_failed_once_stays_failed():
@@ -92,11 +97,20 @@ def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch
     monkeypatch.setattr("export.subject.quantize", wrong)
     message = (
         r"^gate stage_error: recipe orin-w8a8 moves stage '\w+_vision' by [\d.e+-]+, allowed "
-        r"[\d.e+-]+: 25 times what bfloat16 does to it; a scale is wrong, .*; nothing was written$"
+        r"[\d.e+-]+: 25 times what bfloat16 does to it \(\S+-2000\d, frame \d+\); a scale is "
+        r"wrong, or the recipe asks too much of this policy\. Try orin-bf16 next\. No bundle was "
+        r"written; where it errs: .*bundle-failed\.html$"
     )
     with pytest.raises(ExportError, match=message):
         build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
+    page = (tmp_path / "bundle-failed.html").read_text()
+    observations, engines, stages, layers = page.split("<h2>")[2:]
+    assert "Try orin-bf16 next" in page
+    assert len(re.findall(r"\S+-2000\d, frame \d+", observations)) == 8
+    assert first_cell(engines) == "vision"
+    assert "anchor_vision" in stages
+    assert first_cell(layers) == WRONG
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +131,13 @@ def darkness(tmp_path_factory):
 
 def test_calibration_on_something_else_is_refused(cut_checkpoint, darkness, tmp_path):
     message = (
-        r"^gate calibration: the golden observation reaches [\d.]+ times the range that "
-        r"calibration saw in vlm\.\S+, allowed 1\.5: calibrate on the robot's own episodes and "
-        r"instructions \(--calibration, now .*darkness\d+\); nothing was written$"
+        r"^gate calibration: \S+-2000\d, frame \d+ reaches [\d.]+ times the range that 2 "
+        r"observations showed vlm\.\S+ in calibration, allowed 1\.5: calibrate on more of the "
+        r"robot's own episodes and instructions \(--calibration, now .*darkness\d+\)\. No bundle"
     )
     with pytest.raises(ExportError, match=message):
         build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8", calibration=darkness))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +149,8 @@ def forced(cut_checkpoint, darkness, tmp_path_factory):
 
 def test_a_forced_bundle_says_which_gates_failed(forced):
     gates = runtime.read_bundle(forced).manifest.gates
-    assert gates["calibration"].startswith("fail (2 observations; the golden one reaches ")
+    assert gates["calibration"].endswith("by 8 held-out observations)")
+    assert gates["calibration"].startswith("fail (")
     assert gates["precision_audit"].startswith("pass")
 
 
@@ -166,7 +181,9 @@ def test_a_gate_that_fails_writes_nothing_and_keeps_the_old_bundle(
     (out / "old").touch()
     with pytest.raises(ExportError, match="gate calibration"):
         build(cut_config(cut_checkpoint, out, "orin-w8a8", calibration=darkness))
-    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "old"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "bundle", "bundle-failed.html", "old"
+    ]  # fmt: skip
 
 
 def write_verdict(path, bundle, **changes):
@@ -184,11 +201,11 @@ def test_a_recipe_that_costs_success_is_refused(exported, cut_checkpoint, tmp_pa
     verdicts = write_verdict(tmp_path / "v.json", exported("orin-bf16"), low=-0.0501)
     message = (
         r"^gate success: recipe orin-bf16 costs success: -1\.0 points \[-5\.0, \+1\.0\] of success "
-        r"in 600 paired episodes, allowed -5; nothing was written$"
+        r"in 600 paired episodes, allowed -5\. Try float32 next\. No bundle was written; where"
     )
     with pytest.raises(ExportError, match=message):
         build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-bf16", verdicts=verdicts))
-    assert list(tmp_path.iterdir()) == [verdicts]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle-failed.html", "v.json"]
 
 
 def test_the_same_export_has_the_same_hash_and_with_it_its_verdict(

@@ -1,0 +1,282 @@
+"""Every verdict is about held-out observations, all of them, and its limit is where it is said."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from export import judge
+from export.evidence import LEAST_JUDGED
+from export.gates import GateFailed, Gates
+from export.judge import (
+    allowed_in_chain,
+    allowed_parity,
+    judge_coverage,
+    judge_end_to_end,
+    judge_rounding,
+    judge_stages,
+    judge_success,
+    worst_stages,
+)
+from export.measure import Modules, rounding, stage_errors
+from export.subject import prepare
+from models.checkpoint import load_checkpoint
+from models.demo import CHECKPOINT
+from quant.recipes import RECIPES
+from runtime.check import relative_error
+from runtime.policy import ACTIONS
+from tests.export.conftest import cut_config
+
+SLIGHTLY = 1e-3
+"""What a limit is missed or kept by, relative."""
+
+
+@pytest.fixture(scope="module")
+def subject(cut_checkpoint, tmp_path_factory):
+    """The cut policy in int8 inputs and weights, calibrated as the demo is."""
+    return prepared(cut_checkpoint, tmp_path_factory.mktemp("judge"), max_observations=None)
+
+
+def prepared(checkpoint, folder, recipe="orin-w8a8", **changes):
+    config = cut_config(checkpoint, folder / "bundle", recipe, **changes)
+    return prepare(config, RECIPES[recipe](), load_checkpoint(checkpoint))
+
+
+def verdict_of(judged, subject, *arguments, name):
+    gates = Gates(force=True)
+    judged(subject, gates, *arguments)
+    return gates.verdicts[name]
+
+
+def golden_error(subject):
+    """Of the modules; a bundle's has rounding in it too."""
+    return relative_error(subject.tensors[ACTIONS], subject.golden[ACTIONS])
+
+
+def with_judged(subject, index, **changes):
+    judged = list(subject.judged)
+    judged[index] = replace(judged[index], **changes)
+    return replace(subject, judged=tuple(judged))
+
+
+@pytest.fixture(scope="module")
+def one_frame(tmp_path_factory):
+    """The shipped policy calibrated on one frame: its error elsewhere is four times as large."""
+    return prepared(CHECKPOINT, tmp_path_factory.mktemp("one"), max_observations=1)
+
+
+def test_what_was_calibrated_on_one_frame_fails_every_gate_that_is_about_calibration(one_frame):
+    assert len(one_frame.evidence.calibration) == 1
+    told = verdict_of(judge_coverage, one_frame, name="calibration")
+    assert told.startswith("fail (") and told.endswith("8 held-out observations)")
+    assert verdict_of(judge_stages, one_frame, name="stage_error").startswith("fail")
+    told = verdict_of(judge_end_to_end, one_frame, golden_error(one_frame), 0.0, name="end_to_end")
+    assert told.startswith("fail (")
+
+
+def test_nothing_is_called_measured_where_no_episode_is_held_out(one_frame):
+    evidence = replace(one_frame.evidence, unproven="none is held out", held_out_by="")
+    alone = replace(one_frame, evidence=evidence, judged=one_frame.judged[:1])
+    small = 1e-9
+    told = verdict_of(judge_end_to_end, alone, small, 0.0, name="end_to_end")
+    assert told.startswith("not measured (none is held out; 1.0e-09 of ")
+    assert told.endswith(", 1 observation)")
+    assert verdict_of(judge_end_to_end, alone, 1e9, 0.0, name="end_to_end").startswith("fail")
+    lenient = replace(alone, recipe=replace(alone.recipe, stage_error=1e9))
+    told = verdict_of(judge_stages, lenient, name="stage_error")
+    assert told.startswith("not measured (none is held out; each at most 1e+09 times what")
+    unseen = with_judged(alone, 0, reached=dict.fromkeys(alone.judged[0].reached, small))
+    told = verdict_of(judge_coverage, unseen, name="calibration")
+    assert told.startswith("not measured (none is held out; 0.00 of 1.5 times")
+
+
+def test_the_policy_is_judged_by_eight_observations_of_episodes_apart(subject):
+    assert len(subject.judged) == LEAST_JUDGED == 8
+    assert len({seen.where.split(",")[0] for seen in subject.judged}) == 4
+    assert [seen.is_golden for seen in subject.judged] == [True] + 7 * [False]
+
+
+@pytest.mark.parametrize("index", [0, 3, 7])
+@pytest.mark.parametrize(("times", "passes"), [(1.5 - SLIGHTLY, True), (1.5 + SLIGHTLY, False)])
+def test_every_observation_may_reach_half_as_much_again_as_calibration_saw(
+    subject, index, times, passes
+):
+    layer = next(name for name, rule in subject.rules.items() if rule.format == "w8a8")
+    largest = subject.statistics[layer].max
+    reached = dict.fromkeys(subject.judged[index].reached, 0.0) | {layer: times * largest}
+    planted = with_judged(subject, index, reached=reached)
+    gates = Gates(force=False)
+    if passes:
+        judge_coverage(planted, gates)
+        assert gates.verdicts["calibration"] == (
+            "pass (1.50 of 1.5 times the range that 38 observations showed, reached by 8 held-out "
+            "observations)"
+        )
+        return
+    where = subject.judged[index].where
+    message = f"^gate calibration: {where} reaches 1.50 times the range .* showed {layer} in calib"
+    with pytest.raises(GateFailed, match=message):
+        judge_coverage(planted, gates)
+
+
+def test_a_layer_whose_input_stays_as_it_is_may_see_what_it_likes(subject):
+    layer = next(name for name, rule in subject.rules.items() if rule.format == "w8")
+    reached = subject.judged[3].reached | {layer: 100 * subject.statistics[layer].max}
+    planted = with_judged(subject, 3, reached=reached)
+    assert verdict_of(judge_coverage, planted, name="calibration").startswith("pass")
+
+
+def test_a_recipe_that_rounds_no_input_to_int8_cuts_nothing_off(subject):
+    rules = {
+        name: replace(rule, format="w8", method="plain") for name, rule in subject.rules.items()
+    }
+    told = verdict_of(judge_coverage, replace(subject, rules=rules), name="calibration")
+    assert told == "pass (no layer's input is rounded to int8)"
+
+
+@pytest.fixture(scope="module")
+def ratios(subject):
+    """Per stage, error over what bfloat16 does, on every observation."""
+    exact = {
+        n for n, r in RECIPES["orin-bf16"]().decide(subject.rules).items() if r.format == "float32"
+    }
+    found = []
+    for seen in subject.judged:
+        with rounding(subject.checkpoint.model, "bfloat16", exact):
+            floors = stage_errors(subject.exact, seen.tensors)
+        errors = stage_errors(subject.parts, seen.tensors)
+        found.append({stage: errors[stage] / floors[stage] for stage in errors})
+    return found
+
+
+def test_the_worst_stage_on_any_observation_decides(subject, ratios):
+    worst = max(max(row.values()) for row in ratios)
+    index = next(i for i, row in enumerate(ratios) if max(row.values()) == worst)
+    stage = max(ratios[index], key=lambda name: ratios[index][name])
+    for factor, kind in ((1 + SLIGHTLY, "pass"), (1 - SLIGHTLY, "fail")):
+        recipe = replace(subject.recipe, stage_error=factor * worst)
+        told = verdict_of(judge_stages, replace(subject, recipe=recipe), name="stage_error")
+        assert told.startswith(kind)
+    gates = Gates(force=False)
+    with pytest.raises(GateFailed, match=f"'{stage}' by .* \\({subject.judged[index].where}\\); a"):
+        judge_stages(replace(subject, recipe=recipe), gates)
+
+
+def test_every_stage_shows_its_worst_observation(subject, ratios):
+    found = worst_stages(subject)
+    for stage, figures in found.items():
+        index = max(range(len(ratios)), key=lambda i: ratios[i][stage])
+        assert figures["where"] == subject.judged[index].where
+        share = figures["error"] / figures["allowed"]
+        assert share == pytest.approx(ratios[index][stage] / subject.recipe.stage_error)
+
+
+def test_actions_may_move_by_half_of_what_another_seed_moves_them_over_all_observations(subject):
+    exact, quantized = (
+        Modules(subject.checkpoint, parts, subject.grid) for parts in (subject.exact, subject.parts)
+    )
+    others = [
+        relative_error(quantized.actions(seen.inputs), seen.tensors[ACTIONS])
+        for seen in subject.judged[1:]
+    ]
+    spreads = [exact.noise_spread(seen.inputs) for seen in subject.judged]
+    limit = float(np.sqrt(np.mean(np.square(spreads)))) / 2
+    most = np.sqrt(len(spreads) * limit**2 - np.sum(np.square(others)))
+    told = verdict_of(judge_end_to_end, subject, most * (1 - SLIGHTLY), 0.0, name="end_to_end")
+    assert told == f"pass ({limit:.1e} of {limit:.1e}, 8 held-out observations)"
+    message = (
+        rf"^gate end_to_end: recipe orin-w8a8 moves the actions by {limit:.2e}, allowed "
+        rf"{limit:.1e}: half of what another noise seed moves them$"
+    )
+    with pytest.raises(GateFailed, match=message):
+        judge_end_to_end(subject, Gates(force=False), most * (1 + SLIGHTLY), 0.0)
+
+
+@pytest.fixture(scope="module")
+def exact_subject(cut_checkpoint, tmp_path_factory):
+    return prepared(cut_checkpoint, tmp_path_factory.mktemp("exact"), "float32")
+
+
+@pytest.mark.parametrize(("times", "kind"), [(1 - SLIGHTLY, "pass"), (1 + SLIGHTLY, "fail")])
+def test_float32_actions_may_move_by_the_tolerance(exact_subject, times, kind):
+    arguments = (times * 1e-4, 1e-4)
+    told = verdict_of(judge_end_to_end, exact_subject, *arguments, name="end_to_end")
+    assert told == f"{kind} (1.0e-04 of 1.0e-04, 1 observation)"
+
+
+@pytest.mark.parametrize("name", ["suffix_hidden", "x_3", ACTIONS])
+@pytest.mark.parametrize(("times", "kind"), [(1 - SLIGHTLY, "pass"), (1 + SLIGHTLY, "fail")])
+def test_every_tensor_of_the_whole_bundle_is_held_to_its_limit(
+    exact_subject, monkeypatch, name, times, kind
+):
+    allowed = allowed_in_chain(exact_subject, {})
+    assert set(allowed.values()) == {exact_subject.recipe.chain_tolerance}
+    # In float64: rounding to float32 moves the tensor by more than the limit is missed by.
+    moved = {n: t.astype(np.float64) for n, t in exact_subject.tensors.items()}
+    moved[name] = moved[name] * (1 + times * allowed[name])
+    monkeypatch.setattr(judge, "_run_bundle", lambda *arguments: moved)
+    told = verdict_of(judge.judge_actions, exact_subject, None, allowed, name="graph_parity")
+    assert told.startswith(kind)
+
+
+@pytest.fixture(scope="module")
+def floors(subject):
+    """Per stage, what rounding its linear layers to bfloat16 does to the recipe's modules."""
+    kept = {name for name, rule in subject.rules.items() if rule.format == "float32"}
+    with rounding(subject.model, "bfloat16", kept):
+        return stage_errors(subject.parts, subject.tensors)
+
+
+@pytest.mark.parametrize("stage", ["frame_vision", "denoise_7"])
+@pytest.mark.parametrize(("times", "kind"), [(1 - SLIGHTLY, "pass"), (1 + SLIGHTLY, "fail")])
+def test_lowering_may_err_by_four_times_what_rounding_in_torch_does(
+    subject, floors, monkeypatch, tmp_path, stage, times, kind
+):
+    allowed = {name: 4 * floor + subject.recipe.tolerance for name, floor in floors.items()}
+    errors = dict.fromkeys(allowed, 0.0) | {stage: times * allowed[stage]}
+    engine = next(s.engine for s in subject.parts.graph.stages if s.name == stage)
+    mine = {s.name for s in subject.parts.graph.stages if s.engine == engine}
+    monkeypatch.setattr(judge, "engine_errors", lambda *a: {n: errors[n] for n in mine})
+    monkeypatch.setattr(judge, "with_parity", lambda exported, found: found)
+    exported = {engine: SimpleNamespace(entry=SimpleNamespace(file="x"), island_layers=())}
+    stages = {name: {} for name in allowed}
+    arguments = (exported, stages, tmp_path)
+    told = verdict_of(judge_rounding, subject, *arguments, name="rounding")
+    assert told == f"{kind} (bfloat16, each at most 4 times rounding in torch)"
+    assert stages[stage]["rounding_allowed"] == pytest.approx(allowed[stage])
+
+
+def test_a_float32_engine_may_err_by_four_times_what_another_order_of_sums_does(subject):
+    with rounding(subject.model, "float32", set()):
+        floors = stage_errors(subject.parts, subject.tensors)
+    allowed = allowed_parity(subject)
+    for stage, floor in floors.items():
+        assert allowed[stage] == pytest.approx(subject.recipe.tolerance + 4 * floor)
+    assert max(floors.values()) > 0
+
+
+def test_tensors_of_a_chain_may_err_by_four_times_what_rounding_does_to_them(subject):
+    kept = {name for name, rule in subject.rules.items() if rule.format == "float32"}
+    with rounding(subject.model, "bfloat16", kept):
+        moved = Modules(subject.checkpoint, subject.parts, subject.grid).tensors(subject.golden)
+    allowed = allowed_in_chain(subject, {})
+    for name in ("x_1", "suffix_hidden", ACTIONS):
+        error = relative_error(moved[name], subject.tensors[name])
+        assert allowed[name] == pytest.approx(subject.recipe.chain_tolerance + 4 * error)
+
+
+@pytest.mark.parametrize(
+    ("low", "kind"), [(-0.05 + SLIGHTLY, "pass"), (-0.05, "fail"), (-0.05 - SLIGHTLY, "fail")]
+)
+def test_success_may_fall_by_the_recipes_margin(subject, monkeypatch, low, kind):
+    figures = {"difference": -0.01, "low": low, "high": 0.01, "episodes": 600}
+    monkeypatch.setattr(judge, "success_verdict", lambda path, content: figures)
+    manifest = SimpleNamespace(content_sha256="0")
+    assert verdict_of(judge_success, subject, manifest, name="success").startswith(kind)
+
+
+def test_float32_is_asked_for_no_episode(exact_subject):
+    gates = Gates(force=False)
+    judge_success(exact_subject, gates, SimpleNamespace(content_sha256="0"))
+    assert gates.verdicts == {}
