@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich.progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export.config import BuildConfig
@@ -51,6 +46,7 @@ from quant.recipes import RECIPES, Recipe, Rule
 from quant.yardsticks import yardsticks
 from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
 from runtime.files import PAGE, check_output
+from runtime.progress import Progress
 from runtime.show import memory_plan
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
@@ -71,27 +67,24 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     if config.sensitivity is not None:
         read_study(config.sensitivity)  # a wrong one is found before the work
     report = config.out.with_name(f"{config.out.name}-report.html")
-    check_output(report, PAGE)
-    with exclusive(config.out), disk_errors(config.out), _progress(console) as progress:
-        bar = progress.add_task("load checkpoint", total=None)
+    failed = config.out.with_name(f"{config.out.name}-failed.html")
+    for page in (report, failed):
+        check_output(page, PAGE)
+    with exclusive(config.out), disk_errors(config.out), _Bar(console) as bar:
+        bar.step("load checkpoint")
         checkpoint = load_checkpoint(config.checkpoint)
         check_disk(config.out, sum(p.numel() for p in checkpoint.model.parameters()) * 4)
         with temporary(config.out) as folder:
-            progress.update(bar, description="quantize and run the modules")
-            subject = prepare(config, recipe, checkpoint)
-            progress.update(bar, total=4 * len(subject.parts.engines) + 3, completed=0)
-
-            def step(description: str) -> None:
-                progress.update(bar, advance=1, description=description)
-
+            subject = prepare(config, recipe, checkpoint, bar.step)
+            bar.expect(4 * len(subject.parts.engines) + 5)
             gates = Gates(force=config.force)
             try:
-                manifest = _export(subject, gates, folder, step)
+                manifest = _export(subject, gates, folder, bar.step)
             except GateFailed as failure:
-                step("find out where it errs")
+                bar.step("find out where it errs")
                 raise _explained(subject, gates, failure) from failure
             publish(folder, config.out)
-        step("report")
+        bar.step("report")
         compared = config.yardsticks and subject.statistics
         write_report(
             report,
@@ -122,6 +115,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     config, recipe = subject.config, subject.recipe
     if subject.statistics:
         judge_coverage(subject, gates)
+    step("judge the stages")
     stages = judge_stages(subject, gates)
     exporter = EngineExporter(
         recipe, subject.rules, subject.parts.graph, subject.tensors, scanned_tensors(subject),
@@ -147,6 +141,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
         write_twin(folder, runnable)
         exported = judge_rounding(subject, gates, exported, stages, runnable)
     allowed = allowed_in_chain(subject, exported)
+    step("judge the actions")
     error = judge_actions(subject, gates, runnable, allowed)
     shutil.rmtree(folder / "twin", ignore_errors=True)
     judge_success(subject, gates, manifest)
@@ -241,17 +236,39 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(manifest.to_json())
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=not console.is_terminal,
-    )
+class _Bar:
+    """Of the steps of one export: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._lines = None if console.is_terminal else Progress(console.file)
+        self._bar = rich.progress.Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, name: str) -> None:
+        """Something else begins."""
+        if self._lines is not None:
+            self._lines.step(name)
+        self._bar.update(self._task, advance=1, description=name)
+
+    def expect(self, total: int) -> None:
+        """So many steps will follow."""
+        self._bar.update(self._task, total=total, completed=0)
 
 
 def _print_table(console: Console, manifest: Manifest, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,8 +86,16 @@ class Subject:
         }
 
 
-def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subject:
+def prepare(
+    config: BuildConfig,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    step: Callable[[str], None] = lambda name: None,
+) -> Subject:
     """Calibrate, quantize, split, and run both policies on the golden observation.
+
+    Args:
+        step: is told what begins.
 
     Raises:
         ExportError: there are no observations to calibrate on.
@@ -95,9 +103,11 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
     """
     rules = decide(recipe, checkpoint.model)
     grid = grid_of(config.image_size[1], config.image_size[0], checkpoint.image)
+    step("read the episodes")
     evidence = gather(config, recipe, partial(_wrong_with, checkpoint, config))
     tokens = choose_tokens(checkpoint, grid, evidence.instructions, config.tokens)
     exact = split(checkpoint.model, checkpoint.parts, grid, tokens.slots)
+    step("run in float32")
     golden = golden_of(
         checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
     )
@@ -107,7 +117,9 @@ def prepare(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Subj
     judged = _judge_by(checkpoint, evidence, modules, golden)
     model, parts, statistics = checkpoint.model, exact, {}
     if any(rule.format not in ("float32", "float") for rule in rules.values()):
+        step(f"calibrate on {len(evidence.calibration)} observations")
         statistics = dict(_calibrate(config, checkpoint, evidence.calibration))
+        step("quantize")
         model = quantize(model, recipe, statistics)
         parts = split(model, checkpoint.parts, grid, tokens.slots)
         tensors = Modules(checkpoint, parts, grid).tensors(golden)

@@ -123,7 +123,7 @@ def test_an_engine_that_differs_from_its_module_stops_the_export(checkpoint, tmp
 
 
 def test_a_prompt_that_does_not_fit_states_the_limit(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="36 prefix .* but --tokens is 24: raise it"):
+    with pytest.raises(ValueError, match="36 prefix .* but --tokens is 24: give at least "):
         build(config(checkpoint, tmp_path / "bundle", tokens=24))
 
 
