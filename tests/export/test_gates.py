@@ -18,6 +18,7 @@ from runtime.__main__ import main as anchorvla
 from runtime.errors import BundleError
 from runtime.robot import load_recording, save_recording
 from tests.export.conftest import cut_config
+from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
 
 WRONG = "vlm.visual.blocks.0.mlp.down_proj"
 VERDICT = {"difference": -0.01, "low": -0.03, "high": 0.01, "episodes": 600}
@@ -55,6 +56,15 @@ def test_what_failed_once_stays_failed():
     assert gates.verdicts["audit"].startswith("pass")
 
 
+def test_figures_that_prove_nothing_pass_no_gate_and_fail_it_all_the_same():
+    gates = Gates(force=True)
+    told = []
+    for passed in (True, False, True):
+        gates.judge("parity", passed, "1 of 2", "off by 3", unproven="one frame")
+        told.append(gates.verdicts["parity"])
+    assert told == ["not measured (one frame; 1 of 2)", "fail (1 of 2)", "fail (1 of 2)"]
+
+
 def test_a_file_that_is_not_there_knows_no_verdict(tmp_path):
     assert success_verdict(tmp_path / "none.json", "0" * 64) is None
 
@@ -65,6 +75,16 @@ def test_a_verdict_is_found_by_the_bundles_hash(tmp_path):
     assert success_verdict(file, "abc") == VERDICT
     assert success_verdict(file, "abd") is None
     assert words_of(VERDICT) == "-1.0 points [-3.0, +1.0] of success in 600 paired episodes"
+
+
+def test_a_verdict_does_not_outlive_a_change_of_units(tmp_path):
+    manifest = tiny_bundle(tmp_path / "bundle").manifest
+    rows = [{"action": {"units": [unit]}} for unit in ("m", "mm")]
+    metres, millimetres = (replace(manifest, normalization=n).content_sha256 for n in rows)
+    file = tmp_path / "verdicts.json"
+    file.write_text(json.dumps({"verdicts": {metres: VERDICT}}))
+    assert success_verdict(file, metres) == VERDICT
+    assert success_verdict(file, millimetres) is None
 
 
 @pytest.mark.parametrize(

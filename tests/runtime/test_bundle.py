@@ -269,6 +269,13 @@ def test_the_content_hash_changes_with_all_that_decides_about_the_actions_and_wi
     assert shuffled.content_sha256 == hashes["as it is"]
 
 
+def test_gates_that_could_not_be_judged_are_told_from_those_that_failed(tmp_path):
+    gates = {"a": "pass (1)", "b": "not measured (no episode)", "c": "fail (2)"}
+    manifest = dataclasses.replace(tiny_bundle(tmp_path).manifest, gates=gates)
+    assert manifest.unmeasured == {"b": "not measured (no episode)"}
+    assert manifest.failed_gates == {"c": "fail (2)"}
+
+
 def test_a_manifest_of_every_field_comes_back_as_it_was(tmp_path):
     """Written, read and compared as objects: what writing forgets, reading cannot restore."""
     path = tmp_path / "manifest.json"

@@ -177,3 +177,21 @@ def test_every_verb_has_its_own_help(capsys):
 def test_a_bundle_can_be_moved(demo_bundle, tmp_path, capsys):
     shutil.copytree(demo_bundle, tmp_path / "elsewhere")
     assert main(["check", str(tmp_path / "elsewhere")]) == 0
+
+
+def test_what_nobody_measured_is_said_at_every_load(demo_bundle, tmp_path, capsys):
+    copy = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    raw = json.loads((copy / "manifest.json").read_text())
+    raw["gates"] |= {"end_to_end": "not measured (no episode is held out; 1e-2 of 1e-1)"}
+    (copy / "manifest.json").write_text(json.dumps(raw))
+    words = "bundle: not measured when it was exported: end_to_end; anchorvla show says why"
+    with pytest.warns(runtime.UnmeasuredWarning, match=words):
+        runtime.load(copy).close()
+    for _ in range(2):
+        assert main(["check", str(copy)]) == 0
+        told = capsys.readouterr().err
+        assert told.startswith("warning: ") and told.endswith(f"{words}\n")
+    assert main(["show", str(copy), "--brief"]) == 0
+    assert "not measured (no episode is held out" in capsys.readouterr().out
+    assert main(["check", str(demo_bundle)]) == 0
+    assert capsys.readouterr().err == ""
