@@ -6,10 +6,11 @@ HOST       ?=
 CHECKPOINT ?= models/demo/checkpoint
 BUNDLE     ?= build/demo/bundle
 IMAGE      ?= 112 112
-TOKENS     ?= 64
-EPISODES   ?= models/demo/episodes
 IS_DEMO    := $(if $(subst models/demo/checkpoint,,$(CHECKPOINT)),,yes)
-GOLDEN     ?= $(if $(IS_DEMO),models/demo/episodes/touch-red-1.npz)
+TOKENS     ?= $(if $(IS_DEMO),64)
+EPISODES   ?= $(if $(IS_DEMO),models/demo/episodes)
+HELD_OUT   ?= $(if $(IS_DEMO),models/demo/held_out)
+GOLDEN     ?=
 STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
@@ -62,11 +63,12 @@ check: setup ## format, lint, types, import rules (what CI runs)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height), TOKENS per call; RECIPE calibrated on EPISODES
+export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height); RECIPE calibrated on EPISODES, judged by HELD_OUT
 	$(PY) -m export build $(RECIPE) --checkpoint $(call quoted,$(CHECKPOINT)) \
-		--out $(call quoted,$(BUNDLE)) --image-size $(IMAGE) --tokens $(TOKENS) \
-		--calibration $(call quoted,$(EPISODES)) $(call option,--golden,$(GOLDEN)) \
-		$(call option,--camera,$(CAMERA)) $(call option,--sensitivity,$(STUDY)) $(ARGS)
+		--out $(call quoted,$(BUNDLE)) --image-size $(IMAGE) $(call option,--tokens,$(TOKENS)) \
+		$(call option,--calibration,$(EPISODES)) $(call option,--held-out,$(HELD_OUT)) \
+		$(call option,--golden,$(GOLDEN)) $(call option,--camera,$(CAMERA)) \
+		$(call option,--sensitivity,$(STUDY)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 	$(PY) -m runtime run $(call quoted,$(BUNDLE)) --episodes $(call quoted,$(EPISODES)) \
