@@ -71,7 +71,7 @@ export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height); RECIPE calibrate
 		$(call option,--sensitivity,$(STUDY)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
-	$(PY) -m runtime run $(call quoted,$(BUNDLE)) --episodes $(call quoted,$(EPISODES)) \
+	$(PY) -m runtime run $(call quoted,$(BUNDLE)) $(call option,--episodes,$(EPISODES)) \
 		--report $(call quoted,$(REPORT)) $(call option,--robot,$(ROBOT)) \
 		$(call option,--camera,$(CAMERA)) $(ARGS)
 

@@ -82,8 +82,9 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
                 manifest = _export(subject, gates, folder, bar.step)
             except GateFailed as failure:
                 bar.step("find out where it errs")
-                raise _explained(subject, gates, failure) from failure
+                raise _explained(subject, gates, failure, failed) from failure
             publish(folder, config.out)
+            failed.unlink(missing_ok=True)  # of an export before: a page of ours, as was seen above
         bar.step("report")
         compared = config.yardsticks and subject.statistics
         write_report(
@@ -101,10 +102,8 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     return config.out
 
 
-def _explained(subject: Subject, gates: Gates, failure: GateFailed) -> ExportError:
+def _explained(subject: Subject, gates: Gates, failure: GateFailed, page: Path) -> ExportError:
     """The failure, with a page that shows where, and what to try next."""
-    out = subject.config.out
-    page = out.with_name(f"{out.name}-failed.html")
     write_failure(page, subject, gates.verdicts, failure)
     told = (f"{failure}.", *advise(subject.recipe.name, failure.gate), "No bundle was written;")
     return ExportError(f"{' '.join(told)} where it errs: {page}")

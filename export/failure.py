@@ -14,6 +14,7 @@ from export.gates import GateFailed
 from export.page import meter, number
 from export.report import show_verdicts
 from export.subject import Subject
+from runtime.files import PAGE, write_file
 from runtime.markup import Markup, element
 from runtime.page import Column, alarm, document, note, section, sentence, table
 
@@ -48,7 +49,7 @@ def advise(recipe: str, gate: str) -> list[str]:
 def write_failure(
     path: Path, subject: Subject, verdicts: Mapping[str, str], failure: GateFailed
 ) -> None:
-    """Diagnose and write the page; its folder is there."""
+    """Diagnose and write the page."""
     found = diagnose(subject)
     recipe, config = subject.recipe, subject.checkpoint.config
     title = f"{config.model_type}, recipe {recipe.name}: gate {failure.gate} failed"
@@ -64,7 +65,7 @@ def write_failure(
         section("Stages", *_stages(found)),
         section("Layers", *_layers(subject, found)),
     ]
-    path.write_text(document(title, parts), encoding="utf-8")
+    write_file(path, document(title, parts), PAGE)
 
 
 def _observations(subject: Subject, found: Diagnosis) -> list[Markup]:
