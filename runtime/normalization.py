@@ -101,7 +101,7 @@ def _bounded(
             f"{where}: {' >= '.join(names)} ({low} >= {high}); this dimension never moved in the "
             "data: give it mode 'identity' or other statistics"
         )
-    _check_spread(high - low, max(abs(low), abs(high)), f"{names[1]} - {names[0]}", where)
+    _check_spread(high - low, abs(high), f"{names[1]} - {names[0]}", where)
     if unit.startswith("rad") and high - low > 2 * math.pi:
         raise ValueError(
             f"{where} is in {unit} but spans {high - low:.4g}, more than a full turn: are the "

@@ -56,6 +56,7 @@ def test_there_and_back_is_the_same(values):
         (["q99"], {"q01": [0.0, 1.0], "q99": [1.0]}, "'q01' has 2 numbers for 1 dimensions"),
         (["q99"], {"q01": [float("nan")], "q99": [1.0]}, "q01 is nan"),
         (["q99"], {"q01": [0.0], "q99": [1e39]}, r"robot.action\[0\]: q99 is 1e\+39"),
+        (["q99"], {"q01": [-1e39], "q99": [0.0]}, r"robot.action\[0\]: q01 is -1e\+39"),
         (["q99"], {"q01": [None], "q99": [1.0]}, r"action\[0\]: q01 must be a number, got None"),
         (["q99"], {"q01": ["0"], "q99": [1.0]}, "q01 must be a number, got '0'"),
         (["q99"], {"q01": [True], "q99": [2.0]}, "q01 must be a number, got True"),
@@ -94,6 +95,26 @@ def test_degrees_where_radians_are_meant_are_refused(unit, mode, fine, wrong):
     make(mode, units=["m/step"], statistics=wrong)
     with pytest.raises(ValueError, match=f"is in {unit} but .* a full turn.* in degrees"):
         make(mode, units=[unit], statistics=wrong)
+
+
+@pytest.mark.parametrize(
+    ("unit", "low", "high"),
+    [
+        ("m", 0.0, 1e-6),
+        ("rad", 0.0, 2 * np.pi),
+        ("m", 0.0, float(np.finfo(np.float32).max)),
+    ],
+)
+def test_the_limits_themselves_are_taken(unit, low, high):
+    both = make("min_max", units=[unit], statistics={"min": [low], "max": [high]})
+    assert both.scale == np.float32(high / 2) and both.binary.dtype == np.bool_
+    assert both.to_robot(np.ones(1, np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize(("unit", "std"), [("m", 1e-6), ("rad", np.pi)])
+def test_the_limits_of_a_deviation_are_taken(unit, std):
+    both = make("mean_std", units=[unit], statistics={"mean": [0.5], "std": [std]})
+    assert both.scale == np.float32(std) and both.offset == np.float32(0.5)
 
 
 def test_a_spread_that_the_unit_can_mean_is_taken():
@@ -137,6 +158,7 @@ def test_a_mask_that_agrees_with_the_modes_changes_nothing(modes, mask):
             r"\[3\]: mask says that it was normalized .*'binary' that it was not",
         ),
         ("q99", [True] * 3, "'mask' has 3 values for 4 dimensions"),
+        ("q99", [True, 1, True, True], r"mask must be a list of true and false, got \[True, 1"),
         ("q99", [1, 1, 1, 1], r"mask must be a list of true and false, got \[1, 1, 1, 1\]"),
         ("q99", True, "mask must be a list of true and false, got True"),
     ],
