@@ -170,6 +170,7 @@ def test_a_mask_that_contradicts_the_modes_is_refused(mode, mask, message):
 
 def test_a_robot_is_never_guessed():
     assert choose_robot({"bridge": {}}, None) == "bridge"
+    assert choose_robot({"a": {}, "b": {}}, "b") == "b"
     with pytest.raises(ValueError, match=r"2 robots, choose one of \['a', 'b'\]"):
         choose_robot({"a": {}, "b": {}}, None)
     with pytest.raises(ValueError, match=r"no statistics for robot 'c'; there are \['a', 'b'\]"):

@@ -5,6 +5,8 @@ import unicodedata
 import numpy as np
 import pytest
 import regex
+import torch
+from torch.nn.functional import adaptive_avg_pool1d
 
 from models.anchorvla4d import PromptParts
 from models.config import full
@@ -19,6 +21,7 @@ from runtime.prompt import (
     num_tokens,
     pooling_matrix,
 )
+from tests.oracles import normal
 from tests.qwen_vocabulary import WORDS, byte_pairs, qwen_ranks, qwen_tokenizer
 
 TEXTS = [
@@ -245,3 +248,17 @@ def test_every_true_token_is_pooled_and_no_padding():
     matrix = pooling_matrix(8, 100, 21, 17, 30)
     used = np.flatnonzero(matrix.any(axis=0))
     assert used.tolist() == [*range(121), *range(130, 147)]
+
+
+@pytest.mark.parametrize(
+    ("bins", "num_spatial", "num_prefix", "num_suffix", "slots"),
+    [(8, 100, 21, 17, 30), (8, 3, 1, 2, 4), (1, 5, 2, 2, 2), (7, 0, 5, 9, 9)],
+)
+def test_pooling_is_that_of_torch(bins, num_spatial, num_prefix, num_suffix, slots):
+    padded = normal(num_spatial + 2 * slots, 3).numpy()
+    suffix = num_spatial + slots
+    true = [*range(num_spatial + num_prefix), *range(suffix, suffix + num_suffix)]
+    want = adaptive_avg_pool1d(torch.from_numpy(padded[true].T), bins).T
+    got = pooling_matrix(bins, num_spatial, num_prefix, num_suffix, slots) @ padded
+    # A mean of some twenty numbers of size 1, in float32: its rounding is 2e-7 of it at worst.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
