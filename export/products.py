@@ -218,7 +218,7 @@ class _File:
     def _source(self, name: str) -> tuple[str, list[NodeProto]]:
         """The tensor behind operators that pass numbers on, and these, the last first."""
         between = []
-        while name in self.made and name not in self.constants:
+        while name in self.made:
             node = self.made[name]
             if node.op_type not in {*PASSING_OPS, "DequantizeLinear"}:
                 break
