@@ -48,7 +48,7 @@ def float32_nodes(
         modules: paths in `module` of what stays float32, but for the layers inside of it.
         tensors: that would leave the base format's range.
     """
-    norms = {n for n, m in module.named_modules() if isinstance(m, (RMSNorm, nn.LayerNorm))}
+    norms = {n for n, m in module.named_modules() if isinstance(m, RMSNorm)}
     whole = {"", *norms, *modules}
     kept: set[str] = set()
     for node in model.graph.node:

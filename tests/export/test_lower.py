@@ -395,6 +395,52 @@ def test_a_tensor_of_unknown_type_is_refused_by_name():
         lower(model, "bfloat16", set(), 20)
 
 
+def test_a_tensor_is_cast_once_for_all_that_read_it(policy):
+    casts = Counter(
+        (node.input[0], node.attribute[0].i) for node in policy.graph.node if node.op_type == "Cast"
+    )
+    assert casts and set(casts.values()) == {1}
+
+
+def low_node(op_type, kind=TensorProto.BFLOAT16):
+    """A graph of one node with a result of `kind`."""
+    value = functools.partial(helper.make_tensor_value_info, shape=[4])
+    graph = helper.make_graph(
+        [helper.make_node(op_type, ["x"], ["y"])],
+        "one",
+        [value("x", TensorProto.FLOAT)],
+        [],
+        value_info=[value("y", kind)],
+    )
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize(
+    "op_type",
+    [
+        *("Concat", "Expand", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"),
+        *("Tile", "Transpose", "Unsqueeze", "DequantizeLinear"),
+    ],
+)
+def test_a_twin_does_not_round_what_only_moves(op_type):
+    """Nor codes times scales: a compiler multiplies them inside of the product."""
+    assert [node.op_type for node in twin(low_node(op_type)).graph.node] == [op_type]
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("op_type", ["Add", "MatMul", "Relu", "LayerNormalization"])
+def test_a_twin_rounds_every_other_result_there_and_back(op_type, kind):
+    made = twin(low_node(op_type, kind)).graph
+    assert [node.op_type for node in made.node] == [op_type, "Cast", "Cast"]
+    assert [node.attribute[0].i for node in made.node[1:]] == [kind, TensorProto.FLOAT]
+    assert [(node.input[0], node.output[0]) for node in made.node] == [
+        ("x", "y/exact"), ("y/exact", "y/rounded"), ("y/rounded", "y")
+    ]  # fmt: skip
+    assert made.value_info[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    float32 = twin(low_node(op_type, TensorProto.FLOAT)).graph
+    assert [node.op_type for node in float32.node] == [op_type]
+
+
 def test_constants_of_a_twin_are_the_stored_numbers(base, kind):
     model = lowered(*traced(Policy), base)
     stored = {t.name: t for t in model.graph.initializer}
