@@ -28,11 +28,7 @@ FLOATS: dict[int, Base] = {
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.FLOAT16: "float16",
 }
-CODES: dict[int, str] = {
-    TensorProto.INT8: "w8",
-    TensorProto.INT4: "w4",
-    TensorProto.UINT4: "asymmetric w4",
-}
+CODES: dict[int, str] = {TensorProto.INT8: "w8", TensorProto.INT4: "w4"}
 PASSING_OPS = {"Cast", "Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Expand"}
 OTHER_PRODUCTS = {
     "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM",
@@ -88,7 +84,7 @@ class _File:
         self.graph = onnx.load(path, load_external_data=False).graph
         self.made = {name: node for node in self.graph.node for name in node.output}
         self.constants = {t.name: t for t in self.graph.initializer}
-        self.moving = {v.name for v in self.graph.input} - self.constants.keys()
+        self.moving = {v.name for v in self.graph.input}
         for node in self.graph.node:
             if not self.moving.isdisjoint(node.input):
                 self.moving.update(node.output)

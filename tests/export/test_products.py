@@ -3,12 +3,14 @@
 import copy
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.audit import audit
+from export.products import Contents, Precision, Product, read_contents
 from quant.recipes import Rule
-from tests.export.conftest import INPUTS, OUTPUTS, contents_of, put_constant
+from tests.export.conftest import INPUTS, OUTPUTS, ROWS, contents_of, put_constant
 
 
 def node_of(graph, op_type, index=0):
@@ -206,6 +208,36 @@ def quantized_bias(graph):
     insert(graph, add, node)
 
 
+def constant_input(graph):
+    """As the scale token, which is a weight too, meets the codes."""
+    put_constant(graph, "token", np.ones((ROWS, INPUTS), np.float32))
+    node_of(graph, "MatMul").input[0] = "token"
+
+
+def transposed_codes(graph):
+    node_of(graph, "MatMul").op_type = "Gemm"
+    set_attribute(node_of(graph, "Gemm"), "transB", 1)
+
+
+def half_of_the_bias(graph):
+    set_attribute(node_of(graph, "Gemm"), "beta", 0.5)
+
+
+def unsigned_codes(graph):
+    put_constant(graph, "layer.codes", np.ones((INPUTS, OUTPUTS), np.uint8))
+
+
+def moving_zero_point(graph):
+    quantize = node_of(graph, "QuantizeLinear")
+    cast = helper.make_node("Cast", ["layer.activation_scale"], ["offset"], to=TensorProto.INT8)
+    insert(graph, quantize, cast)
+    node_of(graph, "QuantizeLinear").input[2] = "offset"
+
+
+def no_zero_point_of_dequantizer(graph):
+    del node_of(graph, "DequantizeLinear").input[2]
+
+
 LAYER = "engine: policy.layer"
 TWICE = f"{LAYER} is computed by 2 products"
 NOT_INT4 = "expected [2, 48] along axis 0 in blocks of 128: one for each output"
@@ -231,6 +263,13 @@ NOT_INT8 = "expected [48] along axis 1 in blocks of 1: one for each output"
           f"{LAYER} is float32, the recipe says w4 in float32",
           f"{TWICE} (layer.codes, layer.weight), expected one"]),
         ("w8", alpha_of_nothing, [f"{LAYER}: it is multiplied by alpha = 0"]),
+        ("float", half_of_the_bias, [f"{LAYER}: it is multiplied by beta = 0.5"]),
+        ("w8", transposed_codes,
+         [f"{LAYER}: its codes are not the second factor as they are, [K, N]"]),
+        ("w8", constant_input, []),
+        ("w8", unsigned_codes, [f"{LAYER} is uint8 in float32, the recipe says w8 in float32"]),
+        ("float", lambda graph: put_constant(graph, "layer.weight", np.ones((OUTPUTS, INPUTS))),
+         [f"{LAYER} is unknown, the recipe says float32"]),
         ("w8", convolution, ["engine: layer/Conv is a Conv, which this audit cannot read"]),
         ("w8", foreign, ["engine: layer/Odd is a MatMul, which this audit cannot read"]),
         # An input's Q and its DQ.
@@ -242,6 +281,9 @@ NOT_INT8 = "expected [48] along axis 1 in blocks of 1: one for each output"
          [f"{LAYER}: the DQ of its input has a zero point that is not 0"]),
         ("w8a8", zero_point_of("DequantizeLinear", 0, np.uint8),
          [f"{LAYER}: the DQ of its input has codes that are not int8"]),
+        ("w8a8", moving_zero_point,
+         [f"{LAYER}: the Q of its input has a zero point that is no constant"]),
+        ("w8a8", no_zero_point_of_dequantizer, []),
         ("w8a8", unsigned,
          [f"{LAYER}: the Q of its input has no int8 zero point, so codes are unsigned"]),
         ("w8a8", scales_per_channel_of_input,
@@ -297,3 +339,97 @@ def test_what_falsifies_a_product_is_said(name, plant, sentences, tmp_path):
     contents = {"engine": contents_of(tmp_path, name, change=plant)}
     rules = {"policy.layer": Rule("*", name)}
     assert audit(contents, {"engine": {"layer": "policy.layer"}}, rules, "float32") == sentences
+
+
+def contents_by_hand(folder, *nodes, **constants):
+    """Of a file of x [4, 4] -> y that nobody checks."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "by hand",
+        [value("x", TensorProto.FLOAT, [4, 4])],
+        [value("y", TensorProto.FLOAT, [4, 4])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    onnx.save(helper.make_model(graph), folder / "hand.onnx")
+    return read_contents(folder / "hand.onnx")
+
+
+WEIGHT = np.ones((4, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    "op_type",
+    [
+        *("Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"),
+        *("LSTM", "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN"),
+    ],
+)
+def test_whatever_else_adds_up_products_is_said(op_type, tmp_path):
+    node = helper.make_node(op_type, ["x", "w"], ["y"])
+    contents = contents_by_hand(tmp_path, node, w=WEIGHT)
+    assert contents == Contents((), (f"y is a {op_type}, which this audit cannot read",))
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_operators_of_onnx_are_known_by_both_names_of_it(domain, tmp_path):
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], domain=domain)
+    product = Product("w", (4, 4), Precision("float32", "float32"))
+    assert contents_by_hand(tmp_path, node, w=WEIGHT) == Contents((product,))
+
+
+@pytest.mark.parametrize(
+    "op_type", ["Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Expand"]
+)
+def test_a_weight_is_known_behind_what_passes_it_on(op_type, tmp_path):
+    nodes = [
+        helper.make_node(op_type, ["w"], ["passed"]),
+        helper.make_node("MatMul", ["x", "passed"], ["y"]),
+    ]
+    product = Product("w", (4, 4), Precision("float32", "float32"))
+    assert contents_by_hand(tmp_path, *nodes, w=WEIGHT) == Contents((product,))
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_weight_may_be_either_factor_and_two_activations_are_no_product_with_a_weight(
+    order, tmp_path
+):
+    names = ["x", "w"][::-1] if order else ["x", "w"]
+    one = contents_by_hand(tmp_path, helper.make_node("MatMul", names, ["y"]), w=WEIGHT)
+    assert [product.weight for product in one.products] == ["w"]
+    square = contents_by_hand(tmp_path, helper.make_node("MatMul", ["x", "x"], ["y"]))
+    assert square == Contents(())
+
+
+def test_a_weight_in_a_constant_node_is_computed(tmp_path):
+    constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(WEIGHT))
+    contents = contents_by_hand(tmp_path, constant, helper.make_node("MatMul", ["x", "w"], ["y"]))
+    assert contents.products == (
+        Product(
+            "w", (), Precision("unknown", "unknown"), ("its weight is computed by a Constant",)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("op_type", "values", "said"),
+    [("Mul", 0 * WEIGHT, True), ("Mul", WEIGHT, False), ("Mul", np.eye(4), False),
+     ("Add", 0 * WEIGHT, False)],
+)  # fmt: skip
+def test_a_product_by_zeros_is_said_wherever_it_stands(op_type, values, said, tmp_path):
+    for names in (["x", "c"], ["c", "x"]):
+        node = helper.make_node(op_type, names, ["y"], name="here")
+        faults = contents_by_hand(tmp_path, node, c=values).faults
+        assert faults == (("here multiplies by 'c', which is 0",) if said else ())
+
+
+def test_a_product_that_another_output_needs_is_used(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["x", "v"], ["b"]),
+        helper.make_node("Add", ["x", "a"], ["y"]),
+    ]
+    contents = contents_by_hand(tmp_path, *nodes, w=WEIGHT, v=WEIGHT)
+    assert [product.faults for product in contents.products] == [
+        (), ("no output depends on it",)
+    ]  # fmt: skip
