@@ -1,19 +1,26 @@
-"""Fixtures that several packages share: one exported demo bundle per test run."""
+"""Fixtures that several packages share: policies that are made or exported once per test run."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 import runtime
 from export.build import build
 from export.config import BuildConfig
-from models.demo import EPISODES
+from models.anchorvla4d import AnchorVLA4D
+from models.checkpoint import WEIGHTS, load_checkpoint
+from models.config import shallow
+from models.demo import CHECKPOINT, EPISODES
 from models.init import init
 from models.verbs import Init
 from runtime.errors import RobotError
@@ -47,6 +54,15 @@ def export_demo(folder: Path, *, seed: int = 0, compile_check: bool = False) -> 
     )
 
 
+def copy_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The shipped checkpoint with weights that `change` has edited in place."""
+    weights = {n: w.clone() for n, w in load_checkpoint(CHECKPOINT).model.state_dict().items()}
+    change(weights)
+    shutil.copytree(CHECKPOINT, folder)
+    save_file(weights, folder / WEIGHTS)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """One for all workers; what lies there is made by `once`."""
@@ -58,6 +74,28 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 def demo_bundle(shared_folder: Path) -> Path:
     """The demo policy, exported once for all workers. Tests must not write into it."""
     return once(shared_folder / "bundle", lambda bundle: export_demo(bundle.parent))
+
+
+@pytest.fixture(scope="session")
+def cut_checkpoint(shared_folder: Path) -> Path:
+    """The shipped policy with the first layer or two of each network: half the time to export.
+
+    Not random weights: a head that does not denoise multiplies every error by 200 in its first
+    step, and no recipe would pass its gates.
+    """
+
+    def cut(folder: Path) -> None:
+        whole = load_checkpoint(CHECKPOINT).config
+        config = shallow(whole, vision=1, language=1, spatial=2, head=1)
+        config = replace(config, license=whole.license)
+        with torch.device("meta"):
+            names = set(AnchorVLA4D(config).state_dict())
+        partial = folder.with_name("partial")
+        copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
+        (partial / "config.json").write_text(config.to_json())
+        partial.rename(folder)
+
+    return once(shared_folder / "cut-checkpoint", cut)
 
 
 @pytest.fixture(scope="session")

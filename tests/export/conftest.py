@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from safetensors.torch import save_file
 from torch import nn
 
 from export.build import build
@@ -24,10 +21,6 @@ from export.config import DEMO_OPTIONS, BuildConfig
 from export.lower import float32_nodes, lower
 from export.onnx_file import export_graph, save
 from export.products import Contents, read_contents
-from models.anchorvla4d import AnchorVLA4D
-from models.checkpoint import WEIGHTS, load_checkpoint
-from models.config import shallow
-from models.demo import CHECKPOINT
 from models.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
@@ -36,15 +29,6 @@ from runtime.onnxruntime_module import ort
 from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
-
-
-def copy_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """The shipped checkpoint with weights that `change` has edited in place."""
-    weights = {n: w.clone() for n, w in load_checkpoint(CHECKPOINT).model.state_dict().items()}
-    change(weights)
-    shutil.copytree(CHECKPOINT, folder)
-    save_file(weights, folder / WEIGHTS)
-    return folder
 
 
 def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> BuildConfig:
@@ -60,28 +44,6 @@ def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> Buil
         **DEMO_OPTIONS,
     }
     return BuildConfig(**{**fields, **changes})
-
-
-@pytest.fixture(scope="session")
-def cut_checkpoint(shared_folder: Path) -> Path:
-    """The shipped policy with the first layer or two of each network: half the time to export.
-
-    Not random weights: a head that does not denoise multiplies every error by 200 in its first
-    step, and no recipe would pass its gates.
-    """
-
-    def cut(folder: Path) -> None:
-        whole = load_checkpoint(CHECKPOINT).config
-        config = shallow(whole, vision=1, language=1, spatial=2, head=1)
-        config = replace(config, license=whole.license)
-        with torch.device("meta"):
-            names = set(AnchorVLA4D(config).state_dict())
-        partial = folder.with_name("partial")
-        copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
-        (partial / "config.json").write_text(config.to_json())
-        partial.rename(folder)
-
-    return once(shared_folder / "cut-checkpoint", cut)
 
 
 @pytest.fixture(scope="session")

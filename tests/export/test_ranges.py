@@ -14,7 +14,8 @@ from export.build import build
 from export.errors import ExportError
 from export.onnx_file import export_graph, save
 from export.ranges import leaves_float16, scan_ranges
-from tests.export.conftest import copy_checkpoint, cut_config, normal, spec_of
+from tests.conftest import copy_checkpoint
+from tests.export.conftest import cut_config, normal, spec_of
 
 ROWS, WIDTH = 16, 64
 OVERFLOW = 3e4

@@ -18,12 +18,12 @@ def texts(svg):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A search on few observations: its folder."""
+def study(tmp_path_factory, cut_checkpoint):
+    """A search on few observations and layers: its folder."""
     out = tmp_path_factory.mktemp("sensitivity") / "out"
     sensitivity(
         SensitivityConfig(
-            checkpoint=CHECKPOINT,
+            checkpoint=cut_checkpoint,
             board="agx-orin-64gb",
             budget_ms=45,
             out=out,
@@ -35,12 +35,12 @@ def study(tmp_path_factory):
     return out
 
 
-def test_the_written_recipe_is_the_one_that_was_measured(study):
+def test_the_written_recipe_is_the_one_that_was_measured(study, cut_checkpoint):
     recipe = read_recipe(study / "recipe.json")
     report = json.loads((study / "recipe.json").read_text())
     assert (recipe.name, recipe.target, recipe.base) == ("orin-mixed", "orin", "bfloat16")
     few = list(read_observations(EPISODES, stride=8, limit=2))
-    error = Trial(load_checkpoint(CHECKPOINT), few).error(recipe)
+    error = Trial(load_checkpoint(cut_checkpoint), few).error(recipe)
     assert report["measured"]["measured"] == pytest.approx(error, rel=1e-3)
     assert report["measured"]["ms"] <= 45
     assert report["measured"] in report["path"]
@@ -56,10 +56,10 @@ def test_the_report_has_every_group_and_format_and_a_path_that_saves(study):
     assert report["path"][0]["share"] == 0.5
 
 
-def test_the_pictures_name_every_group_and_layer(study):
+def test_the_pictures_name_every_group_and_layer(study, cut_checkpoint):
     found = texts((study / "heat-map.svg").read_text())
     assert {*GROUPS, "w8", "w8a8", "w4"} <= set(found)
-    groups = group_layers(load_checkpoint(CHECKPOINT).model)
+    groups = group_layers(load_checkpoint(cut_checkpoint).model)
     num_layers = sum(map(len, groups.values()))
     cells = ElementTree.fromstring((study / "layers.svg").read_text()).iter()
     boxes = [node for node in cells if node.tag.endswith("rect") and node.get("rx")]

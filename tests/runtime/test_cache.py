@@ -12,7 +12,7 @@ import pytest
 
 import runtime
 
-NUM_SEQUENCES = 200
+NUM_SEQUENCES = 50
 STEPS = 6
 INSTRUCTIONS = ("reach the green marker", "open the drawer", "push the puck to the marker")
 
