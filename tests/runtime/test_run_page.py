@@ -1,16 +1,19 @@
 """The page of a run: what ran, and predicted against recorded, number for number."""
 
 import dataclasses
+from importlib import metadata
 
 import numpy as np
 import pytest
 
 from models.demo import EPISODES
 from runtime.benchmark import measure
+from runtime.bundle import FileEntry
 from runtime.imitation import Run, action_charts, dimension_errors, error_table
 from runtime.loop import LoopConfig, Step, Trace, run_episode
+from runtime.machine import PowerMode, read_machine
 from runtime.normalization import Normalization
-from runtime.report import draw_page
+from runtime.report import draw_page, processor_name
 from runtime.robot import ReplayedRobot, load_recording
 from tests.pages import Page, broken_promises
 
@@ -126,12 +129,58 @@ def test_a_new_chunk_is_marked_where_the_policy_thought():
     assert marks == [points[0].split(",")[0], points[2].split(",")[0]]
 
 
+def test_a_dimension_that_hardly_moves_looks_like_it():
+    page = Page(action_charts(made_up([[0.0], [0.01]], None), normalization(["m"])))
+    (points,) = (a["points"].split() for tag, a in page.attributes if tag == "polyline")
+    first, last = (float(point.split(",")[1]) for point in points)
+    # The axis spans half of what is 1 to the policy at least, and is 104 high.
+    assert 0 < first - last <= 0.01 / 0.5 * 104 + 0.1
+
+
+def test_every_episode_has_its_own_errors_beside_those_of_all(policy, run, timings):
+    other = dataclasses.replace(run, name="other", recorded_NA=run.predicted_NA + np.float32(0.5))
+    page = Page(draw_page(policy, [run, other], timings, CONFIG, "t"))
+    own = [row[2] for row in page.sections["Episodes"] if row[0] == "0"]
+    (joint,) = [row[2] for row in page.sections["Predicted against recorded"] if row[0] == "0"]
+    assert own[1] == "0.5"
+    assert float(joint) == pytest.approx((float(own[0]) + 0.5) / 2, rel=1e-2)
+    assert page.text.count("Over all 12 recorded steps.") == 1
+    assert "Over 24 of 67 recorded steps" in page.text
+
+
 def test_the_page_says_what_ran_and_where(policy, run, timings, page, monkeypatch):
-    head = page.texts[2]
-    assert ", on onnxruntime 1." in head and "ONNX Runtime" not in head
+    def head():
+        return Page(draw_page(policy, [run], timings, CONFIG, "A run")).texts[2]
+
+    assert f", on onnxruntime {metadata.version('onnxruntime')}, " in page.texts[2]
+    monkeypatch.setattr(policy.backend, "name", "numpy")
+    assert f", on numpy {np.__version__}, " in head()
     monkeypatch.setattr(policy.backend, "name", "tensorrt-on-the-moon")
-    elsewhere = Page(draw_page(policy, [run], timings, CONFIG, "A run")).texts[2]
-    assert ", on tensorrt-on-the-moon, " in elsewhere and "onnxruntime" not in elsewhere
+    assert ", on tensorrt-on-the-moon, " in head() and "onnxruntime" not in head()
+    board = dataclasses.replace(
+        read_machine(), board="NVIDIA Jetson X", power_mode=PowerMode(name="25W", number=1)
+    )
+    monkeypatch.setattr("runtime.report.read_machine", lambda: board)
+    assert f", NVIDIA Jetson X, {processor_name()}, power mode 25W, 2" in head()
+
+
+def test_what_the_anchor_saves_is_the_difference_of_the_medians(policy, run, page, timings):
+    saved = timings["cold"].tick.p50 - timings["warm"].tick.p50
+    # 12 steps, 5 actions a thought: three, of which the first is cold.
+    assert f"{saved:.1f} ms saved a tick, {2 * saved / 1e3:.2f} s in this run." in page.text
+
+
+def test_an_engine_is_not_given_the_files_of_one_whose_name_begins_alike(
+    policy, run, timings, monkeypatch
+):
+    manifest = policy.bundle.manifest
+    stem = manifest.engines["vision"].file.removesuffix(".onnx")
+    size = sum(f.bytes for name, f in manifest.files.items() if name.startswith(f"{stem}."))
+    files = {**manifest.files, f"{stem}_large.onnx": FileEntry(sha256="0" * 64, bytes=7)}
+    other = dataclasses.replace(manifest, files=files)
+    monkeypatch.setattr(policy, "bundle", dataclasses.replace(policy.bundle, manifest=other))
+    page = Page(draw_page(policy, [run], timings, CONFIG, "t"))
+    assert page.rows("Engines")["vision"][2] == f"{size:,}"
 
 
 def test_an_instruction_and_a_file_name_stay_text(policy, run, timings):
