@@ -98,15 +98,20 @@ class LeRobotEpisode:
             images = [image_of(frame) for frame in range(num_frames)]
         if len(shapes := sorted({image.shape for image in images})) != 1:
             raise self._unusable(f"has images of several sizes, {shapes}")
-        return Recording(
-            instruction=said[0],
-            task=self.contents.root.resolve().name,
-            seed=self.entry.index,
-            rate_hz=self.contents.rate_hz,
-            images=np.stack(images),
-            states=self._vectors(rows, STATE)[:num_frames],
-            actions=self._vectors(rows, ACTION)[:num_frames] if has_actions else None,
-        )
+        states_NS = self._vectors(rows, STATE)[:num_frames]
+        actions_NA = self._vectors(rows, ACTION)[:num_frames] if has_actions else None
+        try:
+            return Recording(
+                instruction=said[0],
+                task=self.contents.root.resolve().name,
+                seed=self.entry.index,
+                rate_hz=self.contents.rate_hz,
+                images=np.stack(images),
+                states=states_NS,
+                actions=actions_NA,
+            )
+        except RecordingError as error:
+            raise self._unusable(f"makes no recording: {error}") from None
 
     def _rows(self, *columns: str) -> list[Row]:
         """Of all frames in their order, each `1 / rate_hz` after the one before."""

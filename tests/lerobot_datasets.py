@@ -25,7 +25,7 @@ VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
 CONTENTS = "meta/episodes/chunk-000/file-000.parquet"
 
 
-def write_video(path, names, groups=CLOSED, ticks=1):
+def write_video(path, names, groups=CLOSED, ticks=1, start=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", RATE_HZ, {"crf": "12", **groups})
@@ -33,7 +33,7 @@ def write_video(path, names, groups=CLOSED, ticks=1):
         stream.codec_context.time_base = Fraction(1, RATE_HZ)
         for time, name in enumerate(names):
             frame = av.VideoFrame.from_ndarray(draw(*name), format="rgb24")
-            frame.pts = time * ticks
+            frame.pts = start + time * ticks
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

@@ -293,6 +293,10 @@ def without_video(path):
         (lambda f: blank(f / VIDEO), "file-000.mp4: cannot be decoded at 0.000 s"),
         (lambda f: scratch(f / VIDEO), r"file-000.mp4: (damaged|cannot be decoded) at 0.[0-6]00 s"),
         (lambda f: without_video(f / VIDEO), "file-000.mp4: cannot be decoded at 0.000 s"),
+        (
+            lambda f: write_video(f / VIDEO, ALL[:7], start=5),
+            "no frame at 0.000 s, .* at 0.500 s: a",
+        ),
         (lambda f: write_video(f / VIDEO, ALL[:4]), "no frame at 0.400 s in a video of 0.400 s"),
         (
             lambda f: write_video(f / VIDEO, ALL[:7], ticks=2),
@@ -563,6 +567,14 @@ def test_a_dataset_without_actions_is_replayed_too(pictures):
 def test_no_more_frames_are_decoded_than_will_be_replayed(written):
     (_, first), *_ = read_recordings([written], max_frames=3)
     assert len(first.images) == len(first.states) == len(first.actions) == 3
+
+
+def test_a_state_of_another_shape_makes_no_recording(pictures):
+    edit_table(pictures / DATA, lambda rows: [r.update({STATE: [r[STATE]]}) for r in rows])
+    with pytest.raises(
+        RecordingError, match=r"episode 0 makes no recording: states .* leave it out"
+    ):
+        list(read_recordings([pictures]))
 
 
 def test_an_instruction_that_changes_in_mid_episode_makes_no_recording(pictures):
