@@ -18,6 +18,7 @@ from runtime.__main__ import main as anchorvla
 from runtime.errors import BundleError
 from runtime.robot import load_recording, save_recording
 from tests.export.conftest import cut_config
+from tests.pages import Page, broken_promises
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
 
 WRONG = "vlm.visual.blocks.0.mlp.down_proj"
@@ -125,6 +126,7 @@ def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch
         build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"))
     assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
     page = (tmp_path / "bundle-failed.html").read_text()
+    assert broken_promises(Page(page)) == []
     observations, engines, stages, layers = page.split("<h2>")[2:]
     assert "Try orin-bf16 next" in page
     assert len(re.findall(r"\S+-2000\d, frame \d+", observations)) == 8
