@@ -1,7 +1,7 @@
 """A recipe applied: the policy with quantized layers in place of linear ones.
 
 Scales and factors are bfloat16 numbers from the start, so that lowering a file to bfloat16 changes
-none of them, and so that the last bits of a calibration on another processor decide about nothing.
+none of them, and so that the last bits of a calibration on another processor seldom show.
 
 Axes: K = inputs of a layer, N = outputs.
 """
