@@ -118,7 +118,9 @@ def _differences(products: Sequence[Product], rule: Rule, base: Base) -> list[st
         for product, expected in pairs
         if product.precision != expected
     ]
-    if len(whole) != 1 or len(kept) > 1:
+    if not whole:
+        words.append(" is computed by the channels that it keeps, and nothing else")
+    elif len(whole) > 1 or len(kept) > 1:
         weights = ", ".join(product.weight for product in products)
         words.append(f" is computed by {len(products)} products ({weights}), expected one")
     elif kept and (rule.method != "outliers" or kept[0].shape[0] >= whole[0].shape[0]):

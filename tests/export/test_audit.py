@@ -1,5 +1,6 @@
 """What an engine holds is read from its file, and refused where it is not the recipe's."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -128,6 +129,39 @@ def test_keeping_every_channel_is_said(tmp_path):
     assert audit_one(contents_of(tmp_path, "outliers", change=keep_all), "outliers", "float32") == [
         "engine: policy.layer keeps 200 of 200 channels in float"
     ]
+
+
+def test_kept_channels_alone_are_no_layer(tmp_path):
+    def lose_the_codes(graph):
+        rename_constant(graph, "layer.codes", "val_9")
+
+    contents = contents_of(tmp_path, "outliers", change=lose_the_codes)
+    assert audit_one(contents, "outliers", "float32") == [
+        "engine: val_9 is w8a8 in float32, and of no known layer",
+        "engine: policy.layer is computed by the channels that it keeps, and nothing else",
+    ]
+
+
+def test_channels_are_kept_once(tmp_path):
+    def keep_again(graph):
+        put_constant(graph, "layer.kept_weight/low", np.ones((2, OUTPUTS), np.float32))
+        product = copy.deepcopy(graph.node[-3])
+        assert product.input[1] == "layer.kept_weight"
+        product.input[1], product.output[0] = "layer.kept_weight/low", "again"
+        graph.node.append(product)
+        graph.output.add().name = "again"
+
+    contents = contents_of(tmp_path, "outliers", change=keep_again)
+    weights = "layer.codes, layer.kept_weight, layer.kept_weight/low"
+    assert audit_one(contents, "outliers", "float32") == [
+        f"engine: policy.layer is computed by 3 products ({weights}), expected one"
+    ]
+
+
+def test_layers_in_no_engine_are_said_in_the_order_of_their_names(tmp_path):
+    rules = {name: Rule("*", "w8") for name in ("policy.layer", "policy.b", "policy.a")}
+    sentences = audit_one(contents_of(tmp_path, "w8"), "", "float32", rules=rules)
+    assert [words.split()[0] for words in sentences] == ["policy.a", "policy.b"]
 
 
 def test_a_layer_in_no_engine_is_said_in_every_format(tmp_path):
