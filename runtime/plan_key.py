@@ -113,7 +113,7 @@ def _gpu_of_driver() -> GpuFacts:
         name, cuda = device.name(), driver.get_driver_version()
     except driver.Error as error:
         raise EngineError(f"no GPU answers ({error}); look at the driver's state") from None
-    return GpuFacts(name, f"{major}.{minor}", int(sms), f"{cuda // 1000}.{cuda % 1000 // 10}")
+    return GpuFacts(name, f"{major}.{minor}", sms, f"{cuda // 1000}.{cuda % 1000 // 10}")
 
 
 def _power_mode_of_machine() -> str | None:

@@ -1,6 +1,7 @@
 """Which engine stages may overlap on a device, decided from the graph alone.
 
-Stages that touch the same bytes, one of them writing, run in their order; all others may overlap.
+A stage that reads bytes of another runs after it; all others may overlap. That is all: in a graph
+nothing is written twice, and nothing is read before it is written.
 A stage follows the one that feeds it on the same stream where it can; what runs beside the longest
 chain gets a stream of its own, and one is enough for that: more would only share the same GPU.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .graph import Graph, Stage
+from .graph import Graph
 
 NUM_STREAMS = 2
 
@@ -29,7 +30,7 @@ def plan(graph: Graph) -> Schedule:
     """Streams and waits for every engine stage of `graph`."""
     stages = [stage for stage in graph.stages if stage.engine]
     needs = {
-        stage.name: [other.name for other in stages[:i] if _conflict(graph, other, stage)]
+        stage.name: [o.name for o in stages[:i] if _overlap(graph, o.outputs, stage.inputs)]
         for i, stage in enumerate(stages)
     }
     stream: dict[str, int] = {}
@@ -44,15 +45,6 @@ def plan(graph: Graph) -> Schedule:
         for name, earlier in needs.items()
     }
     return Schedule(stream, after)
-
-
-def _conflict(graph: Graph, one: Stage, other: Stage) -> bool:
-    """Whether their order matters."""
-    return (
-        _overlap(graph, one.outputs, other.inputs)
-        or _overlap(graph, one.inputs, other.outputs)
-        or _overlap(graph, one.outputs, other.outputs)
-    )
 
 
 def _overlap(graph: Graph, some: Mapping[str, str], others: Mapping[str, str]) -> bool:
