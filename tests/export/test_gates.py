@@ -1,15 +1,18 @@
 """A gate that fails stops an export, says what was measured, and cannot be talked over quietly."""
 
+import io
 import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import runtime
 from export.build import build
 from export.errors import ExportError
+from export.failure import FINER, advise
 from export.gates import Gates, success_verdict, words_of
 from models.demo import EPISODES
 from quant.apply import quantize
@@ -64,6 +67,30 @@ def test_figures_that_prove_nothing_pass_no_gate_and_fail_it_all_the_same():
         gates.judge("parity", passed, "1 of 2", "off by 3", unproven="one frame")
         told.append(gates.verdicts["parity"])
     assert told == ["not measured (one frame; 1 of 2)", "fail (1 of 2)", "fail (1 of 2)"]
+
+
+@pytest.mark.parametrize(("recipe", "finer"), FINER.items())
+@pytest.mark.parametrize("gate", ["stage_error", "end_to_end", "success"])
+def test_a_recipe_that_is_too_coarse_names_the_one_to_try_next(recipe, finer, gate):
+    (words,) = advise(recipe, gate)
+    assert words.startswith(f"Try {finer} next")
+    assert ("python -m quant sensitivity" in words) == (recipe == "orin-mixed")
+
+
+def test_every_recipe_for_an_orin_or_a_cpu_leads_to_one_that_quantizes_nothing():
+    assert FINER.keys() | {"float32", "thor-fp8"} == RECIPES.keys()
+    for recipe in FINER:
+        while recipe in FINER:
+            recipe = FINER[recipe]
+        assert recipe == "float32"
+
+
+def test_no_recipe_is_named_for_a_fault_that_is_not_its_own():
+    for gate in ("engine_parity", "precision_audit", "rounding", "graph_parity"):
+        assert advise("orin-mixed", gate) == [
+            "No recipe helps: the exported files do not compute what their modules do."
+        ]
+    assert advise("orin-mixed", "calibration") == [], "the gate's own message says it"
 
 
 def test_a_file_that_is_not_there_knows_no_verdict(tmp_path):
@@ -122,8 +149,13 @@ def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch
         r"wrong, or the recipe asks too much of this policy\. Try orin-bf16 next\. No bundle was "
         r"written; where it errs: .*bundle-failed\.html$"
     )
+    piped = io.StringIO()
     with pytest.raises(ExportError, match=message):
-        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"))
+        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"), Console(file=piped))
+    assert re.findall(r"^ *[0-9.]+ s  (.*)$", piped.getvalue(), re.MULTILINE) == [
+        "load checkpoint", "read the episodes", "run in float32", "calibrate on 4 observations",
+        "quantize", "judge the stages", "find out where it errs",
+    ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
     page = (tmp_path / "bundle-failed.html").read_text()
     assert broken_promises(Page(page)) == []
