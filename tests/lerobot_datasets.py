@@ -88,7 +88,9 @@ def write_v2(folder, images=False, groups=CLOSED, version="v2.1"):
         video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     )
     tasks = [{"task_index": t, "task": f"task {t}"} for t in (0, 1)]
-    episodes = [{"episode_index": e, "tasks": [], "length": NUM_FRAMES} for e in (0, 1, 2)]
+    episodes = [
+        {"episode_index": e, "tasks": [f"task {e % 2}"], "length": NUM_FRAMES} for e in (0, 1, 2)
+    ]
     for name, lines in (("tasks", tasks), ("episodes", episodes)):
         (folder / f"meta/{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     for e in range(NUM_EPISODES):

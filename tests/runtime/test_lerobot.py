@@ -111,6 +111,12 @@ def test_episodes_tell_their_names_and_every_instruction_of_the_dataset(dataset)
     ]  # fmt: skip
 
 
+def test_episodes_that_are_listed_with_their_instructions_tell_those_alone(tmp_path):
+    write_v2(tmp_path, images=True)
+    found = read_episodes(tmp_path)
+    assert [episode.instructions for episode in found] == [("task 0",), ("task 1",), ("task 0",)]
+
+
 def test_files_of_episodes_that_are_not_needed_may_be_missing(dataset):
     (dataset / VIDEO).unlink()
     found = []
@@ -174,6 +180,7 @@ def empty(folder):
             lambda f: edit_info(f, total_episodes=4),
             "info.json: counts 4 episodes, .* has 3; copy t",
         ),
+        (lambda f: edit_info(f, features={"a": {}}), "features must be an object that gives each"),
         (lambda f: edit_info(f, features=["a"]), "features must be an object that gives each a d"),
         (lambda f: edit_info(f, data_path="../{file_index}"), "data_path must be a path inside"),
         (lambda f: edit_info(f, video_path="/{video_key}"), "video_path must be a path inside"),
@@ -446,6 +453,11 @@ def test_frames_between_two_episodes_of_a_video_are_passed_over(dataset):
     edit_table(dataset / DATA, lambda rows: rows.__delitem__(slice(-2, None)))
     lost = [(1, NUM_FRAMES - 2), (1, NUM_FRAMES - 1)]
     assert names_of(read_observations(dataset, stride=1)) == [n for n in ALL if n not in lost]
+
+
+def test_an_episode_may_follow_on_frames_that_no_table_lists(dataset):
+    edit_table(dataset / CONTENTS, lambda rows: rows.__delitem__(1))
+    assert names_of(read_observations(dataset, stride=1)) == [n for n in ALL if n[0] != 1]
 
 
 def test_a_dataset_without_the_ends_of_episodes_is_read(dataset):
