@@ -38,6 +38,7 @@ from device_tests.pictures import write_film, write_sheet
 from runtime.command import finish, wants_debug
 from runtime.files import PICTURE, Kind, check_output, write_file
 from runtime.metaworld import TASKS
+from runtime.progress import PERIOD_S
 from runtime.report import processor_name
 
 RESULT = Kind("a table of success rates", (b'"machine"', b'"bundles"'))
@@ -123,24 +124,27 @@ def _evaluate_and_write(config: SuccessConfig, outputs: Outputs) -> None:
 
 
 def show_progress(total: int) -> Callable[[EpisodeResult], None]:
-    """A bar on standard error where somebody watches; silence elsewhere."""
+    """On standard error: a bar where somebody watches, a line now and then elsewhere."""
     begin, num_done, num_successes = time.monotonic(), 0, 0
-    if not sys.stderr.isatty():
-        return lambda result: None
+    told, is_watched = begin, sys.stderr.isatty()
 
     def show(result: EpisodeResult) -> None:
-        nonlocal num_done, num_successes
+        nonlocal num_done, num_successes, told
         num_done += 1
         num_successes += result.success
         elapsed_s = time.monotonic() - begin
         remaining_s = elapsed_s / num_done * (total - num_done)
-        bar = f"[{'#' * (10 * num_done // total):<10}]"
         line = (
-            f"{bar} {num_done} of {total} episodes, {num_successes} succeeded, "
+            f"{num_done} of {total} episodes, {num_successes} succeeded, "
             f"{_minutes(elapsed_s)} elapsed, {_minutes(remaining_s)} left"
         )
-        end = "" if num_done < total else "\n"
-        print(f"\r{line:<79}", end=end, file=sys.stderr, flush=True)
+        if is_watched:
+            bar = f"[{'#' * (10 * num_done // total):<10}]"
+            end = "" if num_done < total else "\n"
+            print(f"\r{f'{bar} {line}':<79}", end=end, file=sys.stderr, flush=True)
+        elif num_done == total or time.monotonic() - told >= PERIOD_S:
+            told = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
 
     return show
 

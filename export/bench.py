@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +41,7 @@ from runtime.files import Kind, check_output, write_file
 from runtime.noise import draw_noise
 from runtime.onnxruntime_module import ort
 from runtime.policy import ACTIONS, Policy, load, read_golden
+from runtime.progress import Progress
 from runtime.report import processor_name
 from runtime.robot import Recording, save_recording
 
@@ -106,14 +108,18 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
         "warm": warm,
         "int8_warm": lambda: int8_ticker.tick(cold=False),
     }
-    for run in rows.values():  # compilers, allocators and caches have their first time here
+    lines = Progress(sys.stderr)
+    for row, run in rows.items():  # compilers, allocators and caches have their first time here
+        lines.step(f"{name}: first run, {row}")
         run()
     outside.clear()
     stage_s.clear()
     rate = matrix_rate()
     bandwidth = read_bandwidth()
     seconds: dict[str, list[float]] = {row: [] for row in rows}
-    for _ in range(config.rounds * size.rounds_factor):
+    num_rounds = config.rounds * size.rounds_factor
+    lines.step(f"{name}: ticks of each row")
+    for done in range(1, num_rounds + 1):
         for row, run in rows.items():
             if row == "warm":
                 ticker.tick(cold=False)  # the rows before left the caches to other weights
@@ -122,6 +128,8 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
             start = time.perf_counter()
             run()
             seconds[row].append(time.perf_counter() - start)
+        lines.count(done, num_rounds)
+    lines.close()
     rate, bandwidth = max(rate, matrix_rate()), max(bandwidth, read_bandwidth())
     quantiles = {row: Quantiles.of(values) for row, values in seconds.items()}
     floor = roofline(policy, rate, bandwidth)

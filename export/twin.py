@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -28,13 +29,19 @@ def make_twin(config: TwinConfig) -> Path:
         OutputError: the destination cannot be written, or is something else than a bundle.
     """
     with exclusive(config.out), temporary(config.out) as folder:
-        write_twin(config.bundle, folder)
+        write_twin(config.bundle, folder, lambda engine: print(f"twin of {engine}", flush=True))
         publish(folder, config.out)
     return config.out
 
 
-def write_twin(bundle: Path, folder: Path) -> None:
-    """Into an empty folder. All but the engines is linked where the file system can."""
+def write_twin(
+    bundle: Path, folder: Path, say: Callable[[str], None] = lambda engine: None
+) -> None:
+    """Into an empty folder. All but the engines is linked where the file system can.
+
+    Args:
+        say: told of each engine before it is rewritten.
+    """
     manifest = read_bundle(bundle).manifest
     files = dict(manifest.files)
     for name in files:
@@ -45,7 +52,8 @@ def write_twin(bundle: Path, folder: Path) -> None:
         except OSError:
             shutil.copyfile(bundle / name, folder / name)
     files = {name: entry for name, entry in files.items() if not name.startswith("engines/")}
-    for engine in manifest.engines.values():
+    for name, engine in manifest.engines.items():
+        say(name)
         written = save(twin(onnx.load(bundle / engine.file)), folder / engine.file)
         for path in written.files:
             files[path.relative_to(folder).as_posix()] = FileEntry(

@@ -112,6 +112,7 @@ def write_random_language(
             for name, value in items
         }
         save_tensors(path / shard, tensors)
+        print(f"  {shard}: {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB", flush=True)
         weight_map.update(dict.fromkeys(tensors, shard))
     write_file(path / INDEX, json.dumps({"weight_map": weight_map}, indent=1) + "\n")
 
@@ -180,6 +181,7 @@ def _make_checkpoint(config: FullSizeConfig) -> float:
     if (config.folder / INDEX).is_file():
         return 0.0
     start = time.monotonic()
+    print(f"{config.folder}: {described}", flush=True)
     write = partial(
         write_random_language, seed=config.seed, outlier_channels=config.outlier_channels
     )

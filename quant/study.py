@@ -43,6 +43,7 @@ from quant.sensitivity import (
 from quant.targets import BOARDS, Costs, tick_costs, tick_products
 from runtime.files import DRAWING, Kind, check_output, write_file
 from runtime.image import grid_of
+from runtime.progress import Progress as Lines
 from runtime.svg import standalone
 
 FOUND = Kind("the result of a sensitivity search", (b'"recipe"', b'"noise_spread"'))
@@ -117,8 +118,12 @@ def _study(
     with _progress(console) as progress:
         bar = progress.add_task("calibrate", total=None)
 
+        lines = None if console.is_terminal else Lines(console.file)
+
         def step(description: str) -> None:
             progress.update(bar, advance=1, description=description)
+            if lines is not None:
+                lines.step(description)
 
         trial = Trial(checkpoint, observations)
         num_layers = sum(map(len, trial.layers.values()))
@@ -128,9 +133,9 @@ def _study(
         points, chosen = search(errors, costs, config.budget)
         progress.update(bar, total=len(points), completed=0, description="run the recipes")
         measured = []
-        for point in points:
+        for number, point in enumerate(points, 1):
             measured.append(trial.error(make_recipe(point.formats)))
-            progress.update(bar, advance=1)
+            step(f"run the recipes: {number} of {len(points)}")
         return Study(
             errors=errors,
             layers=layers,

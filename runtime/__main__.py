@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from .files import DRAWING, PAGE, check_output, write_file
 from .imitation import Run
 from .loop import LoopConfig, Step, run_episode
 from .policy import Policy, load
+from .progress import PERIOD_S, Progress
 from .recordings import read_recordings
 from .report import summarize, write_report
 from .robot import ReplayedRobot, Robot
@@ -40,6 +43,8 @@ from .show import describe, draw
 from .svg import standalone
 
 TICKS_FOR_REPORT = 50
+LARGE_BYTES = 1e9
+"""From here on, reading a bundle takes so long that it is said."""
 TITLE = "AnchorVLA4D run"
 
 
@@ -55,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
+    num_bytes = _bytes_of(options.bundle)
+    if num_bytes > LARGE_BYTES:
+        print(f"{options.bundle}: {num_bytes / 1e9:.1f} GB to verify and load", file=sys.stderr)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", UnmeasuredWarning)
         policy = load(
@@ -67,6 +75,13 @@ def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
         print(f"warning: {warning.message}", file=sys.stderr)
     with contextlib.closing(policy):
         yield policy
+
+
+def _bytes_of(bundle: Path) -> int:
+    """As far as this user may see."""
+    return sum(
+        os.lstat(Path(at) / name).st_size for at, _, names in os.walk(bundle) for name in names
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -93,7 +108,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 config,
                 seed=options.seed,
                 anchor_policy=anchor.parse(options.anchor),
-                on_step=_narrate(name) if sys.stdout.isatty() else lambda step: None,
+                on_step=_narrate(name),
             )
         recorded = robot.recording.actions if isinstance(robot, ReplayedRobot) else None
         runs.append(Run(name=name, trace=trace, recorded_NA=recorded))
@@ -131,7 +146,10 @@ def _bench(options: argparse.Namespace) -> int:
     if options.ticks < 1:
         raise ValueError(f"--ticks must be at least 1, got {options.ticks}")
     with _loaded(options) as policy:
-        timings = measure(policy, options.ticks)
+        lines = Progress(sys.stderr)
+        lines.step(f"{options.ticks} ticks of each kind")
+        timings = measure(policy, options.ticks, lambda done: lines.count(done, options.ticks))
+        lines.close()
     for kind, timing in timings.items():
         print(
             f"{kind}: {timing.tick.p50:.2f} ms median, {timing.tick.p99:.2f} ms p99 of "
@@ -189,13 +207,18 @@ def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
             yield f"{task} live, seed {seed}", MetaWorldRobot(task=task, seed=seed)
 
 
-def _narrate(name: str):  # type: ignore[no-untyped-def]
-    count = 0
+def _narrate(name: str) -> Callable[[Step], None]:
+    """Every step where somebody watches, a line on standard error now and then elsewhere."""
+    count, told = 0, time.monotonic()
 
     def narrate(step: Step) -> None:
-        nonlocal count
+        nonlocal count, told
         count += 1
-        print(f"\r{name}: step {count}", end="", flush=True)
+        if sys.stdout.isatty():
+            print(f"\r{name}: step {count}", end="", flush=True)
+        elif time.monotonic() - told >= PERIOD_S:
+            told = time.monotonic()
+            print(f"{name}: step {count}", file=sys.stderr, flush=True)
 
     return narrate
 

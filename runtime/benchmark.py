@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,15 +73,18 @@ class Ticker:
         return np.roll(image, self._count, axis=1)
 
 
-def measure(policy: Policy, num_ticks: int) -> dict[str, Timing]:
-    """`warm` and `cold` ticks, interleaved."""
+def measure(
+    policy: Policy, num_ticks: int, on_tick: Callable[[int], None] = lambda done: None
+) -> dict[str, Timing]:
+    """`warm` and `cold` ticks, interleaved; `on_tick` is told how many of each are done."""
     ticker = Ticker(policy)
     for cold in (True, False):
         ticker.tick(cold=cold)
     rows: dict[str, list[tuple[float, float, dict[str, float]]]] = {"warm": [], "cold": []}
-    for _ in range(num_ticks):
+    for done in range(1, num_ticks + 1):
         for kind, row in rows.items():
             row.append(ticker.tick(cold=kind == "cold"))
+        on_tick(done)
     return {kind: _timing(row) for kind, row in rows.items()}
 
 

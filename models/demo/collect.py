@@ -24,6 +24,7 @@ from models.config import demo
 from models.demo.config import SEEDS_PER_TASK, CollectConfig
 from runtime.files import Kind, check_output, replacing
 from runtime.metaworld import TASKS, MetaWorldRobot
+from runtime.progress import Progress
 
 ROLLOUTS = Kind("roll-outs of the demo's tasks", (b"anchors.npy", b"markers_m.npy"))
 COLOURS = ("red", "green", "blue")
@@ -99,10 +100,13 @@ def _collect_task(job: tuple[CollectConfig, str]) -> str:
     start = time.monotonic()
     robot = MetaWorldRobot(task=task, seed=seed, max_steps=MAX_STEPS, end_on_success=False)
     rolls = []
+    lines = Progress()
+    lines.step(f"{task}: roll-outs")
     with closing(robot):
         for number in range(config.rollouts):
             noise = config.noise if number % 3 else 0.0
             rolls.append(rollout(robot, random, frames=config.frames, noise=noise))
+            lines.count(number + 1, config.rollouts)
     kept = [roll for roll in rolls if roll["success"]]
     path = config.out / f"{task}.npz"
     with replacing(path, ROLLOUTS) as partial, partial.open("wb") as file:

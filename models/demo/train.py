@@ -40,9 +40,10 @@ from models.demo import CHECKPOINT
 from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
+from runtime import svg
 from runtime.files import PARTIAL, replacing, write_file
 from runtime.folders import check_folder
-from runtime.svg import lines, standalone
+from runtime.progress import Progress
 
 STATE = "state.pt"
 FILES = (
@@ -117,6 +118,8 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         started = saved = time.monotonic()
         first, shown = self.step, dict[str, float]()
+        lines = Progress()
+        lines.step(stage.name)
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = stage.rate_at(self.step)
@@ -126,6 +129,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             self.optimizer.step()
             self.step += 1
+            lines.count(self.step, stage.steps)
             self._update_average()
             for name, value in losses.items():
                 shown[name] = 0.98 * shown.get(name, value.item()) + 0.02 * value.item()
@@ -135,6 +139,7 @@ class Trainer:
             left = (now - started) / (self.step - first) * (stage.steps - self.step)
             point = {"stage": stage.name, "step": self.step, **shown, **self._held_out()}
             self.curve.append(point)
+            lines.close()
             words = ", ".join(f"{k} {v:.4f}" for k, v in point.items() if isinstance(v, float))
             console.print(
                 f"{stage.name} {self.step}/{stage.steps}: {words}; {left:.0f} s left in it",
@@ -296,8 +301,8 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
     held_out = {"held_out_m": "decoder", "held_out_condition_m": "condition"}
     write_file(
         folder / "loss.svg",
-        standalone(
-            lines(
+        svg.standalone(
+            svg.lines(
                 series(1, loss),
                 title="Losses over the steps of training",
                 x_title="steps",
@@ -308,8 +313,8 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], folder: Path) -> None:
     )
     write_file(
         folder / "held-out.svg",
-        standalone(
-            lines(
+        svg.standalone(
+            svg.lines(
                 series(100, held_out), title="Error of unseen goals over the steps of training",
                 x_title="steps", y_title="cm, rms", from_zero=True,
             )

@@ -377,6 +377,17 @@ def test_a_terminal_gets_a_bar_with_the_time_left(capsys, monkeypatch):
     assert "[##########] 2 of 2 episodes" in err and err.endswith("\n")
 
 
+def test_a_pipe_gets_a_line_now_and_then(capsys, monkeypatch):
+    episodes = episodes_of(count("99", tasks=("reach",), episodes=4))
+    for period_s, lines in ((3600.0, ["4 of 4"]), (0.0, ["1 of 4", "2 of 4", "3 of 4", "4 of 4"])):
+        monkeypatch.setattr(success, "PERIOD_S", period_s)
+        show = success.show_progress(4)
+        for result in episodes:
+            show(result)
+        told = capsys.readouterr().err.splitlines()
+        assert [line.partition(" episodes, ")[0] for line in told] == lines
+
+
 def test_the_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -1,6 +1,7 @@
 """`anchorvla`: what it prints, and one line with its own exit code when something is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,15 +23,22 @@ def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 
 
-def test_run_replays_episodes_and_ends_with_one_json_line(demo_bundle, tmp_path, capsys):
+def test_run_replays_episodes_and_ends_with_one_json_line(
+    demo_bundle, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("runtime.__main__.PERIOD_S", 0.0)
+    monkeypatch.setattr("runtime.__main__.LARGE_BYTES", 1e6)
     report = tmp_path / "new" / "report.html"
     code = main(
         ["run", str(demo_bundle), "--episodes", str(EPISODES / "touch-red-1.npz"), *FAST]
         + ["--report", str(report)]
     )
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert code == 0
     assert "touch-red-1: 12 steps" in out
+    assert re.match(
+        r".*: 0.0 GB to verify and load\n.*touch-red-1: step 1\n.*step 12\n$", err, re.S
+    )
     assert last_json(out)["steps"] == 12
     page = report.read_text()
     assert "seeded random weights" in page
@@ -94,7 +102,9 @@ def test_check_fails_when_an_engine_computes_something_else(demo_bundle, capsys,
 
 def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
     assert main(["bench", str(demo_bundle), "--ticks", "3"]) == 0
-    figures = last_json(capsys.readouterr().out)
+    streams = capsys.readouterr()
+    assert "3 ticks of each kind: 3 of 3" in streams.err
+    figures = last_json(streams.out)
     assert figures["cold"]["tick"]["n"] == figures["warm"]["tick"]["n"] == 3
 
 

@@ -149,8 +149,8 @@ def a_link_inside(out):
 def test_what_is_not_ours_is_refused_and_stays(tmp_path, put, words):
     put(tmp_path / "out")
     before = tree(tmp_path)
-    with pytest.raises(OutputError, match=words):
-        write(tmp_path / "out", "new")
+    with pytest.raises(OutputError, match=words), exclusive(tmp_path / "out", only_ours):
+        raise AssertionError("this is known before the work begins")
     assert tree(tmp_path) == before
     assert not workshop(tmp_path / "out").exists()
 
@@ -176,6 +176,16 @@ def test_a_folder_that_merely_has_the_name_of_a_workshop_stays(tmp_path, inside)
         write(tmp_path / "out", "new")
     assert sorted(os.listdir(place)) == sorted(inside)
     assert all((place / name).read_text() == "mine" for name in inside)
+
+
+def test_a_file_of_somebody_in_a_workshop_of_ours_stays(tmp_path):
+    place = workshop(tmp_path / "out")
+    place.mkdir()
+    (place / "lock").write_text(f"{folders.MARK}1\n")
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="in the way, and not a folder of ours; move it"):
+        write(tmp_path / "out", "new")
+    assert (place / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["out.lock", "out.tmp-12", "out.old-12", "out.calibration.npz"])
