@@ -66,8 +66,8 @@ def finish(
             raise
         sys.stdout.flush()  # here, for nobody could catch what it raises at the process's end
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:  # the reader of our output has seen enough
-        _gone()
+    except BrokenPipeError as error:  # the reader of our output has seen enough
+        _gone(error)
         return 0
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
@@ -76,7 +76,7 @@ def finish(
         if debug:
             raise
         words, code = one_line(error), exit_code(error, codes)
-        if _gone() and isinstance(error, OSError):
+        if _gone(error):
             words, code = f"standard output: cannot be written: {remedy(error)}", OUTPUT
         print(f"error: {words}", file=sys.stderr)
         return code
@@ -125,10 +125,15 @@ def nothing_begun() -> Iterator[None]:
         yield
 
 
-def _gone() -> bool:
-    """If nothing more can be written to standard output, let it go nowhere: was it so?"""
+def _gone(error: Exception) -> bool:
+    """Did `error` come of standard output? Then let it go nowhere from now on.
+
+    An error of a file has its name. What could not be written is dropped, so a line more tells.
+    """
+    if not isinstance(error, OSError) or error.filename is not None:
+        return False
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError:
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -160,6 +160,17 @@ def test_a_standard_output_that_is_full_is_one_line(package, monkeypatch, capsys
     )
 
 
+def test_a_standard_output_that_is_full_from_the_start_is_one_line(
+    demo_bundle, monkeypatch, capsys
+):
+    with open("/dev/full", "w") as full:  # more than its buffer holds, so it fails at once
+        monkeypatch.setattr("sys.stdout", full)
+        code = call("runtime", ["show", str(demo_bundle)])
+    assert code == 8
+    err = capsys.readouterr().err
+    assert err.startswith("error: standard output: cannot be written: the disk is full")
+
+
 @contextlib.contextmanager
 def as_nobody() -> Iterator[Path]:
     """Permissions count inside, for a folder that another user, be it nobody, may look into."""
