@@ -76,7 +76,7 @@ def finish(
         if debug:
             raise
         words, code = one_line(error), exit_code(error, codes)
-        if _gone(error):
+        if isinstance(error, OSError) and _gone(error):
             words, code = f"standard output: cannot be written: {remedy(error)}", OUTPUT
         print(f"error: {words}", file=sys.stderr)
         return code
@@ -125,12 +125,12 @@ def nothing_begun() -> Iterator[None]:
         yield
 
 
-def _gone(error: Exception) -> bool:
+def _gone(error: OSError) -> bool:
     """Did `error` come of standard output? Then let it go nowhere from now on.
 
     An error of a file has its name. What could not be written is dropped, so a line more tells.
     """
-    if not isinstance(error, OSError) or error.filename is not None:
+    if error.filename is not None:
         return False
     try:
         print(flush=True)
