@@ -117,6 +117,14 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
     assert (tmp_path / "there").read_text() == "NOTE two by us"
 
 
+def test_an_old_file_is_replaced_and_not_written_over(tmp_path):
+    """Whoever still has it open, or another name for it, keeps the old one."""
+    (tmp_path / "note").write_text("NOTE by us")
+    (tmp_path / "other name").hardlink_to(tmp_path / "note")
+    write_file(tmp_path / "note", "NOTE two by us", NOTE)
+    assert (tmp_path / "other name").read_text() == "NOTE by us"
+
+
 def test_an_error_half_way_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     (tmp_path / "note").write_text("NOTE by us")
     with pytest.raises(ValueError, match="half"), replacing(tmp_path / "note", NOTE) as partial:
