@@ -45,3 +45,20 @@ def test_two_streams_are_enough():
     found = schedule(a=["x"], b=["a"], c=["a"], d=["a"], e=["a"])
     assert set(found.stream.values()) == {0, 1}
     assert found.after["e"] == ("a",)
+
+
+def test_neighbours_in_memory_do_not_wait_for_each_other():
+    """The last writer's part ends where what is read begins, or the other way round."""
+    tensors = {"x": ROW, "pair": Tensor(shape=(128,)), "y": ROW}
+    tensors["left"] = Tensor(shape=(64,), part_of=("pair", 0))
+    tensors["right"] = Tensor(shape=(64,), part_of=("pair", 64))
+    for read, written_last in (("left", "right"), ("right", "left")):
+        stages = (
+            Stage(name="in", function="copy", inputs={"v": "source"}, outputs={"v": "x"}),
+            Stage(name="first", engine="e", inputs={"x": "x"}, outputs={"y": read}),
+            Stage(name="last", engine="e", inputs={"x": "x"}, outputs={"y": written_last}),
+            Stage(name="reader", engine="e", inputs={"x": read}, outputs={"y": "y"}),
+        )
+        found = plan(Graph(inputs=("source",), tensors=tensors, stages=stages, outputs=("y",)))
+        assert found.stream["reader"] == 1
+        assert found.after["reader"] == ("first",)
