@@ -43,15 +43,7 @@ class DeviceMemory:
         offsets, self.num_bytes = layout(graph)
         self.stream: Any = cuda.stream()
         self._block: Any = cuda.allocate(self.num_bytes, "the policy's tensors")
-        try:
-            self._place(offsets)
-        except BaseException:
-            self.close()
-            raise
-
-    def _place(self, offsets: Mapping[str, int]) -> None:
-        graph = self.graph
-        self._cuda.clear(self._block, self.num_bytes)
+        cuda.clear(self._block, self.num_bytes)
         owned = {name: self._host_array(name) for name in graph.roots}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._addresses: dict[str, int] = {}

@@ -187,6 +187,15 @@ def test_a_launch_that_does_not_wait_shows_old_numbers(started, memory):
         memory._cuda.copy_back(memory.host("z"), memory.address("z"))
 
 
+def test_memory_on_the_gpu_begins_as_zeros(memory):
+    """The driver promises nothing of what it hands out."""
+    memory.copy_out(["x", "z"])
+    memory.stream.synchronize()
+    assert not memory.host("x").any()
+    assert not memory.host("z").any()
+    assert memory.scratch(8).block.bytes.all()
+
+
 def test_the_host_must_not_write_into_memory_that_is_being_copied(started, memory):
     memory.host("x")[:] = 3
     memory.copy_in(["x"])

@@ -197,6 +197,8 @@ class World:
             self.free_bytes -= size
             self.alive["allocation"] += 1
         raw = np.zeros(size + ALIGNMENT, np.uint8)
+        if kind == DEVICE:
+            raw[:] = 0xFF  # what lies there is somebody else's: no numbers
         start = -raw.ctypes.data % ALIGNMENT
         block = Block(raw.ctypes.data + start, raw[start : start + size], kind)
         self.blocks.append(block)
