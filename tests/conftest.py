@@ -27,6 +27,7 @@ from runtime.errors import RobotError
 from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy
 from tests.once import once
+from tests.traces import remembered
 
 
 def pytest_configure() -> None:
@@ -68,6 +69,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
     """One for all workers; what lies there is made by `once`."""
     base = tmp_path_factory.getbasetemp()
     return (base if worker_id == "master" else base.parent) / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(shared_folder: Path) -> Iterator[None]:
+    """Exports of one module trace it once for all workers."""
+    with remembered(shared_folder / "traces"):
+        yield
 
 
 @pytest.fixture(scope="session")

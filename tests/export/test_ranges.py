@@ -140,25 +140,6 @@ def overflowing(tmp_path_factory):
     return copy_checkpoint(tmp_path_factory.mktemp("overflow") / "checkpoint", enlarge)
 
 
-@pytest.fixture(scope="module")
-def trace_once():
-    """Exports of the same float32 modules trace them once: that is most of their time."""
-    real, kept = engines.export_graph, {}
-
-    def remember(spec, *, opset):
-        key = (type(spec.module).__name__, opset)
-        if key not in kept:
-            kept[key] = real(spec, opset=opset)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(kept[key])
-        return copy
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "export_graph", remember)
-        yield
-
-
-@pytest.mark.usefixtures("trace_once")
 def test_a_planted_overflow_becomes_a_float32_island(overflowing, tmp_path):
     bundle = build(cut_config(overflowing, tmp_path / "bundle", "orin-fp16-safe"))
     manifest = runtime.load(bundle).bundle.manifest  # ONNX Runtime has float16 on a CPU
@@ -172,7 +153,6 @@ def test_a_planted_overflow_becomes_a_float32_island(overflowing, tmp_path):
     assert manifest.action_error < 2e-3
 
 
-@pytest.mark.usefixtures("trace_once")
 def test_the_same_overflow_in_float16_is_refused(overflowing, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "leaves_float16", lambda ranges: {})
     with pytest.raises(ExportError, match="gate rounding: engine language: lowering to float16"):
