@@ -230,14 +230,11 @@ def test_the_command_line_runs_a_forced_bundle_only_when_told(forced, capsys):
 def test_a_gate_that_fails_writes_nothing_and_keeps_the_old_bundle(
     cut_checkpoint, darkness, tmp_path
 ):
-    out = tmp_path / "bundle"
-    out.mkdir()
-    (out / "old").touch()
+    old = tiny_bundle(tmp_path / "bundle")
     with pytest.raises(ExportError, match="gate calibration"):
-        build(cut_config(cut_checkpoint, out, "orin-w8a8", calibration=darkness))
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "bundle", "bundle-failed.html", "old"
-    ]  # fmt: skip
+        build(cut_config(cut_checkpoint, old.path, "orin-w8a8", calibration=darkness))
+    assert runtime.read_bundle(old.path) == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle-failed.html"]
 
 
 def write_verdict(path, bundle, **changes):
