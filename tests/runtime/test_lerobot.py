@@ -460,6 +460,11 @@ def test_an_episode_may_follow_on_frames_that_no_table_lists(dataset):
     assert names_of(read_observations(dataset, stride=1)) == [n for n in ALL if n[0] != 1]
 
 
+def test_rows_may_stand_in_any_order(dataset):
+    edit_table(dataset / DATA, lambda rows: rows.reverse())
+    assert names_of(read_observations(dataset, stride=1)) == ALL
+
+
 def test_a_dataset_without_the_ends_of_episodes_is_read(dataset):
     drop_column(dataset / CONTENTS, END)
     assert names_of(read_observations(dataset, stride=1)) == ALL

@@ -188,7 +188,8 @@ def test_every_character_that_shows_is_taken_and_no_control_is():
     unseen += "\U0001d173\U0001d17a\U000e0000\U000e00ff\U000e01f0\U000e0fff"
     none = [chr(plane + end) for plane in range(0, 0x110000, 0x10000) for end in (0xFFFE, 0xFFFF)]
     assert [ascii(c) for c in (*controls, *directions, *unseen, *none) if is_taken(c)] == []
-    assert is_taken("\u0600") and is_taken("\u2070") and is_taken("\U000e0100")
+    beside = "\u0600\u2070\U0001bc9f\U0001bca4\U000dfffd\U000e0100\U000e01ef\U000e1000"
+    assert [ascii(c) for c in beside if not is_taken(c)] == []
 
 
 MASKS = [(0, 0, 5, 5), (0, 8, 5, 8), (5, 8, 3, 8), (8, 8, 8, 8), (3, 4, 1, 6), (0, 6, 0, 6)]
