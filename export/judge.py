@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,7 +201,14 @@ def judge_actions(
     Returns:
         Relative error of its actions against the float32 reference.
     """
-    tensors = _run_bundle(runnable, subject.golden, tuple(allowed))
+    with contextlib.closing(_open_bundle(runnable, subject)) as policy:
+        tensors = _run_bundle(policy, subject.golden, tuple(allowed))
+        errors = [
+            relative_error(
+                _run_bundle(policy, seen.inputs, (ACTIONS,))[ACTIONS], seen.tensors[ACTIONS]
+            )
+            for seen in subject.judged
+        ]
     parity = {n: relative_error(tensors[n], subject.tensors[n]) for n in allowed}
     worst = max(parity, key=lambda name: parity[name] / allowed[name])
     gates.judge(
@@ -211,23 +219,25 @@ def judge_actions(
         f"allowed {allowed[worst]:.1e}, although every engine passed: a fault of the graph",
     )
     error = relative_error(tensors[ACTIONS], subject.golden[ACTIONS])
-    judge_end_to_end(subject, gates, error, allowed[ACTIONS])
+    judge_end_to_end(subject, gates, errors, allowed[ACTIONS])
     return error
 
 
-def judge_end_to_end(subject: Subject, gates: Gates, golden_error: float, tolerance: float) -> None:
+def judge_end_to_end(
+    subject: Subject, gates: Gates, errors: Sequence[float], tolerance: float
+) -> None:
     """How far the actions are from float32's, root mean square over the observations.
 
     Args:
-        golden_error: of the bundle on the golden observation.
+        errors: of the bundle's actions, relative, one per observation that is judged by.
         tolerance: allowed where nothing is quantized; otherwise half of what another seed does.
     """
-    recipe = subject.recipe
+    recipe, limit = subject.recipe, tolerance
     if recipe.is_quantized:
-        errors, spreads = _compare_actions(subject, golden_error)
-        limit, mean = _root_mean_square(spreads) / 2, _root_mean_square(errors)
-    else:
-        limit, mean = tolerance, golden_error
+        exact = Modules(subject.checkpoint, subject.exact, subject.grid)
+        spreads = [exact.noise_spread(seen.inputs) for seen in subject.judged]
+        limit = _root_mean_square(spreads) / 2
+    mean = _root_mean_square(errors)
     gates.judge(
         "end_to_end",
         mean <= limit,
@@ -264,23 +274,6 @@ def _float32_layers(subject: Subject, exported: Mapping[str, Exported]) -> set[s
     return chosen | _island_layers(exported)
 
 
-def _compare_actions(subject: Subject, golden_error: float) -> tuple[list[float], list[float]]:
-    """Per observation, relative error of the actions, and what another noise seed does to them.
-
-    The golden one's error is the runtime's, rounding included; the others' are the modules'.
-    """
-    exact = Modules(subject.checkpoint, subject.exact, subject.grid)
-    quantized = Modules(subject.checkpoint, subject.parts, subject.grid)
-    errors, spreads = [], []
-    for seen in subject.judged:
-        moved = golden_error
-        if not seen.is_golden:
-            moved = relative_error(quantized.actions(seen.inputs), seen.tensors[ACTIONS])
-        errors.append(moved)
-        spreads.append(exact.noise_spread(seen.inputs))
-    return errors, spreads
-
-
 def _judged_words(subject: Subject) -> str:
     """By how many observations, and of what kind."""
     count = len(subject.judged)
@@ -290,15 +283,18 @@ def _judged_words(subject: Subject) -> str:
     return f"{count} {kind}observation{'s' * (count != 1)}"
 
 
+def _open_bundle(folder: Path, subject: Subject) -> Policy:
+    return Policy(read_bundle(folder), str(subject.golden["robot"]), OnnxRuntimeBackend())
+
+
 def _run_bundle(
-    folder: Path, golden: Mapping[str, NDArray[Any]], names: Sequence[str]
+    policy: Policy, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Tensors of the golden observation, by the runtime."""
-    policy = Policy(read_bundle(folder), str(golden["robot"]), OnnxRuntimeBackend())
-    episode = policy.start(anchor=golden["anchor"], instruction=str(golden["instruction"]))
-    episode.act(golden["frame"], golden["state"], noise=golden["noise"])
+    """Tensors of an observation, by the runtime."""
+    episode = policy.start(anchor=inputs["anchor"], instruction=str(inputs["instruction"]))
+    episode.act(inputs["frame"], inputs["state"], noise=inputs["noise"])
     return {name: policy.memory.host(name).copy() for name in names}
 
 
-def _root_mean_square(values: list[float]) -> float:
+def _root_mean_square(values: Sequence[float]) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
