@@ -68,7 +68,6 @@ class DeviceMemory:
 
     def upload(self, name: str) -> None:
         self._waiting[name] = None
-        self._behind -= self._inside[name]
 
     def download(self, name: str) -> None:
         if name in self._behind:
