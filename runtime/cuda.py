@@ -115,7 +115,8 @@ class Cuda:
 
     def seconds(self, start: Any, stop: Any) -> float:
         """Between two recorded times."""
-        return float(self._call("cudaEventElapsedTime", start, stop)) / 1e3
+        milliseconds: float = self._call("cudaEventElapsedTime", start, stop)
+        return milliseconds / 1e3
 
     @contextlib.contextmanager
     def capture(self, stream: Any) -> Iterator[CapturedGraph]:

@@ -251,6 +251,23 @@ def test_a_bundle_without_measurements_cannot_be_compared(bundle, deserialize, q
     assert deserialize.seen == []
 
 
+def test_a_record_is_one_mebibyte_at_most(bundle, deserialize):
+    path = publish(bundle).with_suffix(".json")
+    text = path.read_text()
+    path.write_text(text.ljust(1 << 20))
+    deserialize(bundle)
+    path.write_text(text.ljust((1 << 20) + 1))
+    with pytest.raises(EngineError, match="1048577 bytes, the limit is 1048576"):
+        deserialize(bundle)
+
+
+def test_an_error_that_is_no_number_is_written_as_json_that_everybody_reads(bundle):
+    path = publish(bundle, parity={"second": math.inf}).with_suffix(".json")
+    assert json.loads(path.read_text())["parity"] == {"second": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        publish(bundle, seconds=math.nan)
+
+
 def test_links_are_refused(bundle, deserialize, tmp_path):
     path = publish(bundle)
     path.rename(tmp_path / "elsewhere.plan")

@@ -32,6 +32,11 @@ def bindings(world: World) -> ModuleType:
 
         return call
 
+    def wait(stream: int, event: Event, flags: int) -> None:
+        if flags:
+            raise Violation("a wait for an event from outside of the capture")
+        world.wait(stream, event)
+
     def create_event() -> Event:
         world.alive["event"] += 1
         return Event()
@@ -74,7 +79,7 @@ def bindings(world: World) -> ModuleType:
         "cudaEventRecordWithFlags": lambda event, stream, flag: world.record_time(
             event, stream, external=flag == 1
         ),
-        "cudaStreamWaitEvent": lambda stream, event, flags: world.wait(stream, event),
+        "cudaStreamWaitEvent": wait,
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": lambda stream: world.end_capture(stream),
         "cudaGraphInstantiate": instantiate,

@@ -213,6 +213,7 @@ def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
     alone()
     assert world.alive["event"] == 1 + 3 + 4 + 4
     assert world.alive["allocation"] == 1 + 2 + 1
+    assert world.alive["stream"] == 2
     backend.close()
     backend.close()
     assert not +world.alive
