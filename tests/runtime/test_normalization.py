@@ -109,6 +109,7 @@ def test_the_limits_themselves_are_taken(unit, low, high):
     both = make("min_max", units=[unit], statistics={"min": [low], "max": [high]})
     assert both.scale == np.float32(high / 2) and both.binary.dtype == np.bool_
     assert both.to_robot(np.ones(1, np.float32)).dtype == np.float32
+    assert both.modes == ("min_max",) and both.units == (unit,)
 
 
 @pytest.mark.parametrize(("unit", "std"), [("m", 1e-6), ("rad", np.pi)])
