@@ -50,11 +50,12 @@ def float32_nodes(
     """
     norms = {n for n, m in module.named_modules() if isinstance(m, RMSNorm)}
     whole = {"", *norms, *modules}
+    ports = {value.name for value in model.graph.input}
     kept: set[str] = set()
     for node in model.graph.node:
         path, function = scope_of(node)
         if path is None:  # made by the exporter's optimizer, out of one that moves numbers
-            stays = node.input[0] in kept
+            stays = node.input[0] in kept or node.input[0] in ports
         else:
             stays = (
                 path in whole
