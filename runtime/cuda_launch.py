@@ -116,8 +116,6 @@ class CudaLauncher:
 
     def close(self) -> None:
         """Destroy graphs and events; the contexts that the graphs refer to may go then."""
-        if self._streams:
-            self._drain()
         for batch in self._captured.values():
             batch.graph.close()
         self._captured.clear()

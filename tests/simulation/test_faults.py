@@ -219,6 +219,15 @@ def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
     assert not +world.alive
 
 
+def test_times_between_events_are_seconds(world):
+    backend = TensorRTBackend(make_plan)
+    start, stop = backend.cuda.event(), backend.cuda.event()
+    start.time_s, stop.time_s = 1.0, 1.25
+    assert backend.cuda.seconds(start, stop) == pytest.approx(0.25)
+    for event in (start, stop):
+        backend.cuda.destroy_event(event)
+
+
 def test_close_works_where_the_gpu_answers_nothing_any_more(world, adder, monkeypatch):
     backend = TensorRTBackend(make_plan)
     memory, launch = start(backend, adder)
