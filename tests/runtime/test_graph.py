@@ -120,6 +120,7 @@ def test_a_graph_that_cannot_run_is_refused(changes, message):
         (Tensor(shape=(4,), part_of=("t", 0)), "part of 't', which cannot be"),
         (Tensor(shape=()), r"has shape \[\]"),
         (Tensor(shape=(0,)), r"has shape \[0\]"),
+        (Tensor(shape=(2, 0)), r"has shape \[2, 0\]"),
         (Tensor(shape=(1,), dtype="float8"), "unknown dtype 'float8'"),
     ],
 )

@@ -44,7 +44,7 @@ def test_the_first_run_runs_everything_the_leaf_needs(interpreter):
 
 
 def test_nothing_runs_when_nothing_changed(interpreter):
-    assert not interpreter.set("a", 1)
+    assert interpreter.set("a", 1) is False
     interpreter.run("z")
     assert not interpreter.last_run
 
