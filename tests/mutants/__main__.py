@@ -33,11 +33,11 @@ from tests.mutants.score import report
 from tests.mutants.source import mutants_of
 
 NAMES = {
-    "runtime": "graph interpreter policy bundle functions image prompt normalization engine "
-    "device_memory onnxruntime_engine tensorrt_engine cuda cuda_launch schedule plans plan_key "
-    "plan_folder",
+    "runtime": "graph interpreter policy arguments noise assembly bundle functions image prompt "
+    "normalization engine device_memory onnxruntime_engine tensorrt_engine cuda cuda_launch "
+    "schedule plans plan_key plan_folder",
     "quant": "recipes formats methods apply",
-    "export": "audit products judge lower gates",
+    "export": "audit products judge evidence lower gates",
 }
 SOURCES = {
     f"{package}.{name}": Path(package, f"{name}.py")
@@ -75,7 +75,8 @@ def main() -> int:
     number = options.sample or (len(found) if options.modules else 240)
     chosen = sample(found, number, options.seed)
     print(f"{len(chosen)} of {len(found)} mutants; {len(equivalent)} equivalent ones left out")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     import_libraries()
     run = Run(SOURCES, FOLDER, TESTS, budget_s=options.budget, jobs=options.jobs)
     run.measure(again=options.record)

@@ -117,13 +117,16 @@ def _offsets(mutant: Mutant, place: Place) -> set[int] | None:
 
 
 def sample(mutants: Sequence[Mutant], number: int, seed: int) -> list[Mutant]:
-    """As many of each module as its share of all, at least `LEAST`; the same for the same seed."""
+    """As many of each module as its share of all, at least `LEAST`; the same for the same seed.
+
+    In random order, so that one who stops half-way has a sample, too.
+    """
     modules: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in mutants:
         modules[mutant.module].append(mutant)
     chosen = []
     for module, found in modules.items():
         share = min(len(found), max(LEAST, round(number * len(found) / len(mutants))))
-        drawn = random.Random(f"{seed} {module}").sample(range(len(found)), share)
-        chosen += [found[i] for i in sorted(drawn)]
+        chosen += random.Random(f"{seed} {module}").sample(found, share)
+    random.Random(seed).shuffle(chosen)
     return chosen

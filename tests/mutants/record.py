@@ -101,13 +101,14 @@ def start(test_file: str, sources: Mapping[str, Path], folder: Path, shared: Pat
     return fork(work, scratch, CPU_S)
 
 
-def read(test_file: str, folder: Path) -> dict[str, Any] | None:
-    """The record of a test file, if it has not changed since."""
+def read(test_file: str, sources: Mapping[str, Path], folder: Path) -> dict[str, Any] | None:
+    """The record of a test file, if it has not changed since and all sources were looked at."""
     path = folder / f"{_name(test_file)}.json"
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    return found if found["sha256"] == _hash(Path(test_file)) else None
+    is_whole = sources.keys() <= found["lines"].keys()
+    return found if is_whole and found["sha256"] == _hash(Path(test_file)) else None
 
 
 def _name(test_file: str) -> str:

@@ -46,7 +46,7 @@ class Run:
         files = [str(path) for paths in found for path in paths if str(path) not in LEFT_OUT]
         self.records_folder.mkdir(parents=True, exist_ok=True)
         self._drop_outdated()
-        waiting = [f for f in files if again or record.read(f, self.records_folder) is None]
+        waiting = [f for f in files if again or self._read(f) is None]
         running: dict[str, Child] = {}
         while waiting or running:
             while waiting and len(running) < self.jobs:
@@ -61,9 +61,12 @@ class Run:
                 print(f"measured {file}", flush=True)
             time.sleep(0.02)
         for file in files:
-            self.records.append(record.read(file, self.records_folder) or {})
+            self.records.append(self._read(file) or {})
         for test in (test for found in self.records for test in found["failed"]):
             print(f"  {test} fails here, or is skipped: it judges nothing")
+
+    def _read(self, file: str) -> dict[str, Any] | None:
+        return record.read(file, self.sources, self.records_folder)
 
     def judge(self, mutants: Sequence[Mutant]) -> Iterator[Verdict]:
         """One verdict each, as they come."""

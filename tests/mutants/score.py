@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from device_tests.intervals import wilson_interval
@@ -17,17 +18,22 @@ LOWEST = 0.90
 def report(verdicts: Iterable[Verdict], mutants: Sequence[Mutant], results: Path) -> int:
     """Print survivors as they come, then a line for each module; 1 below the lowest score.
 
+    Whoever interrupts it gets the lines of what was judged by then.
+
     Args:
         verdicts: of a sample, or of all.
         mutants: all that there are, for how many were not tried.
     """
     found: list[Verdict] = []
-    for verdict in verdicts:
-        found.append(verdict)
-        if not verdict.killer:
-            print(_survivor(verdict), flush=True)
+    with suppress(KeyboardInterrupt):
+        for verdict in verdicts:
+            found.append(verdict)
+            if not verdict.killer:
+                print(_survivor(verdict), flush=True)
+            if len(found) % 20 == 0:
+                print(f"{sum(bool(v.killer) for v in found)} of {len(found)} killed", flush=True)
     of_all = Counter(mutant.module for mutant in mutants)
-    print(f"\n{'module':34} {'killed':>9}  score  95 % interval  of all")
+    print(f"\n{len(found)} judged\n{'module':34} {'killed':>9}  score  95 % interval  of all")
     for module in of_all:
         _print_score(module, [v for v in found if v.mutant.module == module], of_all[module])
     _print_score("all", found, len(mutants))
