@@ -75,7 +75,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = PolicyConfig.from_json(_required(path / "config.json"))
         image = read_image_config(_required(preprocessor))
         statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
-        tokenizer = _read_tokenizer(_required(path / "tokenizer.json"), config)
+        tokenizer = read_tokenizer(_required(path / "tokenizer.json"), config)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     vision = config.vision
@@ -244,7 +244,11 @@ def _read_statistics(path: Path, config: PolicyConfig) -> dict[str, Any]:
     return statistics
 
 
-def _read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
+def read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
+    """
+    Raises:
+        CheckpointError: the file is no tokenizer, or not one that the policy can be told with.
+    """
     refuse_pointer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))

@@ -242,7 +242,8 @@ class PolicyConfig:
         ):
             if len(modes) != width:
                 raise ValueError(
-                    f"normalization.{kind} has {len(modes)} modes for {width} dimensions"
+                    f"normalization.{kind} has {len(modes)} modes for head.{kind}_dim={width}; "
+                    f"give one mode, and one of {kind}_units, per dimension"
                 )
 
     def to_json(self) -> str:

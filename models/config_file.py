@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from pathlib import Path
 
 from models.config import CONFIGS, PolicyConfig
 from models.verbs import Config
@@ -18,15 +20,26 @@ def config(arguments: Config) -> None:
         ValueError: the file that is checked is no configuration of a policy.
     """
     if arguments.check is not None:
-        path = arguments.check
-        path = path / "config.json" if path.is_dir() else path
-        print(f"{path}: sound\n{describe(PolicyConfig.from_json(path))}")
+        print(f"{arguments.check}: sound\n{describe(configuration(arguments.check))}")
         return
     assert arguments.name is not None and arguments.out is not None
     if os.path.lexists(arguments.out):
         raise OutputError(f"{arguments.out}: is there already; name another file, or remove it")
     write_file(arguments.out, CONFIGS[arguments.name]().to_json())
-    print(f"{arguments.out}: written; after an edit: config --check {arguments.out}")
+    edited = f"python -m models config --check {shlex.quote(str(arguments.out))}"
+    print(f"{arguments.out}: written; after an edit: {edited}")
+
+
+def configuration(what: str | Path) -> PolicyConfig:
+    """By name, or from a file or a folder that holds a `config.json`.
+
+    Raises:
+        ValueError: the file is no configuration of a policy.
+    """
+    if what in CONFIGS:
+        return CONFIGS[str(what)]()
+    path = Path(what)
+    return PolicyConfig.from_json(path / "config.json" if path.is_dir() else path)
 
 
 def describe(policy: PolicyConfig) -> str:

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 
 from models.anchorvla4d import AnchorVLA4D
-from models.checkpoint import INDEX, write_random_checkpoint
-from models.config import CONFIGS, PolicyConfig, demo
+from models.checkpoint import INDEX, read_tokenizer, write_random_checkpoint
+from models.config import PolicyConfig, demo
+from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.verbs import Init
 from runtime.errors import OutputError
@@ -30,15 +31,16 @@ def init(arguments: Init) -> Path:
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.
-        ValueError: there is no such tokenizer.
+        ValueError: a file of one's own is no configuration, or the tokenizer does not fit it.
     """
     config = dataclasses.replace(
-        CONFIGS[arguments.config](),
+        configuration(arguments.config),
         description=f"{DESCRIPTION} (seed {arguments.seed}): the arithmetic is real, "
         "the behaviour is not",
     )
     if not arguments.tokenizer.is_file():
         raise ValueError(f"{arguments.tokenizer}: no such file; name a tokenizer.json")
+    read_tokenizer(arguments.tokenizer, config)
     with torch.device("meta"):
         num_bytes = sum(p.nbytes for p in AnchorVLA4D(config).parameters())
     out = arguments.out
@@ -50,7 +52,7 @@ def init(arguments: Init) -> Path:
                 folder,
                 config,
                 tokenizer=arguments.tokenizer,
-                image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
+                image=image_of(config),
                 statistics=statistics_of(config),
                 seed=arguments.seed,
                 say=lambda line: print(f"  {line}", flush=True),
@@ -74,6 +76,18 @@ def foreign(folder: Path) -> str | None:
         if not path.is_file() or not (is_shard or path.name in FILES):
             return f"{path.name} is not of this command"
     return None
+
+
+def image_of(config: PolicyConfig) -> ImageConfig:
+    """Patches as the vision tower reads them, of images that are rarely resized."""
+    vision = config.vision
+    return ImageConfig(
+        min_pixels=1,
+        max_pixels=512 * 512,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
 
 
 def statistics_of(config: PolicyConfig) -> dict[str, Any]:

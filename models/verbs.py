@@ -19,7 +19,7 @@ class Init:
     """
 
     config: Positional[str]
-    """Named configuration."""
+    """A config.json of your own, or a named configuration: demo, full, proxy, xlerobot."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -28,7 +28,8 @@ class Init:
     """Vocabulary; must fit the configuration's embedding table."""
 
     def __post_init__(self) -> None:
-        _check_name(self.config)
+        if not Path(self.config).exists():
+            _check_name(self.config, ", or name a config.json of your own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Config:
     """Write a named configuration as a config.json to edit, or check one."""
 
     name: Positional[str | None] = None
-    """Named configuration to write."""
+    """Named configuration to write: demo, full, proxy, xlerobot."""
     out: Path | None = None
     """File to write, which must not be there yet."""
     check: Path | None = None
@@ -56,6 +57,7 @@ class Config:
             raise ValueError("--out belongs to writing a configuration, --check writes nothing")
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, otherwise: str = "") -> None:
     if name not in CONFIGS:
-        raise ValueError(f"unknown configuration {name!r}; there are {sorted(CONFIGS)}")
+        known = ", ".join(sorted(CONFIGS))
+        raise ValueError(f"unknown configuration {name!r}; there are {known}{otherwise}")

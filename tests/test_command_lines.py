@@ -2,8 +2,10 @@
 
 import ast
 import contextlib
+import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,8 @@ import models.__main__
 import models.demo.__main__
 import quant.__main__
 import runtime.__main__
+from models.checkpoint import load_checkpoint
+from models.config import CONFIGS, demo
 from models.demo import CHECKPOINT, EPISODES
 from runtime.report import processor_name
 
@@ -319,7 +323,10 @@ def test_a_configuration_is_written_alone_and_checked(tmp_path, capsys):
     raw["head"]["action_dim"] = 7
     file.write_text(json.dumps(raw))
     assert call("models", ["config", "--check", str(file)]) == 2
-    assert "normalization.action has 12 modes for 7 dimensions" in capsys.readouterr().err
+    assert (
+        "normalization.action has 12 modes for head.action_dim=7; give one mode"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,6 +342,50 @@ def test_a_configuration_is_written_alone_and_checked(tmp_path, capsys):
 def test_config_takes_a_name_and_a_file_or_a_check(words, message, capsys):
     assert call("models", ["config", *words]) == 2
     assert message in " ".join("".join(capsys.readouterr()).replace("\u2502", " ").split())
+
+
+def test_random_weights_come_in_sizes_of_ones_own(tmp_path, capsys):
+    base = demo()
+    head = dataclasses.replace(base.head, prediction_horizon=16)
+    vision = dataclasses.replace(base.vision, patch_size=16, window_size=128)
+    own = dataclasses.replace(base, vision=vision, head=head, license="mine")
+    (tmp_path / "config.json").write_text(own.to_json())
+    for number, what in enumerate((tmp_path / "config.json", tmp_path)):
+        out = tmp_path / f"checkpoint-{number}"
+        assert call("models", ["init", str(what), "--out", str(out)]) == 0
+    assert tree(tmp_path / "checkpoint-0") == tree(tmp_path / "checkpoint-1")
+    made = load_checkpoint(out)
+    assert made.image.patch_size == 16
+    assert dataclasses.replace(made.config, description="") == own
+    capsys.readouterr()
+    own = dataclasses.replace(base, language=dataclasses.replace(base.language, vocab_size=300))
+    (tmp_path / "config.json").write_text(own.to_json())
+    assert call("models", ["init", str(tmp_path), "--out", str(tmp_path / "new")]) == 2
+    assert "tokenizer.json: ids below 430 and placeholder 511 do not" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("verb", ["init", "config"])
+def test_help_names_every_configuration(verb, capsys):
+    assert call("models", [verb, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert f"named configuration: {', '.join(sorted(CONFIGS))}" in words or (
+        f"Named configuration to write: {', '.join(sorted(CONFIGS))}" in words
+    )
+
+
+def test_a_configuration_that_is_neither_named_nor_there_says_what_there_is(tmp_path, capsys):
+    assert call("models", ["init", "mine", "--out", str(tmp_path / "a")]) == 2
+    words = " ".join("".join(capsys.readouterr()).replace("\u2502", " ").split())
+    assert "unknown configuration 'mine'; there are demo, full, proxy, xlerobot, or name a" in words
+
+
+def test_what_to_type_after_an_edit_can_be_copied(tmp_path, capsys):
+    file = tmp_path / "two words" / "config.json"
+    assert call("models", ["config", "demo", "--out", str(file)]) == 0
+    typed = shlex.split(capsys.readouterr().out.split("after an edit: ")[1])
+    assert typed[:3] == ["python", "-m", "models"]
+    assert call("models", typed[3:]) == 0
 
 
 def test_a_hugging_face_configuration_is_told_apart(tmp_path, capsys):

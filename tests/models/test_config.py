@@ -186,7 +186,10 @@ def test_a_normalization_that_makes_no_sense_is_refused(fields, message):
     [
         ({"model_type": "openvla"}, "model_type must be 'anchorvla4d', got 'openvla'"),
         ({"language": full().language}, "out_hidden_size=128 must equal language.hidden_size=2048"),
-        ({"head": full().head}, "normalization.action has 4 modes for 7 dimensions"),
+        (
+            {"head": full().head},
+            "action has 4 modes for head.action_dim=7; give one mode, and one of action_units, per",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(fields, message):
