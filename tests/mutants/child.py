@@ -142,7 +142,9 @@ class SharedFolder:
         folder.mkdir()
         for path in self.kept.iterdir():
             if path.is_dir() and path.name not in self.without:
-                shutil.copytree(path, folder / path.name, copy_function=os.link)
+                # Copies: onnx takes weights with a second link for an attack.
+                copy = os.link if path.name == "traces" else shutil.copy2
+                shutil.copytree(path, folder / path.name, copy_function=copy)
 
 
 class InPlaceOf(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
