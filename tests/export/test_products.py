@@ -126,6 +126,13 @@ def no_quantizer(graph):
     graph.node.remove(node_of(graph, "QuantizeLinear"))
 
 
+def codes_of_the_caller(graph):
+    quantize = node_of(graph, "QuantizeLinear")
+    port = helper.make_tensor_value_info(quantize.output[0], TensorProto.INT8, [ROWS, INPUTS])
+    graph.input.append(port)
+    graph.node.remove(quantize)
+
+
 def unsigned(graph):
     del node_of(graph, "QuantizeLinear").input[2]
 
@@ -290,6 +297,8 @@ NOT_INT8 = "expected [48] along axis 1 in blocks of 1: one for each output"
          [f"{LAYER}: the Q of its input has 200 scales, expected one"]),
         ("w8a8", moving_scale, [f"{LAYER}: the Q of its input has no constant scale"]),
         ("w8a8", no_quantizer, [f"{LAYER}: its input is dequantized, and was not quantized"]),
+        ("w8a8", codes_of_the_caller,
+         [f"{LAYER}: its input is dequantized, and was not quantized"]),
         ("w8a8", input_scale_is(0),
          [f"{LAYER}: the scale of the Q of its input is 0, not positive",
           f"{LAYER}: the scale of the DQ of its input is 0, not positive"]),
