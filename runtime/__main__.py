@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import anchor, build_command, doctor
@@ -110,13 +110,19 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 anchor_policy=anchor.parse(options.anchor),
                 on_step=_narrate(name),
             )
-        recorded = robot.recording.actions if isinstance(robot, ReplayedRobot) else None
-        runs.append(Run(name=name, trace=trace, recorded_NA=recorded))
+        run = Run(name=name, trace=trace)
+        if isinstance(robot, ReplayedRobot):
+            recorded = robot.recording
+            run = replace(run, recorded_NA=recorded.actions, names=recorded.action_names)
+        runs.append(run)
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
     numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
-        timings = measure(policy, TICKS_FOR_REPORT)
+        lines = Progress(sys.stderr)
+        lines.step(f"{TICKS_FOR_REPORT} ticks of each kind, for the page")
+        timings = measure(policy, TICKS_FOR_REPORT, lambda n: lines.count(n, TICKS_FOR_REPORT))
+        lines.close()
         write_report(options.report, policy, runs, timings, config, options.title or TITLE)
         print(f"report: {options.report}")
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}

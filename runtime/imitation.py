@@ -40,6 +40,8 @@ class Run:
     trace: Trace
     recorded_NA: NDArray[np.float32] | None = None
     """What was done when it was recorded, robot units; None where nobody recorded anything."""
+    names: tuple[str, ...] | None = None
+    """Of the action dimensions, as whoever recorded it calls them."""
 
     @property
     def predicted_NA(self) -> NDArray[np.float32]:
@@ -101,7 +103,11 @@ def error_table(runs: Sequence[Run], units: Sequence[str]) -> list[Markup]:
         Column("largest"), Column("best constant"), Column("recorded from"), Column("to"),
     ]  # fmt: skip
     rows = [
-        (str(d), unit, *(f"{v:.3g}" for v in (e.mean, e.largest, e.constant, e.low, e.high)))
+        (
+            _name(runs, d),
+            unit,
+            *(f"{v:.3g}" for v in (e.mean, e.largest, e.constant, e.low, e.high)),
+        )
         for d, (unit, e) in enumerate(zip(units, errors, strict=bool(errors)))
     ]
     return [table(head, rows), sentence(_how_many(runs))] if errors else []
@@ -116,7 +122,8 @@ def action_charts(run: Run, action: Normalization) -> Markup:
         series = {"predicted": _points(predicted[:, d])}
         if run.recorded_NA is not None:
             series["recorded"] = _points(run.recorded_NA[:, d])
-        words = f"action {d}, {unit}"
+        name = _name([run], d)
+        words = f"{f'action {name}' if name == str(d) else name}, {unit}"
         charts.append(
             lines(
                 series, title=f"{words}: {' and '.join(series)}, by step", x_title="step",
@@ -125,6 +132,12 @@ def action_charts(run: Run, action: Normalization) -> Markup:
             )
         )  # fmt: skip
     return element("div", *charts, class_="small")
+
+
+def _name(runs: Sequence[Run], dimension: int) -> str:
+    """That all runs give it, or its number."""
+    names = {run.names[dimension] if run.names else "" for run in runs}
+    return names.pop() or str(dimension) if len(names) == 1 else str(dimension)
 
 
 def _points(values_N: NDArray[np.float32]) -> list[tuple[float, float]]:

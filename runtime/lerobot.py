@@ -109,9 +109,17 @@ class LeRobotEpisode:
                 images=np.stack(images),
                 states=states_NS,
                 actions=actions_NA,
+                action_names=self._action_names(actions_NA),
             )
         except RecordingError as error:
             raise self._unusable(f"makes no recording: {error}") from None
+
+    def _action_names(self, actions_NA: NDArray[np.float32] | None) -> tuple[str, ...] | None:
+        """None too where info.json has names of another number of dimensions."""
+        names = self.contents.action_names
+        return (
+            names if actions_NA is not None and names and len(names) == actions_NA[0].size else None
+        )
 
     def _rows(self, *columns: str) -> list[Row]:
         """Of all frames in their order, each `1 / rate_hz` after the one before."""

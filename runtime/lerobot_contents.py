@@ -53,6 +53,8 @@ class Contents:
     camera: str
     """Key of the camera that was chosen."""
     has_actions: bool
+    action_names: tuple[str, ...]
+    """Of its dimensions; empty where the dataset does not tell."""
     tasks: Mapping[int, str]
     """Texts by task index."""
     entries: tuple[Entry, ...]
@@ -105,7 +107,10 @@ def read_contents(root: Path, camera: str | None) -> Contents:
         )
     if is_video and not info.is_v2:
         _check_windows(root, entries, info.rate_hz)
-    return Contents(root, info.rate_hz, camera, ACTION in info.features, tasks, tuple(entries))
+    action = info.features.get(ACTION)
+    return Contents(
+        root, info.rate_hz, camera, action is not None, _names(action), tasks, tuple(entries)
+    )
 
 
 def _read_info(root: Path) -> _Info:
@@ -139,9 +144,20 @@ def _choose_camera(root: Path, features: Mapping[str, Any], camera: str | None) 
         return cameras[0]
     if camera not in cameras:
         raise RecordingError(
-            f"{root}: --camera (CAMERA= in make) must be one of {cameras}, got {camera!r}"
+            f"{root}: --camera (CAMERA= in make) must be one of {', '.join(cameras)}; "
+            + ("none is named" if camera is None else f"got {camera!r}")
         )
     return camera
+
+
+def _names(feature: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """A list, or one under a heading of LeRobot's older versions, {"motors": [...]}."""
+    names = (feature or {}).get("names")
+    if isinstance(names, dict) and len(names) == 1:
+        (names,) = names.values()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def _is_camera(feature: Mapping[str, Any]) -> bool:

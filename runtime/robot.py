@@ -27,7 +27,7 @@ from .prompt import check_instruction
 # numpy's letters: U text, i integer, f float, b bool.
 _SCALAR_KINDS = {"instruction": "U", "task": "U", "seed": "i", "rate_hz": "f", "success": "b"}
 RECORDING = Kind("a recorded episode", (b"instruction.npy", b"png_offsets.npy"))
-_OPTIONAL = ("actions", "success")
+_OPTIONAL = ("actions", "action_names", "success")
 """What not every source of an episode knows; a file leaves it out then."""
 _REQUIRED = (
     *(key for key in _SCALAR_KINDS if key not in _OPTIONAL),
@@ -100,6 +100,8 @@ class Recording:
     """[N, S] in robot units."""
     actions: NDArray[np.float32] | None = None
     """[N, A] in robot units; None where the source holds none."""
+    action_names: tuple[str, ...] | None = None
+    """What each action dimension is called; None where the source does not tell."""
     success: bool | None = None
     """Whether the task was achieved; None where nobody can tell."""
 
@@ -117,6 +119,12 @@ class Recording:
             raise RecordingError(
                 f"{num_frames} images, {len(self.states)} states and {len(actions_NA)} actions: "
                 "an episode has one of each per step"
+            )
+        num_names, num_dimensions = len(self.action_names or ()), actions_NA.shape[1]
+        if self.actions is not None and self.action_names and num_names != num_dimensions:
+            raise RecordingError(
+                f"{num_names} action_names for {num_dimensions} dimensions of the action; "
+                "record it again"
             )
         for name, values_ND in (("state", self.states), ("action", actions_NA)):
             for frame, dimension in np.argwhere(~np.isfinite(values_ND))[:1].tolist():
@@ -282,8 +290,17 @@ def _recording(arrays: dict[str, NDArray[np.generic]]) -> Recording:
         images=_decode_frames(arrays["png"], arrays["png_offsets"]),
         states=arrays["states"],  # type: ignore[arg-type]  # Recording checks it
         actions=arrays.get("actions"),  # type: ignore[arg-type]
+        action_names=_names(arrays["action_names"]) if "action_names" in arrays else None,
         success=bool(arrays["success"]) if "success" in arrays else None,
     )
+
+
+def _names(array: NDArray[np.generic]) -> tuple[str, ...]:
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise RecordingError(
+            f"action_names must be text [A], got {array.dtype} {list(array.shape)}; record it again"
+        )
+    return tuple(array.tolist())
 
 
 def _decode_frames(png: NDArray[np.generic], offsets: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -37,7 +37,10 @@ def test_run_replays_episodes_and_ends_with_one_json_line(
     assert code == 0
     assert "touch-red-1: 12 steps" in out
     assert re.match(
-        r".*: 0.0 GB to verify and load\n.*touch-red-1: step 1\n.*step 12\n$", err, re.S
+        r".*: 0.0 GB to verify and load\n.*touch-red-1: step 1\n.*step 12\n"
+        r".* 50 ticks of each kind, for the page\n(.*: \d+ of 50\n)*$",
+        err,
+        re.S,
     )
     assert last_json(out)["steps"] == 12
     page = report.read_text()
@@ -56,6 +59,7 @@ def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, 
             "timestamp": i / 10,
             "task_index": 0,
             "observation.state": recording.states[i].tolist(),
+            "action": recording.actions[i].tolist(),
             **{f"images.{side}": {"bytes": png(recording.images[i])} for side in ("left", "right")},
         }
         for i in range(4)
@@ -67,13 +71,19 @@ def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, 
     info = {"codebase_version": "v2.1", "fps": 10, "chunks_size": 1, "data_path": "data.parquet"}
     info["features"] = {"images.left": {"dtype": "image"}, "images.right": {"dtype": "image"}}
     info["features"]["observation.state"] = {"dtype": "float32"}
+    info["features"]["action"] = {"dtype": "float32", "names": ["x", "y", "z", "grip"]}
     (tmp_path / "meta/info.json").write_text(json.dumps(info))
     command = ["run", str(demo_bundle), "--episodes", str(tmp_path), *FAST]
     assert main(command) == 6
-    assert "--camera (CAMERA= in make) must be one of ['images.left'" in capsys.readouterr().err
-    assert main([*command, "--camera", "images.right"]) == 0
+    assert (
+        "(CAMERA= in make) must be one of images.left, images.right; none is named"
+        in capsys.readouterr().err
+    )
+    page = tmp_path / "page.html"
+    assert main([*command, "--camera", "images.right", "--report", str(page)]) == 0
     out = capsys.readouterr().out
     assert "episode 0: 4 steps" in out and last_json(out)["steps"] == 4
+    assert "grip, fraction: predicted and recorded" in page.read_text()
 
 
 def test_check_passes_on_a_whole_bundle(demo_bundle, capsys):

@@ -576,6 +576,32 @@ def test_a_dataset_is_replayed_with_its_recorded_actions(folder, request):
         assert recording.rate_hz == RATE_HZ and recording.success is None
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["pan", "lift"], ("pan", "lift")),
+        ({"motors": ["pan", "lift"]}, ("pan", "lift")),
+        (None, None),
+        (["pan"], None),
+        ([1, 2], None),
+        ({"a": ["pan"], "b": ["lift"]}, None),
+    ],
+)
+def test_action_dimensions_have_the_names_that_the_dataset_gives_them(pictures, names, expected):
+    edit_features(pictures, lambda features: features["action"].update(names=names))
+    (_, recording), *_ = read_recordings([pictures], max_frames=1)
+    assert recording.action_names == expected
+    edit_features(pictures, lambda features: features.pop("action"))
+    (_, recording), *_ = read_recordings([pictures], max_frames=1)
+    assert recording.action_names is None
+
+
+def test_names_are_converted_too(pictures, tmp_path):
+    edit_features(pictures, lambda features: features["action"].update(names=["pan", "lift"]))
+    for path in convert(ConvertConfig(dataset=pictures, out=tmp_path / "recordings")):
+        assert load_recording(path).action_names == ("pan", "lift")
+
+
 def test_a_dataset_without_actions_is_replayed_too(pictures):
     edit_features(pictures, lambda features: features.pop("action"))
     assert all(recording.actions is None for _, recording in read_recordings([pictures]))
@@ -651,8 +677,15 @@ def test_without_its_readers_a_dataset_is_refused_with_the_way_to_convert_it(
 
 
 def test_the_error_about_cameras_names_the_flag(dataset, tmp_path):
-    with pytest.raises(RecordingError, match=r"--camera \(CAMERA= in make\) must be one of \['obs"):
+    with pytest.raises(
+        RecordingError, match=r"--camera \(CAMERA= in make\) must be one of obs.*; got 'wrist'"
+    ):
         read_recordings([dataset], camera="wrist")
+    edit_features(
+        dataset, lambda features: features.update({"observation.images.b": {"dtype": "video"}})
+    )
+    with pytest.raises(RecordingError, match=r"one of observation.images.b, .*; none is named"):
+        read_recordings([dataset])
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(RecordingError, match="have one camera; leave out --camera wrist"):
         read_recordings([tmp_path / "a.npz"], camera="wrist")

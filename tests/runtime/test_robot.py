@@ -25,6 +25,7 @@ def make_recording(**changes):
         "images": rng.integers(0, 256, (NUM_FRAMES, 12, 16, 3), np.uint8),
         "states": rng.normal(size=(NUM_FRAMES, 4)).astype(np.float32),
         "actions": rng.normal(size=(NUM_FRAMES, 7)).astype(np.float32),
+        "action_names": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
         "success": True,
     }
     return Recording(**(fields | changes))
@@ -189,12 +190,12 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
 
 
 def test_actions_and_success_may_be_unknown_and_stay_so(tmp_path):
-    recording = make_recording(actions=None, success=None)
+    recording = make_recording(actions=None, action_names=None, success=None)
     save_recording(recording, tmp_path / "episode.npz")
     with np.load(tmp_path / "episode.npz") as archive:
-        assert not {"actions", "success"} & set(archive.files)
+        assert not {"actions", "action_names", "success"} & set(archive.files)
     loaded = load_recording(tmp_path / "episode.npz")
-    assert loaded.actions is None and loaded.success is None
+    assert loaded.actions is loaded.action_names is loaded.success is None
     assert np.array_equal(loaded.states, recording.states)
 
 
@@ -225,6 +226,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
         ({"states": np.zeros((5, 4))}, r"states must be float32 \[N, S\], got float64"),
         ({"states": np.zeros(5, np.float32)}, r"got float32 with shape \[5\]"),
         ({"actions": np.zeros((6, 7), np.float32)}, "5 states and 6 actions"),
+        ({"action_names": ("x",)}, "1 action_names for 7 dimensions of the action; record it"),
         ({"rate_hz": 0.0}, r"rate_hz must be in \(0, 1000\], got 0.0"),
         ({"instruction": " \n"}, "instruction is empty; .*; mend it, or leave the episode out"),
         ({"instruction": "a\nb"}, r"instruction holds the control character '\\n' at 1"),
@@ -303,6 +305,7 @@ def test_a_missing_key_is_named(saved):
         ({"png": np.zeros(9, np.int8)}, r"png must be uint8 \[bytes\], got int8"),
         ({"png_offsets": np.arange(6)}, "png_offsets must rise from 0 to"),
         ({"seed": np.array(0.5)}, "seed must be one value of kind 'i', got float64"),
+        ({"action_names": np.arange(7)}, r"action_names must be text \[A\], got int64 \[7\]"),
         ({"success": np.ones(2, bool)}, r"success must be one value of kind 'b', got bool \[2\]"),
     ],
 )

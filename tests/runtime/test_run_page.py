@@ -121,6 +121,21 @@ def test_twelve_joints_are_twelve_charts_with_their_own_units():
     ]
 
 
+def test_dimensions_are_called_what_the_recording_calls_them():
+    run = made_up([[1.0, 2.0]] * 3, np.zeros((3, 2)))
+    named = dataclasses.replace(run, names=("shoulder_pan", BAD))
+    page = Page(action_charts(named, normalization(["rad", "m"])))
+    assert list(page.charts()) == [
+        "shoulder_pan, rad: predicted and recorded, by step",
+        f"{BAD}, m: predicted and recorded, by step",
+    ]
+    other = dataclasses.replace(run, names=("shoulder_pan", "grip"))
+    for runs, names in (([named], ["shoulder_pan", BAD]), ([named, other], ["shoulder_pan", "1"]),
+                        ([named, run], ["0", "1"])):  # fmt: skip
+        (table, _) = error_table(runs, ["rad", "m"])
+        assert [row[0] for row in Page(table).sections[""][1:]] == names
+
+
 def test_a_new_chunk_is_marked_where_the_policy_thought():
     page = Page(action_charts(made_up([[0.0], [1.0], [2.0], [3.0]], None), normalization(["m"])))
     lines = [a for tag, a in page.attributes if tag == "line"]
