@@ -132,8 +132,8 @@ def test_one_of_several_cameras_is_read(dataset):
     second = {"observation.images.wrist": {"dtype": "video"}}
     edit_features(dataset, lambda features: features.update(second))
     assert names_of(read_observations(dataset, stride=1, camera=CAMERA)) == ALL
-    for camera in (None, "top"):
-        with pytest.raises(ValueError, match=r"one of \['.*top', '.*wrist'\], got " + repr(camera)):
+    for camera, named in ((None, "none is named"), ("top", "got 'top'")):
+        with pytest.raises(ValueError, match=f"one of .*top, .*wrist; {named}"):
             read_observations(dataset, stride=1, camera=camera)
 
 
@@ -141,9 +141,7 @@ def test_a_depth_map_is_no_camera(dataset):
     depth = {"dtype": "video", "info": {"video.is_depth_map": True}}
     edit_features(dataset, lambda features: features.update({"observation.images.depth": depth}))
     assert names_of(read_observations(dataset, stride=3))
-    with pytest.raises(
-        RecordingError, match=r"must be one of \['observation.images.top'\], got '.*h'"
-    ):
+    with pytest.raises(RecordingError, match=r"must be one of observation.images.top; got '.*h'"):
         read_observations(dataset, stride=3, camera="observation.images.depth")
 
 
