@@ -118,6 +118,26 @@ def test_after_a_failed_transaction_everything_is_as_before(interpreter):
     assert interpreter.num_runs == [1, 2, 2, 2, 0]
 
 
+def test_a_stage_that_fails_half_way_runs_again_for_the_old_inputs_too():
+    fail = [False]
+
+    def call(values):
+        if fail[0]:
+            raise RuntimeError("the buffer is half-written")
+
+    interpreter = make_interpreter(from_a=call)
+    interpreter.set("a", 1)
+    interpreter.set("b", 1)
+    interpreter.run("z")
+    fail[0] = True
+    with pytest.raises(RuntimeError), interpreter.transaction():
+        interpreter.set("a", 2)
+        interpreter.run("z")
+    fail[0] = False
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"from_a"}
+
+
 def test_what_a_failed_transaction_did_not_run_stays_valid(interpreter):
     with pytest.raises(RuntimeError), interpreter.transaction():
         interpreter.set("b", 2)
