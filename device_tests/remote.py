@@ -205,7 +205,13 @@ def _fetch(remote: Remote, folder: str, results: Path) -> None:
     if process.returncode:
         raise _error(remote, process.returncode, words, "fetching the results")
     for name, data in found.items():
-        write_file(results / name, data, WRITTEN[name])
+        kind = WRITTEN[name]
+        if not all(mark in data for mark in kind.marks):
+            raise RemoteError(
+                f"{remote.address}: the {name} that its tests wrote is not {kind.words}; are they "
+                "of this version?"
+            )
+        write_file(results / name, data, kind)
         print(f"fetched: {results / name}")
 
 

@@ -27,8 +27,10 @@ if "--board=silent" not in sys.argv:
     results = pathlib.Path("results")
     results.mkdir()
     there = {"files": sorted(str(p) for p in pathlib.Path().rglob("*") if p.is_file())}
+    there |= {"verdict": "fail", "provenance": {}}
     (results / "device.json").write_text(json.dumps(there))
-    (results / "device.html").write_text("page")
+    page = '<meta name="generator" content="anchorvla">'
+    (results / "device.html").write_text("page" if "--board=odd" in sys.argv else page)
     (results / "other.txt").write_text("not asked for")
 sys.exit(1)
 """
@@ -194,7 +196,7 @@ def test_tests_that_end_without_a_result_pass_their_code_on(
 ):
     there = server.remote(python=python)
     assert run_remotely(there, demo_bundle, tmp_path / "new", ["--board=silent"]) == 1
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
     assert not leftovers()
 
 
@@ -295,6 +297,14 @@ def test_an_interrupt_ends_the_tests_over_there_and_removes_the_folder(
         run_remotely(server.remote(python=python), demo_bundle, tmp_path / "new", [])
     begun[0].communicate(timeout=60)  # it ends because the process over there was ended
     assert not leftovers()
+
+
+def test_results_that_are_not_of_this_project_are_refused(server, python, demo_bundle, tmp_path):
+    with pytest.raises(
+        RemoteError, match=r"the device\.html that its tests wrote is not a page of"
+    ):
+        run_remotely(server.remote(python=python), demo_bundle, tmp_path / "new", ["--board=odd"])
+    assert not (tmp_path / "new" / "device.html").exists()
 
 
 def test_a_bundle_that_is_there_already_is_not_copied(

@@ -313,7 +313,7 @@ def test_the_command_writes_table_json_sheet_and_film(demo_bundle, simulator, tm
         (["{bundle}", "--execute", "0"], 2, "execute must be positive, got 0"),
         (["{bundle}", "--jobs", "0"], 2, "jobs must be positive, got 0"),
         (["{bundle}", "--seed0", "-1"], 2, "seed0 must not be negative, got -1"),
-        (["{bundle}", "--json", "{bundle}/manifest.json/x"], 2, "manifest.json"),
+        (["{bundle}", "--json", "{bundle}/manifest.json/x"], 8, "something is in the way"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(
