@@ -119,7 +119,7 @@ def test_an_engine_that_differs_from_its_module_stops_the_export(checkpoint, tmp
     monkeypatch.setattr(engines, "save", damaged)
     with pytest.raises(ExportError, match="engine vision: stage '.*' differs from its module by"):
         build(config(checkpoint, tmp_path / "bundle"))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
 
 
 def test_a_prompt_that_does_not_fit_states_the_limit(checkpoint, tmp_path):
