@@ -20,6 +20,7 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from export.config import BuildConfig
 from export.destination import check_disk, disk_errors, exclusive, publish, temporary
@@ -95,10 +96,10 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         )
     _print_table(console, manifest, config.out)
     if words := subject.tokens.warning:
-        console.print(f"warning: {words}")
+        _say(console, f"warning: {words}")
     if manifest.unmeasured:
-        console.print(f"warning: not measured: {', '.join(manifest.unmeasured)}")
-    console.print(f"report: {report}")
+        _say(console, f"warning: not measured: {', '.join(manifest.unmeasured)}")
+    _say(console, f"report: {report}")
     return config.out
 
 
@@ -270,8 +271,13 @@ class _Bar:
         self._bar.update(self._task, total=total, completed=0)
 
 
+def _say(console: Console, words: str) -> None:
+    """A line as it is, to be copied: not wrapped, and no brackets of a path taken for colours."""
+    console.print(words, soft_wrap=True, markup=False)
+
+
 def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
-    table = Table(title=f"{out} ({manifest.recipe})")
+    table = Table(title=Text(f"{out} ({manifest.recipe})"))
     for column in ("engine", "parameters", "bytes", "parity", "weights", "compile"):
         left = column in ("engine", "weights", "compile")
         table.add_column(column, justify="left" if left else "right")
@@ -289,18 +295,20 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         )
     console.print(table)
     padded = ", ".join(f"{k} {v:.0%}" for k, v in manifest.padded_share.items())
-    console.print(
+    _say(
+        console,
         f"actions against the float32 reference: {manifest.action_error:.1e}; engines: "
-        f"{engine_bytes(manifest) / 1e6:.1f} MB; padding: {padded}"
+        f"{engine_bytes(manifest) / 1e6:.1f} MB; padding: {padded}",
     )
     for words in memory_plan(Bundle(out, manifest)):
-        console.print(f"on a GPU: {words}")
+        _say(console, f"on a GPU: {words}")
     for name, verdict in manifest.gates.items():
-        console.print(f"gate {name}: {verdict}")
+        _say(console, f"gate {name}: {verdict}")
     for engine, tensors in manifest.quantization["islands"].items():
         worst = max(tensors, key=lambda t: tensors[t])
-        console.print(
+        _say(
+            console,
             f"float32 islands in {engine}: {len(tensors)} tensors, {worst} reaches "
-            f"{tensors[worst]:.3g}"
+            f"{tensors[worst]:.3g}",
         )
-    console.print(f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}")
+    _say(console, f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}")

@@ -21,7 +21,9 @@ Axes: R = sampled input rows, K = inputs, N = outputs, B = inputs of one block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -164,9 +166,7 @@ def outlier_channels(rows_RK: NDArray[np.float32], *, threshold: float = 6.0) ->
     Raises:
         ValueError: NaN, infinity or beyond `LARGEST`, no rows, or a threshold that is not positive.
     """
-    # Imported where it is used: it takes 3 seconds, and the other methods do without it.
-    from bitsandbytes.functional import int8_vectorwise_quant
-
+    int8_vectorwise_quant = _bitsandbytes().int8_vectorwise_quant
     _check("rows", rows_RK, 2)
     _check_threshold(threshold)
     # A copy (torch.tensor): bitsandbytes zeroes the outliers in its argument and puts them back.
@@ -184,13 +184,12 @@ def nf4(weight_KN: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
     Raises:
         ValueError: not [K, N], NaN, infinity or beyond `LARGEST`.
     """
-    from bitsandbytes.functional import dequantize_nf4, quantize_nf4
-
+    library = _bitsandbytes()
     _check("weight", weight_KN, 2)
     # Whole blocks: for an odd number of weights bitsandbytes would compile its fallback first.
     flat = np.pad(weight_KN.T.ravel(), (0, -weight_KN.size % NF4_BLOCK))
-    packed, state = quantize_nf4(torch.from_numpy(flat), blocksize=NF4_BLOCK)
-    back = dequantize_nf4(packed, state).numpy().ravel()[: weight_KN.size]
+    packed, state = library.quantize_nf4(torch.from_numpy(flat), blocksize=NF4_BLOCK)
+    back = library.dequantize_nf4(packed, state).numpy().ravel()[: weight_KN.size]
     num_bytes = -(-weight_KN.size // 2) + 4 * len(state.absmax)
     return np.ascontiguousarray(back.reshape(weight_KN.shape[::-1]).T), num_bytes
 
@@ -207,8 +206,7 @@ def llm_int8(
         ValueError: NaN, infinity or beyond `LARGEST`, shapes that do not fit, a threshold that is
             not positive, or outputs that leave float32.
     """
-    from bitsandbytes.functional import int8_vectorwise_quant
-
+    int8_vectorwise_quant = _bitsandbytes().int8_vectorwise_quant
     _check_layer(rows_RK, weight_KN)
     _check_threshold(threshold)
     rows = torch.tensor(rows_RK)
@@ -221,6 +219,19 @@ def llm_int8(
     if not outputs.isfinite().all():
         raise ValueError("outputs leave float32: scale down the rows or the weight")
     return outputs.numpy(), codes.numel() + 4 * scales.numel()
+
+
+def _bitsandbytes() -> ModuleType:
+    """Imported where it is used: it takes 3 seconds, and the other methods do without it.
+
+    It warns, on CPUs with AVX512-BF16, that a package for products in 4 bits is not installed,
+    which nothing here computes.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import bitsandbytes.functional
+
+    module: ModuleType = bitsandbytes.functional
+    return module
 
 
 def _factor(rows_RK: NDArray[np.float32], damping: float) -> NDArray[np.float64]:

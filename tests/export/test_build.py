@@ -1,6 +1,7 @@
 """An export is whole or absent, alone, and stopped by a gate that fails."""
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import runtime
 from export import engines, judge
@@ -158,7 +160,9 @@ def test_a_config_that_cannot_be_is_refused(checkpoint, tmp_path, changes, messa
 
 
 def test_an_old_bundle_is_replaced_only_by_a_whole_new_one(checkpoint, tmp_path, monkeypatch):
-    out = build(config(checkpoint, tmp_path / "bundle"))
+    piped = io.StringIO()
+    out = build(config(checkpoint, tmp_path / "[red] bundle"), Console(file=piped, width=40))
+    assert f"report: {out}-report.html" in piped.getvalue().splitlines(), "a line as it is"
     before = (out / "manifest.json").read_bytes()
     right = judge._run_bundle
 
@@ -172,7 +176,7 @@ def test_an_old_bundle_is_replaced_only_by_a_whole_new_one(checkpoint, tmp_path,
     assert (out / "manifest.json").read_bytes() == before
     monkeypatch.undo()
     build(config(checkpoint, out))
-    assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle-report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, f"{out.name}-report.html"}
     assert (out / "manifest.json").read_bytes() == before, "an export is reproducible to the bit"
 
 

@@ -1,6 +1,7 @@
 """Methods against nvidia-modelopt, the papers' definitions written out, and what they promise."""
 
 import copy
+import logging
 from statistics import NormalDist
 
 import modelopt.torch.quantization as modelopt
@@ -344,6 +345,11 @@ def test_gptq_has_codes_in_range_and_scales_that_divide_whatever_comes(layer):
     if (np.abs(rows[rows != 0]) > 1e-30).all():
         halved = gptq(rows / np.float32(2), weight, block=4)
         assert np.array_equal(halved.codes, quantized.codes)
+
+
+def test_a_yardstick_asks_nobody_to_install_what_it_does_not_use():
+    nf4(np.ones((2, 2), np.float32))
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 @given(layers())
