@@ -130,7 +130,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     judge_precisions(subject, gates, exported)
     for engine in exported.values():
         for stage, parity in engine.parity.items():
-            stages[stage]["parity"] = parity
+            stages[stage] |= {"parity": parity, "parity_allowed": exporter.allowed[stage]}
     step("pack")
     manifest = _pack(subject, folder, exported)
     step("run the bundle")

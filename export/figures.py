@@ -96,10 +96,11 @@ def _stage_columns(
     groups: dict[str, list[Shown]] = {
         "export": [
             ("parity", lambda s: number(s.get("parity"))),
-            ("of the limit", lambda s: meter(s.get("parity"), tolerance)),
+            ("of the limit", lambda s: meter(s.get("parity"), s.get("parity_allowed", tolerance))),
         ]
     }
-    words = f"Parity may be {number(tolerance)}; the floor is what bfloat16 alone does."
+    words = f"Parity may be {number(tolerance)}, more where rounding alone moves a stage to other "
+    words += "codes; the floor is what bfloat16 alone does."
     floor: Shown = ("bfloat16 floor", lambda s: number(s.get("noise_floor")))
     if any(s.get("allowed") for s in stages.values()):
         groups["quantization"] = [

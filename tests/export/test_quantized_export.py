@@ -57,6 +57,10 @@ def test_the_bundle_says_what_its_precision_costs(policy):
         assert manifest.gates[gate].startswith("pass ("), gate
     assert manifest.gates["success"].startswith("not measured")
     assert all(engine.parity <= cpu_int8().tolerance for engine in manifest.engines.values())
+    stages = manifest.quantization["stages"].values()
+    allowed = max(figures["parity_allowed"] for figures in stages if "parity" in figures)
+    assert manifest.gates["engine_parity"] == f"pass (at most {allowed:.1e})"
+    assert all(f["parity"] <= f["parity_allowed"] for f in stages if "parity" in f)
 
 
 def test_the_bundle_computes_here_what_its_exporter_measured(policy):

@@ -197,6 +197,11 @@ def test_a_meter_is_logarithmic(show):
     assert widths[-2:] == ["width:50%", "width:0%"]
 
 
+def test_parity_is_shown_beside_what_its_gate_allowed(show):
+    stages = {"prefix": {"parity": 1e-2, "parity_allowed": 4e-2, "noise_floor": 1e-2}}
+    assert ("25% of the limit", "far") in show(change(make_manifest(), stages=stages)).meters()
+
+
 def test_what_is_not_quantized_or_lowered_has_no_columns_but_a_reason(show):
     figures = {"parity": 1e-7, "error": 0.0, "noise_floor": 2e-3, "allowed": 0.0, "final": 0.0}
     recipe = {"target": "cpu", "base": "float32", "tolerance": 1e-4}
