@@ -57,7 +57,7 @@ def test_rotary_tables_equal_those_of_transformers(build, name, grid):
     ("name", "grid", "instruction", "scale"),
     [
         ("demo", (18, 18), "push", 1),
-        ("demo", (14, 22), "reach the red marker " * 12, 1),
+        ("demo", (14, 22), " ".join(12 * ["reach the red marker"]), 1),
         ("demo", (36, 36), "push the puck", 1),
         ("demo", (18, 18), "push", FAINT),
         ("wide", (18, 18), "put the carrot on the plate", 1),
