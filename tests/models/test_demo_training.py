@@ -136,7 +136,7 @@ def test_a_batch_without_an_anchor_shows_the_frame_twice(data):
 def test_too_few_rollouts_are_refused(simulator, tmp_path):
     collect(CollectConfig(out=tmp_path, tasks=TASKS[:1], rollouts=2, frames=2))
     with pytest.raises(ValueError, match="2 roll-outs are too few: .* collect at least 21"):
-        Trainer(TrainConfig(data=tmp_path, out=tmp_path, tasks=TASKS[:1]))
+        Trainer(TrainConfig(data=tmp_path, out=tmp_path / "out", tasks=TASKS[:1]))
 
 
 def test_missing_data_names_the_command(tmp_path):
