@@ -1,5 +1,6 @@
 """make hands paths on as they are: with spaces, quotes, and what a shell would take for its own."""
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -17,10 +18,13 @@ PATHS = {
 
 
 def commands(target: str, **values: str) -> list[list[str]]:
-    """The words of every line that make would run."""
+    """The words of every line that make would run, whether the tests are run by make or not."""
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFL"))
+    }
     done = subprocess.run(
         ["make", "-n", target, *(f"{name}={value}" for name, value in values.items())],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, env=own, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines()]
 
