@@ -206,7 +206,7 @@ def _fetch(remote: Remote, folder: str, results: Path) -> None:
         raise _error(remote, process.returncode, words, "fetching the results")
     for name, data in found.items():
         kind = WRITTEN[name]
-        if not all(mark in data for mark in kind.marks):
+        if not kind.is_borne_by(data):
             raise RemoteError(
                 f"{remote.address}: the {name} that its tests wrote is not {kind.words}; are they "
                 "of this version?"

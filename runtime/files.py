@@ -22,6 +22,8 @@ from pathlib import Path
 
 from .errors import OutputError
 
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that git-lfs has not fetched."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
@@ -37,6 +39,10 @@ class Kind:
     """With its article: "a page"."""
     marks: tuple[bytes, ...]
     """All of them stand somewhere in every such file."""
+
+    def is_borne_by(self, data: bytes | mmap.mmap) -> bool:
+        """Do all marks stand in it?"""
+        return all(data.find(mark) >= 0 for mark in self.marks)
 
 
 MARK = "anchorvla"
@@ -134,7 +140,7 @@ def bears_marks(path: Path, kind: Kind) -> bool:
     if path.stat().st_size == 0:
         return not kind.marks
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return all(data.find(mark) >= 0 for mark in kind.marks)
+        return kind.is_borne_by(data)
 
 
 @contextlib.contextmanager

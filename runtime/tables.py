@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RecordingError
+from .files import LFS_POINTER
 
 LISTED = 12
 """Columns shown in an error before "and so many more"."""
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def check_file(path: Path) -> None:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            start = file.read(len(LFS_POINTER))
     except FileNotFoundError:
         raise RecordingError(
             f"{path}: no such file, the dataset is incomplete; copy it again"
@@ -92,7 +92,7 @@ def check_file(path: Path) -> None:
         raise RecordingError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
-    if start == _LFS_POINTER:
+    if start == LFS_POINTER:
         raise RecordingError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
 
 

@@ -3,7 +3,11 @@
 A frame also has one block of colour, so that a swap of channels shows.
 """
 
+from pathlib import Path
+
 import numpy as np
+
+from runtime.robot import Recording, save_recording
 
 COLOUR = (200, 40, 20)
 NUM_EPISODES, NUM_FRAMES = 3, 7
@@ -40,3 +44,18 @@ def names_of(observations):
         assert observation.state.tolist() == [episode, index, 0.5]
         names.append((episode, index))
     return names
+
+
+def write_episode(folder: Path, episode: int, length: int = NUM_FRAMES) -> None:
+    """A recording of drawn frames, named by its number."""
+    recording = Recording(
+        instruction=f"task {episode % 2}",
+        task="trial",
+        seed=episode,
+        rate_hz=10.0,
+        images=np.stack([draw(episode, i) for i in range(length)]),
+        states=np.array([[episode, i, 0.5] for i in range(length)], np.float32),
+        actions=np.zeros((length, 2), np.float32),
+        success=True,
+    )
+    save_recording(recording, folder / f"{episode:02d}.npz")

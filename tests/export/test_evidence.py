@@ -11,8 +11,8 @@ from export.config import BuildConfig
 from export.errors import ExportError
 from export.evidence import LEAST_JUDGED, gather
 from quant.recipes import RECIPES
-from runtime.robot import Recording, load_recording, save_recording
-from tests.drawn_frames import NUM_EPISODES, NUM_FRAMES, draw, identify
+from runtime.robot import load_recording, save_recording
+from tests.drawn_frames import NUM_EPISODES, NUM_FRAMES, identify, write_episode
 from tests.lerobot_datasets import CAMERA, write_v30
 
 W8A8 = "orin-w8a8"
@@ -22,17 +22,7 @@ UNPROVEN = "no episode is held out; name some with --held-out, or 5 or more with
 def write(folder: Path, numbers, length=NUM_FRAMES) -> Path:
     folder.mkdir(exist_ok=True)
     for e in numbers:
-        recording = Recording(
-            instruction=f"task {e % 2}",
-            task="trial",
-            seed=e,
-            rate_hz=10.0,
-            images=np.stack([draw(e, i) for i in range(length)]),
-            states=np.array([[e, i, 0.5] for i in range(length)], np.float32),
-            actions=np.zeros((length, 2), np.float32),
-            success=True,
-        )
-        save_recording(recording, folder / f"{e:02d}.npz")
+        write_episode(folder, e, length)
     return folder
 
 

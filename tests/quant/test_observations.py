@@ -9,24 +9,14 @@ from models.demo import EPISODES
 from quant.observations import draw as draw_observations
 from quant.observations import read_episodes, read_observations
 from runtime.errors import RecordingError
-from runtime.robot import Recording, load_recording, save_recording
-from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, names_of
+from runtime.robot import load_recording
+from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, names_of, write_episode
 
 
 def write_npz(folder, lengths=(NUM_FRAMES,) * NUM_EPISODES):
     folder.mkdir()
     for e, length in enumerate(lengths):
-        recording = Recording(
-            instruction=f"task {e % 2}",
-            task="trial",
-            seed=e,
-            rate_hz=10.0,
-            images=np.stack([draw(e, i) for i in range(length)]),
-            states=np.array([[e, i, 0.5] for i in range(length)], np.float32),
-            actions=np.zeros((length, 2), np.float32),
-            success=True,
-        )
-        save_recording(recording, folder / f"{e:02d}.npz")
+        write_episode(folder, e, length)
 
 
 @pytest.fixture
