@@ -152,7 +152,7 @@ class Cuda:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._runtime, name)(*arguments)
-        if int(status) != 0:
+        if status != 0:
             raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}; {BROKEN}")
         return values[0] if values else None
 

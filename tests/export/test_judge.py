@@ -242,6 +242,24 @@ def test_every_tensor_of_the_whole_bundle_is_held_to_its_own_limit(
     assert told.startswith(f"{kind} (actions ")
 
 
+def test_an_actions_error_is_measured_by_what_float32_does(exact_subject, monkeypatch):
+    """A quarter more is an error of 0.25, not of 0.2; the golden one is told, all are judged."""
+    given = []
+
+    def run(policy, inputs, names):
+        seen = [s for s in exact_subject.judged if s.inputs is inputs and names == (ACTIONS,)]
+        tensors, factor = (seen[0].tensors, 1.5) if seen else (exact_subject.tensors, 1.25)
+        return {name: factor * tensors[name] for name in names}
+
+    monkeypatch.setattr(judge, "_open_bundle", lambda *a: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(judge, "_run_bundle", run)
+    monkeypatch.setattr(judge, "judge_end_to_end", lambda *arguments: given.extend(arguments[2:]))
+    allowed = dict.fromkeys(allowed_in_chain(exact_subject, {}), 0.3)
+    error = judge.judge_actions(exact_subject, Gates(force=False), None, allowed)
+    assert error == pytest.approx(0.25, rel=1e-3)
+    assert given == [pytest.approx([0.5] * len(exact_subject.judged)), 0.3]
+
+
 @pytest.fixture(scope="module")
 def floors(subject):
     """Per stage, what rounding its linear layers to bfloat16 does to the recipe's modules."""

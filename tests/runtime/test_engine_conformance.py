@@ -161,6 +161,11 @@ def test_a_file_that_is_no_engine_is_refused(backend, tmp_path):
         backend.engine(path)
 
 
+def test_a_side_of_one_is_a_shape_like_any_other(backend, tmp_path):
+    row = Tensor(shape=(1, 4))
+    assert backend.engine(write_adder(tmp_path / "adder.onnx", row.shape)).outputs == {"z": row}
+
+
 def test_a_dynamic_shape_is_refused(backend, tmp_path):
     value = helper.make_tensor_value_info
     graph = helper.make_graph(

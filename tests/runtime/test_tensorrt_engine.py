@@ -1,6 +1,7 @@
 """The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -164,13 +165,22 @@ def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
 
 
 @pytest.mark.parametrize(
-    ("free_bytes", "what"), [(1000, "the policy's tensors"), (1_580_000, "the engines' scratch")]
+    ("free_bytes", "what", "free_mb"),
+    [(100_000, "the policy's tensors", 0.1), (1_580_000, "the engines' scratch", 0.0)],
 )
-def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_bytes, what):
+def test_too_little_memory_is_said_with_what_is_free(
+    world, demo_bundle, free_bytes, what, free_mb
+):
+    """In MB of a million bytes, as the message says."""
     world.free_bytes = free_bytes
-    message = rf"{what}: .* MB of the GPU's memory are needed, .* are free: close what else uses it"
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EngineError) as told:
         runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    figures = r"(.*) MB of the GPU's memory are needed, (.*) of (.*) MB are free: close what else"
+    found = re.match(f"{what}: {figures}", str(told.value))
+    assert found, told.value
+    needed, *rest = map(float, found.groups())
+    assert rest == [free_mb, 8589.9]
+    assert 0.0 < needed < 2.0
 
 
 def test_without_tensorrt_it_is_said_what_to_do():

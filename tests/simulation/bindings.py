@@ -55,6 +55,8 @@ def bindings(world: World) -> ModuleType:
         return Status.cudaSuccess, 1e3 * (stop.time_s - start.time_s)
 
     def instantiate(graph: Capture, flags: int) -> Capture:
+        if flags:
+            raise Violation("a graph is instantiated with a flag that nobody asked for")
         graph.is_alive = True
         world.alive["executable"] += 1
         return graph

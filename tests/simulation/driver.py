@@ -43,6 +43,7 @@ def driver(world: World) -> ModuleType:
 
         def __del__(self) -> None:
             if "block" in vars(self) and not self.block.is_freed:
+                world.num_dropped += 1
                 world.forget(self.block)
 
         def free(self) -> None:

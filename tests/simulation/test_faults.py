@@ -216,6 +216,8 @@ def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
     assert world.alive["stream"] == 2
     backend.close()
     backend.close()
+    assert launch.captured == []
+    assert not world.num_dropped
     assert not +world.alive
 
 

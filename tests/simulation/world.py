@@ -156,6 +156,8 @@ class World:
         self.violations: list[str] = []
         self.alive: Counter[str] = Counter()
         """What somebody has to give back: streams, events, graphs, contexts, allocations."""
+        self.num_dropped = 0
+        """Allocations that went with the last reference to them, and nobody gave them back."""
         self.calls: list[str] = []
         """Names of all calls that may fail."""
         self.refuse: int | str | None = None
