@@ -199,7 +199,8 @@ def _parse_manifest(path: Path, raw: Any) -> Manifest:
         graph = _parse_graph(raw.pop("graph"))
         engines = {n: _parse_engine(e) for n, e in raw.pop("engines").items()}
         files = {n: FileEntry(**e) for n, e in raw.pop("files").items()}
-        grid = (int(raw["grid"][0]), int(raw.pop("grid")[1]))
+        rows, columns = raw.pop("grid")
+        grid = (int(rows), int(columns))
         manifest = Manifest(grid=grid, graph=graph, engines=engines, files=files, **raw)
     except (GraphError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BundleError(f"{path}: not a manifest of schema {SCHEMA}: {error!r}") from None

@@ -134,6 +134,8 @@ def test_an_image_of_another_grid_is_refused():
         ({"min_pixels": 2, "max_pixels": 1}, "0 <= min_pixels <= max_pixels expected, got 2, 1"),
         ({"min_pixels": -1, "max_pixels": 1}, "0 <= min_pixels <= max_pixels expected"),
         ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0.5,)}, "must hold three numbers"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_mean": 0.5}, "must hold three numbers, got 0.5"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_std": "rgb"}, "three numbers, got 'rgb'"),
         ({"min_pixels": 1, "max_pixels": 1, "image_std": (1, 0, 1)}, "std above zero"),
     ],
 )

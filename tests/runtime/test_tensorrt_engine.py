@@ -168,9 +168,7 @@ def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
     ("free_bytes", "what", "free_mb"),
     [(100_000, "the policy's tensors", 0.1), (1_580_000, "the engines' scratch", 0.0)],
 )
-def test_too_little_memory_is_said_with_what_is_free(
-    world, demo_bundle, free_bytes, what, free_mb
-):
+def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_bytes, what, free_mb):
     """In MB of a million bytes, as the message says."""
     world.free_bytes = free_bytes
     with pytest.raises(EngineError) as told:

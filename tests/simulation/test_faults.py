@@ -1,5 +1,8 @@
 """A launch that fails can be made again, and whatever fails, close gives everything back."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -228,6 +231,31 @@ def test_times_between_events_are_seconds(world):
     assert backend.cuda.seconds(start, stop) == pytest.approx(0.25)
     for event in (start, stop):
         backend.cuda.destroy_event(event)
+
+
+def test_a_stages_seconds_begin_where_it_had_nothing_more_to_wait_for(world, adder, monkeypatch):
+    """A second between any two times: start, sum, left, right (beside it), total (of both)."""
+    feeds = {"sum": "xy", "left": ("sum", "x"), "right": ("sum", "y"), "total": ("left", "right")}
+    engines = tuple(
+        Stage(name=n, engine="adder", inputs=dict(zip("xy", ports, strict=True)), outputs={"z": n})
+        for n, ports in feeds.items()
+    )
+    graph = replace(
+        GRAPH,
+        tensors={name: ROW for name in ("x", "y", *feeds, "result")},
+        stages=(*GRAPH.stages[:2], *engines, GRAPH.stages[-1]),
+    )
+    clock = itertools.count()
+    monkeypatch.setattr("tests.simulation.world.time.perf_counter", lambda: float(next(clock)))
+    backend = TensorRTBackend(make_plan)
+    memory, engine = backend.memory(graph), backend.engine(adder)
+    runs = {stage.name: engine.bind(stage.inputs, stage.outputs, memory) for stage in engines}
+    launch = backend.launcher(graph, runs, memory)
+    for value in range(3):  # enqueued, captured, replayed
+        give(memory, value, 2)
+        seconds = launch(tuple(feeds), frozenset(["total"]))
+        assert seconds == {"sum": 1.0, "left": 1.0, "right": 2.0, "total": 1.0}
+    backend.close()
 
 
 def test_close_works_where_the_gpu_answers_nothing_any_more(world, adder, monkeypatch):
