@@ -468,9 +468,11 @@ def test_arguments_out_of_range_are_refused():
             llm_int8(rows, weight, threshold=threshold)
 
 
-def test_outputs_that_leave_float32_are_refused():
+@pytest.mark.parametrize("columns", [(1e30, 1e30), (1e-30, 1e30)], ids=["all", "one"])
+def test_outputs_that_leave_float32_are_refused(columns):
+    weight = np.array([columns, columns], np.float32)
     with pytest.raises(ValueError, match="outputs leave float32: scale down the rows or the wei"):
-        llm_int8(np.full((2, 2), 1e30, np.float32), np.full((2, 2), 1e30, np.float32))
+        llm_int8(np.full((2, 2), 1e30, np.float32), weight)
 
 
 def test_defaults_are_those_of_the_papers():

@@ -253,8 +253,12 @@ def test_a_stages_seconds_begin_where_it_had_nothing_more_to_wait_for(world, add
     launch = backend.launcher(graph, runs, memory)
     for value in range(3):  # enqueued, captured, replayed
         give(memory, value, 2)
+        before = len(world.calls)
         seconds = launch(tuple(feeds), frozenset(["total"]))
         assert seconds == {"sum": 1.0, "left": 1.0, "right": 2.0, "total": 1.0}
+        # right: for the uploads, and for sum; total: for right; and the end: for right
+        waits = world.calls[before:].count("cudaStreamWaitEvent")
+        assert waits == (4 if value < 2 else 0)
     backend.close()
 
 
