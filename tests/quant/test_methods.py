@@ -122,6 +122,14 @@ def test_awq_takes_the_best_exponent_of_its_grid():
     assert awq_scales(rows, weight, int4, grid=5) == pytest.approx(candidates[best], rel=1e-5)
 
 
+def test_the_unit_of_a_weight_changes_no_awq_scale():
+    """Squared errors of weights of 1e22 leave float32."""
+    rows, weight = random_layer()
+    scales = awq_scales(rows, weight, int4)
+    assert not (scales == 1).all()
+    assert (awq_scales(rows, weight * np.float32(2.0**80), int4) == scales).all()
+
+
 def optimal_brain_quantization(rows, weight, block, damping, rounding=None):
     """GPTQ as its paper defines it, equations 2 and 3: the inverse itself, one input at a time."""
     x, w = rows.astype(np.float64), weight.astype(np.float64)
