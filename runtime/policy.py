@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import threading
 import warnings
@@ -430,6 +431,6 @@ def _embedding(bundle: Bundle) -> NDArray[Any]:
     spec = bundle.manifest.embedding
     dtype = np.dtype("uint16" if spec["dtype"] == "bfloat16" else spec["dtype"])
     path, shape = bundle.file(spec["file"]), tuple(spec["shape"])
-    if path.stat().st_size != int(np.prod(shape)) * dtype.itemsize:
+    if path.stat().st_size != math.prod(shape) * dtype.itemsize:
         raise BundleError(f"{path}: size does not fit {spec['dtype']} {list(shape)}")
     return np.memmap(path, dtype, mode="r", shape=shape)

@@ -137,6 +137,9 @@ def test_an_image_of_another_grid_is_refused():
         ({"min_pixels": 1, "max_pixels": 1, "image_mean": 0.5}, "must hold three numbers, got 0.5"),
         ({"min_pixels": 1, "max_pixels": 1, "image_std": "rgb"}, "three numbers, got 'rgb'"),
         ({"min_pixels": 1, "max_pixels": 1, "image_std": (1, 0, 1)}, "std above zero"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0, "0", 0)}, "must hold finite numbers"),
+        ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0, True, 0)}, "hold finite numbers"),
+        ({"min_pixels": 1, "max_pixels": 1, "rescale_factor": "1"}, "rescale_factor must be a fin"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields, message):
