@@ -122,6 +122,11 @@ def test_awq_takes_the_best_exponent_of_its_grid():
     assert awq_scales(rows, weight, int4, grid=5) == pytest.approx(candidates[best], rel=1e-5)
 
 
+def test_a_grid_of_one_exponent_scales_nothing():
+    rows, weight = random_layer(shape=(16, 128, 4))
+    assert (awq_scales(rows, weight, int4, grid=1) == 1).all()
+
+
 def test_the_unit_of_a_weight_changes_no_awq_scale():
     """Squared errors of weights of 1e22 leave float32."""
     rows, weight = random_layer()

@@ -1,5 +1,7 @@
 """Every backend keeps the contract of `runtime.engine`. A new one joins the fixture."""
 
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -123,10 +125,12 @@ def test_a_launch_runs_stages_in_order_and_shows_what_is_wanted(backend, adder):
     for value in (1, 2, 5, 7):
         memory.host("x")[:] = value
         memory.upload("x")
+        start = time.perf_counter()
         seconds = launch(("twice", "thrice"), frozenset(["z"]))
         assert (memory.host("z") == 3 * value).all()
         assert seconds.keys() == runs.keys()
         assert min(seconds.values()) >= 0
+        assert sum(seconds.values()) <= time.perf_counter() - start
         if value == 2:
             backend.settle()
     memory.download("y")

@@ -197,6 +197,12 @@ def test_an_episode_ends_when_the_next_one_starts(policy, episode, image):
         episode.act(image(2), STATE)
 
 
+def test_a_seed_of_numpy_is_kept_as_a_number(policy, image):
+    episode = policy.start(anchor=image(1), instruction="open the drawer", seed=np.uint8(3))
+    assert type(episode.seed) is int
+    assert repr(episode) == "<Episode at step 0, seed 3, running>"
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "3"])
 def test_a_seed_that_is_none_is_refused(policy, image, seed):
     with pytest.raises(runtime.ObservationError, match="seed must be an integer in"):
