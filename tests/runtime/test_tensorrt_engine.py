@@ -1,5 +1,6 @@
 """The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
 
+import importlib
 import json
 import re
 import shutil
@@ -183,6 +184,20 @@ def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_by
 
 def test_without_tensorrt_it_is_said_what_to_do():
     with pytest.raises(EngineError, match=r"tensorrt cannot be imported .*comes with JetPack"):
+        TensorRTBackend(make_plan)
+
+
+def test_a_gpu_that_does_not_answer_is_told_in_its_own_words(world, monkeypatch):
+    real = importlib.import_module
+
+    def found(name):
+        if name == "pycuda.autoprimaryctx":
+            raise RuntimeError("cuInit failed: no CUDA-capable device is detected")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", found)
+    told = r"no usable GPU here: cuInit failed: no CUDA-capable .*; try anchorvla doctor"
+    with pytest.raises(EngineError, match=told):
         TensorRTBackend(make_plan)
 
 
