@@ -149,6 +149,27 @@ def test_a_linked_folder_is_refused(bundle, tmp_path):
         read_bundle(bundle)
 
 
+def test_an_embedding_in_bfloat16_gives_the_actions_of_its_numbers_in_float32(
+    bundle, tmp_path, image
+):
+    """A table whose numbers bfloat16 holds, kept as halves of float32, upper ones first."""
+    table = np.fromfile(bundle / "embedding.bin", np.float32).view(np.uint32) >> 16
+    packed = _copy(bundle, tmp_path / "packed")
+    chunks = []
+    for folder, dtype, data in (
+        (bundle, "float32", (table << 16).tobytes()),
+        (packed, "bfloat16", table.astype(np.uint16).tobytes()),
+    ):
+        rewrite(folder / "embedding.bin", data)
+        entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        edit(folder, _set("files", "embedding.bin", value=entry))
+        edit(folder, _set("embedding", "dtype", value=dtype))
+        with runtime.load(folder) as policy:
+            episode = policy.start(anchor=image(0), instruction="open the drawer")
+            chunks.append(episode.act(image(1), np.zeros(4, np.float32)))
+    assert np.array_equal(*chunks)
+
+
 def test_an_embedding_of_another_size_is_refused(bundle):
     edit(bundle, _set("embedding", "shape", value=[3, 3]))
     with pytest.raises(runtime.BundleError, match=r"size does not fit float32 \[3, 3\]"):
