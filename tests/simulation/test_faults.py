@@ -214,6 +214,7 @@ def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
     assert launch.captured == [ENGINES]
     alone = backend.engine(adder).bind({"x": "x", "y": "y"}, {"z": "left"}, memory)
     alone()
+    alone()
     assert world.alive["event"] == 1 + 3 + 4 + 4
     assert world.alive["allocation"] == 1 + 2 + 1
     assert world.alive["stream"] == 2
@@ -222,6 +223,30 @@ def test_close_gives_everything_back_and_may_be_called_twice(world, adder):
     assert launch.captured == []
     assert not world.num_dropped
     assert not +world.alive
+
+
+def test_what_an_engine_writes_is_copied_back_and_its_neighbours_are_not(world):
+    half = {"left": ("pair", 0), "right": ("pair", 64)}
+    parts = {name: Tensor(shape=(64,), part_of=place) for name, place in half.items()}
+    whole = Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "pair"})
+    graph = Graph(
+        inputs=("source",),
+        tensors={"pair": Tensor(shape=(128,)), **parts},
+        stages=(whole,),
+        outputs=("pair",),
+    )
+    backend = TensorRTBackend(make_plan)
+    memory = backend.memory(graph)
+    for written, beside in (("left", "right"), ("right", "left")):
+        memory.written([written])
+        before = len(world.copies)
+        memory.download(beside)
+        assert len(world.copies) == before
+        memory.download("pair")
+        assert world.copies[before:] == [("out", memory.address("pair"), 512)]
+        memory.download(written)
+        assert len(world.copies) == before + 1
+    backend.close()
 
 
 def test_times_between_events_are_seconds(world):
