@@ -246,7 +246,6 @@ class Policy:
             frame = np.roll(golden["frame"], shift, axis=1)
             episode.act(frame, golden["state"] + np.float32(1e-3 * shift))
         self.backend.settle()
-        episode.close()
         self.interpreter.reset_statistics()
 
     def close(self) -> None:

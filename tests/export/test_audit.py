@@ -355,8 +355,11 @@ def test_int4_that_tensorrt_does_not_take_is_refused(make, message, target, tmp_
         check_target(tmp_path / "m.onnx", target)
 
 
-def test_symmetric_int4_is_taken(tmp_path):
-    onnx.save(int4(), tmp_path / "m.onnx")
+def test_symmetric_int4_is_taken_and_its_weights_are_not_read(tmp_path):
+    """They may be gigabytes; that they are gone shows that nobody asked for them."""
+    aside = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}
+    onnx.save(int4(), tmp_path / "m.onnx", **aside)
+    (tmp_path / "m.data").unlink()
     check_target(tmp_path / "m.onnx", "orin")
 
 

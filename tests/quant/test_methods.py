@@ -437,7 +437,10 @@ def test_what_is_beyond_the_range_is_refused(name):
 @pytest.mark.parametrize("name", sorted({*TAKE_ROWS} & {*TAKE_A_WEIGHT}))
 def test_inputs_of_another_layer_are_refused(name):
     rows, weight = random_layer(shape=(5, 8, 3))
-    with pytest.raises(ValueError, match=r"is of 7 inputs, the weight \[8, 3\] of 8: pass a weig"):
+    what = "channel_max" if name == "smooth_scales" else "rows"
+    with pytest.raises(
+        ValueError, match=rf"^{what} is of 7 inputs, the weight \[8, 3\] of 8: pass"
+    ):
         FUNCTIONS[name](rows[:, :7], weight)
 
 

@@ -236,6 +236,9 @@ def test_the_time_left_is_estimated_after_the_first_engine(bundle, stand_in):
 @pytest.fixture
 def waiting_build(bundle, stand_in, tmp_path):
     """A build in a process of its own whose second compile waits for ever; its pipe."""
+    lock = bundle.path / "plans" / "build.lock"
+    lock.parent.mkdir()
+    lock.write_text("98765432109")  # of a build before
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     stand_in(waits={"second": str(pipe)})

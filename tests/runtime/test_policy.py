@@ -45,6 +45,23 @@ def test_noise_is_standard_normal_and_differs_by_seed_and_tick():
     assert (draw_noise(5, 0, (5, 7)) != draw_noise(6, 0, (5, 7))).all()
 
 
+@pytest.mark.parametrize("word", [0, 2**64 - 1], ids=["smallest", "largest"])
+def test_noise_of_every_raw_word_is_finite(monkeypatch, word):
+    """A draw of zero has no logarithm, and 2**-53 of all draws would be one."""
+
+    class Stuck:
+        def __init__(self, **arguments):
+            pass
+
+        def random_raw(self, size):
+            return np.full(size, word, np.uint64)
+
+    monkeypatch.setattr(np.random, "Philox", Stuck)
+    drawn = draw_noise(0, 0, (3, 3))
+    assert np.isfinite(drawn).all()
+    assert abs(drawn).max() < 9  # sqrt(-2 log 2**-54) is 8.65
+
+
 def test_noise_is_pinned_to_recorded_numbers():
     # Recorded on numpy 2.4: a robot's replay must not depend on numpy's version.
     expected = [1.3332365, -0.9997766, -1.3834149, -1.0388675]
