@@ -28,10 +28,10 @@ from device_tests.measured import default_engine
 from device_tests.remote import Remote, run_remotely
 from device_tests.report import WRITTEN
 from runtime.__main__ import main as runtime_command
+from runtime.board.machine import read_machine
 from runtime.bundle import read_bundle
-from runtime.command import INTERRUPTED, USAGE, finish, wants_debug
-from runtime.files import check_output
-from runtime.machine import read_machine
+from runtime.cli.command import INTERRUPTED, USAGE, finish, wants_debug
+from runtime.storage.files import check_output
 
 RESULTS = Path("build/device")
 GPU_ENGINES = ("tensorrt", "tensorrt_rtx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.machine import Machine
+from runtime.board.machine import Machine
 
 FULL_SIZE_WEIGHTS = 100_000_000
 """A policy with at least so many weights is judged by `Budget.full`, a smaller one by `demo`."""

@@ -11,9 +11,9 @@ import numpy as np
 from device_tests.latency import CHANGES, WARM, Latency
 from device_tests.pacing import Pacing
 from device_tests.result import Measured, TimedRun
-from runtime.markup import Markup, element
-from runtime.page import Column, chart, panel, section, sentence, table
-from runtime.svg import bars, lines
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import Column, chart, panel, section, sentence, table
+from runtime.pages.svg import bars, lines
 
 ECDF_POINTS, TIMELINE_POINTS = 120, 400
 SHOWN_MS = 0.02

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.machine import (
+from runtime.board.machine import (
     ROOT,
     Clock,
     read_clocks,

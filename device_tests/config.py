@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.backends import BACKENDS
+from runtime.backends.registry import BACKENDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +21,8 @@ class MeasureConfig:
     """Row of the budgets; chosen by the machine if left out."""
 
     engine: str | None = None
-    """What runs the engines, of `runtime.backends`; TensorRT on a Jetson if left out, else ONNX
-    Runtime."""
+    """What runs the engines, of `runtime.backends.registry`; TensorRT on a Jetson if left out, else
+    ONNX Runtime."""
 
     robot: str | None = None
     """Key of the statistics, where a bundle has several."""

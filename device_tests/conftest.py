@@ -15,7 +15,7 @@ from device_tests.ledger import Ledger
 from device_tests.measured import measure_all
 from device_tests.report import write_results
 from device_tests.result import Measured, TimedRun
-from runtime.command import one_line
+from runtime.cli.command import one_line
 
 BOOK = pytest.StashKey[Ledger]()
 

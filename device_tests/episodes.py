@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 import runtime
 from device_tests.intervals import Comparison, Rate
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.control.loop import LoopConfig
 from runtime.errors import RobotError
-from runtime.loop import LoopConfig
-from runtime.metaworld import TASKS, MetaWorldRobot
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.robot import Observation, Robot
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
+from runtime.robots.robot import Observation, Robot
 
 AnchorKind = Literal["given", "current", "wrong"]
 Act = Callable[[Observation], NDArray[np.float32]]

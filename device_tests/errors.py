@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import command
+from runtime.cli import command
 
 REMOTE_CODE = 7
 EXIT_OFFSET = 64

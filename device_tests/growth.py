@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_tests.latency import no_collection
-from runtime.loop import Clock
+from runtime.control.loop import Clock
 
 MAX_POINTS = 400
 MIN_TICKS = 50

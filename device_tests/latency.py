@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_tests.scene import Scene
-from runtime.loop import Clock
+from runtime.control.loop import Clock
 from runtime.policy import Episode, Policy
 
 WARM, AFTER_IDLE = "warm", "after a pause"
@@ -134,7 +134,7 @@ def measure_latency(
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """The garbage collector rests, as in `runtime.loop.run_episode`."""
+    """The garbage collector rests, as in `runtime.control.loop.run_episode`."""
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -28,10 +28,10 @@ from device_tests.provenance import read_provenance
 from device_tests.result import Measured, TimedRun
 from device_tests.scene import Scene
 from device_tests.soak import soak
-from runtime.backends import BACKENDS, MakeBackend
+from runtime.backends.registry import BACKENDS, MakeBackend
+from runtime.board.machine import Machine, read_machine
 from runtime.check import check
-from runtime.loop import Clock, MonotonicClock
-from runtime.machine import Machine, read_machine
+from runtime.control.loop import Clock, MonotonicClock
 
 CALM, BUSY_CORES, BUSY_MEMORY = "undisturbed", "a busy process per core", "memory in use"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from device_tests.latency import Spread
 from device_tests.scene import Scene, SceneRobot
-from runtime.loop import Clock, LoopConfig, Step, run_episode
+from runtime.control.loop import Clock, LoopConfig, Step, run_episode
 from runtime.policy import Policy
 
 MIN_TICKS = 10

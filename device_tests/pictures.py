@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from device_tests.episodes import EpisodeResult, Frames
-from runtime.files import MARK, PICTURE, replacing
-from runtime.metaworld import TASKS
+from runtime.robots.metaworld import TASKS
+from runtime.storage.files import MARK, PICTURE, replacing
 
 FILM_SIDE, FILM_COLOURS = 168, 200
 FILM_STRIDE, FILM_MS, FILM_END_MS = 2, 80, 2000

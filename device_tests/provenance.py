@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from runtime.board.machine import Clocks, Machine, read_clocks
 from runtime.bundle import Manifest
-from runtime.machine import Clocks, Machine, read_clocks
-from runtime.report import processor_name
+from runtime.pages.report import processor_name
 
 PACKAGES = ("numpy", "tokenizers", "pillow", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings")
 

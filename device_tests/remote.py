@@ -21,7 +21,7 @@ import runtime
 from device_tests.errors import RemoteError
 from device_tests.provenance import read_commit
 from device_tests.report import JSON_NAME, PAGE_NAME, WRITTEN
-from runtime.files import write_file
+from runtime.storage.files import write_file
 
 CONNECT_S = 10
 SSH_FAILED = 255
@@ -162,8 +162,8 @@ def _write_tar(stream: IO[bytes], bundle: Path | None, baseline: Path | None) ->
     with tarfile.open(fileobj=stream, mode="w|") as archive:
         for package in (runtime, device_tests):
             root = Path(str(package.__file__)).parent
-            for path in sorted(root.glob("*.py")):
-                archive.add(path, f"{root.name}/{path.name}", filter=_anonymous)
+            for path in sorted(root.rglob("*.py")):
+                archive.add(path, str(path.relative_to(root.parent)), filter=_anonymous)
         if bundle is not None:
             archive.add(bundle.resolve(), "bundle", filter=_anonymous)
         if baseline is not None:

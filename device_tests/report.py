@@ -17,9 +17,8 @@ from device_tests.ledger import Row
 from device_tests.pacing import Pacing
 from device_tests.result import Measured
 from runtime.check import Verdict
-from runtime.files import PAGE, Kind, write_file
-from runtime.markup import Markup, element
-from runtime.page import (
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import (
     Column,
     alarm,
     badge,
@@ -31,6 +30,7 @@ from runtime.page import (
     sentence,
     table,
 )
+from runtime.storage.files import PAGE, Kind, write_file
 
 JSON_NAME, PAGE_NAME = "device.json", "device.html"
 RESULT = Kind("a result of the device tests", (b'"verdict"', b'"provenance"'))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle import read_golden
 from runtime.errors import BundleError, ObservationError
-from runtime.policy import Policy, read_golden
-from runtime.robot import Observation
+from runtime.policy import Policy
+from runtime.robots.robot import Observation
 
 STATE_STEP = np.float32(1e-3)
 """In robot units; small against what a state normalizes to."""

@@ -35,11 +35,11 @@ from device_tests.episodes import (
     evaluate,
 )
 from device_tests.pictures import write_film, write_sheet
-from runtime.command import finish, wants_debug
-from runtime.files import PICTURE, Kind, check_output, write_file
-from runtime.metaworld import TASKS
-from runtime.progress import PERIOD_S
-from runtime.report import processor_name
+from runtime.cli.command import finish, wants_debug
+from runtime.cli.progress import PERIOD_S
+from runtime.pages.report import processor_name
+from runtime.robots.metaworld import TASKS
+from runtime.storage.files import PICTURE, Kind, check_output, write_file
 
 RESULT = Kind("a table of success rates", (b'"machine"', b'"bundles"'))
 KINDS = {"json": RESULT, "sheet": PICTURE, "film": PICTURE}

@@ -36,14 +36,15 @@ from export.measure import made_up
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from models.init import init
 from models.verbs import Init
-from runtime.benchmark import Quantiles, Ticker
-from runtime.files import Kind, check_output, write_file
+from runtime.backends.onnxruntime_module import ort
+from runtime.bundle import read_golden
+from runtime.cli.progress import Progress
 from runtime.noise import draw_noise
-from runtime.onnxruntime_module import ort
-from runtime.policy import ACTIONS, Policy, load, read_golden
-from runtime.progress import Progress
-from runtime.report import processor_name
-from runtime.robot import Recording, save_recording
+from runtime.pages.benchmark import Quantiles, Ticker
+from runtime.pages.report import processor_name
+from runtime.policy import ACTIONS, Policy, load
+from runtime.robots.robot import Recording, save_recording
+from runtime.storage.files import Kind, check_output, write_file
 
 FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
 ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")

@@ -46,9 +46,9 @@ from models.checkpoint import image_fields, load_checkpoint
 from quant.recipes import RECIPES, Recipe, Rule
 from quant.yardsticks import yardsticks
 from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
-from runtime.files import PAGE, check_output
-from runtime.progress import Progress
-from runtime.show import memory_plan
+from runtime.cli.progress import Progress
+from runtime.pages.show import memory_plan
+from runtime.storage.files import PAGE, check_output
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 

@@ -3,7 +3,7 @@
 TensorRT for RTX installs from a wheel and builds for a GPU that is not there. It knows no SM 8.7;
 SM 8.6 is Orin's nearest relative. Its plans do not run on a Jetson and its parser is newer than
 JetPack's: a pass proves that a graph is well typed and compilable, not that every TensorRT takes
-it. `runtime.compiler` does the work, as it does on the robot.
+it. `runtime.plans.compiler` does the work, as it does on the robot.
 
     python -m export.compile_check ENGINE.onnx
 """
@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.compiler import CompileSpec, compile_apart
 from runtime.errors import EngineError
+from runtime.plans.compiler import CompileSpec, compile_apart
 
 MODULE = "tensorrt_rtx"
 COMPUTE_CAPABILITY = "SM86"

@@ -22,15 +22,15 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from runtime.backends.parity import relative_error
 
 from export.config import CrosscheckConfig
 from export.errors import ExportError
 from export.measure import Modules, golden_of, made_up
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.split import EngineSpec, Split, split
-from runtime.backends import BACKENDS, MakeBackend
+from runtime.backends.registry import BACKENDS, MakeBackend
 from runtime.bundle import Bundle, read_bundle
-from runtime.check import relative_error
 from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Stage

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import ExportError
-from runtime import folders
 from runtime.bundle import MANIFEST, PLANS
-from runtime.files import FULL, remedy
-from runtime.folders import check_disk, temporary
+from runtime.storage import folders
+from runtime.storage.files import FULL, remedy
+from runtime.storage.folders import check_disk, temporary
 
 __all__ = ["check_disk", "disk_errors", "exclusive", "publish", "temporary"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from runtime.backends.parity import relative_error
 from torch import Tensor, nn
 
 from export.judge import Stages, worst_stages
@@ -19,7 +20,6 @@ from export.measure import Modules
 from export.subject import Judged, Subject
 from models.split import Split
 from quant.modules import QuantLinear
-from runtime.check import relative_error
 from runtime.policy import ACTIONS
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
+from runtime.backends.parity import engine_errors
 
 from export.audit import check_target
 from export.compile_check import Compiled, check_compiles
@@ -22,10 +23,9 @@ from export.ranges import leaves_float16, scan_ranges
 from export.scratch import unfused_scratch_bytes
 from models.split import EngineSpec
 from quant.recipes import FLOAT32_PART, Recipe, Rule
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import EngineEntry
-from runtime.check import engine_errors
 from runtime.graph import Graph
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
 
 NATIVE_OPSET = 18
 """What the exporter writes without a converter."""

@@ -19,7 +19,7 @@ from export.errors import ExportError
 from quant.episode import Episode, Observation
 from quant.observations import draw, read_episodes
 from quant.recipes import Recipe
-from runtime.lerobot import is_lerobot
+from runtime.recordings.lerobot import is_lerobot
 
 HELD_OUT_EVERY = 5
 """Of the calibration folder's episodes, in its order, every so many is held out if no others are

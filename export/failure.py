@@ -14,9 +14,9 @@ from export.gates import GateFailed
 from export.page import meter, number
 from export.report import show_verdicts
 from export.subject import Subject
-from runtime.files import PAGE, write_file
-from runtime.markup import Markup, element
-from runtime.page import Column, alarm, document, note, section, sentence, table
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import Column, alarm, document, note, section, sentence, table
+from runtime.storage.files import PAGE, write_file
 
 FINER = {
     "orin-w4a16": "orin-w8a8",

@@ -17,8 +17,8 @@ from quant.formats import FLOAT16_MAX
 from quant.pictures import Dot, heat_map_svg, pareto_svg
 from quant.yardsticks import THEIRS, Yardstick
 from runtime.bundle import Manifest
-from runtime.markup import Markup
-from runtime.page import Column, chart, sentence, table
+from runtime.pages.markup import Markup
+from runtime.pages.page import Column, chart, sentence, table
 
 SHOWN_ISLANDS = 30
 COST_UNITS = {"ms": "ms of a warm tick", "share": "share of the bytes that float32 reads"}

@@ -26,7 +26,7 @@ from models.demo import CHECKPOINT
 from models.demo.config import DEMO_TASKS
 from quant.recipes import RECIPES
 from runtime import read_bundle
-from runtime.files import Kind, check_output, write_file
+from runtime.storage.files import Kind, check_output, write_file
 
 VERDICTS_FILE = Kind("a file of verdicts", (b'"verdicts"', b'"float32_successes"'))
 MEAN = "mean"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from runtime.backends.parity import engine_errors, relative_error
 
 from export.audit import audit
 from export.engines import Exported, with_parity
@@ -22,9 +23,8 @@ from export.measure import (
 )
 from export.subject import Judged, Subject
 from quant.recipes import orin_bf16
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import Manifest, read_bundle
-from runtime.check import engine_errors, relative_error
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
 from runtime.policy import ACTIONS, Policy
 
 ROUNDING_FACTOR = 4.0

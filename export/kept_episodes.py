@@ -15,7 +15,7 @@ from export.reference_policy import load_either
 from models.checkpoint import load_checkpoint
 from runtime import read_bundle
 from runtime.bundle import MANIFEST
-from runtime.files import Kind, replacing
+from runtime.storage.files import Kind, replacing
 
 KEPT = Kind("kept episodes", (b"results.npy",))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from runtime.backends.parity import relative_error
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,11 +25,10 @@ from models.split import Split
 from quant.modules import QuantLinear
 from quant.observations import Observation
 from runtime.assembly import assemble
-from runtime.check import relative_error
+from runtime.backends.onnxruntime import HostMemory
 from runtime.engine import in_order
 from runtime.functions import Resources
 from runtime.noise import draw_noise
-from runtime.onnxruntime_engine import HostMemory
 from runtime.policy import ACTIONS
 
 NOISE_SEEDS = 8

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from runtime.markup import Markup, element
-from runtime.page import chart
-from runtime.palette import MUTED, RULE, SERIES
-from runtime.svg import label, svg
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import chart
+from runtime.pages.palette import MUTED, RULE, SERIES
+from runtime.pages.svg import label, svg
 
 METER_DECADES = 2
 """A meter is empty at this many powers of ten below the limit."""

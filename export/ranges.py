@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from quant.formats import FLOAT16_MAX
-from runtime.onnxruntime_module import ort
+from runtime.backends.onnxruntime_module import ort
 
 HEADROOM = 2.0
 """Times the largest magnitude seen that a tensor must fit: calibration does not see everything."""

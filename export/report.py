@@ -20,9 +20,8 @@ from export.figures import (
 from export.page import bar, number, percent
 from quant.yardsticks import Yardstick
 from runtime.bundle import EngineEntry, Manifest
-from runtime.files import PAGE, write_file
-from runtime.markup import Markup, element
-from runtime.page import (
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import (
     Column,
     Verdict,
     alarm,
@@ -34,6 +33,7 @@ from runtime.page import (
     sentence,
     table,
 )
+from runtime.storage.files import PAGE, write_file
 
 FLOAT32_BYTES = 4
 GATES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from export.config import RESULT, VERDICTS, ResultsConfig
-from runtime.files import Kind, write_file
-from runtime.metaworld import TASKS
+from runtime.robots.metaworld import TASKS
+from runtime.storage.files import Kind, write_file
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 MARKED = Kind("a text with a section for results", (BEGIN.encode(), END.encode()))

@@ -27,9 +27,9 @@ from models.checkpoint import load_checkpoint
 from models.demo import EPISODES
 from models.demo.config import DEMO_TASKS
 from runtime import load
-from runtime.files import PICTURE, Kind, check_output, write_file
-from runtime.metaworld import TASKS
-from runtime.robot import load_recording
+from runtime.robots.metaworld import TASKS
+from runtime.robots.robot import load_recording
+from runtime.storage.files import PICTURE, Kind, check_output, write_file
 
 RATES = Kind("a table of success rates", (b'"machine"', b'"rows"', b'"recorded_error"'))
 MEMORY_TASKS = tuple(t for t in DEMO_TASKS if TASKS[t].hide_marker_after_first_frame)

@@ -17,7 +17,7 @@ from export.config import TwinConfig
 from export.destination import exclusive, publish, temporary
 from export.lower import twin
 from export.onnx_file import save
-from runtime.arithmetic import TWIN
+from runtime.board.arithmetic import TWIN
 from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
 
 

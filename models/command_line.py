@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runtime.command import EXIT_CODES, finish, nothing_begun, wants_debug
+from runtime.cli.command import EXIT_CODES, finish, nothing_begun, wants_debug
 
 Verbs = Mapping[str, tuple[str | type, str | Callable[[Any], object]]]
 """Configuration and function by verb."""
@@ -28,7 +28,7 @@ def run_verbs(
     """Do what `arguments`, or the command line, ask for.
 
     Args:
-        codes: of errors beyond those of `runtime.command`.
+        codes: of errors beyond those of `runtime.cli.command`.
 
     Returns:
         The exit code.

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.config import CONFIGS, PolicyConfig
 from models.verbs import Config
 from runtime.errors import OutputError
-from runtime.files import write_file
+from runtime.storage.files import write_file
 
 
 def config(arguments: Config) -> None:

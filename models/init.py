@@ -17,8 +17,8 @@ from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.verbs import Init
 from runtime.errors import OutputError
-from runtime.folders import check_disk, exclusive, publish, temporary
 from runtime.image import ImageConfig
+from runtime.storage.folders import check_disk, exclusive, publish, temporary
 
 DESCRIPTION = "seeded random weights"
 FILES = (

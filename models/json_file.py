@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtime.files import LFS_POINTER
+from runtime.storage.files import LFS_POINTER
 
 
 def refuse_pointer(path: Path, what: str = "the file itself") -> None:

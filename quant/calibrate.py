@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runtime.files import Kind, check_output, replacing
+from runtime.storage.files import Kind, check_output, replacing
 
 KEPT = Kind("kept statistics of a calibration", (b"key.npy", b"done.npy"))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import tyro
 
 from runtime.errors import RecordingError
-from runtime.folders import exclusive, publish, temporary
-from runtime.lerobot import LeRobotEpisode, read_lerobot
-from runtime.robot import save_recording
+from runtime.recordings.lerobot import LeRobotEpisode, read_lerobot
+from runtime.robots.robot import save_recording
+from runtime.storage.folders import exclusive, publish, temporary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,8 +35,8 @@ from quant.layerwise import STATE, CalibrationPrompt, quantize_language
 from quant.recipes import RECIPES
 from quant.shards import LANGUAGE, LAYERS, locate, read_config, save_tensors
 from runtime import prompt
-from runtime.files import PARTIAL, write_file
-from runtime.folders import check_folder
+from runtime.storage.files import PARTIAL, write_file
+from runtime.storage.folders import check_folder
 
 TABLE = LANGUAGE + "embed_tokens.weight"
 DESCRIPTION = "random language model"

@@ -1,9 +1,9 @@
 """The policy's own observations, to calibrate a quantized recipe on.
 
-Goes in: a folder of episodes as `runtime.robot.save_recording` writes them, or a LeRobot dataset
-(`runtime.lerobot`). Comes out: frames of every episode, each with the episode's first. The
-trade-off: a limit shares out frames among all episodes, so a small one opens many files for few
-frames each.
+Goes in: a folder of episodes as `runtime.robots.robot.save_recording` writes them, or a LeRobot
+dataset (`runtime.recordings.lerobot`). Comes out: frames of every episode, each with the episode's
+first. The trade-off: a limit shares out frames among all episodes, so a small one opens many files
+for few frames each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 
 from quant.episode import Episode, Observation
-from runtime.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
-from runtime.robot import load_recording
-from runtime.tables import check_file
+from runtime.recordings.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
+from runtime.recordings.tables import check_file
+from runtime.robots.robot import load_recording
 
 
 def read_observations(

@@ -1,8 +1,8 @@
 """Pictures of the sensitivity search: the path of recipes, and heat maps of errors.
 
-In the colours of the page that holds them; `runtime.svg.standalone` makes a file of one. Errors
-span decades, so both scales are logarithmic; an error of zero has no place on them and is left out
-of the curve, and pale in a map.
+In the colours of the page that holds them; `runtime.pages.svg.standalone` makes a file of one.
+Errors span decades, so both scales are logarithmic; an error of zero has no place on them and is
+left out of the curve, and pale in a map.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runtime.markup import Markup, element
-from runtime.palette import INK, MUTED, RULE, SERIES, colour
-from runtime.svg import label, svg
+from runtime.pages.markup import Markup, element
+from runtime.pages.palette import INK, MUTED, RULE, SERIES, colour
+from runtime.pages.svg import label, svg
 
 CELL_WIDTH, CELL_HEIGHT = 58.0, 24.0
 PALE = 0.06

@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from runtime.backends.parity import relative_error
 from torch import nn
 
 from models.checkpoint import Checkpoint, reference
@@ -29,7 +30,6 @@ from quant.calibrate import Statistics, calibrate
 from quant.observations import Observation
 from quant.recipes import KEPT, Format, Method, Recipe, Rule, orin_w4a16, orin_w8a8
 from quant.targets import Costs
-from runtime.check import relative_error
 from runtime.noise import draw_noise
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -29,7 +29,7 @@ from quant.apply import linear_layers
 from quant.formats import Quantized
 from quant.modules import QuantLinear
 from runtime.errors import OutputError
-from runtime.files import replacing
+from runtime.storage.files import replacing
 
 LANGUAGE = "vlm.model."
 LAYERS = LANGUAGE + "layers."

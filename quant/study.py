@@ -41,10 +41,10 @@ from quant.sensitivity import (
     search,
 )
 from quant.targets import BOARDS, Costs, tick_costs, tick_products
-from runtime.files import DRAWING, Kind, check_output, write_file
+from runtime.cli.progress import Progress as Lines
 from runtime.image import grid_of
-from runtime.progress import Progress as Lines
-from runtime.svg import standalone
+from runtime.pages.svg import standalone
+from runtime.storage.files import DRAWING, Kind, check_output, write_file
 
 FOUND = Kind("the result of a sensitivity search", (b'"recipe"', b'"noise_spread"'))
 PICTURES = ("pareto.svg", "heat-map.svg", "layers.svg")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from runtime.backends.parity import relative_error
 from torch import nn
 
 from quant.apply import linear_layers, quantize_layer
@@ -24,7 +25,6 @@ from quant.calibrate import Statistics
 from quant.methods import llm_int8, nf4
 from quant.modules import QuantLinear
 from quant.recipes import KEPT, Rule
-from runtime.check import relative_error
 
 OURS = tuple(
     Rule("*", *chosen)

@@ -7,10 +7,10 @@ with runtime.load("bundle") as policy:
 
 from . import anchor
 from .bundle import read_bundle
+from .control.loop import LoopConfig, Trace, run_episode
 from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
-from .loop import LoopConfig, Trace, run_episode
 from .policy import Episode, Policy, Stats, load
-from .robot import Observation, Robot
+from .robots.robot import Observation, Robot
 
 __version__ = "0.1.0"
 

@@ -24,23 +24,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from . import anchor, build_command, doctor
-from .backends import BACKENDS, plan_errors
-from .benchmark import measure
+from . import anchor
+from .backends.registry import BACKENDS, plan_errors
+from .board import doctor
 from .bundle import read_bundle
 from .check import check
-from .command import finish, wants_debug
+from .cli.command import finish, wants_debug
+from .cli.progress import PERIOD_S, Progress
+from .control.loop import LoopConfig, Step, run_episode
 from .errors import RecordingError, UnmeasuredWarning
-from .files import DRAWING, PAGE, check_output, write_file
-from .imitation import Run
-from .loop import LoopConfig, Step, run_episode
+from .pages.benchmark import measure
+from .pages.imitation import Run
+from .pages.report import summarize, write_report
+from .pages.show import describe, draw
+from .pages.svg import standalone
+from .plans import command as build_command
 from .policy import Policy, load
-from .progress import PERIOD_S, Progress
-from .recordings import read_recordings
-from .report import summarize, write_report
-from .robot import ReplayedRobot, Robot
-from .show import describe, draw
-from .svg import standalone
+from .recordings.read import read_recordings
+from .robots.robot import ReplayedRobot, Robot
+from .storage.files import DRAWING, PAGE, check_output, write_file
 
 TICKS_FOR_REPORT = 50
 LARGE_BYTES = 1e9
@@ -186,7 +188,7 @@ def _build(options: argparse.Namespace) -> int:
     """Plans are compared and inspected where they can run: not for a GPU that is not here."""
     if options.capability is not None:
         return build_command.main_build(options)
-    from .tensorrt_engine import inspect_plan
+    from .backends.tensorrt import inspect_plan
 
     bundle, kind = read_bundle(options.bundle), options.module
     return build_command.main_build(
@@ -206,7 +208,7 @@ def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
     for name, recording in read_recordings(options.episodes, options.camera, options.max_steps):
         yield name, ReplayedRobot(recording)
     for task in options.tasks:
-        from .metaworld import MetaWorldRobot
+        from .robots.metaworld import MetaWorldRobot
 
         for number in range(options.num_episodes or 1):
             seed = options.seed + number

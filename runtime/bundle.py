@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import BundleError
 from .functions import FUNCTIONS
 from .graph import Graph, GraphError, Stage, Tensor
@@ -183,6 +186,12 @@ def _read_manifest(folder: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON ({error}); copy the bundle again") from None
+
+
+def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """The bundle's golden data: inputs, and the float32 reference's output of every stage."""
+    with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
+        return {name: golden[name] for name in golden.files}
 
 
 def _parse_manifest(path: Path, raw: Any) -> Manifest:

@@ -28,7 +28,7 @@ from . import prompt
 from .anchor import AnchorPolicy, First, Tick, check_anchor_policy
 from .arguments import take_image, take_noise, take_seed, take_state
 from .assembly import assemble
-from .bundle import GOLDEN, Bundle, read_bundle
+from .bundle import Bundle, read_bundle, read_golden
 from .engine import Backend
 from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
 from .functions import Resources
@@ -75,8 +75,8 @@ def load(
     Args:
         path: the bundle's folder.
         robot: key of the statistics to use; may be left out if there is one.
-        make_backend: where to run, one of `runtime.backends`; ONNX Runtime on the CPU by default.
-            It is given the verified bundle.
+        make_backend: where to run, one of `runtime.backends.registry`; ONNX Runtime on the CPU by
+            default. It is given the verified bundle.
         accept_failed_gates: load a bundle too that was exported against its gates' verdict.
 
     Warns:
@@ -101,7 +101,7 @@ def load(
             UnmeasuredWarning,
             stacklevel=2,
         )
-    from .backends import BACKENDS  # not above: it needs what this module defines
+    from .backends.registry import BACKENDS  # not above: it needs what this module defines
 
     make_backend = make_backend or BACKENDS["onnxruntime"]
     backend = make_backend(bundle)
@@ -418,12 +418,6 @@ class Episode:
                     "start the next one, or load the bundle twice to run two at once"
                 )
             yield self.policy.interpreter
-
-
-def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    """The bundle's golden data: inputs, and the float32 reference's output of every stage."""
-    with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
-        return {name: golden[name] for name in golden.files}
 
 
 def _embedding(bundle: Bundle) -> NDArray[Any]:

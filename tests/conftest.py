@@ -24,8 +24,8 @@ from models.demo import CHECKPOINT, EPISODES
 from models.init import init
 from models.verbs import Init
 from runtime.errors import RobotError
-from runtime.metaworld import MetaWorldRobot
 from runtime.policy import Policy
+from runtime.robots.metaworld import MetaWorldRobot
 from tests.once import once
 from tests.traces import remembered
 

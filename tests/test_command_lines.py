@@ -27,7 +27,7 @@ import runtime.__main__
 from models.checkpoint import load_checkpoint
 from models.config import CONFIGS, demo
 from models.demo import CHECKPOINT, EPISODES
-from runtime.report import processor_name
+from runtime.pages.report import processor_name
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av")
@@ -418,13 +418,13 @@ WRITES = {
     "savez", "savez_compressed", "save_file", "copyfile", "copytree", "symlink_to", "link",
 }  # fmt: skip
 MAY_WRITE = {
-    "runtime/files.py": "the mechanism",
-    "runtime/folders.py": "the mechanism",
-    "runtime/plan_folder.py": "the folder plans/ of a bundle",
-    "runtime/build.py": "in plans/, locked",
-    "runtime/compiler.py": "into what `beside` gives; /proc",
-    "runtime/plans.py": "into what `beside` gives",
-    "runtime/robot.py": "into what `replacing` gives",
+    "runtime/storage/files.py": "the mechanism",
+    "runtime/storage/folders.py": "the mechanism",
+    "runtime/plans/folder.py": "the folder plans/ of a bundle",
+    "runtime/plans/build.py": "in plans/, locked",
+    "runtime/plans/compiler.py": "into what `beside` gives; /proc",
+    "runtime/plans/record.py": "into what `beside` gives",
+    "runtime/robots/robot.py": "into what `replacing` gives",
     "export/build.py": "into the folder that `temporary` gives; its own page, seen to be one",
     "export/twin.py": "into the folder that `temporary` gives",
     "export/engines.py": "into the folder that `temporary` gives",

@@ -74,7 +74,10 @@ def lean_venv(
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     inside = {name.removeprefix("runtime/") for name in names if name.startswith("runtime/")}
-    assert inside == {path.name for path in (ROOT / "runtime").glob("*.py")} | {"py.typed"}
+    package = ROOT / "runtime"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert "backends/tensorrt.py" in modules
+    assert inside == modules | {"py.typed"}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"runtime", "anchorvla_runtime"}
     assert any(name.endswith("/LICENSE") for name in names)
 
@@ -116,7 +119,7 @@ def test_a_lerobot_dataset_is_refused_with_the_way_to_convert_it(lean_venv, tmp_
     (tmp_path / "meta" / "info.json").write_text("{}")
     code = f"""
 from pathlib import Path
-from runtime.recordings import read_recordings
+from runtime.recordings.read import read_recordings
 try:
     read_recordings([Path({str(tmp_path)!r})])
 except ValueError as error:
@@ -132,7 +135,7 @@ from types import SimpleNamespace
 import numpy as np
 import runtime
 from runtime.policy import read_golden
-from runtime.tensorrt_engine import TensorRTBackend
+from runtime.backends.tensorrt import TensorRTBackend
 from tests.simulation import install, make_plan
 
 patch = SimpleNamespace(setitem=lambda modules, name, module: modules.update({name: module}))

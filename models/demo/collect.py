@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from models.config import demo
 from models.demo.config import SEEDS_PER_TASK, CollectConfig
-from runtime.files import Kind, check_output, replacing
-from runtime.metaworld import TASKS, MetaWorldRobot
-from runtime.progress import Progress
+from runtime.cli.progress import Progress
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
+from runtime.storage.files import Kind, check_output, replacing
 
 ROLLOUTS = Kind("roll-outs of the demo's tasks", (b"anchors.npy", b"markers_m.npy"))
 COLOURS = ("red", "green", "blue")

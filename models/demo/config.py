@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.demo import CHECKPOINT
-from runtime.metaworld import TASKS
+from runtime.robots.metaworld import TASKS
 
 DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
 SEEDS_PER_TASK = 1000
@@ -20,7 +20,7 @@ class CollectConfig:
     """Folder for one .npz per task."""
 
     tasks: tuple[str, ...] = DEMO_TASKS
-    """Keys of `runtime.metaworld.TASKS`."""
+    """Keys of `runtime.robots.metaworld.TASKS`."""
 
     rollouts: int = 1500
     """Per task."""

@@ -23,7 +23,7 @@ from models.checkpoint import normalizations
 from models.config import PolicyConfig
 from models.demo.collect import COLOURS
 from runtime.image import ImageConfig, PatchMaker
-from runtime.metaworld import TASKS
+from runtime.robots.metaworld import TASKS
 
 IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
 GRID = (8, 8)

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from models.config import PromptConfig
 from models.demo.config import TokenizerConfig
-from runtime.files import Kind, write_file
+from runtime.storage.files import Kind, write_file
 
 VOCABULARY = 480
 TOKENIZER = Kind("a tokenizer", (b'"vocab"', b"<|image_pad|>"))

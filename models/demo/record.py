@@ -16,9 +16,9 @@ import numpy as np
 
 from models.demo.config import DEMO_TASKS, RecordConfig
 from runtime.errors import RobotError
-from runtime.files import check_output
-from runtime.metaworld import MetaWorldRobot
-from runtime.robot import RECORDING, Recording, save_recording
+from runtime.robots.metaworld import MetaWorldRobot
+from runtime.robots.robot import RECORDING, Recording, save_recording
+from runtime.storage.files import check_output
 
 RATE_HZ = 10.0
 _STEPS_AFTER_SUCCESS = 5

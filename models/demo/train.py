@@ -40,10 +40,10 @@ from models.demo import CHECKPOINT
 from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
-from runtime import svg
-from runtime.files import PARTIAL, replacing, write_file
-from runtime.folders import check_folder
-from runtime.progress import Progress
+from runtime.cli.progress import Progress
+from runtime.pages import svg
+from runtime.storage.files import PARTIAL, replacing, write_file
+from runtime.storage.folders import check_folder
 
 STATE = "state.pt"
 FILES = (

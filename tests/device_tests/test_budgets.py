@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import pytest
 
 from device_tests.budgets import BUDGETS, FULL_SIZE_WEIGHTS, GIB, TARGET, choose_board
-from runtime.machine import read_machine
+from runtime.board.machine import read_machine
 
 BOARDS = ("x86-cpu", "orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb", "thor")
 

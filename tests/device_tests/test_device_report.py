@@ -17,8 +17,8 @@ from device_tests.provenance import Provenance
 from device_tests.report import write_json, write_page, write_results
 from device_tests.result import Measured, TimedRun
 from device_tests.soak import Soak, SoakSample
+from runtime.board.machine import Clocks, PowerMode, read_machine
 from runtime.check import Verdict
-from runtime.machine import Clocks, PowerMode, read_machine
 from tests.pages import Page, broken_promises
 
 ROWS = (

@@ -13,8 +13,8 @@ from device_tests.config import MeasureConfig
 from device_tests.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
 from device_tests.ledger import Ledger
 from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_engine, measure_all
-from runtime.machine import PowerMode, read_machine
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.board.machine import PowerMode, read_machine
 
 STAGE_S = 0.0005
 """What every engine stage takes unless a test says otherwise."""

@@ -17,8 +17,8 @@ from device_tests.episodes import EpisodeResult, SuccessConfig, evaluate, run
 from device_tests.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
 from device_tests.success import main, write_table
 from runtime.errors import RobotError
-from runtime.metaworld import TASKS, MetaWorldRobot
-from runtime.robot import Observation
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
+from runtime.robots.robot import Observation
 
 SHORT = partial(MetaWorldRobot, max_steps=12)
 TWO_TASKS = ("reach", "drawer-open")
@@ -336,7 +336,7 @@ def test_an_unknown_anchor_is_wrong_usage(demo_bundle, capsys):
 def test_without_a_gl_library_the_command_ends_with_the_robots_error(
     demo_bundle, simulator, capsys, monkeypatch
 ):
-    monkeypatch.setattr("runtime.metaworld._can_load", lambda backend: False)
+    monkeypatch.setattr("runtime.robots.metaworld._can_load", lambda backend: False)
     assert main([str(demo_bundle), "--episodes", "1", "--jobs", "1"]) == 6
     assert capsys.readouterr().err.startswith("error: cannot render: MUJOCO_GL is ")
     with pytest.raises(RobotError):

@@ -24,8 +24,8 @@ from export.products import Contents, read_contents
 from models.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
+from runtime.backends.onnxruntime_module import ort
 from runtime.graph import Tensor
-from runtime.onnxruntime_module import ort
 from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24

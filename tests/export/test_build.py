@@ -26,7 +26,7 @@ from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
 from runtime.noise import draw_noise
-from runtime.robot import load_recording
+from runtime.robots.robot import load_recording
 from tests.conftest import EPISODES
 
 QUICK_KILLS, FULL_KILLS = 3, 20

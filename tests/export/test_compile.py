@@ -16,7 +16,7 @@ from models.checkpoint import random_tensors
 from models.config import full, shallow
 from models.demo import CHECKPOINT
 from models.split import split
-from runtime.compiler import CompileSpec, compile_apart
+from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
 
 pytestmark = pytest.mark.skipif(

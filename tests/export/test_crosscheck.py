@@ -19,7 +19,7 @@ from export.crosscheck import CrosscheckConfig, crosscheck
 from export.errors import ExportError
 from models.checkpoint import WEIGHTS
 from models.demo import CHECKPOINT
-from runtime.backends import BACKENDS
+from runtime.backends.registry import BACKENDS
 from runtime.errors import EngineError
 
 ENGINES = ("project", "condition", "denoise")

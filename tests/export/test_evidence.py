@@ -11,7 +11,7 @@ from export.config import BuildConfig
 from export.errors import ExportError
 from export.evidence import LEAST_JUDGED, gather
 from quant.recipes import RECIPES
-from runtime.robot import load_recording, save_recording
+from runtime.robots.robot import load_recording, save_recording
 from tests.drawn_frames import NUM_EPISODES, NUM_FRAMES, identify, write_episode
 from tests.lerobot_datasets import CAMERA, write_v30
 

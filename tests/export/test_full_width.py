@@ -14,8 +14,8 @@ from models.config import full, shallow
 from models.demo import CHECKPOINT
 from models.init import statistics_of
 from runtime import read_bundle
-from runtime.build import build as compile_plans
 from runtime.image import ImageConfig
+from runtime.plans.build import build as compile_plans
 
 RECIPES = ("orin-bf16", "orin-fp16-safe", "orin-w8a8", "orin-w4a16", "orin-mixed", "cpu-int8")
 LARGEST_SHARE = {"orin-w8a8": 0.30, "orin-w4a16": 0.22}

@@ -19,7 +19,7 @@ from quant.apply import quantize
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime.__main__ import main as anchorvla
 from runtime.errors import BundleError
-from runtime.robot import load_recording, save_recording
+from runtime.robots.robot import load_recording, save_recording
 from tests.export.conftest import cut_config
 from tests.pages import Page, broken_promises
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle

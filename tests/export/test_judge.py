@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from runtime.backends.parity import relative_error
 
 from export import judge
 from export.evidence import LEAST_JUDGED
@@ -24,7 +25,6 @@ from export.subject import prepare
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 from quant.recipes import RECIPES
-from runtime.check import relative_error
 from runtime.policy import ACTIONS
 from tests.export.conftest import cut_config
 

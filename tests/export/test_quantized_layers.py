@@ -12,8 +12,8 @@ from export.onnx_file import write_onnx
 from models.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, int8_per_tensor, pad_inputs
 from quant.modules import QuantLinear
+from runtime.backends.onnxruntime_module import ort
 from runtime.graph import Tensor
-from runtime.onnxruntime_module import ort
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 

@@ -13,12 +13,12 @@ from export.twin import TwinConfig, make_twin
 from models.checkpoint import load_checkpoint, reference
 from models.demo import EPISODES
 from runtime.__main__ import main as anchorvla
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import read_bundle
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
 from runtime.noise import draw_noise
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.robot import load_recording
+from runtime.robots.robot import load_recording
 from tests.oracles import relative_error
 from tests.runtime.boards.tree import pc
 

@@ -17,20 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from runtime.build import MB, available_memory, build, workspace_for
-from runtime.build_command import add_arguments, main_build, table
-from runtime.compiler import CompileSpec, OutOfMemory, compile_apart
 from runtime.errors import BundleError, EngineError
-from runtime.layers import audit_layers
-from runtime.plans import plan_path, read_plan
+from runtime.plans.audit import audit_layers
+from runtime.plans.build import MB, available_memory, build, workspace_for
+from runtime.plans.command import add_arguments, main_build, table
+from runtime.plans.compiler import CompileSpec, OutOfMemory, compile_apart
+from runtime.plans.record import plan_path, read_plan
 from tests.runtime.stand_ins.tiny_bundle import INT8_PRODUCT, KEY, TENSORRT, tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 CHECKED = {"first": {"first": 1e-3}, "second": {"second": 1e-3, "second_again": 1e-3}}
 BUILD_ELSEWHERE = """
 import json, sys
-from runtime.build import build
-from runtime.plan_key import PlanKey
+from runtime.plans.build import build
+from runtime.plans.key import PlanKey
 key = PlanKey(**json.loads(sys.argv[2]))
 build(sys.argv[1], key=key, check_engine=lambda path, plan: {"first": 0.0})
 """
@@ -341,7 +341,7 @@ def test_what_was_not_measured_is_measured_without_another_compile(bundle, stand
 
 
 def test_the_exit_code_says_whether_the_plans_may_be_used(bundle, stand_in, monkeypatch, capsys):
-    monkeypatch.setattr("runtime.build.current_key", lambda module: KEY)
+    monkeypatch.setattr("runtime.plans.build.current_key", lambda module: KEY)
     assert main(bundle) == 1
     streams = capsys.readouterr()
     assert "the runtime refuses 2 of 2 plans: first, second" in streams.err

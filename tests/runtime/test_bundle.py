@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import FileEntry, read_bundle, sha256_of
 from runtime.graph import Tensor
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
 
 QUICK, FULL = 400, 10_000

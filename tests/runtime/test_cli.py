@@ -12,7 +12,7 @@ import pytest
 import models.demo
 import runtime
 from runtime.__main__ import main
-from runtime.recordings import read_recordings
+from runtime.recordings.read import read_recordings
 from tests.lerobot_datasets import png, write_table
 
 EPISODES = Path(models.demo.__file__).parent / "episodes"
@@ -167,7 +167,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_camera_of_another_size_is_an_observation_error(demo_bundle, tmp_path, capsys):
-    from runtime.robot import Recording, load_recording, save_recording
+    from runtime.robots.robot import Recording, load_recording, save_recording
 
     small = load_recording(EPISODES / "touch-red-1.npz")
     fields = {n: getattr(small, n) for n in Recording.__dataclass_fields__}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.doctor import (
+from runtime.board.doctor import (
     Probe,
     add_arguments,
     doctor,
@@ -18,8 +18,8 @@ from runtime.doctor import (
     main_doctor,
     realtime_priority,
 )
-from runtime.machine import read_machine
-from runtime.supported import RELEASES, releases_for
+from runtime.board.machine import read_machine
+from runtime.board.supported import RELEASES, releases_for
 from tests.runtime.boards.tree import BOARDS, pc, plant
 
 NANO, THOR = "orin-nano-jetpack-7.2", "agx-thor-jetpack-7.2"

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import helper
 
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.tensorrt import TensorRTBackend
 from runtime.engine import ALIGNMENT, Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.tensorrt_engine import TensorRTBackend
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
 

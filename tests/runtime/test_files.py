@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import OutputError
-from runtime.files import (
+from runtime.storage.files import (
     Kind,
     bears_marks,
     beside,
@@ -24,7 +24,7 @@ NOTE = Kind("a note of ours", (b"NOTE", b"by us"))
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from runtime.files import write_file
+from runtime.storage.files import write_file
 from tests.runtime.test_files import NOTE
 
 path = Path(sys.argv[1])

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from runtime import folders
 from runtime.errors import OutputError
-from runtime.folders import exclusive, publish, refuse_foreign, temporary, workshop
+from runtime.storage import folders
+from runtime.storage.folders import exclusive, publish, refuse_foreign, temporary, workshop
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from runtime import folders
+from runtime.storage import folders
 from tests.runtime.test_folders import state, write
 
 folder, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"

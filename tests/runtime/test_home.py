@@ -53,7 +53,7 @@ def test_every_verb_leaves_the_home_folder_empty(demo_bundle, tmp_path):
 
 
 SIMULATE = """
-from runtime.metaworld import MetaWorldRobot
+from runtime.robots.metaworld import MetaWorldRobot
 MetaWorldRobot(task="reach", seed=0, image_size=16).close()
 """
 
@@ -64,7 +64,7 @@ def test_the_simulator_leaves_the_home_folder_empty(simulator, tmp_path):
     assert list(tmp_path.rglob("*")) == []
 
 
-IMPORT = "import os, runtime.onnxruntime_engine; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+IMPORT = "import os, runtime.backends.onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
 
 
 def test_a_home_folder_that_cannot_be_written_is_not_complained_about():

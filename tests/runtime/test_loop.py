@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import models.demo
-from runtime.loop import LoopConfig, run_episode, ticks
-from runtime.robot import ReplayedRobot, load_recording
+from runtime.control.loop import LoopConfig, run_episode, ticks
+from runtime.robots.robot import ReplayedRobot, load_recording
 
 EPISODE = Path(models.demo.__file__).parent / "episodes" / "touch-red-1.npz"
 

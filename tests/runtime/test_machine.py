@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from runtime.cameras import has_hidraw, read_cameras
-from runtime.machine import (
+from runtime.board.cameras import has_hidraw, read_cameras
+from runtime.board.machine import (
     PowerMode,
     read_clocks,
     read_machine,
@@ -14,7 +14,7 @@ from runtime.machine import (
     read_throttling,
     run_command,
 )
-from runtime.tegrastats import Load, Rail, parse_tegrastats, read_tegrastats
+from runtime.board.tegrastats import Load, Rail, parse_tegrastats, read_tegrastats
 from tests.runtime.boards.tree import BOARDS, pc, plant
 
 # name: board, L4T, JetPack, SM, CUDA, TensorRT, power mode, CPUs, GiB of memory rounded up
@@ -304,5 +304,5 @@ def test_a_command_is_run_without_a_shell():
 
 
 def test_a_command_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr("runtime.machine.COMMAND_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("runtime.board.machine.COMMAND_TIMEOUT_S", 0.01)
     assert run_command([sys.executable, "-c", "import threading; threading.Event().wait()"]) == ""

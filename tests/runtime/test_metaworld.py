@@ -9,9 +9,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from runtime import metaworld
 from runtime.errors import RobotError
-from runtime.metaworld import TASKS, MetaWorldRobot, rendering_backend
+from runtime.robots import metaworld
+from runtime.robots.metaworld import TASKS, MetaWorldRobot, rendering_backend
 
 pytestmark = pytest.mark.usefixtures("simulator")
 

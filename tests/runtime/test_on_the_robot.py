@@ -9,7 +9,7 @@ import pytest
 
 from runtime import policy as policy_module
 from runtime.__main__ import main
-from runtime.compiler import Compiled
+from runtime.plans.compiler import Compiled
 from tests.simulation import install, make_plan
 
 
@@ -24,7 +24,7 @@ def world(monkeypatch):
         Path(spec.plan).write_bytes(plan)
         return Compiled(seconds=1.0, num_bytes=len(plan), int8_products=(), timing_cache="new")
 
-    monkeypatch.setattr("runtime.build.compile_apart", compile_apart)
+    monkeypatch.setattr("runtime.plans.build.compile_apart", compile_apart)
     return world
 
 
@@ -93,7 +93,7 @@ def test_an_engine_that_computes_something_else_is_not_accepted(world, bundle, c
         golden = real(opened)
         return golden | {"stage/spatial_tokens": golden["stage/spatial_tokens"] * 1.5}
 
-    monkeypatch.setattr("runtime.backends.read_golden", other)
+    monkeypatch.setattr("runtime.backends.registry.read_golden", other)
     assert main(["build", str(bundle)]) == 1
     streams = capsys.readouterr()
     assert "FAIL" in streams.out

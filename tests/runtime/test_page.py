@@ -2,8 +2,8 @@
 
 import pytest
 
-from runtime.markup import Markup, element
-from runtime.page import (
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import (
     Column,
     alarm,
     badge,
@@ -16,7 +16,7 @@ from runtime.page import (
     sentence,
     table,
 )
-from runtime.svg import bars, lines
+from runtime.pages.svg import bars, lines
 from tests.pages import Page, broken_promises
 
 BAD = "<script>alert('1')</script>&\"<img src=x onerror=y>\u00fc\ud800"

@@ -12,8 +12,8 @@ import pytest
 
 from runtime.bundle import read_bundle
 from runtime.errors import EngineError
-from runtime.plan_key import GpuFacts, PlanKey, current_key
-from runtime.plans import (
+from runtime.plans.key import GpuFacts, PlanKey, current_key
+from runtime.plans.record import (
     PlanRecord,
     allowed_parity,
     onnx_sha256,
@@ -308,7 +308,9 @@ def test_a_machine_without_power_modes_has_a_key_too(monkeypatch):
 def test_the_power_mode_is_read_from_the_machine(monkeypatch):
     mode = SimpleNamespace(name="MAXN", number=0)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
-    monkeypatch.setattr("runtime.machine.read_machine", lambda: SimpleNamespace(power_mode=mode))
+    monkeypatch.setattr(
+        "runtime.board.machine.read_machine", lambda: SimpleNamespace(power_mode=mode)
+    )
     facts = GpuFacts("Orin", "8.7", 16, "12.6")
     assert current_key(read_gpu=lambda: facts) == KEY
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from runtime import progress
-from runtime.progress import PERIOD_S, Progress
+from runtime.cli import progress
+from runtime.cli.progress import PERIOD_S, Progress
 
 
 class Stream(io.StringIO):

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from runtime.errors import OutputError, RecordingError, RobotError
-from runtime.metaworld import MetaWorldRobot
-from runtime.robot import Observation, Recording, ReplayedRobot, load_recording, save_recording
+from runtime.robots.metaworld import MetaWorldRobot
+from runtime.robots.robot import (
+    Observation,
+    Recording,
+    ReplayedRobot,
+    load_recording,
+    save_recording,
+)
 
 NUM_FRAMES = 5
 

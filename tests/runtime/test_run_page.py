@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from models.demo import EPISODES
-from runtime.benchmark import measure
+from runtime.board.machine import PowerMode, read_machine
 from runtime.bundle import FileEntry
-from runtime.imitation import Run, action_charts, dimension_errors, error_table
-from runtime.loop import LoopConfig, Step, Trace, run_episode
-from runtime.machine import PowerMode, read_machine
+from runtime.control.loop import LoopConfig, Step, Trace, run_episode
 from runtime.normalization import Normalization
-from runtime.report import draw_page, processor_name
-from runtime.robot import ReplayedRobot, load_recording
+from runtime.pages.benchmark import measure
+from runtime.pages.imitation import Run, action_charts, dimension_errors, error_table
+from runtime.pages.report import draw_page, processor_name
+from runtime.robots.robot import ReplayedRobot, load_recording
 from tests.pages import Page, broken_promises
 
 CONFIG = LoopConfig(rate_hz=1000.0, execute=5, max_steps=12)
@@ -176,7 +176,7 @@ def test_the_page_says_what_ran_and_where(policy, run, timings, page, monkeypatc
     board = dataclasses.replace(
         read_machine(), board="NVIDIA Jetson X", power_mode=PowerMode(name="25W", number=1)
     )
-    monkeypatch.setattr("runtime.report.read_machine", lambda: board)
+    monkeypatch.setattr("runtime.pages.report.read_machine", lambda: board)
     assert f", NVIDIA Jetson X, {processor_name()}, power mode 25W, 2" in head()
 
 

@@ -1,7 +1,7 @@
 """Stages that feed each other follow on one stream; what runs beside them has one of its own."""
 
+from runtime.backends.schedule import plan
 from runtime.graph import Graph, Stage, Tensor
-from runtime.schedule import plan
 
 ROW = Tensor(shape=(64,))
 

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from runtime.palette import PALETTE, SERIES, colour, variables
-from runtime.svg import bars, lines, standalone
+from runtime.pages.palette import PALETTE, SERIES, colour, variables
+from runtime.pages.svg import bars, lines, standalone
 from tests.pages import read_lines
 
 

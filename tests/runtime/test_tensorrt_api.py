@@ -39,7 +39,7 @@ HANDLES = {
     "inspector": "EngineInspector",
 }
 """What an expression of these files is."""
-FILES = [path for path in sorted(RUNTIME.glob("*.py")) if "trt." in path.read_text()]
+FILES = [path for path in sorted(RUNTIME.rglob("*.py")) if "trt." in path.read_text()]
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 """TensorRT for RTX alone builds for a GPU that is not there; the code asks for the module first."""
 
@@ -74,7 +74,7 @@ def missing_names(source: str) -> Iterator[str]:
 
 
 def test_the_files_that_use_tensorrt_are_known():
-    assert {path.name for path in FILES} == {"tensorrt_engine.py", "compiler.py"}
+    assert {path.name for path in FILES} == {"tensorrt.py", "compiler.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -83,7 +83,7 @@ def test_every_name_is_in_every_version(path):
 
 
 def test_the_walk_sees_what_the_files_use():
-    source = (RUNTIME / "tensorrt_engine.py").read_text()
+    source = (RUNTIME / "backends" / "tensorrt.py").read_text()
     for name in ("execute_async_v3", "set_tensor_address", "device_memory_size_v2"):
         assert list(missing_names(source.replace(name, f"{name}_x"))) != []
 

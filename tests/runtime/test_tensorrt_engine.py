@@ -11,12 +11,12 @@ import pytest
 
 import runtime
 from runtime import policy as policy_module
-from runtime import tensorrt_engine
+from runtime.backends import tensorrt as tensorrt_engine
+from runtime.backends.tensorrt import TensorRTBackend
+from runtime.bundle import read_golden
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
-from runtime.policy import read_golden
-from runtime.show import describe
-from runtime.tensorrt_engine import TensorRTBackend
+from runtime.pages.show import describe
 from tests.simulation import install, make_plan
 
 

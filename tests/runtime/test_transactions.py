@@ -17,9 +17,9 @@ import pytest
 
 import runtime
 from runtime.anchor import Every, First, Kinematic, Semantic
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.tensorrt import TensorRTBackend
 from runtime.interpreter import NEVER, Interpreter
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.tensorrt_engine import TensorRTBackend
 from tests.simulation import install, make_plan
 from tests.simulation.faults import KINDS, Faults, FaultyBackend
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.onnxruntime_module import ort
+from runtime.backends.onnxruntime_module import ort
 from tests.simulation.world import ALIGNMENT, Op, Span, Violation, World, module
 
 PLAN = b"simulated plan of "

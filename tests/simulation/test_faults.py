@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.cuda_launch import CudaLauncher
+from runtime.backends.cuda_launch import CudaLauncher
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.tensorrt import TensorRTBackend
 from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
-from runtime.onnxruntime_engine import OnnxRuntimeBackend
-from runtime.tensorrt_engine import TensorRTBackend
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
 from tests.simulation.faults import KINDS, Faults, FaultyBackend, InjectedFault

@@ -9,14 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from runtime import device_memory, schedule
-from runtime.cuda import Cuda
-from runtime.cuda_launch import CudaLauncher
-from runtime.device_memory import DeviceMemory
+from runtime.backends import device_memory, schedule
+from runtime.backends.cuda import Cuda
+from runtime.backends.cuda_launch import CudaLauncher
+from runtime.backends.device_memory import DeviceMemory
+from runtime.backends.tensorrt import BoundContext, TensorRTBackend
 from runtime.errors import EngineError
 from runtime.functions import FUNCTIONS
 from runtime.policy import assemble
-from runtime.tensorrt_engine import BoundContext, TensorRTBackend
 from tests.simulation import Violation, install, make_plan
 from tests.simulation.generated import (
     FUNCTION,

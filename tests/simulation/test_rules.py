@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.cuda import Cuda
-from runtime.cuda_launch import CudaLauncher
+from runtime.backends.cuda import Cuda
+from runtime.backends.cuda_launch import CudaLauncher
+from runtime.backends.tensorrt import TensorRTBackend, TensorRTEngine
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
-from runtime.tensorrt_engine import TensorRTBackend, TensorRTEngine
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import Violation, install, make_plan
 

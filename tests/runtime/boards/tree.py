@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.doctor import Probe, doctor
-from runtime.machine import Machine, read_machine
-from runtime.supported import Finding
+from runtime.board.doctor import Probe, doctor
+from runtime.board.machine import Machine, read_machine
+from runtime.board.supported import Finding
 
 BOARDS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.json")))
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import Bundle, EngineEntry, FileEntry, Manifest, read_bundle
 from runtime.graph import Graph, Stage, Tensor
-from runtime.plan_key import PlanKey
+from runtime.plans.key import PlanKey
 
 TENSORRT = Path(__file__).parent / "tensorrt_without_gpu"
 KEY = PlanKey(

@@ -1,0 +1,1 @@
+"""Where engines run: ONNX Runtime on a CPU, TensorRT on a GPU."""

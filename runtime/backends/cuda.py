@@ -1,0 +1,179 @@
+"""The CUDA calls that the runtime makes, on the primary context of the first GPU.
+
+pycuda has memory, streams and copies; cuda-bindings has what pycuda lacks: capture, and events that
+can be timed inside a captured graph. Both see the same stream handles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+
+INSTALL = (
+    "on a Jetson pycuda is built from source (pip install pycuda), cuda-bindings has wheels; "
+    "anchorvla doctor says what is missing"
+)
+BROKEN = "if it comes again, start the process again, and look at anchorvla doctor"
+"""A CUDA context that a kernel broke answers every later call with the same error."""
+
+
+class Cuda:
+    """The primary context, which other libraries of the process share.
+
+    Raises:
+        EngineError: pycuda or cuda-bindings is missing, or there is no GPU.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.driver: Any = importlib.import_module("pycuda.driver")
+            self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
+            importlib.import_module("pycuda.autoprimaryctx")
+        except ImportError as error:
+            raise EngineError(f"no CUDA from Python here ({error}): {INSTALL}") from None
+        except Exception as error:  # pycuda's own, which only exist once it is imported
+            raise EngineError(f"no usable GPU here: {error}; try anchorvla doctor") from error
+
+    def allocate(self, num_bytes: int, what: str) -> Any:
+        """Memory on the GPU, until its `free`.
+
+        Raises:
+            EngineError: there is too little.
+        """
+        try:
+            return self.driver.mem_alloc(num_bytes)
+        except self.driver.MemoryError:
+            free, total = (size / 1e6 for size in self.driver.mem_get_info())
+            raise EngineError(
+                f"{what}: {num_bytes / 1e6:.1f} MB of the GPU's memory are needed, {free:.1f} of "
+                f"{total:.1f} MB are free: close what else uses it (a desktop takes some 1000 MB), "
+                "or export with fewer --tokens or a smaller recipe"
+            ) from None
+        except self.driver.Error as error:
+            raise EngineError(f"CUDA: memory for {what} failed: {error}; {BROKEN}") from error
+
+    def free(self, block: Any) -> None:
+        """Give memory back. See `destroy_event` about failures."""
+        with contextlib.suppress(self.driver.Error):
+            block.free()
+
+    def page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Zeros on the host that the GPU can copy while the host goes on."""
+        array: NDArray[Any] = self._drive(
+            "page-locked memory", self.driver.pagelocked_zeros, shape, dtype
+        )
+        return array
+
+    def clear(self, block: Any, num_bytes: int) -> None:
+        """Fill with zeros."""
+        self._drive("clearing memory", self.driver.memset_d8, block, 0, num_bytes)
+
+    def stream(self) -> Any:
+        """One that goes when nothing refers to it any more."""
+        return self._drive("a stream", self.driver.Stream)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until `stream` has done what it was given."""
+        self._drive("waiting for the GPU", stream.synchronize)
+
+    def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
+        """From page-locked memory, when it is the stream's turn."""
+        self._drive("a copy to the GPU", self.driver.memcpy_htod_async, address, array, stream)
+
+    def copy_out(self, array: NDArray[Any], address: int, stream: Any) -> None:
+        """Into page-locked memory, when it is the stream's turn."""
+        self._drive("a copy from the GPU", self.driver.memcpy_dtoh_async, array, address, stream)
+
+    def copy_back(self, array: NDArray[Any], address: int) -> None:
+        """To the host, now."""
+        self._drive("a copy from the GPU", self.driver.memcpy_dtoh, array, address)
+
+    def event(self) -> Any:
+        """One that can be timed, until `destroy_event`."""
+        return self._call("cudaEventCreate")
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Order: whoever waits for `event` waits for what `stream` was given so far."""
+        self._call("cudaEventRecord", event, stream.handle)
+
+    def record_time(self, event: Any, stream: Any, *, captured: bool) -> None:
+        """Time: `event` can be read after synchronization, inside a captured graph too."""
+        runtime = self._runtime
+        flag = runtime.cudaEventRecordExternal if captured else runtime.cudaEventRecordDefault
+        self._call("cudaEventRecordWithFlags", event, stream.handle, flag)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """What `stream` is given from now on waits for `event`."""
+        self._call("cudaStreamWaitEvent", stream.handle, event, 0)
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Between two recorded times."""
+        milliseconds: float = self._call("cudaEventElapsedTime", start, stop)
+        return milliseconds / 1e3
+
+    @contextlib.contextmanager
+    def capture(self, stream: Any) -> Iterator[CapturedGraph]:
+        """What is given to `stream` inside is not run but becomes a graph.
+
+        Allocation, synchronization and copies from pageable memory are errors inside.
+        """
+        graph = CapturedGraph(self)
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream.handle, mode)
+        try:
+            yield graph
+        except BaseException:
+            with contextlib.suppress(EngineError):  # the first error is the one to tell
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream.handle))
+            raise
+        captured = self._call("cudaStreamEndCapture", stream.handle)
+        try:
+            graph.executable = self._call("cudaGraphInstantiate", captured, 0)
+        finally:
+            self._runtime.cudaGraphDestroy(captured)
+
+    def launch(self, executable: Any, stream: Any) -> None:
+        self._call("cudaGraphLaunch", executable, stream.handle)
+
+    def destroy_graph(self, executable: Any) -> None:
+        """See `destroy_event` about failures."""
+        self._runtime.cudaGraphExecDestroy(executable)
+
+    def destroy_event(self, event: Any) -> None:
+        """Failures are not told: they mean that the context is broken, and it takes all along."""
+        self._runtime.cudaEventDestroy(event)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._runtime, name)(*arguments)
+        if status != 0:
+            raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}; {BROKEN}")
+        return values[0] if values else None
+
+    def _drive(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except self.driver.Error as error:
+            raise EngineError(f"CUDA: {what} failed: {error}; {BROKEN}") from error
+
+
+class CapturedGraph:
+    """A batch of work that is launched as one. Close it before the contexts that it refers to."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.executable: Any = None
+
+    def launch(self, stream: Any) -> None:
+        self._cuda.launch(self.executable, stream)
+
+    def close(self) -> None:
+        if self.executable is not None:
+            self._cuda.destroy_graph(self.executable)
+            self.executable = None

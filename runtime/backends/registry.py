@@ -1,0 +1,71 @@
+"""The machines that a bundle can run on, by name. Each is made for a bundle that was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from ..board.arithmetic import needs_bfloat16, no_bfloat16
+from ..bundle import Bundle, read_golden
+from ..engine import Backend
+from ..errors import EngineError
+from .parity import engine_errors
+
+MakeBackend = Callable[[Bundle], Backend]
+
+
+def on_onnxruntime(bundle: Bundle) -> Backend:
+    """On the CPU.
+
+    Raises:
+        EngineError: the bundle computes in what a CPU has not.
+    """
+    from .onnxruntime import OnnxRuntimeBackend
+
+    if needs_bfloat16(bundle.manifest):
+        raise EngineError(
+            f"{bundle.path} (recipe {bundle.manifest.recipe}): {no_bfloat16(bundle.path)}"
+        )
+    return OnnxRuntimeBackend()
+
+
+def on_tensorrt(bundle: Bundle, *, kind: str = "tensorrt") -> Backend:
+    """On the GPU, by the plans that `anchorvla build` made here.
+
+    Raises:
+        EngineError: TensorRT or a GPU is missing. Later, of an engine whose plan may not be used.
+    """
+    from ..plans.key import current_key
+    from ..plans.record import read_plan
+    from .tensorrt import TensorRTBackend
+
+    key = current_key(kind)
+    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), kind=kind)
+
+
+BACKENDS: Mapping[str, MakeBackend] = {
+    "onnxruntime": on_onnxruntime,
+    "tensorrt": on_tensorrt,
+    "tensorrt_rtx": partial(on_tensorrt, kind="tensorrt_rtx"),
+}
+
+
+def plan_errors(bundle: Bundle, path: str, plan: bytes, *, kind: str) -> Mapping[str, float]:
+    """Relative error of a new plan on the golden data, by stage that calls it.
+
+    Args:
+        path: of the ONNX file that the plan was made from.
+
+    Raises:
+        EngineError: the plan cannot be loaded or run here.
+    """
+    from .tensorrt import TensorRTBackend
+
+    backend = TensorRTBackend(lambda _: plan, kind=kind)
+    golden = read_golden(bundle)
+    tensors = {n.removeprefix("stage/"): v for n, v in golden.items() if n.startswith("stage/")}
+    try:
+        return engine_errors(backend, Path(path), bundle.manifest.graph, tensors)
+    finally:
+        backend.close()

@@ -1,0 +1,39 @@
+"""Whether this kind of machine has the arithmetic that a bundle needs.
+
+ONNX Runtime has no bfloat16 on a CPU, and says so in many ways, by operator. Whoever loads a bundle
+there asks here first; `anchorvla doctor` does too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..bundle import Manifest
+
+TWIN = "float32 twin of "
+"""How the description of a bundle begins that was made for machines without bfloat16."""
+
+
+def is_twin(manifest: Manifest) -> bool:
+    """Whether float32 stands for what the recipe says."""
+    return manifest.description.startswith(TWIN)
+
+
+def needs_bfloat16(manifest: Manifest) -> bool:
+    """Whether a GPU alone can run it."""
+    recipe = manifest.quantization.get("recipe")
+    base = recipe.get("base") if isinstance(recipe, dict) else None
+    return base == "bfloat16" and not is_twin(manifest)
+
+
+def no_bfloat16(bundle: Path) -> str:
+    """Why a CPU refuses a bundle, and what helps."""
+    return (
+        "this bundle computes in bfloat16, which a CPU cannot; make its float32 twin: "
+        f"{make_twin(bundle)}; or run it on its board's GPU: --engine tensorrt"
+    )
+
+
+def make_twin(bundle: Path) -> str:
+    """The command."""
+    return f"python -m export twin --bundle {bundle} --out {bundle}-twin"

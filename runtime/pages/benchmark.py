@@ -1,0 +1,98 @@
+"""Times a bundle on this machine: warm, cold, per stage, and what the interpreter itself costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import read_golden
+from ..policy import Episode, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of a set of durations, in milliseconds."""
+
+    p50: float
+    p99: float
+    n: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Quantiles:
+        if not seconds:
+            return cls(0.0, 0.0, 0)
+        milliseconds: NDArray[np.float64] = np.asarray(seconds) * 1e3
+        p50, p99 = np.quantile(milliseconds, [0.5, 0.99])
+        return cls(float(p50), float(p99), len(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Ticks of one kind."""
+
+    tick: Quantiles
+    overhead: Quantiles
+    """Tick time less the time inside engines: host functions and the interpreter."""
+    stages: dict[str, Quantiles]
+
+
+class Ticker:
+    """Ticks on ever-changing input, so that nothing but the wanted cache can help."""
+
+    def __init__(self, policy: Policy) -> None:
+        golden = read_golden(policy.bundle)
+        self.policy = policy
+        self._frame, self._state = golden["frame"], golden["state"]
+        self._anchor, self._instruction = golden["anchor"], str(golden["instruction"])
+        self._engines = {s.name for s in policy.graph.stages if s.engine}
+        self._count = 0
+        self.episode: Episode = policy.start(anchor=self._anchor, instruction=self._instruction)
+
+    def tick(self, *, cold: bool) -> tuple[float, float, dict[str, float]]:
+        """One tick with a new frame and state; `cold` marks every input as changed.
+
+        Returns:
+            Seconds of the tick, seconds outside engines, and seconds per stage.
+        """
+        self._count += 1
+        frame = self._shifted(self._frame)
+        state = self._state + np.float32(1e-3 * (self._count % 7))
+        if cold:
+            self.policy.interpreter.forget()
+        start = time.perf_counter()
+        self.episode.act(frame, state)
+        elapsed = time.perf_counter() - start
+        stages = dict(self.policy.interpreter.last_run)
+        inside = sum(seconds for name, seconds in stages.items() if name in self._engines)
+        return elapsed, elapsed - inside, stages
+
+    def _shifted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.roll(image, self._count, axis=1)
+
+
+def measure(
+    policy: Policy, num_ticks: int, on_tick: Callable[[int], None] = lambda done: None
+) -> dict[str, Timing]:
+    """`warm` and `cold` ticks, interleaved; `on_tick` is told how many of each are done."""
+    ticker = Ticker(policy)
+    for cold in (True, False):
+        ticker.tick(cold=cold)
+    rows: dict[str, list[tuple[float, float, dict[str, float]]]] = {"warm": [], "cold": []}
+    for done in range(1, num_ticks + 1):
+        for kind, row in rows.items():
+            row.append(ticker.tick(cold=kind == "cold"))
+        on_tick(done)
+    return {kind: _timing(row) for kind, row in rows.items()}
+
+
+def _timing(row: list[tuple[float, float, dict[str, float]]]) -> Timing:
+    names = dict.fromkeys(name for _, _, stages in row for name in stages)
+    return Timing(
+        tick=Quantiles.of([elapsed for elapsed, _, _ in row]),
+        overhead=Quantiles.of([outside for _, outside, _ in row]),
+        stages={n: Quantiles.of([s[n] for _, _, s in row if n in s]) for n in names},
+    )

@@ -1,0 +1,275 @@
+"""A run as one HTML page: numbers, charts, film strips, predicted against recorded actions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..board.machine import read_machine
+from ..bundle import Bundle
+from ..control.loop import LoopConfig, Step, Trace
+from ..engine import Backend
+from ..graph import Graph
+from ..normalization import Normalization
+from ..policy import CHANGING, Policy
+from ..storage.files import PAGE, write_file
+from .benchmark import Quantiles, Timing
+from .imitation import EXPLAINED, Run, action_charts, error_table
+from .markup import Markup, element
+from .page import Column, cards, chart, document, note, panel, section, sentence, table
+from .show import draw
+from .svg import bars, lines
+
+FRAMES = 9
+"""Pictures in a film strip, besides the anchor."""
+SHOWN_MS = 0.02
+THUMBNAIL_PX = 240
+"""Longer side of such a picture: twice what a screen shows of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The numbers of a run. A tick is cold if it computed the anchor, warm if it did not."""
+
+    warm: Quantiles
+    cold: Quantiles
+    warm_stages: Mapping[str, Quantiles]
+    """Per stage; the calls of a chain such as denoising are added up within a tick."""
+    cold_stages: Mapping[str, Quantiles]
+    anchor_bytes: int
+    saved_ms: float
+    """Per warm tick: medians of the stages that depend on the anchor alone."""
+    late: Quantiles
+    num_dropped: int
+    num_steps: int
+    num_successes: int
+    num_judged: int
+    """Episodes whose robot can tell success; a replayed one cannot."""
+
+
+def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
+    """Condense traces of episodes on one policy."""
+    only_anchor = frozenset({"anchor"})
+    anchored = {n for n, needs in graph.stage_dependencies.items() if needs == only_anchor}
+    thinks = [step for trace in traces for step in trace.steps if step.act_s is not None]
+    cold = [step for step in thinks if anchored & step.stages_s.keys()]
+    warm = [step for step in thinks if not anchored & step.stages_s.keys()]
+    cold_stages = _stage_quantiles(graph, cold)
+    late = [step.late_s for trace in traces for step in trace.steps]
+    return Summary(
+        warm=Quantiles.of([s.act_s or 0.0 for s in warm]),
+        cold=Quantiles.of([s.act_s or 0.0 for s in cold]),
+        warm_stages=_stage_quantiles(graph, warm),
+        cold_stages=cold_stages,
+        anchor_bytes=graph.kept_for("anchor", CHANGING),
+        saved_ms=sum(q.p50 for name, q in cold_stages.items() if name in anchored),
+        late=Quantiles.of(late),
+        num_dropped=sum(trace.num_dropped for trace in traces),
+        num_steps=len(late),
+        num_successes=sum(trace.success is True for trace in traces),
+        num_judged=sum(trace.success is not None for trace in traces),
+    )
+
+
+def write_report(
+    path: Path,
+    policy: Policy,
+    runs: Sequence[Run],
+    timings: Mapping[str, Timing],
+    config: LoopConfig,
+    title: str,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the file; its folder is made.
+        policy: what ran.
+        runs: what happened in the loop.
+        timings: `warm` and `cold` ticks measured back to back (`runtime.pages.benchmark.measure`).
+        config: how the loop was paced.
+        title: heading.
+    """
+    write_file(path, draw_page(policy, runs, timings, config, title), PAGE)
+
+
+def draw_page(
+    policy: Policy,
+    runs: Sequence[Run],
+    timings: Mapping[str, Timing],
+    config: LoopConfig,
+    title: str,
+) -> str:
+    """The page as text; see `write_report`."""
+    graph, manifest = policy.graph, policy.bundle.manifest
+    numbers = summarize(graph, [run.trace for run in runs])
+    action = policy.action_normalization
+    errors = error_table(runs, action.units)
+    parts = [
+        sentence(_provenance(policy)),
+        note(f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."),
+        _cards(numbers, timings, config),
+        section(
+            "Where a tick goes",
+            chart(_stage_bars(graph, timings)),
+            sentence(_saved(numbers, timings)),
+        ),
+        section("What is recomputed when", chart(draw(graph))),
+        *([section("Predicted against recorded", *errors, sentence(EXPLAINED))] if errors else []),
+        element("h2", "Episodes"),
+        *(_episode(run, action) for run in sorted(runs, key=lambda run: run.trace.success is None)),
+        section("Engines", _engines(policy.bundle)),
+    ]
+    return document(title, parts)
+
+
+def processor_name() -> str:
+    """The CPU as its vendor calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _provenance(policy: Policy) -> str:
+    m, machine = policy.bundle.manifest, read_machine()
+    mode = f", power mode {machine.power_mode.name}" if machine.power_mode else ""
+    return (
+        f"{m.policy}, recipe {m.recipe}, {len(m.engines)} engines, on {_version(policy.backend)}, "
+        f"{machine.board}, {processor_name()}{mode}, {time.strftime('%Y-%m-%d %H:%M')}"
+    )
+
+
+def _version(backend: Backend) -> str:
+    """What computes, as it is installed here."""
+    try:
+        return f"{backend.name} {metadata.version(backend.name)}"
+    except metadata.PackageNotFoundError:
+        return backend.name
+
+
+def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) -> Markup:
+    warm, cold = timings["warm"].tick, timings["cold"].tick
+    loop = numbers.warm
+    found = [
+        (f"{warm.p50:.1f} ms", f"warm tick, median of {warm.n}"),
+        (f"{cold.p50:.1f} ms", f"tick that recomputes all, median of {cold.n}"),
+        (f"{cold.p50 / warm.p50:.2f} x", "faster with the anchor kept"),
+        (f"{numbers.anchor_bytes / 1024:.0f} KiB", "kept for the anchor"),
+        (
+            f"{numbers.num_dropped} of {numbers.num_steps}",
+            f"steps dropped at {config.rate_hz:g} Hz; {loop.p50:.1f} ms a thought in the loop, "
+            f"p99 {loop.p99:.1f}",
+        ),
+    ]
+    if numbers.num_judged:
+        share = f"{numbers.num_successes} of {numbers.num_judged}"
+        found.insert(0, (share, "simulated episodes succeeded"))
+    return cards(found)
+
+
+def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> Markup:
+    """Calls of one chain are one row; rows stand in running order."""
+    rows: dict[str, dict[str, float]] = {}
+    for stage in graph.stages:
+        for series, timing in timings.items():
+            if stage.name in timing.stages:
+                row = rows.setdefault(_row(stage.name, stage.label), {})
+                row[series] = row.get(series, 0.0) + timing.stages[stage.name].p50
+    shown = {n: row for n, row in rows.items() if max(row.values()) >= SHOWN_MS}
+    return bars(shown, title="Median milliseconds of every stage, warm and cold", unit="ms")
+
+
+def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
+    warm, cold = timings["warm"].tick, timings["cold"].tick
+    return (
+        f"Median milliseconds, {warm.n} ticks of each kind back to back; stages "
+        f"under {SHOWN_MS} ms are left out. A warm tick does not run the stages that depend on the "
+        f"anchor or the instruction alone: {cold.p50 - warm.p50:.1f} ms saved a tick, "
+        f"{(cold.p50 - warm.p50) * numbers.warm.n / 1e3:.2f} s in this run."
+    )
+
+
+def _episode(run: Run, action: Normalization) -> Markup:
+    trace = run.trace
+    verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
+    picks = np.unique(np.linspace(0, len(trace.steps) - 1, FRAMES).astype(int))
+    strip = [_frame(trace.anchor, "anchor")]
+    strip += [_frame(trace.steps[i].image, f"{i * trace.period_s:.1f} s") for i in picks]
+    thinks = [
+        (i * trace.period_s, step.act_s * 1e3)
+        for i, step in enumerate(trace.steps)
+        if step.act_s is not None
+    ]
+    words = f" \u00b7 {run.name} \u00b7 {verdict[trace.success]} \u00b7 {len(trace.steps)} steps"
+    return panel(
+        element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
+        element("div", *strip, class_="strip scroll", tabindex=0),
+        action_charts(run, action),
+        *error_table([run], action.units),
+        element("h4", "Milliseconds per thought"),
+        chart(
+            lines(
+                {"think": thinks}, title="Milliseconds per thought, over the episode",
+                x_title="seconds", y_title="ms", height=130, from_zero=True,
+            )
+        ),
+    )  # fmt: skip
+
+
+def _frame(image: NDArray[np.uint8], words: str) -> Markup:
+    stream, picture = io.BytesIO(), Image.fromarray(image)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    picture.save(stream, "PNG")
+    data = base64.b64encode(stream.getvalue()).decode()
+    return element(
+        "figure",
+        element("img", alt=words, src=f"data:image/png;base64,{data}"),
+        element("figcaption", words),
+        class_="anchor" if words == "anchor" else None,
+    )
+
+
+def _engines(bundle: Bundle) -> Markup:
+    head = [
+        Column("engine", "name"), Column("weights"), Column("bytes"), Column("parity"),
+        Column("compile check", "words"),
+    ]  # fmt: skip
+    rows = []
+    for name, entry in bundle.manifest.engines.items():
+        files = bundle.manifest.files.items()
+        stem = entry.file.removesuffix("onnx")
+        size = sum(file.bytes for path, file in files if path.startswith(stem))
+        rows.append(
+            (name, f"{entry.parameters:,}", f"{size:,}", f"{entry.parity:.1e}", entry.compiled)
+        )
+    return table(head, rows)
+
+
+def _stage_quantiles(graph: Graph, steps: Sequence[Step]) -> dict[str, Quantiles]:
+    row_of = {stage.name: _row(stage.name, stage.label) for stage in graph.stages}
+    rows: dict[str, list[float]] = {row: [] for row in row_of.values()}
+    for step in steps:
+        sums: dict[str, float] = {}
+        for stage, seconds in step.stages_s.items():
+            sums[row_of[stage]] = sums.get(row_of[stage], 0.0) + seconds
+        for row, total in sums.items():
+            rows[row].append(total)
+    return {row: Quantiles.of(values) for row, values in rows.items() if values}
+
+
+def _row(name: str, label: str) -> str:
+    """Numbered calls of one engine share a row."""
+    return label if name == f"{label}_{name.rsplit('_', 1)[-1]}" else name

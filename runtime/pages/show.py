@@ -1,0 +1,275 @@
+"""What a bundle is and when each of its parts is recomputed, as text and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from ..backends.device_memory import layout
+from ..backends.schedule import NUM_STREAMS, plan
+from ..bundle import PLANS, Bundle
+from ..graph import Graph, Stage
+from ..plans.record import read_scratch
+from .markup import Markup, element
+from .palette import EDGE, MUTED, SERIES, colour
+from .svg import CHARACTER, label, svg
+
+BORDERS = {"once": EDGE, "anchor": SERIES[1], "instruction": SERIES[2], "tick": SERIES[0]}
+"""Per pace; its fill is the colour of its name."""
+
+LANES = ("anchor", "both", "frame", "instruction", "state", "noise")
+
+
+def when(needs: Iterable[str]) -> str:
+    """When something that depends on these inputs is recomputed, in words."""
+    names = set(needs)
+    if not names:
+        return "once, at load"
+    if names & {"frame", "state", "noise"}:
+        return "every tick with a new " + " or ".join(sorted(names & {"frame", "state", "noise"}))
+    return "on a new " + " or ".join(sorted(names))
+
+
+def pace(needs: Iterable[str]) -> str:
+    """Key of `BORDERS`: the fastest-changing input decides."""
+    names = set(needs)
+    if names & {"frame", "state", "noise"}:
+        return "tick"
+    return next((n for n in ("instruction", "anchor") if n in names), "once")
+
+
+def describe(bundle: Bundle, *, brief: bool = False) -> str:
+    """The bundle, and unless `brief` its stages and its tensors, as aligned text."""
+    manifest, graph = bundle.manifest, bundle.manifest.graph
+    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.outputs[0])}
+
+    def paced(stage: str, needs: Iterable[str]) -> str:
+        return when(needs) + ("" if stage in every_tick else ", if asked for")
+
+    writers = {t: s for s in graph.stages for t in s.outputs.values()}
+    stages: list[tuple[str, ...]] = [("stage", "calls", "reads", "recomputed")]
+    stages += [
+        (
+            s.name,
+            s.label,
+            " ".join(s.inputs.values()) or "-",
+            paced(s.name, graph.stage_dependencies[s.name]),
+        )
+        for s in graph.stages
+    ]
+    tensors: list[tuple[str, ...]] = [
+        ("tensor", "shape", "bytes", "written by", "depends on", "recomputed")
+    ]
+    for name, tensor in graph.tensors.items():
+        needs = graph.dependencies[name]
+        writer = writers[name].name if name in writers else "its parts"
+        if tensor.part_of and name not in writers:
+            writer = f"part of {tensor.part_of[0]}"
+        tensors.append(
+            (
+                name,
+                "x".join(map(str, tensor.shape)),
+                f"{tensor.num_bytes:,}",
+                writer,
+                ", ".join(n for n in graph.inputs if n in needs) or "nothing",
+                paced(writers[name].name, needs) if name in writers else when(needs),
+            )
+        )
+    weights = sum(e.parameters for e in manifest.engines.values())
+    size = sum(e.bytes for e in manifest.files.values())
+    head = [
+        f"{bundle.path}: {manifest.policy}, recipe {manifest.recipe}",
+        f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}",
+        f"{weights:,} weights in {len(manifest.engines)} engines, {size:,} bytes in "
+        f"{len(manifest.files)} files, images of {manifest.grid[0]}x{manifest.grid[1]} patches",
+        "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
+    ]
+    head += [f"on a GPU: {words}" for words in memory_plan(bundle)]
+    return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
+
+
+def memory_plan(bundle: Bundle) -> Iterator[str]:
+    """Bytes of tensors and weights, and of scratch for every machine that plans were built for."""
+    graph, files = bundle.manifest.graph, bundle.manifest.files
+    _, tensors = layout(graph)
+    weights = sum(e.bytes for name, e in files.items() if name.startswith("engines/"))
+    yield f"tensors {tensors:,} bytes in one allocation, weights {weights:,} bytes"
+    unfused = {n: e.unfused_scratch_bytes for n, e in bundle.manifest.engines.items()}
+    yield f"scratch {_shared(graph, unfused)} if a compiler fused nothing"
+    for folder in sorted((bundle.path / PLANS).glob("*/")):
+        scratch = read_scratch(folder)
+        if scratch.keys() == bundle.manifest.engines.keys():
+            yield f"scratch {_shared(graph, scratch)} ({folder.name})"
+
+
+def _shared(graph: Graph, scratch: Mapping[str, int]) -> str:
+    """Stages of a stream never run at once, so the largest of them decides."""
+    stream, sizes = plan(graph).stream, [0] * NUM_STREAMS
+    for stage in graph.stages:
+        if stage.engine:
+            number = stream[stage.name]
+            sizes[number] = max(sizes[number], scratch[stage.engine])
+    return " + ".join(f"{size:,}" for size in sizes) + " bytes, one block per stream"
+
+
+def draw(graph: Graph) -> Markup:
+    """The graph as an SVG: inputs on the left, columns by depth, coloured by pace.
+
+    Stages that run once are left out, and a chain of calls of one engine is one box.
+    """
+    boxes, edges = _boxes(graph)
+    columns = _columns(boxes, edges, graph.inputs)
+    lanes = {name: _lane(graph, boxes, name) for name in columns}
+    rows = _rows(columns, lanes, edges)
+    tops, y = {}, 44.0
+    for lane in LANES:
+        tops[lane] = y
+        depth = 1 + max([rows[n] for n in columns if lanes[n] == lane], default=-1)
+        y += 46 * depth + (14 if depth else 0)
+    width, step = 118.0, 152.0
+    place = {n: (16 + columns[n] * step, tops[lanes[n]] + 46 * rows[n]) for n in columns}
+    parts = _key()
+    for source, target in edges:
+        (x1, y1), (x2, y2) = place[source], place[target]
+        x1, y1, y2, turn = x1 + width, y1 + 16, y2 + 16, x2 - (step - width)
+        # Along its own row up to the gap before the target, where no box stands in the way.
+        parts.append(
+            element(
+                "path",
+                d=f"M{x1} {y1} H{turn} C{x2 - 8} {y1} {turn + 8} {y2} {x2} {y2}",
+                fill="none",
+                stroke=EDGE,
+                stroke_width=1.3,
+            )  # fmt: skip
+        )
+    for name, (x, top) in place.items():
+        stages = boxes.get(name)
+        needs = {name} if stages is None else graph.stage_dependencies[stages[0].name]
+        kind = pace(needs)
+        heavy = stages is not None and stages[0].engine is not None
+        parts.append(
+            element(
+                "rect",
+                x=x,
+                y=top,
+                width=width,
+                height=32,
+                rx=16 if stages is None else 5,
+                fill=colour("paper" if stages is None else kind),
+                stroke=BORDERS[kind],
+                stroke_width=2 if heavy else 1.1,
+            )  # fmt: skip
+        )
+        words = name if stages is None or len(stages) == 1 else f"{name} x {len(stages)}"
+        size = 11.5 if len(words) < 18 else 10
+        parts.append(label(x + width / 2, top + 20.5, words, size=size, anchor="middle"))
+    constants = sum(1 for needs in graph.stage_dependencies.values() if not needs)
+    parts.append(
+        label(
+            16, y + 8, f"Not drawn: {constants} stages that run once, at load.", size=11, fill=MUTED
+        )
+    )
+    return svg(
+        16 + (max(columns.values()) + 1) * step,
+        y + 20,
+        parts,
+        title="The graph: stages and inputs, coloured by what is recomputed when",
+    )
+
+
+def _boxes(graph: Graph) -> tuple[dict[str, list[Stage]], list[tuple[str, str]]]:
+    """Stages grouped into boxes, and the edges between boxes and from inputs."""
+    boxes: dict[str, list[Stage]] = {}
+    home: dict[str, str] = {}
+    for stage in graph.stages:
+        if not graph.stage_dependencies[stage.name]:
+            continue
+        before = {
+            w.name for t in stage.inputs.values() if t in graph.tensors for w in graph.writers(t)
+        }
+        chain = next(
+            (
+                home[n]
+                for n in before
+                if n in home
+                and boxes[home[n]][-1].engine == stage.engine
+                and stage.engine is not None
+                and _numbered(stage.name)
+            ),
+            None,
+        )
+        home[stage.name] = chain or (stage.label if _numbered(stage.name) else stage.name)
+        boxes.setdefault(home[stage.name], []).append(stage)
+    edges: dict[tuple[str, str], None] = {}
+    for name, stages in boxes.items():
+        for stage in stages:
+            for source in stage.inputs.values():
+                if source in graph.inputs:
+                    edges[source, name] = None
+                    continue
+                for writer in graph.writers(source):
+                    if writer.name in home and home[writer.name] != name:
+                        edges[home[writer.name], name] = None
+    return boxes, list(edges)
+
+
+def _numbered(name: str) -> bool:
+    return name.rsplit("_", 1)[-1].isdigit() and not name.startswith("x_")
+
+
+def _columns(
+    boxes: dict[str, list[Stage]], edges: list[tuple[str, str]], inputs: tuple[str, ...]
+) -> dict[str, int]:
+    """Longest path from an input."""
+    columns = dict.fromkeys(inputs, 0)
+    for name in boxes:  # in running order, so sources come first
+        columns[name] = 1 + max(columns[source] for source, target in edges if target == name)
+    return columns
+
+
+def _rows(
+    columns: dict[str, int], lanes: dict[str, str], edges: list[tuple[str, str]]
+) -> dict[str, int]:
+    """Row inside the lane. A box with an edge past the next column leaves row 0 to that column."""
+    rows: dict[str, int] = {}
+    taken: set[tuple[str, int, int]] = set()
+    for name, column in columns.items():
+        lane = lanes[name]
+        skips = any(s == name and lanes[t] == lane and columns[t] > column + 1 for s, t in edges)
+        row = int(skips)
+        while (lane, column, row) in taken:
+            row += 1
+        taken.add((lane, column, row))
+        rows[name] = row
+    return rows
+
+
+def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:
+    needs = {name} if name not in boxes else set(graph.stage_dependencies[boxes[name][0].name])
+    if len(needs) > 1:
+        return "both"
+    (only,) = needs
+    return only if only in LANES else "both"
+
+
+def _key() -> list[Markup]:
+    parts: list[Markup] = []
+    x = 16.0
+    words = {
+        "anchor": "kept while the anchor stays",
+        "instruction": "kept while the instruction stays",
+        "tick": "every tick",
+    }
+    for key, text in words.items():
+        box = {"x": x, "y": 8, "width": 14, "height": 14, "rx": 3}
+        parts.append(element("rect", **box, fill=colour(key), stroke=BORDERS[key]))
+        parts.append(label(x + 20, 19, text, fill=MUTED))
+        x += 44 + CHARACTER * 12 * len(text)
+    return parts
+
+
+def _align(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

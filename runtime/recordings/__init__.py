@@ -1,0 +1,1 @@
+"""Episodes that were recorded, and the formats they come in."""

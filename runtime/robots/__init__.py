@@ -1,0 +1,1 @@
+"""What is controlled: the protocol of a robot, and a simulated one."""

@@ -1,0 +1,457 @@
+"""A `Robot` on the live Meta-World simulator: a Sawyer arm, one table, one free camera.
+
+Frames are rendered without shadows, reflections, antialiasing and surface textures: more than ten
+times faster in software than Meta-World's own pictures, and five times smaller as PNG. Camera,
+marker and goals are ours too: never compare success rates with published Meta-World numbers.
+
+State [4]: hand x, y, z in metres, gripper opening in [0, 1].
+Action [4] in [-1, 1]: hand velocity x, y, z (1 moves the target by 1 cm per step), gripper effort
+(1 closes, -1 opens). A = action dimension.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RobotError
+from .robot import Observation, check_action
+
+# The free camera looks from the side on which the drawer's handle, the button and the reachable
+# goals are all in view.
+_LOOK_AT_M = (0.04, 0.77, 0.16)
+_DISTANCE_M = 0.94
+_AZIMUTH_DEG = 332.0
+_ELEVATION_DEG = -37.0
+
+_MARKER_RADIUS_M = 0.03
+_REACHED_M = 0.05
+"""Meta-World's own distance at which a goal counts as reached."""
+_MARKER_SPACING_M = 0.09
+"""Between the markers of a scene: more than that."""
+_COLOURS = {"green": (0.0, 1.0, 0.0), "red": (1.0, 0.0, 0.0), "blue": (0.1, 0.3, 1.0)}
+_MATERIAL_RGB = {
+    "table_wood": (0.42, 0.31, 0.26),
+    "wall_metal": (0.45, 0.45, 0.45),
+    "basic_floor": (0.62, 0.62, 0.62),
+}
+
+_EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
+_OSMESA_PACKAGES = "libosmesa6"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One Meta-World task as we pose it."""
+
+    env_name: str
+    """Meta-World's name."""
+    instruction: str
+    marker: str | None
+    """Colour of the sphere that shows where to go, if there is one."""
+    others: tuple[str, ...] = ()
+    """Colours of spheres elsewhere: only the instruction tells which one is meant."""
+    hide_marker_after_first_frame: bool
+    """Whether the policy has to remember where the marker was."""
+    max_steps: int
+    """The episode ends after this many actions."""
+
+
+TASKS: dict[str, Task] = {
+    "reach": Task(
+        env_name="reach-v3",
+        instruction="move the hand to the green marker",
+        marker="green",
+        hide_marker_after_first_frame=True,
+        max_steps=120,
+    ),
+    **{
+        f"touch-{colour}": Task(
+            env_name="reach-v3",
+            instruction=f"touch the {colour} marker",
+            marker=colour,
+            others=tuple(other for other in _COLOURS if other != colour),
+            hide_marker_after_first_frame=True,
+            max_steps=120,
+        )
+        for colour in _COLOURS
+    },
+    "button-press-topdown": Task(
+        env_name="button-press-topdown-v3",
+        instruction="press the button from above",
+        marker=None,
+        hide_marker_after_first_frame=False,
+        max_steps=150,
+    ),
+    "drawer-open": Task(
+        env_name="drawer-open-v3",
+        instruction="open the drawer",
+        marker=None,
+        hide_marker_after_first_frame=False,
+        max_steps=200,
+    ),
+    "push": Task(
+        env_name="push-v3",
+        instruction="push the puck to the green marker",
+        marker="green",
+        hide_marker_after_first_frame=False,
+        max_steps=150,
+    ),
+}
+
+
+class MetaWorldRobot:
+    """A `Robot` in simulation.
+
+    The n-th episode after construction depends on `task`, `seed` and n alone, not on the actions
+    of the episodes before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        seed: int,
+        image_size: int = 112,
+        max_steps: int | None = None,
+        hide_marker_after_first_frame: bool | None = None,
+        end_on_success: bool = True,
+    ) -> None:
+        """Build the simulator; no episode is running until `reset`.
+
+        Args:
+            task: a key of `TASKS`.
+            seed: of goals and object positions.
+            image_size: side of the square frames in pixels.
+            max_steps: actions per episode; the task's own number if None.
+            hide_marker_after_first_frame: the task's own choice if None.
+            end_on_success: whether `done` comes with success, or only after `max_steps`.
+
+        Raises:
+            ValueError: for an argument out of range.
+            RobotError: if the simulator is not installed or cannot render here.
+        """
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        if not 16 <= image_size <= 480:
+            raise ValueError(f"image_size must be in [16, 480] pixels, got {image_size}")
+        self.task = TASKS[task]
+        self.max_steps = self.task.max_steps if max_steps is None else max_steps
+        if not 0 < self.max_steps < 500:
+            raise ValueError(
+                f"max_steps must be in [1, 499], where Meta-World stops, got {self.max_steps}"
+            )
+        if hide_marker_after_first_frame is None:
+            hide_marker_after_first_frame = self.task.hide_marker_after_first_frame
+        self.instruction = self.task.instruction
+        self.num_clipped_actions = 0
+        """Actions of this episode that reached outside [-1, 1]."""
+        self._hide_marker_after_first_frame = hide_marker_after_first_frame
+        self._end_on_success = end_on_success
+        self._num_steps = 0
+        self._success = False
+        self._started = False
+        self._closed = False
+        self._observation: Observation | None = None
+        self._full_state: NDArray[np.float64] = np.zeros(0)
+
+        _choose_backend()
+        self._env, self._expert = _make_environment(self.task.env_name, seed)
+        self._view = _View(self._env.model, image_size, self.task.marker)
+        self._random = np.random.default_rng(seed)
+        self._other_markers_m: dict[str, NDArray[np.float64]] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Go on as if built with `seed`: half a second faster than building. Call `reset` next."""
+        self._env.seed(seed)
+        self._random = np.random.default_rng(seed)
+        self._started = False
+
+    def reset(self) -> Observation:
+        if self._closed:
+            raise RobotError("reset() after close(): make a new MetaWorldRobot")
+        self._env.reset()
+        self._settle()
+        self._full_state = self._env._get_obs()
+        self._other_markers_m = self._place_others()
+        self._num_steps = 0
+        self._success = False
+        self._started = True
+        self.num_clipped_actions = 0
+        self._touched: set[str] = set()
+        anchor = Observation(self.look(hide_markers=False), self._state())
+        # Where markers are hidden after the anchor, the first look of the loop is without them.
+        self._observation = None if self._hide_marker_after_first_frame else anchor
+        return anchor
+
+    def observe(self) -> Observation:
+        self._require_reset("observe")
+        if self._observation is None:
+            # Rendered here and not in apply(), because a loop that executes a chunk of actions
+            # looks only now and then.
+            image = self.look(hide_markers=self._hide_marker_after_first_frame)
+            self._observation = Observation(image, self._state())
+        return self._observation
+
+    def apply(self, action_A: NDArray[np.float32]) -> None:
+        self._require_reset("apply")
+        if self.done:
+            raise RobotError(
+                f"apply() after the episode ended ({self._num_steps} steps): call reset()"
+            )
+        check_action(action_A, 4)
+        clipped_A = np.clip(action_A, -1, 1)
+        self.num_clipped_actions += int((clipped_A != action_A).any())
+        self._full_state, _, _, _, info = self._env.step(clipped_A)
+        self._success = self._success or bool(info["success"] > 0)
+        self._num_steps += 1
+        self._observation = None
+        hand = self._env.tcp_center
+        for colour, place in self._other_markers_m.items():
+            if np.linalg.norm(hand - place) <= _REACHED_M:
+                self._touched.add(colour)
+
+    @property
+    def done(self) -> bool:
+        return self._num_steps >= self.max_steps or (self._end_on_success and self._success)
+
+    @property
+    def success(self) -> bool | None:
+        return self._success
+
+    @property
+    def goal_m(self) -> NDArray[np.float32]:
+        """Where the task is achieved, x, y, z: for training losses and tests, not for a policy."""
+        self._require_reset("goal_m")
+        return np.asarray(self._env._target_pos, np.float32)
+
+    def achieved(self, task: str) -> bool | None:
+        """Whether this episode achieved what another task asks for; None where nobody can tell."""
+        self._require_reset("achieved")
+        other = TASKS[task]
+        if other == self.task:
+            return self._success
+        if other.env_name != self.task.env_name or other.marker not in self._other_markers_m:
+            return None
+        return other.marker in self._touched
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """What Meta-World's scripted expert, which knows the goal, does now: [4] in [-1, 1]."""
+        self._require_reset("expert_action")
+        with warnings.catch_warnings():
+            # It warns that its action may leave [-1, 1]; it is clipped just below.
+            warnings.simplefilter("ignore", UserWarning)
+            action_A = self._expert.get_action(self._full_state)
+        return np.asarray(np.clip(action_A, -1, 1), np.float32)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._view.close()
+            self._env.close()
+        self._closed = True
+        self._started = False
+
+    def look(self, *, hide_markers: bool) -> NDArray[np.uint8]:
+        """What the camera sees now, markers shown or hidden: for training data, not for a loop."""
+        self._require_reset("look")
+        others = {} if hide_markers else self._other_markers_m
+        return self._view.render(self._env.data, show_marker=not hide_markers, others=others)
+
+    @property
+    def markers_m(self) -> dict[str, NDArray[np.float32]]:
+        """Where the marker of each colour is, x, y, z: for training losses and tests."""
+        others = {name: np.asarray(at, np.float32) for name, at in self._other_markers_m.items()}
+        return {self.task.marker: self.goal_m, **others} if self.task.marker else others
+
+    def _state(self) -> NDArray[np.float32]:
+        return np.asarray(self._full_state[:4], np.float32)
+
+    def _place_others(self) -> dict[str, NDArray[np.float64]]:
+        """Draw places for the other markers from the goals' space, apart from each other."""
+        space = self._env.goal_space
+        taken, places = [np.asarray(self._env._target_pos)], {}
+        for colour in self.task.others:
+            while True:
+                place = self._random.uniform(space.low, space.high)
+                if min(np.linalg.norm(place - at) for at in taken) >= _MARKER_SPACING_M:
+                    break
+            taken.append(place)
+            places[colour] = place
+        return places
+
+    def _settle(self) -> None:
+        # Meta-World moves the goal site and the furniture after its last mj_forward: without this
+        # one, the first frame and the first state show where they were in the episode before.
+        import mujoco
+
+        mujoco.mj_forward(self._env.model, self._env.data)
+
+    def _require_reset(self, method: str) -> None:
+        if not self._started:
+            raise RobotError(f"{method}() outside an episode: call reset() first")
+
+
+def rendering_backend() -> str:
+    """How MuJoCo can render here: the user's own `MUJOCO_GL` if set, else egl, else osmesa.
+
+    Raises:
+        RobotError: if no GL library can be loaded; the message names the Debian packages.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    backends = [chosen] if chosen else ["egl", "osmesa"]
+    for backend in backends:
+        if _can_load(backend):
+            return backend
+    raise RobotError(
+        f"cannot render: MUJOCO_GL is {chosen or 'not set'}, no library for "
+        f"{' or '.join(backends)} can be loaded. "
+        f"On Debian or Ubuntu: apt-get install {_EGL_PACKAGES} (egl) or {_OSMESA_PACKAGES} "
+        "(osmesa). Recorded episodes need neither"
+    )
+
+
+class _View:
+    """The camera, its renderer, and the marker that can be switched on and off."""
+
+    def __init__(self, model: Any, image_size: int, colour: str | None) -> None:
+        import mujoco
+
+        self._model = model
+        self._colour = colour
+        self._marker = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal")
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self._camera.lookat[:] = _LOOK_AT_M
+        self._camera.distance = _DISTANCE_M
+        self._camera.azimuth = _AZIMUTH_DEG
+        self._camera.elevation = _ELEVATION_DEG
+        self._simplify()
+        try:
+            self._renderer = mujoco.Renderer(model, image_size, image_size)
+        except (ImportError, RuntimeError) as error:
+            raise RobotError(
+                f"cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}. "
+                f"On Debian or Ubuntu: apt-get install {_EGL_PACKAGES}"
+            ) from error
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._renderer.scene.flags[flag] = 0
+
+    def render(
+        self, data: Any, *, show_marker: bool, others: Mapping[str, NDArray[np.float64]]
+    ) -> NDArray[np.uint8]:
+        """[H, W, 3] RGB; the caller owns the buffer."""
+        if self._marker >= 0 and self._colour is not None:
+            rgb = _COLOURS[self._colour]
+            self._model.site_rgba[self._marker] = (*rgb, float(show_marker))
+        self._renderer.update_scene(data, self._camera)
+        for colour, place_m in others.items():
+            self._add_sphere(place_m, _COLOURS[colour])
+        return np.asarray(self._renderer.render(), np.uint8)
+
+    def close(self) -> None:
+        self._renderer.close()
+
+    def _add_sphere(self, place_m: NDArray[np.float64], rgb: tuple[float, float, float]) -> None:
+        """Into the scene of this one picture; the simulated world knows nothing of it."""
+        import mujoco
+
+        scene = self._renderer.scene
+        mujoco.mjv_initGeom(
+            scene.geoms[scene.ngeom],
+            mujoco.mjtGeom.mjGEOM_SPHERE,
+            np.array([_MARKER_RADIUS_M, 0.0, 0.0]),
+            place_m,
+            np.eye(3).ravel(),
+            np.array([*rgb, 1.0], np.float32),
+        )
+        scene.ngeom += 1
+
+    def _simplify(self) -> None:
+        quality = self._model.vis.quality
+        quality.offsamples = 0
+        quality.shadowsize = 0
+        self._model.site_rgba[:, 3] = 0  # coloured dots that no camera would see
+        if self._marker >= 0:
+            self._model.site_size[self._marker] = _MARKER_RADIUS_M
+        for name, rgb in _MATERIAL_RGB.items():
+            material = self._model.material(name).id
+            self._model.mat_texid[material] = -1
+            self._model.mat_rgba[material] = (*rgb, 1.0)
+            self._model.mat_specular[material] = 0
+
+
+def _choose_backend() -> None:
+    # MuJoCo binds to one GL library when it is first imported, so MUJOCO_GL has to be set before.
+    # At the top of this file that would be an import-time side effect; therefore everything here
+    # that needs MuJoCo imports it inside a function that runs after this one.
+    missing = [name for name in ("metaworld", "mujoco") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RobotError(
+            f"the simulator is not installed (no {' and no '.join(missing)}): "
+            "pip install metaworld==3.1.1 mujoco==3.3.0, or use recorded episodes"
+        )
+    backend = rendering_backend()
+    if "mujoco" in sys.modules and os.environ.get("MUJOCO_GL", "").strip().lower() != backend:
+        raise RobotError(
+            "mujoco was imported before MetaWorldRobot could choose how it renders: "
+            f"set MUJOCO_GL={backend} in the environment, or import mujoco later"
+        )
+    os.environ["MUJOCO_GL"] = backend
+    # A software renderer's cache in the home folder saves no measurable time: 3 s either way.
+    os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
+
+
+def _make_environment(env_name: str, seed: int) -> tuple[Any, Any]:
+    """Meta-World's environment, with a new goal in every episode, and its scripted expert."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    from metaworld.policies import ENV_POLICY_MAP
+
+    # Not through gymnasium.make: the wrapper holds 50 goals per seed and takes six times longer.
+    env: Any = ALL_V3_ENVIRONMENTS[env_name]()
+    env._set_task_called = True
+    env._partially_observable = False  # the expert reads the goal
+    # Observations are clipped to this space, cached while the goal was still hidden: all zeros.
+    del env.sawyer_observation_space
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    env.seed(seed)
+    expert_class: Any = ENV_POLICY_MAP[env_name]
+    return env, expert_class()
+
+
+def _can_load(backend: str) -> bool:
+    if backend == "egl":
+        return _has_egl_device()
+    if backend == "osmesa":
+        return ctypes.util.find_library("OSMesa") is not None
+    return True  # glfw and the like: the user asked for it, MuJoCo will tell
+
+
+def _has_egl_device() -> bool:
+    # libEGL.so.1 alone is only a dispatcher; it has devices once a vendor library, such as Mesa's,
+    # is installed beside it.
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return False
+    signature = ctypes.CFUNCTYPE(
+        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
+    )
+    num_devices = ctypes.c_int(0)
+    signature(address)(0, None, ctypes.byref(num_devices))
+    return num_devices.value > 0
