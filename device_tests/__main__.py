@@ -25,8 +25,8 @@ from device_tests.comparison import read_reference
 from device_tests.config import OPTIONS, MeasureConfig, flag, read_config
 from device_tests.errors import EXIT_CODES, EXIT_OFFSET
 from device_tests.measured import default_engine
+from device_tests.page.report import WRITTEN
 from device_tests.remote import Remote, run_remotely
-from device_tests.report import WRITTEN
 from runtime.__main__ import main as runtime_command
 from runtime.board.machine import read_machine
 from runtime.bundle import read_bundle

@@ -13,7 +13,7 @@ from device_tests.config import OPTIONS, flag, read_config
 from device_tests.errors import EXIT_OFFSET, USER_ERRORS, exit_code
 from device_tests.ledger import Ledger
 from device_tests.measured import measure_all
-from device_tests.report import write_results
+from device_tests.page.report import write_results
 from device_tests.result import Measured, TimedRun
 from runtime.cli.command import one_line
 

@@ -12,22 +12,22 @@ from contextlib import AbstractContextManager, closing, nullcontext
 import runtime
 from device_tests.budgets import BUDGETS, choose_board
 from device_tests.comparison import noise_ms, read_reference
-from device_tests.conditions import (
+from device_tests.config import MeasureConfig
+from device_tests.measure.conditions import (
     Conditions,
     Look,
     read_available_mb,
     read_conditions,
     read_resident_mb,
 )
-from device_tests.config import MeasureConfig
-from device_tests.growth import measure_growth
-from device_tests.latency import WARM, measure_latency
-from device_tests.pacing import pace
-from device_tests.pressure import cpu_pressure, memory_pressure
+from device_tests.measure.growth import measure_growth
+from device_tests.measure.latency import WARM, measure_latency
+from device_tests.measure.pacing import pace
+from device_tests.measure.pressure import cpu_pressure, memory_pressure
+from device_tests.measure.scene import Scene
+from device_tests.measure.soak import soak
 from device_tests.provenance import read_provenance
 from device_tests.result import Measured, TimedRun
-from device_tests.scene import Scene
-from device_tests.soak import soak
 from runtime.backends.registry import BACKENDS, MakeBackend
 from runtime.board.machine import Machine, read_machine
 from runtime.check import check

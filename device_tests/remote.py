@@ -19,8 +19,8 @@ from typing import IO
 import device_tests
 import runtime
 from device_tests.errors import RemoteError
+from device_tests.page.report import JSON_NAME, PAGE_NAME, WRITTEN
 from device_tests.provenance import read_commit
-from device_tests.report import JSON_NAME, PAGE_NAME, WRITTEN
 from runtime.storage.files import write_file
 
 CONNECT_S = 10

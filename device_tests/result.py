@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from device_tests.budgets import BUDGETS, Budget, SizeBudget
 from device_tests.comparison import Change, Reference, compare
-from device_tests.conditions import Conditions, throttled
-from device_tests.growth import Growth
-from device_tests.latency import WARM, Latency
-from device_tests.pacing import Pacing
+from device_tests.measure.conditions import Conditions, throttled
+from device_tests.measure.growth import Growth
+from device_tests.measure.latency import WARM, Latency
+from device_tests.measure.pacing import Pacing
+from device_tests.measure.soak import Soak
 from device_tests.provenance import Provenance
-from device_tests.soak import Soak
 from runtime.check import Verdict
 
 

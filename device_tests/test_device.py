@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from device_tests.budgets import Budget
-from device_tests.latency import AFTER_IDLE, WARM
 from device_tests.ledger import Ledger
+from device_tests.measure.latency import AFTER_IDLE, WARM
 from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM
 from device_tests.result import Measured, TimedRun
 from runtime.policy import ACTIONS

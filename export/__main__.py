@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 VERBS = {
     "build": ("export.config:BuildConfig", "export.build:build"),
-    "bench": ("export.config:BenchConfig", "export.bench:bench"),
+    "bench": ("export.config:BenchConfig", "export.evidence.bench:bench"),
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
-    "gate": ("export.config:GateConfig", "export.gate:gate"),
+    "gate": ("export.config:GateConfig", "export.evidence.gate:gate"),
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
-    "crosscheck": ("export.config:CrosscheckConfig", "export.crosscheck:crosscheck"),
-    "success": ("export.config:SuccessTableConfig", "export.success:measure"),
-    "results": ("export.config:ResultsConfig", "export.results:update"),
+    "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
+    "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),
+    "results": ("export.config:ResultsConfig", "export.evidence.results:update"),
 }
 
 

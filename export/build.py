@@ -24,10 +24,8 @@ from rich.text import Text
 
 from export.config import BuildConfig
 from export.destination import check_disk, disk_errors, exclusive, publish, temporary
-from export.engines import EngineExporter, Exported
+from export.engines.engine import EngineExporter, Exported
 from export.errors import ExportError
-from export.failure import advise, write_failure
-from export.figures import read_study
 from export.gates import GateFailed, Gates
 from export.judge import (
     allowed_in_chain,
@@ -39,12 +37,14 @@ from export.judge import (
     judge_stages,
     judge_success,
 )
-from export.report import write_report
+from export.page.failure import advise, write_failure
+from export.page.figures import read_study
+from export.page.report import write_report
 from export.subject import Subject, prepare, scanned_tensors
 from export.twin import write_twin
 from models.checkpoint import image_fields, load_checkpoint
 from quant.recipes import RECIPES, Recipe, Rule
-from quant.yardsticks import yardsticks
+from quant.search.yardsticks import yardsticks
 from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
 from runtime.cli.progress import Progress
 from runtime.pages.show import memory_plan

@@ -10,7 +10,7 @@ from models.demo import CHECKPOINT, EPISODES
 from models.demo.config import DEMO_TASKS
 from runtime.__main__ import main as anchorvla
 from runtime.errors import RobotError
-from runtime.robots.metaworld import rendering_backend
+from runtime.robots.rendering import rendering_backend
 from runtime.storage.files import DRAWING, PAGE, check_output
 
 UNSEEN_SEED = 10_000

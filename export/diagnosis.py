@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from runtime.backends.parity import relative_error
 from torch import Tensor, nn
 
 from export.judge import Stages, worst_stages
 from export.measure import Modules
 from export.subject import Judged, Subject
-from models.split import Split
+from models.anchorvla4d.split import Split
 from quant.modules import QuantLinear
+from runtime.backends.parity import relative_error
 from runtime.policy import ACTIONS
 
 

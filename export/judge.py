@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from runtime.backends.parity import engine_errors, relative_error
 
-from export.audit import audit
-from export.engines import Exported, with_parity
+from export.engines.audit import audit
+from export.engines.engine import Exported, with_parity
 from export.gates import Gates, success_verdict, words_of
 from export.measure import (
     Modules,
@@ -24,6 +23,7 @@ from export.measure import (
 from export.subject import Judged, Subject
 from quant.recipes import orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.parity import engine_errors, relative_error
 from runtime.bundle import Manifest, read_bundle
 from runtime.policy import ACTIONS, Policy
 

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runtime.backends.parity import relative_error
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
-from export.torch_engine import TorchEngine
+from models.anchorvla4d.split import Split
 from models.checkpoint import Checkpoint, normalizations, reference
-from models.split import Split
+from quant.data.observations import Observation
 from quant.modules import QuantLinear
-from quant.observations import Observation
 from runtime.assembly import assemble
 from runtime.backends.onnxruntime import HostMemory
+from runtime.backends.parity import relative_error
 from runtime.engine import in_order
 from runtime.functions import Resources
 from runtime.noise import draw_noise
@@ -170,9 +170,9 @@ def step_sensitivity(parts: Split, exact: Split, tensors: Tensors) -> dict[str, 
 def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     """Within, the linear layers of `model` round input, weight and output to `base`.
 
-    What a device does between its products, in a second way: `export.lower` does it to a file. In
-    float32 the numbers move by `JITTER` instead, as another order of summation moves them; that
-    shows how many int8 codes lie on an edge.
+    What a device does between its products, in a second way: `export.engines.lower` does it to a
+    file. In float32 the numbers move by `JITTER` instead, as another order of summation moves them;
+    that shows how many int8 codes lie on an edge.
 
     Args:
         exact: names of the layers that do not.

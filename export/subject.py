@@ -11,15 +11,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from export.config import BuildConfig
-from export.evidence import Evidence, gather
+from export.held_out import Evidence, gather
 from export.measure import Modules, golden_of, made_up, reference_actions
 from export.tokens import Tokens, choose_tokens
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.split import Split, split
 from models.checkpoint import Checkpoint
-from models.split import Split, split
 from quant.apply import decide, quantize
 from quant.calibrate import Statistics, calibrate
-from quant.episode import Observation
+from quant.data.episode import Observation
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
 from runtime.policy import ACTIONS

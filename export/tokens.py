@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.anchorvla4d.split import num_prompt_tokens
 from models.checkpoint import Checkpoint
-from models.split import num_prompt_tokens
 from runtime.errors import ObservationError
 
 LEAST_MARGIN = 8

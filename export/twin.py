@@ -15,8 +15,8 @@ import onnx
 
 from export.config import TwinConfig
 from export.destination import exclusive, publish, temporary
-from export.lower import twin
-from export.onnx_file import save
+from export.engines.lower import twin
+from export.engines.onnx_file import save
 from runtime.board.arithmetic import TWIN
 from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
 

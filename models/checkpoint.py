@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from models.anchorvla4d import AnchorVLA4D, PromptParts
-from models.config import PolicyConfig
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.spatial import reference_view
 from models.json_file import refuse_pointer
 from models.processor import read_image_config
-from models.spatial import reference_view
 from models.statistics import read_statistics
 from models.weights import INDEX, CheckpointError, load_weights, weight_files
 from models.weights import WEIGHTS as WEIGHTS  # for whoever asks what a checkpoint holds

@@ -6,7 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from models.config import CONFIGS, PolicyConfig
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.presets import CONFIGS
 from models.verbs import Config
 from runtime.errors import OutputError
 from runtime.storage.files import write_file

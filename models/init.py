@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import demo
 from models.checkpoint import INDEX, read_tokenizer, write_random_checkpoint
-from models.config import PolicyConfig, demo
 from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.verbs import Init

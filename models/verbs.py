@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from models.config import CONFIGS
+from models.anchorvla4d.presets import CONFIGS
 from models.demo import CHECKPOINT
 
 

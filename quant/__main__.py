@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 VERBS: dict[str, tuple[str, str]] = {
-    "sensitivity": ("quant.config:SensitivityConfig", "quant.study:sensitivity"),
-    "full-size": ("quant.config:FullSizeConfig", "quant.full_size:full_size"),
-    "convert": ("quant.convert:ConvertConfig", "quant.convert:convert"),
+    "sensitivity": ("quant.config:SensitivityConfig", "quant.search.study:sensitivity"),
+    "full-size": ("quant.config:FullSizeConfig", "quant.layerwise.full_size:full_size"),
+    "convert": ("quant.data.convert:ConvertConfig", "quant.data.convert:convert"),
 }
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from models.head import ScaleDP
-from models.layers import RMSNorm
-from models.spatial import AlternatingAttention, SpatialEncoder
+from models.anchorvla4d.head import ScaleDP
+from models.anchorvla4d.layers import RMSNorm
+from models.anchorvla4d.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
 from quant.formats import (
     INT4_BLOCK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.config import CONFIGS
+from models.anchorvla4d.presets import CONFIGS
 from models.demo import EPISODES
 from quant.recipes import RECIPES
 from quant.targets import BOARDS

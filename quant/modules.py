@@ -1,8 +1,8 @@
 """A quantized linear layer: computes in torch what its engine will, and exports as Q/DQ.
 
-The two operators below are known to the exporter (`export.onnx_file`), which writes them as ONNX
-QuantizeLinear and DequantizeLinear instead of tracing into them. So precision is written into the
-graph where the module says it, and nothing has to be found again in a finished file.
+The two operators below are known to the exporter (`export.engines.onnx_file`), which writes them as
+ONNX QuantizeLinear and DequantizeLinear instead of tracing into them. So precision is written into
+the graph where the module says it, and nothing has to be found again in a finished file.
 
 Axes: K = inputs, N = outputs, J = inputs that stay in float.
 """

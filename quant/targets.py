@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.config import PolicyConfig
+from models.anchorvla4d.config import PolicyConfig
 from quant.formats import INT4_BLOCK
 from quant.recipes import Format, Target
 
@@ -142,7 +142,7 @@ def tick_products(
     the layers that no recipe quantizes, and the scale token, one row in every other spatial block.
 
     Args:
-        groups: as `quant.sensitivity.group_layers` sorts them.
+        groups: as `quant.search.sensitivity.group_layers` sorts them.
     """
     patches, head = grid[0] * grid[1], config.head
     steps = head.num_inference_timesteps

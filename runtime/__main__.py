@@ -41,7 +41,8 @@ from .pages.svg import standalone
 from .plans import command as build_command
 from .policy import Policy, load
 from .recordings.read import read_recordings
-from .robots.robot import ReplayedRobot, Robot
+from .robots.replay import ReplayedRobot
+from .robots.robot import Robot
 from .storage.files import DRAWING, PAGE, check_output, write_file
 
 TICKS_FOR_REPORT = 50

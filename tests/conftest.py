@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 import runtime
 from export.build import build
 from export.config import BuildConfig
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import shallow
 from models.checkpoint import WEIGHTS, load_checkpoint
-from models.config import shallow
 from models.demo import CHECKPOINT, EPISODES
 from models.init import init
 from models.verbs import Init

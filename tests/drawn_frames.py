@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.robots.robot import Recording, save_recording
+from runtime.recordings.recording import Recording, save_recording
 
 COLOUR = (200, 40, 20)
 NUM_EPISODES, NUM_FRAMES = 3, 7

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
-from models.anchorvla4d import AnchorVLA4D, PromptParts
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
 from models.checkpoint import random_tensors
-from models.config import PolicyConfig
 from models.demo import CHECKPOINT
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.prompt import encode_tail

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 
 import device_tests.__main__
-import device_tests.success
+import device_tests.success.__main__
 import export.__main__
-import export.bench
+import export.evidence.bench
 import models.__main__
 import models.demo.__main__
 import quant.__main__
 import runtime.__main__
+from models.anchorvla4d.presets import CONFIGS, demo
 from models.checkpoint import load_checkpoint
-from models.config import CONFIGS, demo
 from models.demo import CHECKPOINT, EPISODES
 from runtime.pages.report import processor_name
 
@@ -38,7 +38,7 @@ COMMANDS = {
     "quant": (quant.__main__.main, list(quant.__main__.VERBS)),
     "export": (export.__main__.main, list(export.__main__.VERBS)),
     "device_tests": (device_tests.__main__.main, []),
-    "device_tests.success": (device_tests.success.main, []),
+    "device_tests.success": (device_tests.success.__main__.main, []),
 }
 """`python -m` name -> its main and its verbs."""
 LINES = {
@@ -82,7 +82,7 @@ def call(package: str, words: list[str]) -> int:
         return int(end.code or 0)
 
 
-SLUG = export.bench._slug(processor_name())
+SLUG = export.evidence.bench._slug(processor_name())
 MINE = "somebody's own"
 IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
@@ -424,18 +424,18 @@ MAY_WRITE = {
     "runtime/plans/build.py": "in plans/, locked",
     "runtime/plans/compiler.py": "into what `beside` gives; /proc",
     "runtime/plans/record.py": "into what `beside` gives",
-    "runtime/robots/robot.py": "into what `replacing` gives",
+    "runtime/recordings/recording.py": "into what `replacing` gives",
     "export/build.py": "into the folder that `temporary` gives; its own page, seen to be one",
     "export/twin.py": "into the folder that `temporary` gives",
-    "export/engines.py": "into the folder that `temporary` gives",
-    "export/onnx_file.py": "into the folder that `temporary` gives",
-    "export/ranges.py": "into the folder that `temporary` gives",
+    "export/engines/engine.py": "into the folder that `temporary` gives",
+    "export/engines/onnx_file.py": "into the folder that `temporary` gives",
+    "export/engines/ranges.py": "into the folder that `temporary` gives",
     "export/subject.py": "statistics that calibrate kept, seen to be some",
-    "export/kept_episodes.py": "into what `replacing` gives",
+    "export/evidence/kept_episodes.py": "into what `replacing` gives",
     "quant/calibrate.py": "into what `replacing` gives",
-    "quant/shards.py": "into what `replacing` gives",
-    "quant/layerwise.py": "layers beside a state of ours",
-    "quant/full_size.py": "a folder of its own, looked through",
+    "quant/layerwise/shards.py": "into what `replacing` gives",
+    "quant/layerwise/language.py": "layers beside a state of ours",
+    "quant/layerwise/full_size.py": "a folder of its own, looked through",
     "models/checkpoint.py": "into the folder that `temporary` gives",
     "models/demo/collect.py": "into what `replacing` gives",
     "models/demo/train.py": "into what `replacing` gives",

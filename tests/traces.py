@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 
-from export import engines
-from models.split import EngineSpec
+from export.engines import engine as engines
+from models.anchorvla4d.split import EngineSpec
 
 MAX_BYTES = 256 << 20
 """Larger graphs, of published widths, are traced once and not worth a copy."""

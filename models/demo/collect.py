@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import demo
+from models.anchorvla4d.presets import demo
 from models.demo.config import SEEDS_PER_TASK, CollectConfig
 from runtime.cli.progress import Progress
 from runtime.robots.metaworld import TASKS, MetaWorldRobot

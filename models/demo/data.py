@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.anchorvla4d.config import PolicyConfig
 from models.checkpoint import normalizations
-from models.config import PolicyConfig
 from models.demo.collect import COLOURS
 from runtime.image import ImageConfig, PatchMaker
 from runtime.robots.metaworld import TASKS

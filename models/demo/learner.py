@@ -1,8 +1,8 @@
 """What a batch costs the policy: its hidden states, batched, and the losses of each stage.
 
-The policy's own modules on batches of questions, as `models.anchorvla4d` runs them one by one; an
-anchor's prefix is run once for all questions about its scene. The goal heads exist in training
-only.
+The policy's own modules on batches of questions, as `models.anchorvla4d.policy` runs them one by
+one; an anchor's prefix is run once for all questions about its scene. The goal heads exist in
+training only.
 
 Axes: Q = question, N = patches, L = tokens of the prompt, W = width, T = action of the chunk,
 A = action dimension.
@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.anchorvla4d import AnchorVLA4D, PromptParts, rotary
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.head import ddim_coefficients
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts, rotary
 from models.checkpoint import random_tensors
-from models.config import PolicyConfig
 from models.demo import CHECKPOINT
 from models.demo.data import GRID, Batch, Data
-from models.head import ddim_coefficients
 from runtime import prompt
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from models.config import PromptConfig
+from models.anchorvla4d.config import PromptConfig
 from models.demo.config import TokenizerConfig
 from runtime.storage.files import Kind, write_file
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from models.demo.config import DEMO_TASKS, RecordConfig
 from runtime.errors import RobotError
+from runtime.recordings.recording import RECORDING, Recording, save_recording
 from runtime.robots.metaworld import MetaWorldRobot
-from runtime.robots.robot import RECORDING, Recording, save_recording
 from runtime.storage.files import check_output
 
 RATE_HZ = 10.0

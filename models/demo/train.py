@@ -34,8 +34,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.presets import demo
 from models.checkpoint import image_fields
-from models.config import PolicyConfig, demo
 from models.demo import CHECKPOINT
 from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch

@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ObservationError, RecordingError
 from ..prompt import WHITE_SPACE, check_instruction
-from ..robots.robot import Recording
 from .lerobot_contents import ACTION, INFO, MAX_DRIFT, STATE, Contents, Entry, read_contents
+from .recording import Recording
 from .tables import Row, check_file, read_parquet
 from .video import Video
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import RecordingError
-from ..robots.robot import Recording, load_recording
 from .lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
+from .recording import Recording, load_recording
 
 
 def read_recordings(

@@ -11,11 +11,7 @@ Action [4] in [-1, 1]: hand velocity x, y, z (1 moves the target by 1 cm per ste
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RobotError
+from .rendering import EGL_PACKAGES, choose_backend
 from .robot import Observation, check_action
 
 # The free camera looks from the side on which the drawer's handle, the button and the reachable
@@ -45,9 +42,6 @@ _MATERIAL_RGB = {
     "wall_metal": (0.45, 0.45, 0.45),
     "basic_floor": (0.62, 0.62, 0.62),
 }
-
-_EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
-_OSMESA_PACKAGES = "libosmesa6"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +159,7 @@ class MetaWorldRobot:
         self._observation: Observation | None = None
         self._full_state: NDArray[np.float64] = np.zeros(0)
 
-        _choose_backend()
+        choose_backend()
         self._env, self._expert = _make_environment(self.task.env_name, seed)
         self._view = _View(self._env.model, image_size, self.task.marker)
         self._random = np.random.default_rng(seed)
@@ -301,25 +295,6 @@ class MetaWorldRobot:
             raise RobotError(f"{method}() outside an episode: call reset() first")
 
 
-def rendering_backend() -> str:
-    """How MuJoCo can render here: the user's own `MUJOCO_GL` if set, else egl, else osmesa.
-
-    Raises:
-        RobotError: if no GL library can be loaded; the message names the Debian packages.
-    """
-    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
-    backends = [chosen] if chosen else ["egl", "osmesa"]
-    for backend in backends:
-        if _can_load(backend):
-            return backend
-    raise RobotError(
-        f"cannot render: MUJOCO_GL is {chosen or 'not set'}, no library for "
-        f"{' or '.join(backends)} can be loaded. "
-        f"On Debian or Ubuntu: apt-get install {_EGL_PACKAGES} (egl) or {_OSMESA_PACKAGES} "
-        "(osmesa). Recorded episodes need neither"
-    )
-
-
 class _View:
     """The camera, its renderer, and the marker that can be switched on and off."""
 
@@ -341,7 +316,7 @@ class _View:
         except (ImportError, RuntimeError) as error:
             raise RobotError(
                 f"cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}. "
-                f"On Debian or Ubuntu: apt-get install {_EGL_PACKAGES}"
+                f"On Debian or Ubuntu: apt-get install {EGL_PACKAGES}"
             ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
@@ -390,27 +365,6 @@ class _View:
             self._model.mat_specular[material] = 0
 
 
-def _choose_backend() -> None:
-    # MuJoCo binds to one GL library when it is first imported, so MUJOCO_GL has to be set before.
-    # At the top of this file that would be an import-time side effect; therefore everything here
-    # that needs MuJoCo imports it inside a function that runs after this one.
-    missing = [name for name in ("metaworld", "mujoco") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RobotError(
-            f"the simulator is not installed (no {' and no '.join(missing)}): "
-            "pip install metaworld==3.1.1 mujoco==3.3.0, or use recorded episodes"
-        )
-    backend = rendering_backend()
-    if "mujoco" in sys.modules and os.environ.get("MUJOCO_GL", "").strip().lower() != backend:
-        raise RobotError(
-            "mujoco was imported before MetaWorldRobot could choose how it renders: "
-            f"set MUJOCO_GL={backend} in the environment, or import mujoco later"
-        )
-    os.environ["MUJOCO_GL"] = backend
-    # A software renderer's cache in the home folder saves no measurable time: 3 s either way.
-    os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
-
-
 def _make_environment(env_name: str, seed: int) -> tuple[Any, Any]:
     """Meta-World's environment, with a new goal in every episode, and its scripted expert."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -427,31 +381,3 @@ def _make_environment(env_name: str, seed: int) -> tuple[Any, Any]:
     env.seed(seed)
     expert_class: Any = ENV_POLICY_MAP[env_name]
     return env, expert_class()
-
-
-def _can_load(backend: str) -> bool:
-    if backend == "egl":
-        return _has_egl_device()
-    if backend == "osmesa":
-        return ctypes.util.find_library("OSMesa") is not None
-    return True  # glfw and the like: the user asked for it, MuJoCo will tell
-
-
-def _has_egl_device() -> bool:
-    # libEGL.so.1 alone is only a dispatcher; it has devices once a vendor library, such as Mesa's,
-    # is installed beside it.
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-    except OSError:
-        return False
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
-    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-    if not address:
-        return False
-    signature = ctypes.CFUNCTYPE(
-        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
-    )
-    num_devices = ctypes.c_int(0)
-    signature(address)(0, None, ctypes.byref(num_devices))
-    return num_devices.value > 0

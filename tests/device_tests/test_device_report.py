@@ -8,15 +8,15 @@ import pytest
 from device_tests.__main__ import main
 from device_tests.budgets import BUDGETS
 from device_tests.comparison import Reference, read_reference
-from device_tests.conditions import Conditions
-from device_tests.growth import Growth
-from device_tests.latency import KINDS, WARM, Latency
 from device_tests.ledger import Row
-from device_tests.pacing import Pacing
+from device_tests.measure.conditions import Conditions
+from device_tests.measure.growth import Growth
+from device_tests.measure.latency import KINDS, WARM, Latency
+from device_tests.measure.pacing import Pacing
+from device_tests.measure.soak import Soak, SoakSample
+from device_tests.page.report import write_json, write_page, write_results
 from device_tests.provenance import Provenance
-from device_tests.report import write_json, write_page, write_results
 from device_tests.result import Measured, TimedRun
-from device_tests.soak import Soak, SoakSample
 from runtime.board.machine import Clocks, PowerMode, read_machine
 from runtime.check import Verdict
 from tests.pages import Page, broken_promises

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from device_tests.intervals import mcnemar, paired_difference_interval, wilson_interval
+from device_tests.success.intervals import mcnemar, paired_difference_interval, wilson_interval
 
 Z = float(stats.norm.ppf(0.975))
 """scipy's 95 % quantile; the default, 1.96, is the rounded one."""

@@ -8,10 +8,10 @@ import pytest
 import runtime
 from device_tests import test_device
 from device_tests.__main__ import main
-from device_tests.conditions import Conditions
 from device_tests.config import MeasureConfig
-from device_tests.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
 from device_tests.ledger import Ledger
+from device_tests.measure.conditions import Conditions
+from device_tests.measure.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
 from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_engine, measure_all
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.board.machine import PowerMode, read_machine

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import runtime
-from device_tests import pressure
 from device_tests.comparison import Reference, compare, noise_ms, read_reference
-from device_tests.conditions import Conditions, read_conditions, read_resident_mb, throttled
 from device_tests.config import MeasureConfig, read_config
-from device_tests.growth import MAX_POINTS, Thinned, measure_growth, median_slope
-from device_tests.latency import Spread, no_collection
-from device_tests.pacing import Pacing, pace
-from device_tests.pressure import cpu_pressure, memory_pressure
-from device_tests.scene import Scene
-from device_tests.soak import soak
+from device_tests.measure import pressure
+from device_tests.measure.conditions import Conditions, read_conditions, read_resident_mb, throttled
+from device_tests.measure.growth import MAX_POINTS, Thinned, measure_growth, median_slope
+from device_tests.measure.latency import Spread, no_collection
+from device_tests.measure.pacing import Pacing, pace
+from device_tests.measure.pressure import cpu_pressure, memory_pressure
+from device_tests.measure.scene import Scene
+from device_tests.measure.soak import soak
 
 
 class FakeClock:

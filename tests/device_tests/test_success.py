@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_tests import episodes, success
-from device_tests.episodes import EpisodeResult, SuccessConfig, evaluate, run
-from device_tests.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
-from device_tests.success import main, write_table
+from device_tests.success import __main__ as success
+from device_tests.success import episodes
+from device_tests.success.__main__ import main, write_table
+from device_tests.success.episodes import EpisodeResult, SuccessConfig, evaluate, run
+from device_tests.success.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
 from runtime.errors import RobotError
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
 from runtime.robots.robot import Observation
@@ -336,7 +337,7 @@ def test_an_unknown_anchor_is_wrong_usage(demo_bundle, capsys):
 def test_without_a_gl_library_the_command_ends_with_the_robots_error(
     demo_bundle, simulator, capsys, monkeypatch
 ):
-    monkeypatch.setattr("runtime.robots.metaworld._can_load", lambda backend: False)
+    monkeypatch.setattr("runtime.robots.rendering._can_load", lambda backend: False)
     assert main([str(demo_bundle), "--episodes", "1", "--jobs", "1"]) == 6
     assert capsys.readouterr().err.startswith("error: cannot render: MUJOCO_GL is ")
     with pytest.raises(RobotError):

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export import engines
-from export.audit import audit, check_target
 from export.build import build
+from export.engines import engine as engines
+from export.engines.audit import audit, check_target
+from export.engines.onnx_file import export_graph, save
+from export.engines.products import Precision, read_contents
 from export.errors import ExportError
-from export.onnx_file import export_graph, save
-from export.products import Precision, read_contents
 from models.checkpoint import load_checkpoint
 from quant.apply import decide, quantize
 from quant.recipes import RECIPES, Recipe, Rule

@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 import runtime
-from export import engines, judge
+from export import judge
 from export.build import build
 from export.config import BuildConfig
+from export.engines import engine as engines
 from export.errors import ExportError
 from models.checkpoint import load_checkpoint, reference
 from models.init import init
@@ -26,7 +27,7 @@ from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
 from runtime.noise import draw_noise
-from runtime.robots.robot import load_recording
+from runtime.recordings.recording import load_recording
 from tests.conftest import EPISODES
 
 QUICK_KILLS, FULL_KILLS = 3, 20

@@ -7,15 +7,15 @@ import torch
 from onnx import helper
 from tokenizers import Tokenizer
 
-from export import compile_check
-from export.compile_check import check_compiles, is_available
-from export.lower import float32_nodes, lower
-from export.onnx_file import export_graph, save, write_onnx
-from models.anchorvla4d import AnchorVLA4D, PromptParts
+from export.engines import compile_check
+from export.engines.compile_check import check_compiles, is_available
+from export.engines.lower import float32_nodes, lower
+from export.engines.onnx_file import export_graph, save, write_onnx
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.presets import full, shallow
+from models.anchorvla4d.split import split
 from models.checkpoint import random_tensors
-from models.config import full, shallow
 from models.demo import CHECKPOINT
-from models.split import split
 from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
 

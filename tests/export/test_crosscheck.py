@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.crosscheck import CrosscheckConfig, crosscheck
 from export.errors import ExportError
+from export.evidence.crosscheck import CrosscheckConfig, crosscheck
 from models.checkpoint import WEIGHTS
 from models.demo import CHECKPOINT
 from runtime.backends.registry import BACKENDS

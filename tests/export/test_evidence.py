@@ -9,9 +9,9 @@ import pytest
 
 from export.config import BuildConfig
 from export.errors import ExportError
-from export.evidence import LEAST_JUDGED, gather
+from export.held_out import LEAST_JUDGED, gather
 from quant.recipes import RECIPES
-from runtime.robots.robot import load_recording, save_recording
+from runtime.recordings.recording import load_recording, save_recording
 from tests.drawn_frames import NUM_EPISODES, NUM_FRAMES, identify, write_episode
 from tests.lerobot_datasets import CAMERA, write_v30
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bench import Size, make_up_episode
 from export.build import build, engine_bytes
-from export.compile_check import is_available
 from export.config import DEMO_OPTIONS, BuildConfig
+from export.engines.compile_check import is_available
+from export.evidence.bench import Size, make_up_episode
+from models.anchorvla4d.presets import full, shallow
 from models.checkpoint import load_checkpoint, write_random_checkpoint
-from models.config import full, shallow
 from models.demo import CHECKPOINT
 from models.init import statistics_of
 from runtime import read_bundle

@@ -12,14 +12,14 @@ from rich.console import Console
 import runtime
 from export.build import build
 from export.errors import ExportError
-from export.failure import FINER, advise
 from export.gates import Gates, success_verdict, words_of
+from export.page.failure import FINER, advise
 from models.demo import EPISODES
 from quant.apply import quantize
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime.__main__ import main as anchorvla
 from runtime.errors import BundleError
-from runtime.robots.robot import load_recording, save_recording
+from runtime.recordings.recording import load_recording, save_recording
 from tests.export.conftest import cut_config
 from tests.pages import Page, broken_promises
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle

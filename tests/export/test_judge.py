@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runtime.backends.parity import relative_error
 
 from export import judge
-from export.evidence import LEAST_JUDGED
 from export.gates import GateFailed, Gates
+from export.held_out import LEAST_JUDGED
 from export.judge import (
     allowed_in_chain,
     allowed_parity,
@@ -25,6 +24,7 @@ from export.subject import prepare
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 from quant.recipes import RECIPES
+from runtime.backends.parity import relative_error
 from runtime.policy import ACTIONS
 from tests.export.conftest import cut_config
 

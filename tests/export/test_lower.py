@@ -13,16 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from export.lower import (
-    FLOAT32_OPS,
-    MOVING_OPS,
-    float32_nodes,
-    lower,
-    modules_beside,
-    twin,
-)
-from export.onnx_file import export_graph, save
-from models.layers import GeluMLP, RMSNorm, SelfAttention
+from export.engines.lower import FLOAT32_OPS, MOVING_OPS, float32_nodes, lower, modules_beside, twin
+from export.engines.onnx_file import export_graph, save
+from models.anchorvla4d.layers import GeluMLP, RMSNorm, SelfAttention
 from runtime.bundle import read_bundle
 from tests.export.conftest import INPUTS, ROWS, Engine, normal, run_onnx, spec_of, traced_layer
 from tests.oracles import relative_error

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.audit import audit
-from export.products import Contents, Precision, Product, read_contents
+from export.engines.audit import audit
+from export.engines.products import Contents, Precision, Product, read_contents
 from quant.recipes import Rule
 from tests.export.conftest import INPUTS, OUTPUTS, ROWS, contents_of, put_constant
 

@@ -13,7 +13,7 @@ from models.demo import CHECKPOINT, EPISODES
 from quant.calibrate import calibrate
 from quant.recipes import cpu_int8
 from runtime.check import check
-from runtime.robots.robot import load_recording
+from runtime.recordings.recording import load_recording
 from tests.export.conftest import cut_config
 
 EPISODE = EPISODES / "touch-red-1.npz"

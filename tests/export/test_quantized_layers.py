@@ -7,9 +7,9 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from export.compile_check import check_compiles, is_available
-from export.onnx_file import write_onnx
-from models.split import EngineSpec
+from export.engines.compile_check import check_compiles, is_available
+from export.engines.onnx_file import write_onnx
+from models.anchorvla4d.split import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, int8_per_tensor, pad_inputs
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort

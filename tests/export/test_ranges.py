@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import runtime
-from export import engines
 from export.build import build
+from export.engines import engine as engines
+from export.engines.onnx_file import export_graph, save
+from export.engines.ranges import leaves_float16, scan_ranges
 from export.errors import ExportError
-from export.onnx_file import export_graph, save
-from export.ranges import leaves_float16, scan_ranges
 from tests.conftest import copy_checkpoint
 from tests.export.conftest import cut_config, normal, spec_of
 

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from export.errors import ExportError
-from export.report import GATES, write_report
+from export.page.report import GATES, write_report
 from quant.recipes import MIXED
-from quant.yardsticks import NF4, Yardstick
+from quant.search.yardsticks import NF4, Yardstick
 from runtime.bundle import EngineEntry, FileEntry, Manifest
 from runtime.graph import Graph, Stage, Tensor
 from tests.pages import Page, broken_promises

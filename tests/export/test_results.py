@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export.results import ResultsConfig, place, update
+from export.evidence.results import ResultsConfig, place, update
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import runtime
-from export.scratch import unfused_scratch_bytes
+from export.engines.scratch import unfused_scratch_bytes
 
 ROW = 4 * 8
 """Bytes of the tensors."""

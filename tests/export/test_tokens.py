@@ -3,9 +3,9 @@
 import pytest
 
 from export.tokens import choose_tokens
+from models.anchorvla4d.split import num_prompt_tokens
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
-from models.split import num_prompt_tokens
 
 GRID = (8, 8)
 SHORT, LONG = "go", "put the green marker that you saw first beside the red one and then go home"

@@ -18,7 +18,7 @@ from runtime.bundle import read_bundle
 from runtime.check import check
 from runtime.errors import BundleError, EngineError
 from runtime.noise import draw_noise
-from runtime.robots.robot import load_recording
+from runtime.recordings.recording import load_recording
 from tests.oracles import relative_error
 from tests.runtime.boards.tree import pc
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
-from export.composition import Composition
-from models.anchorvla4d import AnchorVLA4D
-from models.config import PolicyConfig, demo, full, shallow
+from export.evidence.composition import Composition
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import demo, full, shallow
 from tests.oracles import IMAGE, TOKENIZER, random_policy
 
 

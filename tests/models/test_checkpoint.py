@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from models import checkpoint
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import demo
 from models.checkpoint import CheckpointError, load_checkpoint, reference, write_random_checkpoint
-from models.config import demo
 from models.weights import UNUSED, published_name
 from tests.oracles import IMAGE, TOKENIZER, Observation, random_policy
 

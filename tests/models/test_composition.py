@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.composition import Composition
+from export.evidence.composition import Composition
+from models.anchorvla4d.presets import demo
 from models.checkpoint import Checkpoint, reference
-from models.config import demo
 from tests.oracles import END_TO_END, IMAGE, Observation, act, patches_of, relative_error
 
 CASES = [

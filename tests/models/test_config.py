@@ -6,17 +6,9 @@ import json
 import pytest
 import torch
 
-from models.anchorvla4d import AnchorVLA4D
-from models.config import (
-    CONFIGS,
-    NormalizationConfig,
-    PolicyConfig,
-    PromptConfig,
-    demo,
-    full,
-    shallow,
-    xlerobot,
-)
+from models.anchorvla4d.config import NormalizationConfig, PolicyConfig, PromptConfig
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import CONFIGS, demo, full, shallow, xlerobot
 
 
 def on_meta(config):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from models.anchorvla4d.presets import demo
 from models.checkpoint import load_checkpoint
-from models.config import demo
 from models.demo import train
 from models.demo.collect import collect
 from models.demo.config import CollectConfig, TrainConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.anchorvla4d import PromptParts, rotary
+from models.anchorvla4d.policy import PromptParts, rotary
 from runtime import prompt
 from tests.oracles import FAINT, MODULE, normal, relative_error
 

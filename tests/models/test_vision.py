@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.config import demo
-from models.vision import window_layout
+from models.anchorvla4d.presets import demo
+from models.anchorvla4d.vision import window_layout
 from tests.oracles import FAINT, MODULE, normal, relative_error
 
 CASES = [

@@ -34,13 +34,15 @@ from tests.mutants.source import mutants_of
 
 NAMES = {
     "runtime": "graph interpreter policy arguments noise assembly bundle functions image prompt "
-    "normalization engine device_memory onnxruntime_engine tensorrt_engine cuda cuda_launch "
-    "schedule plans plan_key plan_folder",
+    "normalization engine",
+    "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
+    "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply",
-    "export": "audit products judge evidence lower gates",
+    "export": "judge held_out gates",
+    "export.engines": "audit products lower",
 }
 SOURCES = {
-    f"{package}.{name}": Path(package, f"{name}.py")
+    f"{package}.{name}": Path(*package.split("."), f"{name}.py")
     for package, names in NAMES.items()
     for name in names.split()
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from device_tests.intervals import wilson_interval
+from device_tests.success.intervals import wilson_interval
 from tests.mutants.source import Mutant
 from tests.mutants.trial import Verdict
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import CONFIGS, shallow
-from models.spatial import AlternatingAttention
+from models.anchorvla4d.presets import CONFIGS, shallow
+from models.anchorvla4d.spatial import AlternatingAttention
 from quant.apply import quantize, quantize_layer
 from quant.calibrate import Statistics, calibrate
 from quant.formats import round_to_bfloat16, up_to_bfloat16

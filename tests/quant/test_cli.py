@@ -5,7 +5,7 @@ import pytest
 from models.checkpoint import CheckpointError
 from models.demo import CHECKPOINT
 from quant.__main__ import VERBS, main
-from quant.full_size import FullSizeConfig
+from quant.layerwise.full_size import FullSizeConfig
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import quant.full_size
+import quant.layerwise.full_size
+from models.anchorvla4d.presets import demo
 from models.checkpoint import INDEX, CheckpointError
-from models.config import demo
-from quant.full_size import FullSizeConfig, full_size, seeded_prompts, write_random_language
+from quant.layerwise.full_size import (
+    FullSizeConfig,
+    full_size,
+    seeded_prompts,
+    write_random_language,
+)
 
 LAYERS, TOKENS = 3, 40
 
@@ -67,7 +72,7 @@ def test_a_folder_without_configuration_or_with_damaged_weights_is_refused(check
 
 
 def test_the_full_size_target_prints_figures_and_cleans_up(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quant.full_size, "full", small)
+    monkeypatch.setattr(quant.layerwise.full_size, "full", small)
     config = FullSizeConfig(folder=tmp_path / "full", outlier_channels=2, tokens=16, keep=True)
 
     def figures(config, code):
@@ -81,7 +86,7 @@ def test_the_full_size_target_prints_figures_and_cleans_up(tmp_path, monkeypatch
     assert (again["checkpoint_seconds"], again["resumed"]) == (0, LAYERS)
     with pytest.raises(ValueError, match="is there, and it is no random language model, seed 1"):
         full_size(dataclasses.replace(config, seed=1))
-    monkeypatch.setattr(quant.full_size, "PEAK_LIMIT", 0)
+    monkeypatch.setattr(quant.layerwise.full_size, "PEAK_LIMIT", 0)
     figures(dataclasses.replace(config, keep=False), 1)
     assert not config.folder.exists()
 

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quant.apply
-import quant.layerwise
-import quant.shards
-from models.anchorvla4d import AnchorVLA4D
+import quant.layerwise.language
+import quant.layerwise.shards
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import demo
 from models.checkpoint import INDEX, CheckpointError
-from models.config import demo
 from quant.apply import quantize
 from quant.calibrate import calibrate
-from quant.full_size import seeded_prompts, write_random_language
-from quant.layerwise import CalibrationPrompt, quantize_language
+from quant.layerwise.full_size import seeded_prompts, write_random_language
+from quant.layerwise.language import CalibrationPrompt, quantize_language
+from quant.layerwise.shards import read_layer
 from quant.modules import QuantLinear
 from quant.recipes import Recipe, Rule
-from quant.shards import read_layer
 from runtime import prompt
 from runtime.errors import OutputError
 from tests.oracles import relative_error
@@ -213,11 +213,16 @@ def test_layers_that_no_run_of_ours_left_are_refused_and_stay(checkpoint, prompt
 @pytest.mark.parametrize(
     ("module", "function", "call", "finished"),
     [
-        (quant.layerwise, "quantize_layer", 9, 1),
-        (quant.shards, "save_file", 4, 1),  # half the shard of layer 1 is written
-        (quant.shards, "save_file", 5, 1),  # the shard is there, but not what belongs to it
-        (quant.shards, "save_file", 3, 0),
-        (quant.shards, "save_file", 1, 0),  # the state of a run that has done nothing yet
+        (quant.layerwise.language, "quantize_layer", 9, 1),
+        (quant.layerwise.shards, "save_file", 4, 1),  # half the shard of layer 1 is written
+        (
+            quant.layerwise.shards,
+            "save_file",
+            5,
+            1,
+        ),  # the shard is there, but not what belongs to it
+        (quant.layerwise.shards, "save_file", 3, 0),
+        (quant.layerwise.shards, "save_file", 1, 0),  # the state of a run that has done nothing yet
     ],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from models.demo import EPISODES
-from quant.observations import draw as draw_observations
-from quant.observations import read_episodes, read_observations
+from quant.data.observations import draw as draw_observations
+from quant.data.observations import read_episodes, read_observations
 from runtime.errors import RecordingError
-from runtime.robots.robot import load_recording
+from runtime.recordings.recording import load_recording
 from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, names_of, write_episode
 
 

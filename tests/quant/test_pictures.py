@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from quant.pictures import Dot, heat_map_svg, pareto_svg, short
+from quant.search.pictures import Dot, heat_map_svg, pareto_svg, short
 
 
 def texts(svg):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
-from models.config import CONFIGS
 from models.demo import CHECKPOINT, EPISODES
 from quant.apply import decide
-from quant.observations import read_observations
+from quant.data.observations import read_observations
 from quant.recipes import KEPT, MIXED, orin_mixed
-from quant.sensitivity import GROUPS, Trial, group_layers, make_recipe, measure, search
+from quant.search.sensitivity import GROUPS, Trial, group_layers, make_recipe, measure, search
 
 SMALL = {
     "a": {"float": 0.0, "w8": 0.01, "w4": 0.1},

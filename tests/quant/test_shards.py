@@ -7,9 +7,9 @@ from ml_dtypes import int4
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
+from models.anchorvla4d.presets import demo
 from models.checkpoint import CheckpointError
-from models.config import demo
-from quant.shards import pack_int4, read_layer, unpack_int4
+from quant.layerwise.shards import pack_int4, read_layer, unpack_int4
 
 
 @pytest.mark.parametrize("num_outputs", [1, 6, 7])

@@ -7,10 +7,10 @@ import pytest
 
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
-from quant.observations import read_observations
+from quant.data.observations import read_observations
 from quant.recipes import read_recipe
-from quant.sensitivity import CANDIDATES, GROUPS, Trial, group_layers
-from quant.study import SensitivityConfig, sensitivity
+from quant.search.sensitivity import CANDIDATES, GROUPS, Trial, group_layers
+from quant.search.study import SensitivityConfig, sensitivity
 
 
 def texts(svg):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d import AnchorVLA4D
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.presets import full
+from models.anchorvla4d.split import split
 from models.checkpoint import load_checkpoint
-from models.config import full
 from models.demo import CHECKPOINT
-from models.split import split
 from quant.recipes import KEPT
-from quant.sensitivity import CANDIDATES, group_layers
+from quant.search.sensitivity import CANDIDATES, group_layers
 from quant.targets import BOARDS, Board, Product, roofline_ms, tick_costs, tick_products
 
 BOARD = Board(

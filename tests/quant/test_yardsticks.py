@@ -9,7 +9,7 @@ from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 from quant.apply import linear_layers
 from quant.calibrate import Statistics
-from quant.yardsticks import LLM_INT8, NF4, yardsticks
+from quant.search.yardsticks import LLM_INT8, NF4, yardsticks
 
 NAMES = ["w8", "w8a8 smooth", "w4 plain", "w4 awq", "w4 gptq", NF4, LLM_INT8]
 

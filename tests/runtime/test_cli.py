@@ -167,7 +167,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_camera_of_another_size_is_an_observation_error(demo_bundle, tmp_path, capsys):
-    from runtime.robots.robot import Recording, load_recording, save_recording
+    from runtime.recordings.recording import Recording, load_recording, save_recording
 
     small = load_recording(EPISODES / "touch-red-1.npz")
     fields = {n: getattr(small, n) for n in Recording.__dataclass_fields__}

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from quant.convert import ConvertConfig, convert
-from quant.observations import read_episodes, read_observations
+from quant.data.convert import ConvertConfig, convert
+from quant.data.observations import read_episodes, read_observations
 from runtime.errors import OutputError, RecordingError
 from runtime.recordings.lerobot import read_lerobot
 from runtime.recordings.read import read_recordings
-from runtime.robots.robot import load_recording
+from runtime.recordings.recording import load_recording
 from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, draw, identify, names_of
 from tests.lerobot_datasets import (
     CAMERA,

@@ -8,7 +8,8 @@ import pytest
 
 import models.demo
 from runtime.control.loop import LoopConfig, run_episode, ticks
-from runtime.robots.robot import ReplayedRobot, load_recording
+from runtime.recordings.recording import load_recording
+from runtime.robots.replay import ReplayedRobot
 
 EPISODE = Path(models.demo.__file__).parent / "episodes" / "touch-red-1.npz"
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from runtime.errors import RobotError
-from runtime.robots import metaworld
-from runtime.robots.metaworld import TASKS, MetaWorldRobot, rendering_backend
+from runtime.robots import rendering
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
+from runtime.robots.rendering import rendering_backend
 
 pytestmark = pytest.mark.usefixtures("simulator")
 
@@ -246,9 +247,9 @@ def test_a_closed_robot_does_not_come_back():
 
 def test_egl_comes_first_and_the_users_choice_before_it(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(metaworld, "_can_load", lambda backend: True)
+    monkeypatch.setattr(rendering, "_can_load", lambda backend: True)
     assert rendering_backend() == "egl"
-    monkeypatch.setattr(metaworld, "_can_load", lambda backend: backend != "egl")
+    monkeypatch.setattr(rendering, "_can_load", lambda backend: backend != "egl")
     assert rendering_backend() == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "GLFW")
     assert rendering_backend() == "glfw"

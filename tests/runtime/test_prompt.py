@@ -8,8 +8,8 @@ import regex
 import torch
 from torch.nn.functional import adaptive_avg_pool1d
 
-from models.anchorvla4d import PromptParts
-from models.config import full
+from models.anchorvla4d.policy import PromptParts
+from models.anchorvla4d.presets import full
 from runtime.errors import ObservationError
 from runtime.prompt import (
     MAX_INSTRUCTION,

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 from runtime.errors import OutputError, RecordingError, RobotError
+from runtime.recordings.recording import Recording, load_recording, save_recording
 from runtime.robots.metaworld import MetaWorldRobot
-from runtime.robots.robot import (
-    Observation,
-    Recording,
-    ReplayedRobot,
-    load_recording,
-    save_recording,
-)
+from runtime.robots.replay import ReplayedRobot
+from runtime.robots.robot import Observation
 
 NUM_FRAMES = 5
 

@@ -14,7 +14,8 @@ from runtime.normalization import Normalization
 from runtime.pages.benchmark import measure
 from runtime.pages.imitation import Run, action_charts, dimension_errors, error_table
 from runtime.pages.report import draw_page, processor_name
-from runtime.robots.robot import ReplayedRobot, load_recording
+from runtime.recordings.recording import load_recording
+from runtime.robots.replay import ReplayedRobot
 from tests.pages import Page, broken_promises
 
 CONFIG = LoopConfig(rate_hz=1000.0, execute=5, max_steps=12)

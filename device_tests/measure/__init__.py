@@ -1,0 +1,1 @@
+"""The measured run: latency, pace, growth, heat, conditions."""

@@ -1,0 +1,1 @@
+"""A measured run on paper."""

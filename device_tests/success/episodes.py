@@ -1,0 +1,419 @@
+"""Episodes of bundles in closed loop on the simulator: run, paired by seed, over processes.
+
+T = action in the chunk, A = action dimension.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.util import Finalize
+from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+import runtime
+from device_tests.success.intervals import Comparison, Rate
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.control.loop import LoopConfig
+from runtime.errors import RobotError
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
+from runtime.robots.robot import Observation, Robot
+
+AnchorKind = Literal["given", "current", "wrong"]
+Act = Callable[[Observation], NDArray[np.float32]]
+"""Answers an observation with a chunk of actions, [T, A] float32 in robot units."""
+Start = Callable[[Observation], Act]
+"""Begins an episode at its first observation."""
+Frames = tuple[NDArray[np.uint8], ...]
+"""The anchor and the picture after every action of an episode; empty where nobody asked."""
+
+MEAN = "mean"
+"""Row over all tasks. They have the same number of episodes, so pooling them is their mean."""
+
+
+class MakeRobot(Protocol):
+    def __call__(self, *, task: str, seed: int) -> Robot: ...
+
+
+class ActingEpisode(Protocol):
+    """What an evaluation needs of `runtime.Episode`."""
+
+    def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def re_anchor(self, image: NDArray[np.uint8]) -> None: ...
+
+
+class ActingPolicy(Protocol):
+    """What an evaluation needs of `runtime.Policy`."""
+
+    def start(self, *, anchor: NDArray[np.uint8], instruction: str, seed: int) -> ActingEpisode: ...
+
+    def forget(self) -> None: ...
+
+
+Load = Callable[[Path], ActingPolicy]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuccessConfig:
+    """What is evaluated, and how."""
+
+    bundles: tuple[Path, ...]
+    """Folders written by `python -m export build`; the others are compared with the first."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks of the simulator."""
+
+    episodes: int = 20
+    """Episodes per task and bundle."""
+
+    seed0: int = 10_000
+    """Seed of the first episode of every task."""
+
+    execute: int = LoopConfig().execute
+    """Actions of a chunk that are carried out before the policy thinks again."""
+
+    anchor: AnchorKind = "given"
+    """`current`: every frame becomes the anchor; `wrong`: the first frame of seed + 1."""
+
+    instruction: str | None = None
+    """Task whose instruction is given instead of the robot's own."""
+
+    cold: bool = False
+    """Recompute everything at every thought."""
+
+    jobs: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes, each with one thread; one is this process itself."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.bundles)) != len(self.bundles) or not self.bundles:
+            raise ValueError(f"name at least one bundle, and each once, got {_words(self.bundles)}")
+        if len(set(self.tasks)) != len(self.tasks) or not self.tasks:
+            raise ValueError(f"name at least one task, and each once, got {_words(self.tasks)}")
+        for task in (*self.tasks, *([self.instruction] if self.instruction is not None else [])):
+            if task not in TASKS:
+                raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        if self.anchor not in get_args(AnchorKind):
+            known = ", ".join(get_args(AnchorKind))
+            raise ValueError(f"anchor must be one of {known}, got {self.anchor!r}")
+        for name in ("episodes", "execute", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed0 < 0:
+            raise ValueError(f"seed0 must not be negative, got {self.seed0}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeResult:
+    """What one episode came to."""
+
+    task: str
+    seed: int
+    success: bool
+    other_success: bool | None
+    """Whether the task whose instruction was given instead was achieved; None where the robot
+    cannot tell."""
+    num_steps: int
+    num_thoughts: int
+    num_clipped_actions: int
+    """Actions that the robot had to clip."""
+    digest: str
+    """SHA-256 over all chunks: equal if and only if the policy answered the same bits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One bundle on one task, or on all of them."""
+
+    rate: Rate
+    median_steps: float | None
+    """Of the successes; None if there are none."""
+    other_successes: int | None
+    """Episodes that achieved the other instruction's task; None where nobody can tell."""
+    against_first: Comparison | None
+    """With the first bundle, on the same seeds; None for itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """All episodes of a run."""
+
+    config: SuccessConfig
+    results: Mapping[Path, Sequence[EpisodeResult]]
+    """Per bundle, in one order of tasks and seeds."""
+    strips: Sequence[tuple[EpisodeResult, Frames]]
+    """Pictures of the first bundle's first episodes."""
+
+    @property
+    def rows(self) -> dict[str, dict[Path, Row]]:
+        """Per task, and behind several tasks for `MEAN`: per bundle."""
+        names = (*self.config.tasks, MEAN) if len(self.config.tasks) > 1 else self.config.tasks
+        return {n: {b: self._row(b, n) for b in self.config.bundles} for n in names}
+
+    def _row(self, bundle: Path, name: str) -> Row:
+        first, results = (
+            [result for result in self.results[b] if name in (MEAN, result.task)]
+            for b in (self.config.bundles[0], bundle)
+        )
+        steps = [result.num_steps for result in results if result.success]
+        told = [r.other_success for r in results if r.other_success is not None]
+        outcomes = [result.success for result in results]
+        return Row(
+            rate=Rate.of(outcomes),
+            median_steps=float(np.median(steps)) if steps else None,
+            other_successes=sum(told) if told else None,
+            against_first=Comparison.of([r.success for r in first], outcomes)
+            if bundle != self.config.bundles[0]
+            else None,
+        )
+
+
+def load_policy(bundle: Path) -> runtime.Policy:
+    """A bundle on one thread: the processes share the cores."""
+    return runtime.load(bundle, make_backend=lambda _: OnnxRuntimeBackend(num_threads=1))
+
+
+def run(
+    start: Start,
+    robot: Robot,
+    *,
+    task: str,
+    seed: int,
+    execute: int,
+    other: str | None = None,
+    watch: Callable[[NDArray[np.uint8]], None] | None = None,
+) -> EpisodeResult:
+    """Drive `robot` for one episode, as fast as it goes.
+
+    Args:
+        start: what thinks; `start_policy` makes one of a bundle.
+        robot: driven from `reset` until `done`. If it has a method `achieved(task)`, that tells
+            whether another task was achieved in this episode, or None if its scene lacks that one.
+        task: for the record.
+        seed: for the record.
+        execute: actions of a chunk that are carried out before the next thought.
+        other: the task to ask `achieved` about.
+        watch: gets the first picture, and the one after every action.
+
+    Raises:
+        ValueError: `execute` is more than a chunk holds.
+        RobotError: the robot cannot go on, or cannot tell whether it succeeded.
+    """
+    digest, num_steps, num_thoughts = hashlib.sha256(), 0, 0
+    first = robot.reset()
+    if watch is not None:
+        watch(first.image)
+    act = start(first)
+    while not robot.done:
+        chunk_TA = act(robot.observe())
+        if execute > len(chunk_TA):
+            raise ValueError(f"execute={execute}, but a chunk has {len(chunk_TA)} actions")
+        digest.update(chunk_TA.tobytes())
+        num_thoughts += 1
+        for action_A in chunk_TA[:execute]:
+            robot.apply(action_A)
+            num_steps += 1
+            if watch is not None:
+                watch(robot.observe().image)
+            if robot.done:
+                break
+    if robot.success is None:
+        raise RobotError(f"{task}: this robot cannot tell success; evaluate in the simulator")
+    achieved = getattr(robot, "achieved", None)
+    return EpisodeResult(
+        task=task,
+        seed=seed,
+        success=robot.success,
+        other_success=None if other is None or achieved is None else achieved(other),
+        num_steps=num_steps,
+        num_thoughts=num_thoughts,
+        num_clipped_actions=getattr(robot, "num_clipped_actions", 0),
+        digest=digest.hexdigest(),
+    )
+
+
+def start_policy(
+    policy: ActingPolicy,
+    *,
+    seed: int,
+    instruction: str,
+    anchor: NDArray[np.uint8] | None = None,
+    follow: bool = False,
+    cold: bool = False,
+) -> Start:
+    """A policy as `run` drives it.
+
+    Args:
+        policy: runs one episode at a time.
+        seed: of the action noise.
+        instruction: what it is told.
+        anchor: instead of the first frame, [H, W, 3].
+        follow: make every frame the anchor.
+        cold: recompute everything at every thought.
+    """
+
+    def start(first: Observation) -> Act:
+        image = first.image if anchor is None else anchor
+        episode = policy.start(anchor=image, instruction=instruction, seed=seed)
+
+        def act(observation: Observation) -> NDArray[np.float32]:
+            if follow:
+                episode.re_anchor(observation.image)
+            if cold:
+                policy.forget()
+            return episode.act(observation.image, observation.state)
+
+        return act
+
+    return start
+
+
+def evaluate(
+    config: SuccessConfig,
+    *,
+    load: Load = load_policy,
+    make_robot: MakeRobot = MetaWorldRobot,
+    num_strips: int = 0,
+    on_episode: Callable[[EpisodeResult], None] = lambda result: None,
+) -> Evaluation:
+    """Run every bundle on every task and seed.
+
+    Args:
+        config: what to run.
+        load: makes a policy of a bundle, once per process; picklable if `config.jobs` > 1.
+        make_robot: picklable likewise.
+        num_strips: episodes per task of the first bundle whose pictures are kept.
+        on_episode: called after each episode, in order.
+
+    Raises:
+        ValueError, BundleError, EngineError, ObservationError, RobotError: the first that an
+            episode raised; the rest are not run.
+    """
+    jobs = [
+        _Job(bundle, task, config.seed0 + i, i < num_strips and bundle == config.bundles[0])
+        for i in range(config.episodes)
+        for task in config.tasks
+        for bundle in config.bundles
+    ]
+    results: dict[Path, list[EpisodeResult]] = {bundle: [] for bundle in config.bundles}
+    strips: list[tuple[EpisodeResult, Frames]] = []
+    outcomes = _outcomes(_Worker(config, load, make_robot), jobs)
+    for job, (result, frames) in zip(jobs, outcomes, strict=True):
+        results[job.bundle].append(result)
+        if job.keep_frames:
+            strips.append((result, frames))
+        on_episode(result)
+    return Evaluation(config=config, results=results, strips=strips)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    bundle: Path
+    task: str
+    seed: int
+    keep_frames: bool
+
+
+class _Worker:
+    """Runs jobs one after the other, and keeps the policies it has loaded and a robot per task."""
+
+    def __init__(self, config: SuccessConfig, load: Load, make_robot: MakeRobot) -> None:
+        self._config, self._load, self._make_robot = config, load, make_robot
+        self._robots: dict[str, Robot] = {}
+        self._policies: dict[Path, ActingPolicy] = {}
+
+    def __call__(self, job: _Job) -> tuple[EpisodeResult, Frames]:
+        config, images = self._config, list[NDArray[np.uint8]]()
+        # Not before the first job, so that a bundle that does not load is an error of that job.
+        if job.bundle not in self._policies:
+            self._policies[job.bundle] = self._load(job.bundle)
+        wrong = self._first_frame(job.task, job.seed + 1) if config.anchor == "wrong" else None
+        other = config.instruction if config.instruction != job.task else None
+        robot = self._robot(job.task, job.seed)
+        start = start_policy(
+            self._policies[job.bundle],
+            seed=job.seed,
+            instruction=robot.instruction if other is None else TASKS[other].instruction,
+            anchor=wrong,
+            follow=config.anchor == "current",
+            cold=config.cold,
+        )
+        result = run(
+            start,
+            robot,
+            task=job.task,
+            seed=job.seed,
+            execute=config.execute,
+            other=other,
+            watch=images.append if job.keep_frames else None,
+        )
+        return result, tuple(images)
+
+    def close(self) -> None:
+        """Close the robots."""
+        for robot in self._robots.values():
+            robot.close()
+        self._robots.clear()
+
+    def _first_frame(self, task: str, seed: int) -> NDArray[np.uint8]:
+        return self._robot(task, seed).reset().image
+
+    def _robot(self, task: str, seed: int) -> Robot:
+        """As fresh: the task's robot with another seed if it can take one, or a new one."""
+        robot = self._robots.pop(task, None)
+        reseed = getattr(robot, "reseed", None)
+        if robot is None or reseed is None:
+            if robot is not None:
+                robot.close()
+            robot = self._make_robot(task=task, seed=seed)
+        else:
+            reseed(seed)
+        self._robots[task] = robot
+        return robot
+
+
+_worker: _Worker | None = None
+"""In a process of the pool: the one that `_adopt` was given."""
+
+
+def _adopt(worker: _Worker) -> None:
+    global _worker
+    _worker = worker
+    signal(SIGINT, SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    Finalize(None, worker.close, exitpriority=0)  # while the libraries behind robots are alive
+
+
+def _run_job(job: _Job) -> tuple[EpisodeResult, Frames]:
+    assert _worker is not None
+    return _worker(job)
+
+
+def _outcomes(worker: _Worker, jobs: Sequence[_Job]) -> Iterator[tuple[EpisodeResult, Frames]]:
+    num_processes = min(worker._config.jobs, len(jobs))
+    if num_processes == 1:
+        with contextlib.closing(worker):
+            yield from map(worker, jobs)
+        return
+    # Spawned, because MuJoCo and ONNX Runtime hold threads that a fork would lose.
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _adopt, (worker,)) as pool:
+        try:
+            yield from pool.map(_run_job, jobs)
+        except BrokenProcessPool:
+            raise RobotError(
+                f"one of {num_processes} processes died, perhaps for lack of memory: "
+                "use fewer --jobs"
+            ) from None
+
+
+def _words(names: Sequence[object]) -> str:
+    return " ".join(map(str, names)) or "none"

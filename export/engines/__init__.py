@@ -1,0 +1,1 @@
+"""One engine of the split: traced, lowered, written, audited, compiled."""

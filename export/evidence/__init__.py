@@ -1,0 +1,1 @@
+"""What is published about this project: benchmarks, cross-checks, success rates, tables."""

@@ -1,0 +1,359 @@
+"""Side by side: what a user would compose, and what this project runs. One process, interleaved.
+
+Rows per size, each from camera image to action chunk on ever-changing input:
+(a) `eager`: transformers + UniCeption + diffusers; (b) `compiled`: (a) under torch.compile;
+(c) `reference`: our torch modules, plain; (d) `uncached`: our runtime with every input marked as
+changed; (e) `warm`: our runtime with the anchor and the instruction unchanged; (f) `int8_warm`: the
+same of recipe `cpu-int8`, with the error of its actions beside it.
+
+The roofline of a warm tick is the sum over its stages of the larger of unpadded FLOPs at the
+matrix rate and bytes of weights at the memory bandwidth, both measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from export.build import build
+from export.config import SIZES, BenchConfig, BuildConfig, Size
+from export.evidence.composition import Composition
+from export.measure import made_up
+from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
+from models.init import init
+from models.verbs import Init
+from runtime.backends.onnxruntime_module import ort
+from runtime.bundle import read_golden
+from runtime.cli.progress import Progress
+from runtime.noise import draw_noise
+from runtime.pages.benchmark import Quantiles, Ticker
+from runtime.pages.report import processor_name
+from runtime.policy import ACTIONS, Policy, load
+from runtime.recordings.recording import Recording, save_recording
+from runtime.storage.files import Kind, check_output, write_file
+
+FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
+ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")
+GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
+"""M, K, N of the matrix products that the published widths are made of."""
+
+
+def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
+    """Run it, print a table per size and one JSON line last."""
+    console = Console()
+    path = None
+    if config.results is not None:
+        path = config.results / f"bench-{_slug(processor_name())}.json"
+        check_output(path, FIGURES)
+    results = {}
+    for name in config.sizes:
+        results[name] = _bench_size(name, config, console)
+        _print_table(console, name, results[name])
+    if path is not None:
+        document = {"machine": machine(), "sizes": results}
+        write_file(path, json.dumps(document, indent=1) + "\n", FIGURES)
+        console.print(f"written: {path}")
+    figures = {n: {k: v for k, v in r.items() if isinstance(v, float)} for n, r in results.items()}
+    print(json.dumps(figures))
+    return results
+
+
+def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, Any]:
+    size = SIZES[name]
+    folder = config.work / name
+    init(Init(config=name, out=folder / "checkpoint"))
+    checkpoint = load_checkpoint(folder / "checkpoint")
+    make_up_episode(checkpoint, size, folder / "episodes")
+    for recipe in ("float32", "cpu-int8"):
+        build(
+            BuildConfig(
+                recipe=recipe,
+                checkpoint=folder / "checkpoint",
+                out=folder / recipe,
+                image_size=(size.image, size.image),
+                tokens=size.tokens,
+                calibration=folder / "episodes",
+                stride=1,
+                yardsticks=False,
+                compile_check=False,
+            ),
+            console,
+        )
+    policy, int8 = load(folder / "float32"), load(folder / "cpu-int8")
+    rows = _torch_rows(checkpoint, policy)
+    ticker, int8_ticker = Ticker(policy), Ticker(int8)
+    outside: list[float] = []
+    stage_s: list[dict[str, float]] = []
+
+    def warm() -> None:
+        _, seconds, stages = ticker.tick(cold=False)
+        outside.append(seconds)
+        stage_s.append(stages)
+
+    rows |= {
+        "uncached": lambda: ticker.tick(cold=True),
+        "warm": warm,
+        "int8_warm": lambda: int8_ticker.tick(cold=False),
+    }
+    lines = Progress(sys.stderr)
+    for row, run in rows.items():  # compilers, allocators and caches have their first time here
+        lines.step(f"{name}: first run, {row}")
+        run()
+    outside.clear()
+    stage_s.clear()
+    rate = matrix_rate()
+    bandwidth = read_bandwidth()
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    num_rounds = config.rounds * size.rounds_factor
+    lines.step(f"{name}: ticks of each row")
+    for done in range(1, num_rounds + 1):
+        for row, run in rows.items():
+            if row == "warm":
+                ticker.tick(cold=False)  # the rows before left the caches to other weights
+            elif row == "int8_warm":
+                int8_ticker.tick(cold=False)
+            start = time.perf_counter()
+            run()
+            seconds[row].append(time.perf_counter() - start)
+        lines.count(done, num_rounds)
+    lines.close()
+    rate, bandwidth = max(rate, matrix_rate()), max(bandwidth, read_bandwidth())
+    quantiles = {row: Quantiles.of(values) for row, values in seconds.items()}
+    floor = roofline(policy, rate, bandwidth)
+    functions = [s.name for s in policy.graph.stages if s.function]
+    host = [sum(stages.get(name, 0.0) for name in functions) for stages in stage_s]
+    result: dict[str, Any] = {f"{row}_ms": round(q.p50, 3) for row, q in quantiles.items()}
+    result |= {f"{row}_p99_ms": round(q.p99, 3) for row, q in quantiles.items()}
+    result |= {
+        "overhead_ms": round(float(np.median(outside)) * 1e3, 4),
+        "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
+        "roofline_ms": round(sum(floor.values()) * 1e3, 3),
+        "matrix_gflops": round(rate / 1e9, 1),
+        "bandwidth_gbs": round(bandwidth / 1e9, 1),
+        "warm_speedup": round(quantiles["uncached"].p50 / quantiles["warm"].p50, 3),
+        "times_roofline": round(quantiles["warm"].p50 / sum(floor.values()) / 1e3, 3),
+        "int8_speedup": round(quantiles["warm"].p50 / quantiles["int8_warm"].p50, 3),
+        "int8_action_error": round(int8.bundle.manifest.action_error, 5),
+        "rounds": quantiles["warm"].n,
+        "padded_share": dict(policy.bundle.manifest.padded_share),
+        "stages": {
+            stage: {
+                "warm_ms": round(float(np.median([s[stage] for s in stage_s])) * 1e3, 3),
+                "roofline_ms": round(floor.get(stage, 0.0) * 1e3, 3),
+            }
+            for stage in stage_s[0]
+        },
+    }
+    if "compiled" not in quantiles:
+        result["compiled"] = "not measured: torch.compile needs a C++ compiler"
+    return result
+
+
+def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
+    """Something to calibrate random weights on: made-up images, states in the statistics' range."""
+    head = checkpoint.config.head
+    frames = [made_up(checkpoint, (size.image, size.image), seed=n) for n in range(4)]
+    save_recording(
+        Recording(
+            instruction=frames[0].instruction,
+            task="made up",
+            seed=0,
+            rate_hz=10.0,
+            images=np.stack([seen.frame for seen in frames]),
+            states=np.stack([seen.state for seen in frames]),
+            actions=np.zeros((len(frames), head.action_dim), np.float32),
+            success=False,
+        ),
+        folder / "made-up.npz",
+    )
+
+
+def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[], Any]]:
+    """Rows (a) to (c), on the golden observation with a frame that changes."""
+    golden = read_golden(policy.bundle)
+    composition = Composition(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
+    compiled = torch.compile(composition)
+    robot = str(golden["robot"])
+    to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+    count = 0
+
+    def observation() -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        return {
+            "anchor": golden["anchor"],
+            "frame": np.roll(golden["frame"], count, axis=1),
+            "instruction": str(golden["instruction"]),
+            "noise": draw_noise(0, count, policy.graph.tensors[ACTIONS].shape),  # type: ignore[arg-type]
+        }
+
+    def composed(module: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+        state = to_policy.to_policy(golden["state"])
+
+        @torch.no_grad()
+        def run() -> torch.Tensor:
+            return module(*composition.prepare(state=state, **observation()))
+
+        return run
+
+    rows: dict[str, Callable[[], Any]] = {"eager": composed(composition)}
+    if _has_compiler():
+        rows["compiled"] = composed(compiled)
+    rows["reference"] = lambda: reference(checkpoint, state=golden["state"], **observation())
+    return rows
+
+
+def roofline(policy: Policy, rate: float, bandwidth: float) -> dict[str, float]:
+    """Least seconds of each engine stage of a warm tick."""
+    manifest = policy.bundle.manifest
+    used = 1 - manifest.padded_share["suffix"]
+    context = 1 - sum(manifest.padded_share.values()) / 2
+    seconds = {}
+    for stage in policy.graph.stages:
+        if stage.engine is None or "frame" not in policy.graph.stage_dependencies[stage.name]:
+            continue
+        path = policy.bundle.file(manifest.engines[stage.engine].file)
+        weights, attention = count_flops(path)
+        if stage.engine == "language":
+            weights, attention = weights * used, attention * used * context
+        num_bytes = 4 * manifest.engines[stage.engine].parameters
+        seconds[stage.name] = max((weights + attention) / rate, num_bytes / bandwidth)
+    return seconds
+
+
+def count_flops(path: Path) -> tuple[float, float]:
+    """FLOPs of an engine's matrix products: by weights, and between activations (attention)."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    graph = model.graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
+    constants = {t.name for t in graph.initializer}
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    by_weights = between = 0.0
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        left, out = shapes[node.input[0]], shapes[node.output[0]]
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        flops = 2.0 * float(np.prod(out)) * left[0 if transposed else -1]
+        if node.input[0] in constants or node.input[1] in constants:
+            by_weights += flops
+        else:
+            between += flops
+    return by_weights, between
+
+
+def matrix_rate() -> float:
+    """Best float32 FLOP/s of ONNX Runtime's matrix product over `GEMM_SHAPES`, all cores."""
+    best = 0.0
+    for m, k, n in GEMM_SHAPES:
+        random = np.random.Generator(np.random.Philox(key=k))
+        weight = onnx.numpy_helper.from_array(random.standard_normal((k, n), np.float32), "w")
+        value = onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "product",
+            [value("x", onnx.TensorProto.FLOAT, [m, k])],
+            [value("y", onnx.TensorProto.FLOAT, [m, n])],
+            [weight],
+        )
+        opset = [onnx.helper.make_opsetid("", 18)]
+        model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+        session = ort.InferenceSession(model.SerializeToString())
+        x = random.standard_normal((m, k), np.float32)
+        seconds = _median_seconds(partial(session.run, None, {"x": x}), 9)
+        best = max(best, 2.0 * m * k * n / seconds)
+    return best
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all cores together read from memory."""
+    numbers = torch.ones(128 << 20)
+    return numbers.nbytes / _median_seconds(lambda: numbers.sum(), 7)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be read with."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "power_mode": "not applicable",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "versions": {
+            p: version(p)
+            for p in ("torch", "onnxruntime", "transformers", "uniception", "diffusers")
+        },
+    }
+
+
+def _median_seconds(run: Callable[[], Any], count: int) -> float:
+    run()
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def _has_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def _print_table(console: Console, name: str, result: dict[str, Any]) -> None:
+    table = Table(title=f"{name}: camera image to action chunk, median of {result['rounds']}")
+    for column in ("row", "ms", "p99", "against warm"):
+        table.add_column(column, justify="left" if column == "row" else "right")
+    for row in ROWS:
+        if f"{row}_ms" in result:
+            ratio = result[f"{row}_ms"] / result["warm_ms"]
+            table.add_row(
+                row,
+                f"{result[f'{row}_ms']:.2f}",
+                f"{result[f'{row}_p99_ms']:.2f}",
+                f"{ratio:.2f} x",
+            )
+        else:
+            table.add_row(row, result[row], "", "")
+    table.add_row(
+        "roofline", f"{result['roofline_ms']:.2f}", "", f"{1 / result['times_roofline']:.2f} x"
+    )
+    console.print(table)
+    padded = ", ".join(f"{k} {v:.0%}" for k, v in result["padded_share"].items())
+    console.print(
+        f"outside engines {result['overhead_ms']} ms, of these host functions "
+        f"{result['host_functions_ms']}; {result['matrix_gflops']} GFLOP/s, "
+        f"{result['bandwidth_gbs']} GB/s; padding: {padded}"
+    )
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -1,0 +1,420 @@
+"""The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
+
+Qwen2.5-VL and its image processor come from `transformers`, the spatial trunk from `uniception`,
+the sampler from `diffusers`; only the ScaleDP head is written out, on torch's own attention and
+pooling. Nothing of `models/` runs here and nothing is cached: every call embeds both images and
+prefills the whole prompt, as one would write it from these libraries. The weights are those of a
+given `AnchorVLA4D`, shared and not copied.
+
+Axes: N = patches of one view, L = tokens, B = pool bin, T = step in the chunk, A = action
+dimension, W = head width. The libraries want a batch axis; it is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLModel,
+    Qwen2_5_VLRotaryEmbedding,
+    Qwen2_5_VLVisionRotaryEmbedding,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from uniception.models.info_sharing.alternating_attention_transformer import (
+    MultiViewAlternatingAttentionTransformerIFR,
+)
+from uniception.models.info_sharing.base import MultiViewTransformerInput
+
+from models.anchorvla4d.config import HeadConfig, PolicyConfig, SpatialConfig
+from models.anchorvla4d.policy import AnchorVLA4D
+from runtime.image import ImageConfig
+
+IMAGE_PAD = "<|image_pad|>"
+"""Token that holds the place of one merged image token."""
+
+FREQUENCIES = 256
+
+
+class Inputs(NamedTuple):
+    """What `Composition.forward` takes, in order."""
+
+    pixel_values: Tensor
+    """[2 N, patch_dim], anchor first."""
+    image_grid_thw: Tensor
+    """[2, 3], both rows equal."""
+    input_ids: Tensor
+    """[1, L]."""
+    position_ids: Tensor
+    """[3, 1, L], M-RoPE."""
+    state: Tensor
+    """[S] in policy units."""
+    noise: Tensor
+    """[T, A] float32 standard normal."""
+
+
+class Composition(nn.Module):
+    def __init__(self, model: AnchorVLA4D, tokenizer: Tokenizer, image: ImageConfig) -> None:
+        """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
+        super().__init__()
+        config = model.config
+        pad = tokenizer.token_to_id(IMAGE_PAD)
+        if pad is None:
+            raise ValueError(f"the tokenizer has no token {IMAGE_PAD!r}, which the prompt needs")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.image_pad_id: int = pad
+        self.processor = image_processor(image)
+        self.qwen = qwen(config, pad)
+        with torch.device("meta"):
+            self.spatial = SpatialFeatures(
+                config.spatial, config.vision.patch_dim, config.language.hidden_size
+            )
+            self.head = Head(config.head, config.language.hidden_size)
+        self.scheduler = ddim_scheduler(config.head)
+        self.timesteps: list[int] = self.scheduler.timesteps.tolist()
+        _share(self, model)
+        self.eval().requires_grad_(False)
+
+    def cast(self, dtype: torch.dtype) -> Composition:
+        """Change the type of the weights; rotary frequencies stay float32, as `transformers` loads.
+
+        `to(dtype)` would round them too. The model that was given keeps its own weights.
+        """
+        rotary = (self.qwen.language_model.rotary_emb, self.qwen.visual.rotary_pos_emb)
+        frequencies = [module.inv_freq for module in rotary]
+        self.to(dtype)
+        for module, kept in zip(rotary, frequencies, strict=True):
+            module.inv_freq = kept
+        return self
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        state: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        """One observation, see `Inputs` -> [T, A] float32 in policy units."""
+        hidden_1LD = self.qwen(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        spatial_1ND = self.spatial(pixel_values.to(hidden_1LD.dtype))
+        tokens_1LD = torch.cat([spatial_1ND, hidden_1LD], dim=1)
+        condition = self.head.condition(tokens_1LD, state[None].to(hidden_1LD.dtype))
+        x_1TA = noise[None]
+        for t in self.timesteps:
+            epsilon = self.head(x_1TA.to(condition.dtype), t, condition)
+            x_1TA = self.scheduler.step(epsilon.float(), t, x_1TA, return_dict=False)[0]
+        return x_1TA[0]
+
+    def prepare(
+        self,
+        *,
+        anchor: NDArray[np.uint8],
+        frame: NDArray[np.uint8],
+        instruction: str,
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+    ) -> Inputs:
+        """Everything that happens before the networks, on the device of the weights.
+
+        Args:
+            anchor: uint8 [H, W, 3] RGB.
+            frame: uint8 [H, W, 3] RGB.
+            instruction: one line of text, taken as it is.
+            state: [S] in policy units.
+            noise: [T, A] standard normal.
+
+        Raises:
+            ValueError: if the two images give different grids.
+        """
+        batch = self.processor(
+            images=[Image.fromarray(anchor), Image.fromarray(frame)], return_tensors="pt"
+        )
+        grid = batch["image_grid_thw"]
+        if not torch.equal(grid[0], grid[1]):
+            raise ValueError(
+                f"anchor and frame give {grid[0, 1:].tolist()} and {grid[1, 1:].tolist()} patches; "
+                "take both from the same camera"
+            )
+        merged = int(grid[0].prod()) // self.config.vision.spatial_merge_size**2
+        ids = torch.tensor([self.input_ids(merged, instruction)])
+        kinds = (ids == self.image_pad_id).int()
+        positions, _ = self.qwen.get_rope_index(
+            ids,  # type: ignore[arg-type]
+            kinds,  # type: ignore[arg-type]
+            image_grid_thw=grid,
+        )
+        device = self.qwen.device
+        inputs = (
+            batch["pixel_values"],
+            grid,
+            ids,
+            positions,
+            torch.from_numpy(state).float(),
+            torch.from_numpy(noise).float(),
+        )
+        return Inputs(*(tensor.to(device) for tensor in inputs))
+
+    def input_ids(self, image_tokens: int, instruction: str) -> list[int]:
+        """The whole prompt as token ids, `image_tokens` pads standing for each image."""
+        p = self.config.prompt
+        image = p.image_start + IMAGE_PAD * image_tokens + p.image_end
+        text = p.template.replace("{anchor}", image).replace("{frame}", image)
+        text = text.replace("{instruction}", instruction)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        end = self.tokenizer.encode(p.end, add_special_tokens=False).ids
+        return [*ids, p.placeholder_token_id, *end]
+
+    @torch.no_grad()
+    def act(
+        self,
+        *,
+        anchor: NDArray[np.uint8],
+        frame: NDArray[np.uint8],
+        instruction: str,
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """From camera images to [T, A] float32 actions in policy units; see `prepare`."""
+        inputs = self.prepare(
+            anchor=anchor, frame=frame, instruction=instruction, state=state, noise=noise
+        )
+        actions_TA: NDArray[np.float32] = self(*inputs).cpu().numpy()
+        return actions_TA
+
+
+class SpatialFeatures(nn.Module):
+    """UniCeption's trunk over the patches of both views, with the policy's projection."""
+
+    def __init__(self, config: SpatialConfig, patch_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.scale_token = nn.Parameter(torch.zeros(patch_dim))
+        self.info_sharing = MultiViewAlternatingAttentionTransformerIFR(
+            name="anchorvla4d",
+            input_embed_dim=patch_dim,
+            depth=config.depth,
+            dim=config.dim,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            indices=list(config.indices),
+        )
+        self.final_projection = nn.Linear(config.dim, out_dim)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[2 N, patch_dim] -> [1, 2 N (1 + taps), out_dim]."""
+        return self.final_projection(self.tokens(pixel_values))
+
+    def tokens(self, pixel_values: Tensor) -> Tensor:
+        """The same before the projection: final output of both views, then those of each tap."""
+        # The trunk has no positions inside a view, so one column of N patches stands for the grid.
+        views = [view.T[None, :, :, None] for view in pixel_values.chunk(2)]
+        final, taps = self.info_sharing(
+            MultiViewTransformerInput(
+                features=views, additional_input_tokens=self.scale_token[None, :, None]
+            )
+        )
+        features = [view for output in (final, *taps) for view in output.features]
+        return torch.cat([view.flatten(2).transpose(1, 2) for view in features], dim=1)
+
+
+class Head(nn.Module):
+    """ScaleDP: a DiT whose condition is one vector of pooled features, state and timestep."""
+
+    def __init__(self, config: HeadConfig, cond_dim: int) -> None:
+        super().__init__()
+        width, pooled = config.n_emb, cond_dim * config.adaptive_pool_dim
+        self.pool = nn.AdaptiveAvgPool1d(config.adaptive_pool_dim)
+        self.norm_after_pool = nn.LayerNorm(pooled)
+        self.state_linear = nn.Linear(config.state_dim, config.state_embed_dim)
+        self.combine = nn.Sequential(
+            nn.Linear(pooled + config.state_embed_dim, config.combine_dim),
+            nn.ReLU(),
+            nn.Linear(config.combine_dim, config.combine_dim),
+            nn.ReLU(),
+            nn.Linear(config.combine_dim, cond_dim),
+        )
+        self.cond_obs_emb = nn.Linear(cond_dim, width)
+        self.t_embedder = nn.Sequential(
+            nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.x_embedder = nn.Linear(config.action_dim, width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.prediction_horizon, width))
+        self.blocks = nn.ModuleList(HeadBlock(config) for _ in range(config.depth))
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_linear = nn.Linear(width, config.action_dim)
+
+    def condition(self, tokens_1LD: Tensor, state_1S: Tensor) -> Tensor:
+        """All tokens and the state -> [1, W]."""
+        pooled_1BD = self.pool(tokens_1LD.transpose(1, 2)).transpose(1, 2)
+        features = self.norm_after_pool(pooled_1BD.flatten(1))
+        features = torch.cat([features, self.state_linear(state_1S)], dim=1)
+        return self.cond_obs_emb(self.combine(features))
+
+    def forward(self, x_1TA: Tensor, t: int, condition_1W: Tensor) -> Tensor:
+        """Predicted noise of `x_1TA` at timestep `t`."""
+        time = step_embedding(t, device=condition_1W.device).to(condition_1W.dtype)
+        c = self.t_embedder(time)[None] + condition_1W
+        x = self.x_embedder(x_1TA) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
+        return self.final_linear(_adaptive_norm(x, shift, scale))
+
+
+class HeadBlock(nn.Module):
+    """A DiT block with adaLN-Zero (Peebles and Xie, 2023)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        width, hidden = config.n_emb, int(config.n_emb * config.mlp_ratio)
+        self.attn = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c_1W: Tensor) -> Tensor:
+        vectors = self.modulation(c_1W)[:, None].chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
+        h = _adaptive_norm(x, shift_attn, scale_attn)
+        x = x + gate_attn * self.attn(h, h, h, need_weights=False)[0]
+        return x + gate_mlp * self.mlp(_adaptive_norm(x, shift_mlp, scale_mlp))
+
+
+def step_embedding(t: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoids of the timestep, [256] bfloat16; the frequencies are rounded too, as trained."""
+    index = torch.arange(FREQUENCIES // 2, dtype=torch.bfloat16, device=device)
+    frequencies = torch.exp(index * -math.log(10000) / (FREQUENCIES // 2))
+    angles = t * frequencies.float()
+    return torch.cat([angles.cos(), angles.sin()]).bfloat16()
+
+
+def ddim_scheduler(config: HeadConfig) -> DDIMScheduler:
+    """The published sampler, its timesteps set."""
+    scheduler = DDIMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="epsilon",
+        clip_sample=True,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+    scheduler.set_timesteps(config.num_inference_timesteps)
+    return scheduler
+
+
+def image_processor(image: ImageConfig) -> Qwen2VLImageProcessorPil:
+    """The Pillow processor that the policy was trained with. It refuses min_pixels = 0."""
+    return Qwen2VLImageProcessorPil(
+        min_pixels=max(image.min_pixels, 1),
+        max_pixels=image.max_pixels,
+        patch_size=image.patch_size,
+        temporal_patch_size=image.temporal_patch_size,
+        merge_size=image.merge_size,
+        rescale_factor=image.rescale_factor,
+        image_mean=list(image.image_mean),
+        image_std=list(image.image_std),
+    )
+
+
+def qwen(config: PolicyConfig, image_pad_id: int) -> Qwen2_5_VLModel:
+    """Vision tower and language model without the LM head, on the meta device."""
+    v, lm = config.vision, config.language
+    vision = Qwen2_5_VLVisionConfig(
+        depth=v.depth,
+        hidden_size=v.hidden_size,
+        intermediate_size=v.intermediate_size,
+        num_heads=v.num_heads,
+        patch_size=v.patch_size,
+        temporal_patch_size=v.temporal_patch_size,
+        spatial_merge_size=v.spatial_merge_size,
+        window_size=v.window_size,
+        out_hidden_size=v.out_hidden_size,
+        fullatt_block_indexes=list(v.fullatt_block_indexes),
+    )
+    text = Qwen2_5_VLTextConfig(
+        vocab_size=lm.vocab_size,
+        hidden_size=lm.hidden_size,
+        intermediate_size=lm.intermediate_size,
+        num_hidden_layers=lm.num_hidden_layers,
+        num_attention_heads=lm.num_attention_heads,
+        num_key_value_heads=lm.num_key_value_heads,
+        rms_norm_eps=lm.rms_norm_eps,
+        bos_token_id=None,
+        eos_token_id=None,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": lm.rope_theta,
+            "mrope_section": list(lm.mrope_section),
+        },
+    )
+    whole = Qwen2_5_VLConfig(
+        vision_config=vision, text_config=text, image_token_id=image_pad_id, video_token_id=-1
+    )
+    with torch.device("meta"):
+        model = Qwen2_5_VLModel(whole)
+    # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
+    model.language_model.rotary_emb = Qwen2_5_VLRotaryEmbedding(text)  # type: ignore[arg-type]
+    model.visual.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(vision)
+    return model
+
+
+PARTS = {
+    "vlm.visual.": "qwen.visual.",
+    "vlm.model.": "qwen.language_model.",
+    "info_sharing.": "spatial.",
+    "action_head.": "head.",
+}
+"""How a published name begins, and how it begins here."""
+
+HEAD_NAMES = {
+    "t_embedder.mlp.": "t_embedder.",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.2.",
+    "final_layer.adaLN_modulation.": "final_modulation.",
+    "final_layer.linear.": "final_linear.",
+    "adaLN_modulation.": "modulation.",
+}
+"""The same for pieces of the head's names."""
+
+
+def _share(composition: Composition, model: AnchorVLA4D) -> None:
+    """Let every parameter of `composition` use the storage of its counterpart in `model`."""
+    weights = {_renamed(name): tensor for name, tensor in model.state_dict().items()}
+    composition.load_state_dict(weights, strict=True, assign=True)
+
+
+def _renamed(name: str) -> str:
+    old = next(part for part in PARTS if name.startswith(part))
+    rest = name.removeprefix(old)
+    if old == "action_head.":
+        for published, here in HEAD_NAMES.items():
+            rest = rest.replace(published, here)
+    return PARTS[old] + rest
+
+
+def _adaptive_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return functional.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift

@@ -1,0 +1,1 @@
+"""The page of an export, whether it passed or failed."""

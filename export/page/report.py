@@ -1,0 +1,246 @@
+"""An export as one HTML page that needs nothing else: what was decided, measured and allowed.
+
+In: the manifest, and what only the exporting machine has: a sensitivity study, yardsticks. Every
+section is always there; where something was not measured, it says so and how to come by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from export.page.figures import (
+    of_recipe,
+    show_denoise_steps,
+    show_islands,
+    show_sensitivity,
+    show_stages,
+    show_yardsticks,
+)
+from export.page.meters import bar, number, percent
+from quant.search.yardsticks import Yardstick
+from runtime.bundle import EngineEntry, Manifest
+from runtime.pages.markup import Markup, element
+from runtime.pages.page import (
+    Column,
+    Verdict,
+    alarm,
+    badge,
+    cards,
+    document,
+    note,
+    section,
+    sentence,
+    table,
+)
+from runtime.storage.files import PAGE, write_file
+
+FLOAT32_BYTES = 4
+GATES = {
+    "calibration": "calibration has seen what the policy sees",
+    "engine_parity": "each engine computes what its torch module does",
+    "precision_audit": "the files hold the formats that the recipe names",
+    "stage_error": "no stage is moved further than the recipe allows",
+    "rounding": "lowering errs as rounding in torch does, within a small factor",
+    "graph_parity": "the engines together compute what their modules do",
+    "end_to_end": "the actions stay near those of the float32 reference",
+    "success": "in closed loop, episodes succeed as often as with float32",
+}
+"""What each asks: whether ..."""
+
+
+def write_report(
+    path: Path,
+    manifest: Manifest,
+    *,
+    sensitivity: Path | None = None,
+    yardsticks: Sequence[Yardstick] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the file; its folder is made.
+        manifest: complete, with the verdict of every gate.
+        sensitivity: recipe.json of `make sensitivity`.
+        yardsticks: of this policy's layers.
+
+    Raises:
+        ExportError: `sensitivity` is no such file.
+    """
+    title = f"{manifest.policy}, recipe {manifest.recipe}"
+    weights = f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."
+    parts = [
+        sentence(_provenance(manifest)),
+        _banner(manifest),
+        note(weights),
+        _cards(manifest),
+        section("Verdicts", *_verdicts(manifest)),
+        section("Observations", *_observations(manifest)),
+        section("Engines", *_engines(manifest)),
+        section("Stages", *show_stages(manifest)),
+        section("Denoise steps", *show_denoise_steps(manifest)),
+        section("Closed loop", *_closed_loop(manifest)),
+        section("Float32 islands", *show_islands(manifest)),
+        section("Sensitivity", *show_sensitivity(manifest, sensitivity)),
+        section("Yardsticks", *show_yardsticks(yardsticks)),
+        section("Recipe and tools", *_recipe(manifest)),
+    ]
+    write_file(path, document(title, parts), PAGE)
+
+
+def _provenance(manifest: Manifest) -> str:
+    return (
+        f"Target {of_recipe(manifest, 'target')}, base format {of_recipe(manifest, 'base')}, "
+        f"{len(manifest.engines)} engines. Content {manifest.content_sha256[:16]}, made from "
+        f"weights {manifest.source_sha256[:16]}."
+    )
+
+
+def _banner(manifest: Manifest) -> Markup:
+    failed = manifest.failed_gates
+    if not failed:
+        return Markup()
+    return alarm(
+        element("b", f"Forced: {len(failed)} of {len(manifest.gates)} gates failed"),
+        "This bundle exists only because its export was forced. The runtime refuses it, and no "
+        "number on this page is a result.",
+        element("ul", *(element("li", f"{name}: {words}") for name, words in failed.items())),
+    )
+
+
+def _cards(manifest: Manifest) -> Markup:
+    kinds = [_split_verdict(words)[0] for words in manifest.gates.values()]
+    held, whole = _sizes(manifest)
+    found = [
+        (f"{kinds.count('pass')} of {len(kinds)}", "gates passed"),
+        (percent(held, whole), f"of float32's engine bytes: {_mb(held)} instead of {_mb(whole)}"),
+        (number(manifest.action_error), "relative error of the golden actions against float32"),
+    ]
+    others: dict[Verdict, str] = {"not measured": "gates not measured", "fail": "gates failed"}
+    for kind, words in others.items():
+        if count := kinds.count(kind):
+            found.insert(1, (str(count), words))
+    return cards(found)
+
+
+def _verdicts(manifest: Manifest) -> list[Markup]:
+    if not manifest.gates:
+        return [sentence("The manifest holds no verdict of any gate: export the bundle again.")]
+    return show_verdicts(manifest.gates)
+
+
+def _observations(manifest: Manifest) -> list[Markup]:
+    seen = manifest.quantization.get("observations")
+    if not seen:
+        return [sentence("The manifest does not say what was observed: export the bundle again.")]
+    golden = f"The golden observation is {seen['golden']}."
+    if not seen["judged_by"]:
+        return [sentence(f"Nothing is learnt from episodes in this precision. {golden}")]
+    held_out = seen["held_out"] or "none of them held out"
+    words = (
+        f"Calibrated on {seen['calibrated_on']} observations. Judged by {len(seen['judged_by'])}, "
+        f"{held_out}; at least {seen['least']} held-out ones are demanded. {golden}"
+    )
+    parts = [sentence(words), element("ul", *(element("li", where) for where in seen["judged_by"]))]
+    if seen["unproven"]:
+        parts.insert(0, sentence(f"Not measured: {seen['unproven']}."))
+    return parts
+
+
+def show_verdicts(gates: Mapping[str, str]) -> list[Markup]:
+    """What every gate asks, and its answer."""
+    head = [
+        Column("verdict", "name"),
+        Column("gate", "name"),
+        Column("asks whether", "words"),
+        Column("figures", "words"),
+    ]
+    rows = []
+    for name, words in gates.items():
+        kind, figures = _split_verdict(words)
+        rows.append((badge(kind), name, GATES.get(name, ""), figures))
+    return [table(head, rows)]
+
+
+def _engines(manifest: Manifest) -> list[Markup]:
+    head = [
+        Column("engine", "name"), Column("parameters"), Column("in float32"),
+        Column("in the files"), Column("share"), Column("", "name"), Column("parity"),
+        Column("products with weights", "words"), Column("compile check", "words"),
+    ]  # fmt: skip
+    precisions = manifest.quantization.get("precisions", {})
+    rows = []
+    for name, entry in manifest.engines.items():
+        kinds = [f"{count} {kind}" for kind, count in precisions.get(name, {}).items()]
+        sizes = _size_cells(entry.parameters, _engine_bytes(manifest, entry))
+        formats = ", ".join(kinds) or "not audited"
+        rows.append((name, *sizes, number(entry.parity), formats, entry.compiled))
+    held, whole = _sizes(manifest)
+    total = ("all", *_size_cells(whole // FLOAT32_BYTES, held), "", "", "")
+    beside = sum(file.bytes for file in manifest.files.values()) - held
+    words = (
+        f"Sizes are in bytes; float32 takes {FLOAT32_BYTES} for each parameter that the manifest "
+        f"counts. What lies beside the engines, such as the token table, adds {_mb(beside)}. "
+        "Parity is the relative error of a file against its torch module on its worst stage. "
+        "Formats were read back from the finished files."
+    )
+    return [table(head, rows, total=total), sentence(words)]
+
+
+def _size_cells(parameters: int, held: int) -> tuple[str, ...]:
+    whole = parameters * FLOAT32_BYTES
+    share = bar(held / whole if whole else 0.0)
+    return f"{parameters:,}", f"{whole:,}", f"{held:,}", percent(held, whole), share
+
+
+def _closed_loop(manifest: Manifest) -> list[Markup]:
+    if "success" not in manifest.gates:
+        return [sentence("Not asked: a recipe that changes no precision costs no episode.")]
+    kind, figures = _split_verdict(manifest.gates["success"])
+    words = {
+        "pass": "The policy keeps its success in this precision: ",
+        "fail": "The policy loses success in this precision: ",
+        "not measured": "How often the policy succeeds in this precision was not measured: ",
+    }[kind]
+    explained = (
+        "Points are percentage points of success, against float32 in the same episodes. The lower "
+        "end of the interval decides."
+    )
+    return [element("p", badge(kind), f" {words}{figures}"), sentence(explained)]
+
+
+def _recipe(manifest: Manifest) -> list[Markup]:
+    quantization = manifest.quantization
+    layers = [f"{count} {kind}" for kind, count in quantization.get("layers", {}).items()]
+    parts = [sentence(f"Linear layers: {', '.join(layers) or 'not counted'}.")]
+    if rules := quantization.get("recipe", {}).get("rules"):
+        head = [Column(title, "words") for title in ("layers", "format", "method")]
+        summary = element("summary", f"Rules of the recipe ({len(rules)}); the first match decides")
+        parts.append(element("details", summary, table(head, rules)))
+    versions = ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items())
+    return [*parts, sentence(f"Made with {versions or 'tools that the manifest does not name'}.")]
+
+
+def _split_verdict(words: str) -> tuple[Verdict, str]:
+    """`pass (figures)` into kind and figures; words that are no verdict count as not measured."""
+    kinds: tuple[Verdict, ...] = ("pass", "fail", "not measured")
+    kind = next((kind for kind in kinds if words.startswith(kind)), None)
+    if kind is None:
+        return "not measured", words
+    figures = words.removeprefix(kind).strip()
+    return kind, figures[1:-1] if figures[:1] == "(" and figures[-1:] == ")" else figures
+
+
+def _engine_bytes(manifest: Manifest, entry: EngineEntry) -> int:
+    stem = entry.file.removesuffix("onnx")
+    return sum(file.bytes for name, file in manifest.files.items() if name.startswith(stem))
+
+
+def _sizes(manifest: Manifest) -> tuple[int, int]:
+    """Bytes of all engines: in their files, and in float32."""
+    held = sum(_engine_bytes(manifest, entry) for entry in manifest.engines.values())
+    return held, FLOAT32_BYTES * sum(entry.parameters for entry in manifest.engines.values())
+
+
+def _mb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""AnchorVLA4D: its networks, its configuration, and how it is cut into engines."""

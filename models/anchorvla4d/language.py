@@ -1,0 +1,98 @@
+"""Qwen2.5 decoder as a prefill engine: embeddings and cached keys in, hidden states out.
+
+There is no LM head and no in-place cache: the new keys and values leave as an output in the layout
+of the cache input, so that one call's output can be bound as another call's cache.
+Oracle: `transformers` `Qwen2_5_VLTextModel`, whose parameter names are used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.anchorvla4d.config import LanguageConfig
+from models.anchorvla4d.layers import RMSNorm, SwiGLU, attend, rotate
+
+
+class LanguageModel(nn.Module):
+    """The decoder stack and its token table."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, embeddings: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prefill S tokens behind P cached ones.
+
+        Args:
+            embeddings: [..., S, D].
+            past: [..., P, layers, 2, K, d] cached keys (after rotation) and values.
+            mask: [S, P + S], added to the scores. Finite, and every row admits some column.
+            cos: [S, d], M-RoPE cosines of the S tokens.
+            sin: [S, d].
+
+        Returns:
+            Keys and values of the S tokens in the layout of `past`, and their hidden states after
+            the final norm, [..., S, D].
+        """
+        x, new = embeddings, []
+        for index, layer in enumerate(self.layers):
+            x, kv = layer(x, past.select(-4, index), mask, cos, sin)
+            new.append(kv)
+        return torch.stack(new, dim=-4), self.norm(x)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.self_attn = GroupedAttention(config)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=False)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        attended, kv = self.self_attn(self.input_layernorm(x), past, mask, cos, sin)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kv
+
+
+class GroupedAttention(nn.Module):
+    """Grouped-query attention; keys and values are never repeated for the heads that share them."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.kv_heads = config.num_key_value_heads
+        self.group = config.num_attention_heads // config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, kv_width)
+        self.v_proj = nn.Linear(width, kv_width)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, past_P2Kd: Tensor, mask_SC: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        q = self.q_proj(x).unflatten(-1, (self.kv_heads, self.group, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        q = rotate(q, cos[:, None, None], sin[:, None, None])
+        k = rotate(k, cos[:, None], sin[:, None])
+        new_S2Kd = torch.stack([k, v], dim=-3)
+        kv_KCd = torch.cat([past_P2Kd, new_S2Kd], dim=-4).movedim(-4, -2)
+        q_KGSd = q.movedim(-4, -2)
+        out = attend(
+            q_KGSd.flatten(-3, -2),
+            kv_KCd.select(-4, 0),
+            kv_KCd.select(-4, 1),
+            mask_SC.repeat(self.group, 1),
+        )
+        out = out.unflatten(-2, (self.group, -1)).movedim(-2, -4).flatten(-3)
+        return self.o_proj(out), new_S2Kd

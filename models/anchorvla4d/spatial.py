@@ -1,0 +1,92 @@
+"""Alternating-attention trunk over the raw patches of two views, the anchor first.
+
+Even blocks attend over both views and one scale token, odd blocks inside each view. The patch
+projection stands apart, because it is all of the trunk that a view owns alone: the first block
+already mixes them. Oracle: UniCeption `MultiViewAlternatingAttentionTransformerIFR` with the
+wrapper of the published policy, whose parameter names are used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.anchorvla4d.config import SpatialConfig
+from models.anchorvla4d.layers import GeluMLP, SelfAttention
+
+NUM_VIEWS = 2
+
+
+class SpatialEncoder(nn.Module):
+    """Patches of two views -> tokens of the final output and of every tap, in one sequence."""
+
+    def __init__(self, config: SpatialConfig, patch_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.scale_token = nn.Parameter(torch.zeros(patch_dim))
+        self.info_sharing = AlternatingAttention(config, patch_dim)
+        self.final_projection = nn.Linear(config.dim, out_dim)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """[..., N, patch_dim] of one view -> [..., N, dim]."""
+        return self.info_sharing.proj_embed(patches)
+
+    def trunk(self, anchor: Tensor, frame: Tensor) -> Tensor:
+        """Projected views [..., N, dim] -> [..., 2 * N * (1 + taps), dim].
+
+        Order: final anchor, final frame, then anchor and frame of each tap.
+        """
+        scale = self.info_sharing.proj_embed(self.scale_token)
+        return self.info_sharing(anchor, frame, scale)
+
+    def forward(self, anchor_patches: Tensor, frame_patches: Tensor) -> Tensor:
+        tokens = self.trunk(self.project(anchor_patches), self.project(frame_patches))
+        return self.final_projection(tokens)
+
+
+class AlternatingAttention(nn.Module):
+    def __init__(self, config: SpatialConfig, patch_dim: int) -> None:
+        super().__init__()
+        self.indices = config.indices
+        self.proj_embed = nn.Linear(patch_dim, config.dim)
+        self.self_attention_blocks = nn.ModuleList(
+            SpatialBlock(config) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.register_buffer("view_pos_table", reference_view(config.dim))
+        self.view_pos_table: Tensor
+
+    def forward(self, anchor: Tensor, frame: Tensor, scale: Tensor) -> Tensor:
+        num_patches = anchor.shape[-2]
+        tokens = torch.cat([anchor + self.view_pos_table, frame], dim=-2)
+        scale = scale.expand_as(tokens[..., :1, :])
+        taps = []
+        for index, block in enumerate(self.self_attention_blocks):
+            if index % 2 == 0:
+                mixed = block(torch.cat([tokens, scale], dim=-2))
+                tokens, scale = mixed[..., :-1, :], mixed[..., -1:, :]
+            else:
+                views = tokens.unflatten(-2, (NUM_VIEWS, num_patches))
+                tokens = block(views).flatten(-3, -2)
+            if index in self.indices:
+                taps.append(tokens)
+        return self.norm(torch.cat([tokens, *taps], dim=-2))
+
+
+class SpatialBlock(nn.Module):
+    def __init__(self, config: SpatialConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attn = SelfAttention(config.dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = GeluMLP(config.dim, int(config.dim * config.mlp_ratio), approximate="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def reference_view(dim: int) -> Tensor:
+    """What marks the tokens of the anchor: row 0 of a sine/cosine table, [1, dim]."""
+    table = torch.zeros(1, dim)
+    table[:, 1::2] = 1.0
+    return table

@@ -1,0 +1,447 @@
+"""AnchorVLA4D cut into engines, and the graph that joins them.
+
+Each engine is a small module of fixed shapes around parts of the policy. The graph says which
+tensor goes where; what has to be recomputed when follows from it alone. Concatenations and slices
+are places in memory: image tokens are written between the text rows of the embeddings, the prefix
+call's keys are the suffix call's past, and a denoise step reads its row of the modulations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.head import ddim_coefficients, ddim_step, inference_timesteps
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.spatial import NUM_VIEWS
+from runtime.graph import Graph, Stage, Tensor
+from runtime.prompt import Segment, mrope_positions, num_tokens
+
+FOLDED = ("action_head.t_embedder.*",)
+"""Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
+COEFFICIENT_ROW = 64
+"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One network to export: a module and its named ports in call order."""
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A policy as engines and a graph."""
+
+    engines: Mapping[str, EngineSpec]
+    graph: Graph
+    slots: int
+    """Tokens per call of the language engine, S; the prefix is the suffix's past, so P = S."""
+    num_prefix: int
+    """Tokens of the prefix that are not padding."""
+    num_suffix: int
+    """Tokens of the suffix before the tail."""
+
+    @property
+    def max_tail(self) -> int:
+        """Tokens that the tail may take."""
+        return self.slots - self.num_suffix
+
+    def padded_share(self, tail: int) -> dict[str, float]:
+        """Share of padding per language call, for a tail of so many tokens."""
+        used = {"prefix": self.num_prefix, "suffix": self.num_suffix + tail}
+        return {call: round(1 - n / self.slots, 4) for call, n in used.items()}
+
+
+def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: int) -> Split:
+    """Cut `model` for images of `grid` patches and language calls of `slots` tokens.
+
+    Raises:
+        ValueError: if the prompt around the images does not fit `slots`.
+    """
+    c = model.config
+    image, prefix, suffix = _segments(parts, grid)
+    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
+    shortest_tail = len(parts.end_ids) + 1
+    if max(num_prefix, num_suffix + shortest_tail) > slots:
+        raise ValueError(
+            f"the prompt takes {num_prefix} prefix and more than {num_suffix + shortest_tail} "
+            f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
+        )
+    engines = _engines(model, grid, slots)
+    tensors, stages = _graph(c, engines, parts, prefix, suffix, image, slots)
+    graph = Graph(
+        inputs=("anchor", "instruction", "frame", "state", "noise"),
+        tensors=tensors,
+        stages=tuple(stages),
+        outputs=("actions", "anchor_similarity"),
+    )
+    return Split(engines, graph, slots, num_prefix, num_suffix)
+
+
+def num_prompt_tokens(parts: PromptParts, grid: tuple[int, int]) -> tuple[int, int]:
+    """Tokens of the prefix, and of the suffix before the tail."""
+    _, prefix, suffix = _segments(parts, grid)
+    return num_tokens(prefix), num_tokens(suffix)
+
+
+def _segments(
+    parts: PromptParts, grid: tuple[int, int]
+) -> tuple[Segment, list[Segment], list[Segment]]:
+    """An image's, the prefix's, and the suffix's before the tail."""
+    image: Segment = (grid[0] // 2, grid[1] // 2)
+    return (
+        image,
+        [len(parts.head), image, len(parts.anchor_end)],
+        [len(parts.middle), image],
+    )
+
+
+class VisionEngine(nn.Module):
+    def __init__(self, model: AnchorVLA4D, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.visual, self.grid = model.vlm.visual, grid
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.visual(patches, self.grid)
+
+
+class LanguageEngine(nn.Module):
+    def __init__(self, model: AnchorVLA4D) -> None:
+        super().__init__()
+        self.model = model.vlm.model
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        past: torch.Tensor,
+        mask: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model(embeddings, past, mask, cos, sin)
+
+
+class ProjectEngine(nn.Module):
+    """The spatial encoder's patch projection: all of it that one view owns alone."""
+
+    def __init__(self, model: AnchorVLA4D) -> None:
+        super().__init__()
+        self.encoder = model.info_sharing
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.encoder.project(patches)
+
+
+class SpatialEngine(nn.Module):
+    """The trunk. `final_projection` is left to the condition, behind the pooling."""
+
+    def __init__(self, model: AnchorVLA4D) -> None:
+        super().__init__()
+        self.encoder = model.info_sharing
+
+    def forward(self, anchor: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        return self.encoder.trunk(anchor, frame)
+
+
+class ConditionEngine(nn.Module):
+    """Pools tokens, mixes in the state, and computes the modulations of all denoise steps.
+
+    Pooling commutes with the spatial projection: a bin is W (sum p_i x_i) + b (sum p_i over its
+    spatial tokens). That is 8 rows through the projection instead of thousands; the second sum is
+    below 1 in the bin that mixes spatial and language tokens.
+    """
+
+    def __init__(self, model: AnchorVLA4D) -> None:
+        super().__init__()
+        self.projection = model.info_sharing.final_projection
+        self.head = model.action_head
+        steps = torch.tensor(inference_timesteps(model.config.head))
+        with torch.no_grad():
+            # In float64, so that no machine's way of adding up shows in the exported numbers.
+            embedder = copy.deepcopy(model.action_head.t_embedder).double()
+            self.register_buffer("step_embeddings", embedder(steps).float())
+        self.step_embeddings: torch.Tensor
+
+    def forward(
+        self,
+        pooling: torch.Tensor,
+        spatial: torch.Tensor,
+        prefix: torch.Tensor,
+        suffix: torch.Tensor,
+        state: torch.Tensor,
+    ) -> torch.Tensor:
+        widths = [spatial.shape[0], prefix.shape[0], suffix.shape[0]]
+        p_spatial, p_prefix, p_suffix = pooling.split(widths, dim=1)
+        pooled = (p_spatial @ spatial) @ self.projection.weight.T
+        pooled = pooled + p_spatial.sum(dim=1, keepdim=True) * self.projection.bias
+        pooled = pooled + p_prefix @ prefix + p_suffix @ suffix
+        condition = self.head.condition(pooled, state)
+        return self.head.modulations(self.step_embeddings + condition)
+
+
+class DenoiseEngine(nn.Module):
+    """One DDIM step, scheduler arithmetic included."""
+
+    def __init__(self, model: AnchorVLA4D) -> None:
+        super().__init__()
+        self.head = model.action_head
+
+    def forward(
+        self, x: torch.Tensor, modulation: torch.Tensor, coefficients: torch.Tensor
+    ) -> torch.Tensor:
+        return ddim_step(x, self.head.denoise(x, modulation), coefficients[:4])
+
+
+def _engines(model: AnchorVLA4D, grid: tuple[int, int], slots: int) -> dict[str, EngineSpec]:
+    c, num_patches = model.config, grid[0] * grid[1]
+    width, kv_heads = c.language.hidden_size, c.language.num_key_value_heads
+    cache = (slots, c.language.num_hidden_layers, 2, kv_heads, c.language.head_dim)
+    patches = Tensor(shape=(num_patches, c.vision.patch_dim))
+    view = Tensor(shape=(num_patches, c.spatial.dim))
+    rotary = Tensor(shape=(slots, c.language.head_dim))
+    tokens = Tensor(shape=(slots, width))
+    num_spatial = num_patches * NUM_VIEWS * (1 + len(c.spatial.indices))
+    spatial = Tensor(shape=(num_spatial, c.spatial.dim))
+    modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
+    steps = c.head.num_inference_timesteps
+    x = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
+    return {
+        "vision": EngineSpec(
+            VisionEngine(model, grid),
+            {"patches": patches},
+            {"tokens": Tensor(shape=(num_patches // 4, width))},
+        ),
+        "language": EngineSpec(
+            LanguageEngine(model),
+            {
+                "embeddings": tokens,
+                "past": Tensor(shape=cache),
+                "mask": Tensor(shape=(slots, 2 * slots)),
+                "cos": rotary,
+                "sin": rotary,
+            },
+            {"kv": Tensor(shape=cache), "hidden": tokens},
+        ),
+        "project": EngineSpec(ProjectEngine(model), {"patches": patches}, {"view": view}),
+        "spatial": EngineSpec(
+            SpatialEngine(model), {"anchor": view, "frame": view}, {"tokens": spatial}
+        ),
+        "condition": EngineSpec(
+            ConditionEngine(model),
+            {
+                "pooling": Tensor(shape=(c.head.adaptive_pool_dim, num_spatial + 2 * slots)),
+                "spatial": spatial,
+                "prefix": tokens,
+                "suffix": tokens,
+                "state": Tensor(shape=(c.head.state_dim,)),
+            },
+            {"modulations": Tensor(shape=(steps, *modulation.shape))},
+        ),
+        "denoise": EngineSpec(
+            DenoiseEngine(model),
+            {"x": x, "modulation": modulation, "coefficients": Tensor(shape=(COEFFICIENT_ROW,))},
+            {"x_next": x},
+        ),
+    }
+
+
+def _graph(
+    c: PolicyConfig,
+    engines: Mapping[str, EngineSpec],
+    parts: PromptParts,
+    prefix: Sequence[Segment],
+    suffix: Sequence[Segment],
+    image: Segment,
+    slots: int,
+) -> tuple[dict[str, Tensor], list[Stage]]:
+    build = _GraphBuilder(engines)
+    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
+    after_prefix = mrope_positions(prefix)[1]
+    rotary = {"theta": c.language.rope_theta, "sections": list(c.language.mrope_section)}
+    image_rows = num_tokens([image])
+
+    # What never changes: text around the anchor, places of the prefix, the sampler's numbers.
+    build.tensor("prefix_embeddings", (slots, c.language.hidden_size))
+    build.rows("prefix_head", "prefix_embeddings", 0, len(parts.head))
+    build.rows("anchor_tokens", "prefix_embeddings", len(parts.head), image_rows)
+    build.rows("prefix_tail", "prefix_embeddings", len(parts.head) + image_rows)
+    build.tensor("suffix_embeddings", (slots, c.language.hidden_size))
+    build.rows("suffix_head", "suffix_embeddings", 0, len(parts.middle))
+    build.rows("frame_tokens", "suffix_embeddings", len(parts.middle), image_rows)
+    build.rows("suffix_tail", "suffix_embeddings", num_suffix)
+    build.call("embed", {}, {"embeddings": "prefix_head"}, {"ids": list(parts.head)})
+    build.call("embed", {}, {"embeddings": "prefix_tail"}, {"ids": list(parts.anchor_end)})
+    build.call("embed", {}, {"embeddings": "suffix_head"}, {"ids": list(parts.middle)})
+    language = engines["language"].inputs
+    for call, places, start in (("prefix", prefix, 0), ("suffix", suffix, after_prefix)):
+        for port in ("cos", "sin", "mask"):
+            build.tensor(f"{call}_{port}", language[port].shape)
+        is_prefix = call == "prefix"
+        ids = {} if is_prefix else {"ids": "instruction"}
+        build.call(
+            "rotary",
+            ids,
+            {"cos": f"{call}_cos", "sin": f"{call}_sin"},
+            {"segments": [list(s) if isinstance(s, tuple) else s for s in places], "start": start}
+            | rotary,
+            name=f"{call}_rotary",
+        )
+        build.call(
+            "mask",
+            ids,
+            {"mask": f"{call}_mask"},
+            {"num_past": 0, "num_new": num_prefix}
+            if is_prefix
+            else {"num_past": num_prefix, "num_new": num_suffix},
+        )
+    build.tensor("empty_past", language["past"].shape)
+    build.call("constant", {}, {"value": "empty_past"}, {"values": []})
+    coefficients = ddim_coefficients(c.head)
+    build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
+    build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
+
+    # The anchor: vision, prefix, patch projection.
+    build.image("anchor")
+    build.engine(
+        "language",
+        "prefix",
+        {"embeddings": "prefix_embeddings", "past": "empty_past"}
+        | {port: f"prefix_{port}" for port in ("mask", "cos", "sin")},
+        {"kv": "prefix_kv", "hidden": "prefix_hidden"},
+    )
+
+    # The frame and the instruction.
+    build.image("frame")
+    build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"})
+    build.engine(
+        "language",
+        "suffix",
+        {"embeddings": "suffix_embeddings", "past": "prefix_kv"}
+        | {port: f"suffix_{port}" for port in ("mask", "cos", "sin")},
+        {"kv": "suffix_kv", "hidden": "suffix_hidden"},
+    )
+    build.engine(
+        "spatial",
+        "spatial",
+        {"anchor": "anchor_view", "frame": "frame_view"},
+        {"tokens": "spatial_tokens"},
+    )
+
+    # Condition and denoising.
+    pooling = engines["condition"].inputs["pooling"].shape
+    build.tensor("pooling", pooling)
+    build.call(
+        "pooling",
+        {"ids": "instruction"},
+        {"weights": "pooling"},
+        {
+            "num_spatial": pooling[1] - 2 * slots,
+            "num_prefix": num_prefix,
+            "num_suffix": num_suffix,
+        },
+    )
+    build.tensor("policy_state", (c.head.state_dim,))
+    build.call("normalize_state", {"state": "state"}, {"state": "policy_state"})
+    build.engine(
+        "condition",
+        "condition",
+        {
+            "pooling": "pooling",
+            "spatial": "spatial_tokens",
+            "prefix": "prefix_hidden",
+            "suffix": "suffix_hidden",
+            "state": "policy_state",
+        },
+        {"modulations": "modulations"},
+    )
+    build.tensor("x_0", (c.head.prediction_horizon, c.head.action_dim))
+    build.call("copy", {"value": "noise"}, {"value": "x_0"})
+    for k in range(c.head.num_inference_timesteps):
+        build.slice(f"modulation_{k}", "modulations", k)
+        build.slice(f"coefficients_{k}", "coefficients", k)
+        build.engine(
+            "denoise",
+            f"denoise_{k}",
+            {
+                "x": f"x_{k}",
+                "modulation": f"modulation_{k}",
+                "coefficients": f"coefficients_{k}",
+            },
+            {"x_next": f"x_{k + 1}"},
+        )
+    units = sorted(set(c.normalization.action_units))
+    build.tensor("actions", build.tensors["x_0"].shape, unit=", ".join(units))
+    build.call(
+        "unnormalize_actions",
+        {"actions": f"x_{c.head.num_inference_timesteps}"},
+        {"actions": "actions"},
+    )
+    build.tensor("anchor_similarity", (1,))
+    build.call(
+        "cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": "anchor_similarity"}
+    )
+    return build.tensors, build.stages
+
+
+class _GraphBuilder:
+    """Collects tensors and stages in running order."""
+
+    def __init__(self, engines: Mapping[str, EngineSpec]) -> None:
+        self.engines = engines
+        self.tensors: dict[str, Tensor] = {}
+        self.stages: list[Stage] = []
+
+    def tensor(self, name: str, shape: tuple[int, ...], unit: str = "") -> None:
+        self.tensors[name] = Tensor(shape=shape, unit=unit)
+
+    def rows(self, name: str, parent: str, start: int, count: int | None = None) -> None:
+        """Rows of a matrix, to the end if `count` is left out."""
+        total, width = self.tensors[parent].shape
+        count = total - start if count is None else count
+        self.tensors[name] = Tensor(shape=(count, width), part_of=(parent, start * width))
+
+    def slice(self, name: str, parent: str, index: int) -> None:
+        """One entry along the first axis."""
+        shape = self.tensors[parent].shape[1:]
+        size = Tensor(shape=shape).size
+        self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
+
+    def image(self, name: str) -> None:
+        """Patches of an image, their vision tokens and their projection."""
+        patches = f"{name}_patches"
+        self.tensor(patches, self.engines["vision"].inputs["patches"].shape)
+        self.call("patches", {"image": name}, {"patches": patches})
+        self.engine("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
+        self.engine("project", f"{name}_project", {"patches": patches}, {"view": f"{name}_view"})
+
+    def call(
+        self,
+        function: str,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        params: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        """A host function, by default named after what it writes."""
+        name = name or next(iter(outputs.values()))
+        self.stages.append(
+            Stage(name=name, function=function, inputs=inputs, outputs=outputs, params=params or {})
+        )
+
+    def engine(
+        self, engine: str, name: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    ) -> None:
+        for port, tensor in outputs.items():
+            spec = self.engines[engine].outputs[port]
+            self.tensors.setdefault(tensor, spec)
+        self.stages.append(Stage(name=name, engine=engine, inputs=inputs, outputs=outputs))

@@ -1,0 +1,1 @@
+"""Recorded observations, from recordings and LeRobot datasets."""

@@ -1,0 +1,81 @@
+"""A LeRobot dataset -> recordings that a robot replays without pyarrow and av.
+
+Goes in: the folder of a dataset. Comes out: one .npz per episode, with the recorded actions where
+there are any. The trade-off: frames become lossless PNG, several times larger than the video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from runtime.errors import RecordingError
+from runtime.recordings.lerobot import LeRobotEpisode, read_lerobot
+from runtime.recordings.recording import save_recording
+from runtime.storage.folders import exclusive, publish, temporary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertConfig:
+    """Write a LeRobot dataset as recordings, one .npz per episode."""
+
+    dataset: tyro.conf.Positional[Path]
+    """Folder with a meta/info.json."""
+
+    out: Path
+    """Folder to write, which must not be there yet, or be empty."""
+
+    camera: str | None = None
+    """Key of the camera, where the dataset has several."""
+
+    leave_out: tuple[int, ...] = ()
+    """Indices of episodes not to write."""
+
+
+def convert(config: ConvertConfig) -> list[Path]:
+    """Write every episode that is not left out, whole or not at all.
+
+    Raises:
+        OutputError: the destination holds something, or cannot be written.
+        RecordingError: an episode that is left out is not there, or what is damaged in the dataset.
+    """
+    with exclusive(config.out, foreign):
+        episodes = _episodes(config)
+        with temporary(config.out) as folder:
+            names = [name for episode in episodes if (name := _write(config, episode, folder))]
+            if not names:
+                raise RecordingError(f"{config.dataset}: no episode to write; leave out fewer")
+            publish(folder, config.out, foreign)
+    print(f"{config.out}: {len(names)} of {len(episodes)} episodes")
+    return [config.out / name for name in names]
+
+
+def _episodes(config: ConvertConfig) -> list[LeRobotEpisode]:
+    """All of the dataset, those to leave out among them."""
+    episodes = read_lerobot(config.dataset, config.camera)
+    indices = [episode.entry.index for episode in episodes]
+    if unknown := sorted(set(config.leave_out) - set(indices)):
+        raise RecordingError(
+            f"{config.dataset}: no episode {unknown[0]} to leave out, there are {len(indices)}, "
+            f"{min(indices, default=0)} to {max(indices, default=0)}"
+        )
+    return episodes
+
+
+def _write(config: ConvertConfig, episode: LeRobotEpisode, folder: Path) -> str | None:
+    """Name of the file; None if it is left out."""
+    if episode.entry.index in config.leave_out:
+        print(f"{episode.name}: left out")
+        return None
+    name = f"episode_{episode.entry.index:06d}.npz"
+    recording = episode.recording()
+    save_recording(recording, folder / name)
+    print(f"{episode.name}: {len(recording.states)} frames, {recording.instruction!r}")
+    return name
+
+
+def foreign(folder: Path) -> str:
+    """Recordings are not made again from a dataset that may be gone: none is replaced."""
+    return f"{min(path.name for path in folder.iterdir())} is in it"

@@ -1,0 +1,142 @@
+"""The policy's own observations, to calibrate a quantized recipe on.
+
+Goes in: a folder of recordings (`runtime.recordings.recording`), or a LeRobot dataset
+(`runtime.recordings.lerobot`). Comes out: frames of every episode, each with the episode's first.
+The trade-off: a limit shares out frames among all episodes, so a small one opens many files for few
+frames each.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from quant.data.episode import Episode, Observation
+from runtime.recordings.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
+from runtime.recordings.recording import load_recording
+from runtime.recordings.tables import check_file
+
+
+def read_observations(
+    path: Path, *, stride: int, limit: int | None = None, camera: str | None = None
+) -> Iterator[Observation]:
+    """`draw` from all episodes of `path`: see there, and `read_episodes`."""
+    return draw(read_episodes(path, camera=camera), stride=stride, limit=limit)
+
+
+def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
+    """What there is to draw from; no frame is read yet.
+
+    Args:
+        path: folder of .npz episodes, or of a LeRobot dataset (where there is a meta/info.json), or
+            one .npz episode.
+        camera: key of the camera in a LeRobot dataset that has several.
+
+    Raises:
+        ValueError: for an argument or a table of contents.
+    """
+    if path.is_file():
+        files = [path]
+    elif not path.is_dir():
+        raise ValueError(f"{path}: no such folder; expected .npz episodes or a LeRobot dataset")
+    elif is_lerobot(path):
+        return _with_frames(path, [_lerobot_episode(e) for e in read_lerobot(path, camera)])
+    else:
+        files = sorted(path.glob("*.npz"))
+    if not files:
+        raise ValueError(
+            f"{path}: neither episodes (*.npz) nor a LeRobot dataset ({INFO}); check the path"
+        )
+    if camera is not None:
+        raise ValueError(f"{path}: .npz episodes have one camera; leave out {camera!r}")
+    return _with_frames(path, [_recorded_episode(file) for file in files])
+
+
+def draw(
+    episodes: Sequence[Episode], *, stride: int, limit: int | None = None
+) -> Iterator[Observation]:
+    """Every `stride`-th frame of each episode, the first one included, episode after episode.
+
+    Args:
+        stride: in frames.
+        limit: on all observations. Of more, each episode gives the same share, drawn with a fixed
+            seed, so the first frame need not be among them.
+
+    Returns:
+        Observations, read as they are drawn: an .npz episode at a time, a video frame at a time.
+
+    Raises:
+        ValueError: here for an argument or a missing file; while drawing for what is damaged inside
+            a file.
+    """
+    for name, number in (("stride", stride), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    chosen = _choose([range(0, episode.num_frames, stride) for episode in episodes], limit)
+    used = [(e, frames) for e, frames in zip(episodes, chosen, strict=True) if frames]
+    for episode, _ in used:
+        for file in episode.files:
+            check_file(file)
+    return chain.from_iterable(episode.read(frames) for episode, frames in used)
+
+
+def _with_frames(path: Path, episodes: list[Episode]) -> list[Episode]:
+    if not any(episode.num_frames for episode in episodes):
+        raise ValueError(f"{path}: {len(episodes)} episodes without a frame; choose another folder")
+    return episodes
+
+
+def _choose(strided: Sequence[Sequence[int]], limit: int | None) -> list[list[int]]:
+    """At most `limit` of the frames of all episodes, taken in turns, in order again."""
+    # Shuffled: with one frame of each episode it would otherwise always be the first, where the
+    # robot has not moved. Python promises the same random() for a seed in every version.
+    draw = random.Random(0)
+    turns = [
+        (turn, draw.random(), episode, frame)
+        for episode, frames in enumerate(strided)
+        for turn, frame in enumerate(sorted(frames, key=lambda _: draw.random()))
+    ]
+    chosen: list[list[int]] = [[] for _ in strided]
+    for _, _, episode, frame in sorted(turns)[:limit]:
+        chosen[episode].append(frame)
+    return [sorted(frames) for frames in chosen]
+
+
+def _recorded_episode(file: Path) -> Episode:
+    recording = load_recording(file)
+    return Episode(
+        file.stem,
+        len(recording.states),
+        (recording.instruction,),
+        (file,),
+        partial(_read_recorded, file),
+    )
+
+
+def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
+    episode = load_recording(path)
+    for frame in frames:
+        image, state = episode.images[frame], episode.states[frame]
+        where = f"{path.stem}, frame {frame}"
+        yield Observation(episode.images[0], image, episode.instruction, state, where)
+
+
+def _lerobot_episode(episode: LeRobotEpisode) -> Episode:
+    return Episode(
+        episode.name,
+        episode.num_frames,
+        episode.instructions,
+        episode.files,
+        partial(_read_lerobot, episode),
+    )
+
+
+def _read_lerobot(episode: LeRobotEpisode, frames: Sequence[int]) -> Iterator[Observation]:
+    drawn = episode.read([0, *frames])
+    anchor = next(drawn).image
+    for frame, step in zip(frames, drawn, strict=True):
+        where = f"{episode.name}, frame {frame}"
+        yield Observation(anchor, step.image, step.instruction, step.state, where)

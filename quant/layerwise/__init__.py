@@ -1,0 +1,1 @@
+"""Quantizing a language model that does not fit memory as a whole."""

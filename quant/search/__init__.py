@@ -1,0 +1,1 @@
+"""Which layers may lose precision, by measurement."""
