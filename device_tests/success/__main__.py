@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import runtime
+from device_tests.provenance import read_commit
 from device_tests.success.episodes import (
     AnchorKind,
     EpisodeResult,
@@ -180,19 +180,10 @@ def machine() -> dict[str, object]:
         "processor": processor_name(),
         "threads": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": read_commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
-
-
-def _commit() -> str:
-    try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # a board has no git
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from device_tests.provenance import read_commit
 from export.build import build
 from export.config import SIZES, BenchConfig, BuildConfig, Size
 from export.evidence.composition import Composition
@@ -290,15 +290,12 @@ def read_bandwidth() -> float:
 
 def machine() -> dict[str, Any]:
     """What a figure must be read with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "power_mode": "not applicable",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit or "unknown",
+        "commit": read_commit(),
         "python": platform.python_version(),
         "versions": {
             p: version(p)

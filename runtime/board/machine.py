@@ -141,7 +141,7 @@ def read_machine(root: Path = ROOT, run: Run = run_command, python: str | None =
     compatible = tuple(name for name in _device_tree(root, "compatible") if name)
     release = root / "etc/nv_tegra_release"
     l4t = _l4t(text_of(release))
-    memory = _meminfo(root)
+    memory = meminfo(root)
     return Machine(
         board=next(iter(_device_tree(root, "model")), "") or _architecture(run),
         compatible=compatible,
@@ -290,7 +290,8 @@ def _num_cpus(root: Path) -> int:
     return sum(int(last or first) - int(first) + 1 for first, last in ranges)
 
 
-def _meminfo(root: Path) -> dict[str, int]:
+def meminfo(root: Path = Path("/")) -> dict[str, int]:
+    """What the kernel tells of memory, in bytes, by its own names."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in lines}
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..board.machine import meminfo
 from ..bundle import PLANS, Bundle, read_bundle
 from ..errors import EngineError
 from ..storage.files import sweep
@@ -132,12 +133,13 @@ def workspace_for(free_bytes: int, weight_bytes: int) -> int:
     return max(MIN_WORKSPACE_BYTES, min(rest, MAX_WORKSPACE_BYTES))
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+def available_memory(root: Path = Path("/")) -> int:
     """Bytes that programs can still get without swapping."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    found = meminfo(root).get("MemAvailable")
     if found is None:
-        raise EngineError(f"{meminfo}: no MemAvailable in it; name a workspace: --workspace-mb")
-    return int(found[1]) * 1024
+        where = root / "proc/meminfo"
+        raise EngineError(f"{where}: no MemAvailable in it; name a workspace: --workspace-mb")
+    return found
 
 
 @dataclass(kw_only=True)

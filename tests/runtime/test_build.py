@@ -412,14 +412,15 @@ def test_the_workspace_is_what_weights_and_others_leave():
 
 
 def test_available_memory_is_read_from_the_kernel(tmp_path):
-    meminfo = tmp_path / "meminfo"
+    meminfo = tmp_path / "proc" / "meminfo"
+    meminfo.parent.mkdir()
     meminfo.write_text("MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\n")
-    assert available_memory(meminfo) == 4000 * 1024
+    assert available_memory(tmp_path) == 4000 * 1024
     meminfo.write_text("MemTotal:  8000 kB\n")
     with pytest.raises(
-        EngineError, match="no MemAvailable in it; name a workspace: --workspace-mb"
+        EngineError, match="meminfo: no MemAvailable in it; name a workspace: --workspace-mb"
     ):
-        available_memory(meminfo)
+        available_memory(tmp_path)
 
 
 def layer(name, types, nodes, key="Format/Datatype"):
