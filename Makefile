@@ -32,14 +32,15 @@ DATA  := build/demo-data/button-press-topdown.npz
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
 
-setup: $(STAMP) ## make .venv with the pinned dependencies; again only when the pins change
+setup: $(STAMP) ## make .venv with the pinned dependencies and the anchorvla command; again when the pins change
 
-$(STAMP): requirements/dev.txt requirements/dev-no-deps.txt
-	@echo "setup: $(VENV) with the pins of $^ (minutes the first time)"
+$(STAMP): requirements/dev.txt requirements/dev-no-deps.txt pyproject.toml
+	@echo "setup: $(VENV) with the pins of requirements/dev*.txt (minutes the first time)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("setup: Python %d.%d is too old, 3.10 or newer is needed: make setup PYTHON=python3.12" % v)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -r requirements/dev.txt
 	@$(PIP) --no-deps -r requirements/dev-no-deps.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup mesa ## the whole job on the shipped policy: export, run in real time, report

@@ -206,13 +206,16 @@ class SuccessTableConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultsConfig:
-    """Render the tables of README and model card from the files in docs/results."""
+    """Render the tables of README, docs and model card from the files in docs/results."""
 
     results: Path = Path("docs/results")
     """Folder of JSON files, as `python -m export bench --results` writes them."""
 
-    readme: Path = Path("README.md")
+    numbers: Path = Path("docs/numbers.md")
     """File whose marked section shows all of them."""
+
+    readme: Path = Path("README.md")
+    """File whose marked section shows the benchmarks."""
 
     card: Path = CHECKPOINT / "README.md"
     """File whose marked section shows the success rates."""

@@ -1,4 +1,4 @@
-"""Published numbers: the tables of README and model card are rendered from `docs/results/*.json`.
+"""Published numbers: tables in README, docs and model card, rendered from `docs/results/*.json`.
 
 python -m export results        render them again
 """
@@ -27,12 +27,10 @@ WORDS = {
 
 def update(config: ResultsConfig) -> None:
     """Put the rendered tables where they belong."""
-    success = render_success(config.results)
+    success, benchmarks = render_success(config.results), render_benchmarks(config.results)
     for path, tables in (
-        (
-            config.readme,
-            success + render_recipes(config.results) + render_benchmarks(config.results),
-        ),
+        (config.readme, benchmarks),
+        (config.numbers, success + render_recipes(config.results) + benchmarks),
         (config.card, success),
     ):
         write_file(path, place(path.read_text(), tables), MARKED)

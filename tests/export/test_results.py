@@ -1,4 +1,4 @@
-"""Published numbers come from files, and the README shows those files."""
+"""Published numbers come from files, and README, docs and model card show those files."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,9 @@ from export.evidence.results import ResultsConfig, place, update
 ROOT = Path(__file__).parents[2]
 
 
-def test_readme_and_card_show_the_committed_results(tmp_path):
+def test_readme_docs_and_card_show_the_committed_results(tmp_path):
     config = ResultsConfig(results=ROOT / "docs" / "results")
-    copies = {name: tmp_path / name for name in ("readme", "card")}
+    copies = {name: tmp_path / name for name in ("numbers", "readme", "card")}
     for name, copy in copies.items():
         copy.write_text((ROOT / getattr(config, name)).read_text())
     update(dataclasses.replace(config, **copies))
