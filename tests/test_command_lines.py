@@ -27,7 +27,10 @@ import runtime.__main__
 from models.anchorvla4d.presets import CONFIGS, demo
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from runtime.board.arithmetic import make_twin
 from runtime.pages.report import processor_name
+from runtime.plans.folder import how_to_build
+from runtime.recordings.lerobot import how_to_convert
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av")
@@ -465,3 +468,13 @@ def test_nothing_writes_past_the_two_modules_that_know_what_is_ours():
 def test_a_planted_write_is_found():
     assert written("from shutil import rmtree\nrmtree(folder)") == {"rmtree"}
     assert written("path.with_name('x').write_text(words)") == {"write_text"}
+
+
+@pytest.mark.parametrize("advice", [how_to_build, make_twin, how_to_convert])
+def test_a_command_that_an_error_names_can_be_copied_into_a_shell(advice):
+    """Its verb is there, and a path with a space and a quote stays one word."""
+    path = Path("/data/it's mine")
+    words = shlex.split(advice(path))
+    assert str(path) in words
+    package, verb = ("runtime", words[1]) if words[0] == "anchorvla" else (words[2], words[3])
+    assert verb in COMMANDS[package][1]

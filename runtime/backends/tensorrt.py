@@ -14,6 +14,7 @@ from ..engine import ALIGNMENT, Launch, Memory
 from ..errors import EngineError
 from ..graph import Graph, Tensor
 from ..plans.compiler import error_logger, load_tensorrt
+from ..plans.folder import how_to_build
 from .cuda import Cuda
 from .cuda_launch import CudaLauncher
 from .device_memory import DeviceMemory
@@ -65,7 +66,7 @@ class TensorRTBackend:
             why = "; ".join(self._messages) or "it gave no reason"
             raise EngineError(
                 f"{path}: TensorRT refuses the plan of this engine ({why}); "
-                f"make it again: anchorvla build {path.parents[1]}"
+                f"make it again: {how_to_build(path.parents[1])}"
             )
         engine = TensorRTEngine(path, deserialized, self._trt)
         self._engines.append(engine)

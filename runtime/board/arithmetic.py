@@ -6,6 +6,7 @@ there asks here first; `anchorvla doctor` does too.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..bundle import Manifest
@@ -36,4 +37,6 @@ def no_bfloat16(bundle: Path) -> str:
 
 def make_twin(bundle: Path) -> str:
     """The command."""
-    return f"python -m export twin --bundle {bundle} --out {bundle}-twin"
+    return shlex.join(
+        ["python", "-m", "export", "twin", "--bundle", f"{bundle}", "--out", f"{bundle}-twin"]
+    )

@@ -23,7 +23,7 @@ from ..errors import EngineError
 from ..storage.files import sweep
 from .audit import audit_layers
 from .compiler import Compiled, CompileSpec, OutOfMemory, compile_apart, load_tensorrt
-from .folder import check_disk, disk_errors, exclusive
+from .folder import check_disk, disk_errors, exclusive, how_to_build
 from .key import PlanKey, current_key
 from .record import (
     PlanRecord,
@@ -236,7 +236,7 @@ class _Builder:
             f"engine {name!r}: out of memory, {reason}\n{free // MB} MB were free; asked for "
             f"{', '.join(asked)} MB of workspace in turn. Close other programs, stop the desktop "
             "(sudo systemctl isolate multi-user.target) or add swap, then go on with: "
-            f"anchorvla build {self.bundle.path}"
+            f"{how_to_build(self.bundle.path)}"
         )
 
     def _spec(self, name: str, built: Path, workspace_bytes: int) -> CompileSpec:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,8 @@ def disk_errors(bundle: Bundle) -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise EngineError(
-                f"{bundle.path}: the disk is full; free some space, then go on with: anchorvla "
-                f"build {bundle.path}"
+                f"{bundle.path}: the disk is full; free some space, then go on with: "
+                f"{how_to_build(bundle.path)}"
             ) from error
         if error.errno in READ_ONLY:
             raise EngineError(
@@ -57,11 +58,16 @@ def disk_errors(bundle: Bundle) -> Iterator[None]:
         raise
 
 
+def how_to_build(bundle: Path) -> str:
+    """The command, to be copied into a shell."""
+    return shlex.join(["anchorvla", "build", str(bundle)])
+
+
 def check_disk(path: Path, num_bytes: int) -> None:
     """Plans are about as large as their ONNX files."""
     free = shutil.disk_usage(path).free
     if free < num_bytes * 1.2:
         raise EngineError(
             f"{path}: {free / 1e9:.1f} GB free, the plans need about {num_bytes * 1.2 / 1e9:.1f} "
-            f"GB; free some space, then: anchorvla build {path}"
+            f"GB; free some space, then: {how_to_build(path)}"
         )

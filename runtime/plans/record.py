@@ -20,6 +20,7 @@ from pathlib import Path
 from ..bundle import PLANS, Bundle, Manifest
 from ..errors import EngineError
 from ..storage.files import beside
+from .folder import how_to_build
 from .key import PlanKey
 
 PARITY_FACTOR = 1.5
@@ -231,7 +232,7 @@ def _missing(bundle: Bundle, engine: str, key: PlanKey) -> str:
             continue
         if record.key != key:
             return _other_machine(bundle, path, record, key)
-    return f"{bundle.path}: no plan for engine {engine!r}; run: anchorvla build {bundle.path}"
+    return f"{bundle.path}: no plan for engine {engine!r}; run: {how_to_build(bundle.path)}"
 
 
 def _other_machine(bundle: Bundle, path: Path, record: PlanRecord, key: PlanKey) -> str:
@@ -244,4 +245,4 @@ def _other_machine(bundle: Bundle, path: Path, record: PlanRecord, key: PlanKey)
 
 
 def _rebuild(bundle: Bundle) -> str:
-    return f"Rebuild it here: anchorvla build {bundle.path}"
+    return f"Rebuild it here: {how_to_build(bundle.path)}"

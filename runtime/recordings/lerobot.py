@@ -10,6 +10,7 @@ S = state dimension, A = action dimension, H, W = image height and width.
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -251,10 +252,7 @@ class LeRobotEpisode:
 
     @property
     def _leave_out(self) -> str:
-        return (
-            f"leave it out: python -m quant convert {self.contents.root} --out DIR "
-            f"--leave-out {self.entry.index}"
-        )
+        return f"leave it out: {how_to_convert(self.contents.root)} --leave-out {self.entry.index}"
 
 
 def is_lerobot(path: Path) -> bool:
@@ -279,10 +277,15 @@ def read_lerobot(root: Path, camera: str | None = None) -> list[LeRobotEpisode]:
     except ImportError as error:
         raise RecordingError(
             f"{root}: reading a LeRobot dataset needs pyarrow and av ({error}); convert it on the "
-            f"workstation: python -m quant convert {root} --out DIR"
+            f"workstation: {how_to_convert(root)}"
         ) from None
     contents = read_contents(root, camera)
     return [LeRobotEpisode(contents, entry) for entry in contents.entries]
+
+
+def how_to_convert(root: Path) -> str:
+    """The command, to be copied into a shell."""
+    return shlex.join(["python", "-m", "quant", "convert", str(root), "--out", "DIR"])
 
 
 def _frame_index(row: Row) -> int:
