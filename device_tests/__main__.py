@@ -5,6 +5,8 @@ judged by the budgets of the board (device_tests/budgets.py), written as JSON an
 TensorRT runs it, plans that are missing are built first; over ssh that is every time, unless
 --there names a bundle that stays on the board.
 
+example: python -m device_tests bundle --seconds 60
+
 Exit codes: 0 every promise that could be measured is kept, 1 one is broken, 2 wrong usage,
 3 bundle, 4 observation, 5 engine, 7 the other machine, 8 output that cannot be written, 130
 interrupted.

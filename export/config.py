@@ -24,7 +24,11 @@ DEMO_OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildConfig:
-    """One export."""
+    """One export.
+
+    example: python -m export build orin-w8a8 --checkpoint dir --out bundle
+    --image-size 640 480 --calibration recorded
+    """
 
     recipe: Positional[str]
     """Precision recipe; see `quant.recipes.RECIPES`."""
@@ -90,7 +94,10 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwinConfig:
-    """Make the float32 twin of a bundle, which runs on a CPU and rounds as the bundle does."""
+    """Make the float32 twin of a bundle, which runs on a CPU and rounds as the bundle does.
+
+    example: python -m export twin --bundle bundle --out bundle-twin
+    """
 
     bundle: Path
     """Of any recipe."""
@@ -101,7 +108,10 @@ class TwinConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Do the whole job on the shipped demo policy: export, run, report."""
+    """Do the whole job on the shipped demo policy: export, run, report.
+
+    example: python -m export demo --out build/demo
+    """
 
     out: Path = Path("build/demo")
     """Folder for bundle and report."""
@@ -128,7 +138,10 @@ SIZES = {"demo": Size(112, 64, 10), "proxy": Size(256, 112, 1)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """Time the runtime beside what one would compose from public libraries."""
+    """Time the runtime beside what one would compose from public libraries.
+
+    example: python -m export bench --results docs/results
+    """
 
     sizes: tuple[str, ...] = ("demo", "proxy")
     """`demo`, and `proxy`: published widths and image size, a sixth of the layers."""
@@ -151,7 +164,10 @@ class BenchConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
-    """Run recipes in closed loop, paired with float32; exit code 1 if one costs too much."""
+    """Run recipes in closed loop, paired with float32; exit code 1 if one costs too much.
+
+    example: python -m export gate --recipes orin-w8a8
+    """
 
     recipes: tuple[str, ...] = ("orin-w8a8", "orin-mixed", "orin-w4a16", "cpu-int8")
     """Of the demo policy."""
@@ -177,7 +193,11 @@ class GateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuccessTableConfig:
-    """Measure what the demo policy does in closed loop."""
+    """Measure what the demo policy does in closed loop.
+
+    example: python -m export success --seeds build/demo-seed1
+    --without-anchor build/demo-without-anchor
+    """
 
     checkpoint: Path = CHECKPOINT
     """The policy."""
@@ -206,7 +226,10 @@ class SuccessTableConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultsConfig:
-    """Render the tables of README, docs and model card from the files in docs/results."""
+    """Render the tables of README, docs and model card from the files in docs/results.
+
+    example: python -m export results
+    """
 
     results: Path = Path("docs/results")
     """Folder of JSON files, as `python -m export bench --results` writes them."""
@@ -226,6 +249,8 @@ class CrosscheckConfig:
     """Compile every engine with torch-tensorrt too, and compare time and error with the plans.
 
     Needs a GPU and torch-tensorrt; nobody has run it with them yet.
+
+    example: python -m export crosscheck --checkpoint dir
     """
 
     checkpoint: Path

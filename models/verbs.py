@@ -16,6 +16,8 @@ class Init:
     """Write a checkpoint folder with seeded random weights, for arithmetic and benchmarks.
 
     Such a policy moves, but it knows nothing.
+
+    example: python -m models init demo --out dir
     """
 
     config: Positional[str]
@@ -34,7 +36,10 @@ class Init:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Write a named configuration as a config.json to edit, or check one."""
+    """Write a named configuration as a config.json to edit, or check one.
+
+    example: python -m models config full --out config.json
+    """
 
     name: Positional[str | None] = None
     """Named configuration to write: demo, full, proxy, xlerobot."""

@@ -13,7 +13,11 @@ from quant.targets import BOARDS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SensitivityConfig:
-    """Measure what each group of layers costs in each format, and choose. Give one budget."""
+    """Measure what each group of layers costs in each format, and choose. Give one budget.
+
+    example: python -m quant sensitivity --checkpoint dir --board agx-orin-64gb
+    --budget-ms 43 --out study
+    """
 
     checkpoint: Path
     """Folder of the policy; its errors are what is measured."""
@@ -85,6 +89,8 @@ class FullSizeConfig:
     """Quantize a random language model of the published size, and print time and memory.
 
     A run that was cut off goes on at its next layer. Exit code 1 if it took 14 GB or more.
+
+    example: python -m quant full-size --folder build/full-size
     """
 
     recipe: str = "orin-w8a8"

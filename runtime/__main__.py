@@ -49,6 +49,13 @@ TICKS_FOR_REPORT = 50
 LARGE_BYTES = 1e9
 """From here on, reading a bundle takes so long that it is said."""
 TITLE = "AnchorVLA4D run"
+EXAMPLES = {
+    "run": "--episodes recorded --report report.html",
+    "check": "--engine tensorrt",
+    "bench": "--ticks 200",
+    "show": "--svg graph.svg",
+}
+"""What follows verb and bundle in the line that `--help` ends with."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -299,8 +306,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("doctor", help="what keeps this machine from running a policy")
     doctor.add_arguments(verb)
     verb.set_defaults(verb=doctor.main_doctor)
-    for verb in verbs.choices.values():
+    for name, verb in verbs.choices.items():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb.epilog = f"example: anchorvla {name} bundle {EXAMPLES.get(name, '')}"
     return parser
 
 

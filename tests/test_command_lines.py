@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -478,3 +479,29 @@ def test_a_command_that_an_error_names_can_be_copied_into_a_shell(advice):
     assert str(path) in words
     package, verb = ("runtime", words[1]) if words[0] == "anchorvla" else (words[2], words[3])
     assert verb in COMMANDS[package][1]
+
+
+EXAMPLE = re.compile(r"^ *example: (.+(?:\n *--.+)*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.endswith("--help")])
+def test_the_help_of_every_verb_ends_with_a_line_that_would_be_understood(
+    line, tmp_path, monkeypatch, capsys
+):
+    """Understood: whatever keeps it from its work here, it is not its words."""
+    package, words = LINES[line]
+    if COMMANDS[package][1] and len(words) == 1:
+        return  # of the package: its verbs have one each
+    call(package, words)
+    (example,) = EXAMPLE.findall(capsys.readouterr().out)
+    program, *given = shlex.split(example)
+    given = given if program == "anchorvla" else given[2:]
+    assert program == "anchorvla" or example.startswith(f"python -m {package} ")
+    if COMMANDS[package][1]:
+        assert given[0] == words[0]
+    verbs = getattr(sys.modules[COMMANDS[package][0].__module__], "VERBS", {})
+    for verb, (config, _) in verbs.items():
+        monkeypatch.setitem(verbs, verb, (config, lambda chosen: 0))
+    monkeypatch.chdir(tmp_path)
+    code = call(package, given)
+    assert code == 0 if verbs else "usage: " not in capsys.readouterr().err

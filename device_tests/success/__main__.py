@@ -6,6 +6,8 @@ Episode i of a task has seed `seed0 + i`, which fixes goals, objects and action 
 bundles (and runs with other options) are compared in pairs. Seeds from 10000 on are for evaluation;
 training uses lower ones. Nothing waits for a clock: the robot stands still while a policy thinks.
 
+example: python -m device_tests.success bundle --tasks touch-red --json success.json
+
 Exit codes are those of `anchorvla`: 0 done whatever the success was, 2 wrong usage, 3 bundle,
 4 observation, 5 engine, 6 robot or simulator, 8 output that cannot be written, 130 interrupted.
 """

@@ -14,7 +14,10 @@ SEEDS_PER_TASK = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectConfig:
-    """How much to collect."""
+    """How much to collect.
+
+    example: python -m models.demo collect --tasks touch-red --out build/demo-data
+    """
 
     out: Path = Path("build/demo-data")
     """Folder for one .npz per task."""
@@ -49,7 +52,10 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordConfig:
-    """Where the episodes go and how they look."""
+    """Where the episodes go and how they look.
+
+    example: python -m models.demo record --out build/episodes
+    """
 
     out: Path
     """Folder for the .npz files; made if it does not exist."""
@@ -63,7 +69,10 @@ class RecordConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How long and how fast."""
+    """How long and how fast.
+
+    example: python -m models.demo train --seed 1 --out build/demo-seed1
+    """
 
     data: Path = Path("build/demo-data")
     """Folder written by `models.demo.collect`."""
@@ -113,7 +122,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """Train the demo's vocabulary again; it comes out the same."""
+    """Train the demo's vocabulary again; it comes out the same.
+
+    example: python -m models.demo tokenizer --out build/tokenizer.json
+    """
 
     out: Path = CHECKPOINT / "tokenizer.json"
     """File to write."""

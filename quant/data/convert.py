@@ -19,7 +19,10 @@ from runtime.storage.folders import exclusive, publish, temporary
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
-    """Write a LeRobot dataset as recordings, one .npz per episode."""
+    """Write a LeRobot dataset as recordings, one .npz per episode.
+
+    example: python -m quant convert dataset --out recorded
+    """
 
     dataset: tyro.conf.Positional[Path]
     """Folder with a meta/info.json."""

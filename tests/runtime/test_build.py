@@ -22,6 +22,7 @@ from runtime.plans.audit import audit_layers
 from runtime.plans.build import MB, available_memory, build, workspace_for
 from runtime.plans.command import add_arguments, main_build, table
 from runtime.plans.compiler import CompileSpec, OutOfMemory, compile_apart
+from runtime.plans.folder import check_disk
 from runtime.plans.record import plan_path, read_plan
 from tests.runtime.stand_ins.tiny_bundle import INT8_PRODUCT, KEY, TENSORRT, tiny_bundle
 
@@ -409,6 +410,19 @@ def test_the_workspace_is_what_weights_and_others_leave():
     assert workspace_for(4096 * MB, 512 * MB) == (4096 - 3 * 512 - 512) * MB
     assert workspace_for(64_000 * MB, 512 * MB) == 8192 * MB
     assert workspace_for(100 * MB, 512 * MB) == 64 * MB
+
+
+@pytest.mark.parametrize(("free", "is_enough"), [(120, True), (119, False)])
+def test_plans_are_given_a_fifth_more_than_their_onnx_files_take(
+    tmp_path, monkeypatch, free, is_enough
+):
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr("runtime.plans.folder.shutil.disk_usage", lambda path: usage)
+    if is_enough:
+        check_disk(tmp_path, 100)
+    else:
+        with pytest.raises(EngineError, match="GB free, the plans need about"):
+            check_disk(tmp_path, 100)
 
 
 def test_available_memory_is_read_from_the_kernel(tmp_path):

@@ -166,6 +166,13 @@ def test_a_file_that_is_no_engine_is_refused(backend, tmp_path):
     assert "bfloat16" not in str(told.value)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "int64", "uint8"])
+def test_a_port_has_the_type_that_its_file_says(backend, tmp_path, dtype):
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    engine = backend.engine(write_adder(tmp_path / "adder.onnx", ROW.shape, element))
+    assert engine.outputs == {"z": Tensor(shape=ROW.shape, dtype=dtype)}
+
+
 def test_a_side_of_one_is_a_shape_like_any_other(backend, tmp_path):
     row = Tensor(shape=(1, 4))
     assert backend.engine(write_adder(tmp_path / "adder.onnx", row.shape)).outputs == {"z": row}
