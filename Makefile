@@ -14,7 +14,7 @@ GOLDEN     ?=
 STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
-ROBOT      ?=
+EMBODIMENT ?=
 CAMERA     ?=
 ARGS       ?=
 
@@ -73,7 +73,7 @@ export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height); RECIPE calibrate
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 	$(PY) -m runtime run $(call quoted,$(BUNDLE)) $(call option,--episodes,$(EPISODES)) \
-		--report $(call quoted,$(REPORT)) $(call option,--robot,$(ROBOT)) \
+		--report $(call quoted,$(REPORT)) $(call option,--embodiment,$(EMBODIMENT)) \
 		$(call option,--camera,$(CAMERA)) $(ARGS)
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run

@@ -26,7 +26,7 @@ from device_tests.budgets import BUDGETS, choose_board
 from device_tests.comparison import read_reference
 from device_tests.config import OPTIONS, MeasureConfig, flag, read_config
 from device_tests.errors import EXIT_CODES, EXIT_OFFSET
-from device_tests.measured import default_engine
+from device_tests.measured import default_backend
 from device_tests.page.report import WRITTEN
 from device_tests.remote import Remote, run_remotely
 from runtime.__main__ import main as runtime_command
@@ -36,7 +36,7 @@ from runtime.cli.command import INTERRUPTED, USAGE, finish, wants_debug
 from runtime.storage.files import check_output
 
 RESULTS = Path("build/device")
-GPU_ENGINES = ("tensorrt", "tensorrt_rtx")
+GPU_BACKENDS = ("tensorrt", "tensorrt_rtx")
 """They need plans, which are made where they run."""
 CODES: dict[int, int] = {
     pytest.ExitCode.INTERRUPTED: INTERRUPTED,
@@ -74,9 +74,9 @@ def _main(options: argparse.Namespace) -> int:
         return _run_there(options, config)
     machine = read_machine()
     choose_board(machine, config.board)
-    engine = config.engine or default_engine(machine)
-    if engine in GPU_ENGINES:  # keeps the plans that are there
-        code = runtime_command(["build", str(config.bundle), "--module", engine])
+    backend = config.backend or default_backend(machine)
+    if backend in GPU_BACKENDS:  # keeps the plans that are there
+        code = runtime_command(["build", str(config.bundle), "--backend", backend])
         if code:
             return code
     return _run_here(options)
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add, d = parser.add_argument, MeasureConfig(bundle=Path())
     add("bundle", type=Path, metavar="BUNDLE")
     add("--board", help=f"row of the budgets, of {', '.join(BUDGETS)} (default: this machine's)")
-    add("--engine", help="tensorrt (default on a Jetson), onnxruntime (elsewhere), tensorrt_rtx")
-    add("--robot", help="key of the statistics, where there are several")
+    add("--backend", help="tensorrt (default on a Jetson), onnxruntime (elsewhere), tensorrt_rtx")
+    add("--embodiment", help="key of the statistics, where there are several")
     add("--seconds", type=float, help=f"of each of the five parts (default {d.seconds:g})")
     add("--soak-s", type=float, help="length of the thermal soak (default: none)")
     add("--num-idle", type=int, help=f"ticks after a pause (default {d.num_idle})")

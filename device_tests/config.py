@@ -20,11 +20,11 @@ class MeasureConfig:
     board: str | None = None
     """Row of the budgets; chosen by the machine if left out."""
 
-    engine: str | None = None
+    backend: str | None = None
     """What runs the engines, of `runtime.backends.registry`; TensorRT on a Jetson if left out, else
     ONNX Runtime."""
 
-    robot: str | None = None
+    embodiment: str | None = None
     """Key of the statistics, where a bundle has several."""
 
     seconds: float = 10.0
@@ -49,8 +49,8 @@ class MeasureConfig:
     """Of the checkout that the tests come from, where it is not the folder they lie in."""
 
     def __post_init__(self) -> None:
-        if self.engine is not None and self.engine not in BACKENDS:
-            raise ValueError(f"engine must be one of {', '.join(BACKENDS)}, got {self.engine!r}")
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         if not 0 < self.seconds <= 3600:
             raise ValueError(f"seconds must be in (0, 3600], got {self.seconds}")
         if not 0 < self.memory_share < 0.9:
@@ -63,8 +63,8 @@ class MeasureConfig:
 OPTIONS: dict[str, type] = {
     "bundle": Path,
     "board": str,
-    "engine": str,
-    "robot": str,
+    "backend": str,
+    "embodiment": str,
     "seconds": float,
     "num_idle": int,
     "idle_s": float,

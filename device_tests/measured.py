@@ -28,7 +28,7 @@ from device_tests.measure.scene import Scene
 from device_tests.measure.soak import soak
 from device_tests.provenance import read_provenance
 from device_tests.result import Measured, TimedRun
-from runtime.backends.registry import BACKENDS, MakeBackend
+from runtime.backends.registry import MakeBackend
 from runtime.board.machine import Machine, read_machine
 from runtime.check import check
 from runtime.control.loop import Clock, MonotonicClock
@@ -39,7 +39,7 @@ CALM, BUSY_CORES, BUSY_MEMORY = "undisturbed", "a busy process per core", "memor
 def measure_all(
     config: MeasureConfig,
     *,
-    make_backend: MakeBackend | None = None,
+    backend: str | MakeBackend | None = None,
     machine: Machine | None = None,
     clock: Clock | None = None,
     look: Look = read_conditions,
@@ -50,7 +50,7 @@ def measure_all(
 
     Args:
         config: what, and for how long.
-        make_backend: where engines run; chosen by `config.engine` if left out.
+        backend: where engines run; chosen by `config.backend` if left out.
         machine: where this runs; read from it if left out.
         clock: monotonic time by default.
         look: reads the sensors.
@@ -66,10 +66,10 @@ def measure_all(
     board = choose_board(machine, config.board)
     baseline = None if config.baseline is None else read_reference(config.baseline)
     before, free_mb = look(), read_available_mb()
-    make_backend = make_backend or BACKENDS[config.engine or default_engine(machine)]
+    backend = backend or config.backend or default_backend(machine)
     on_part("cold start")
     start = clock()
-    policy = runtime.load(config.bundle, robot=config.robot, make_backend=make_backend)
+    policy = runtime.load(config.bundle, embodiment=config.embodiment, backend=backend)
     with closing(policy):
         _ticker(policy, Scene(policy))()
         cold_start_s = clock() - start
@@ -146,7 +146,7 @@ def _timed_run(
     )
 
 
-def default_engine(machine: Machine) -> str:
+def default_backend(machine: Machine) -> str:
     """Key of `BACKENDS`."""
     return "tensorrt" if machine.is_jetson else "onnxruntime"
 

@@ -193,7 +193,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
         normalization={
             "action": {"modes": list(n.action), "units": list(n.action_units)},
             "state": {"modes": list(n.state), "units": list(n.state_units)},
-            "robots": checkpoint.statistics,
+            "embodiments": checkpoint.statistics,
         },
         embedding={
             "file": "embedding.bin", "shape": list(table.shape), "dtype": str(table.dtype),

@@ -284,7 +284,7 @@ def _judged_words(subject: Subject) -> str:
 
 
 def _open_bundle(folder: Path, subject: Subject) -> Policy:
-    return Policy(read_bundle(folder), str(subject.golden["robot"]), OnnxRuntimeBackend())
+    return Policy(read_bundle(folder), str(subject.golden["embodiment"]), OnnxRuntimeBackend())
 
 
 def _run_bundle(

@@ -63,7 +63,7 @@ def golden_of(
         "instruction": np.array(observation.instruction),
         "state": observation.state.astype(np.float32),
         "noise": draw_noise(seed, 0, (head.prediction_horizon, head.action_dim)),
-        "robot": np.array(sorted(checkpoint.statistics)[0]),
+        "embodiment": np.array(sorted(checkpoint.statistics)[0]),
     }
 
 
@@ -76,7 +76,7 @@ def reference_actions(checkpoint: Checkpoint, golden: Tensors) -> NDArray[np.flo
         instruction=str(golden["instruction"]),
         state=golden["state"],
         noise=golden["noise"],
-        robot=str(golden["robot"]),
+        embodiment=str(golden["embodiment"]),
     )
 
 

@@ -33,7 +33,7 @@ from models.weights import INDEX, CheckpointError, load_weights, weight_files
 from models.weights import WEIGHTS as WEIGHTS  # for whoever asks what a checkpoint holds
 from runtime.bundle import sha256_of
 from runtime.image import ImageConfig, PatchMaker, grid_of
-from runtime.normalization import Normalization, choose_robot
+from runtime.normalization import Normalization, choose_embodiment
 from runtime.prompt import encode_tail
 
 SHARD_BYTES = 1 << 30
@@ -109,7 +109,7 @@ def reference(
     instruction: str,
     state: np.ndarray,
     noise: np.ndarray,
-    robot: str | None = None,
+    embodiment: str | None = None,
 ) -> np.ndarray:
     """The float32 reference from camera to robot units: observation, noise -> action chunk.
 
@@ -120,7 +120,7 @@ def reference(
         instruction: one line of text.
         state: [S] float32 in robot units.
         noise: [T, A] float32 standard normal.
-        robot: key of the statistics.
+        embodiment: key of the statistics.
 
     Returns:
         [T, A] float32 in robot units.
@@ -133,7 +133,7 @@ def reference(
         make(image, out)
         return torch.from_numpy(out)
 
-    key = choose_robot(checkpoint.statistics, robot)
+    key = choose_embodiment(checkpoint.statistics, embodiment)
     to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
     actions = checkpoint.model(
         patches(anchor),

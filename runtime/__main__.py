@@ -4,7 +4,7 @@
     check  does the bundle compute what its exporter measured?
     bench  time it on this machine
     show   what is in it, and when each part is recomputed
-    build  compile it for this machine's GPU, once; then --engine tensorrt runs it
+    build  compile it for this machine's GPU, once; then --backend tensorrt runs it
     doctor what keeps this machine from running a policy; exits 0, or 1 for warnings, 2 for errors
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bundle, 4 observation, 5 engine, 6 robot or
@@ -51,7 +51,7 @@ LARGE_BYTES = 1e9
 TITLE = "AnchorVLA4D run"
 EXAMPLES = {
     "run": "--episodes recorded --report report.html",
-    "check": "--engine tensorrt",
+    "check": "--backend tensorrt",
     "bench": "--ticks 200",
     "show": "--svg graph.svg",
 }
@@ -77,8 +77,8 @@ def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
         warnings.simplefilter("always", UnmeasuredWarning)
         policy = load(
             options.bundle,
-            robot=options.robot,
-            make_backend=BACKENDS[options.engine],
+            embodiment=options.embodiment,
+            backend=options.backend,
             accept_failed_gates=options.accept_failed_gates,
         )
     for warning in seen:
@@ -198,12 +198,12 @@ def _build(options: argparse.Namespace) -> int:
         return build_command.main_build(options)
     from .backends.tensorrt import inspect_plan
 
-    bundle, kind = read_bundle(options.bundle), options.module
+    bundle, name = read_bundle(options.bundle), options.backend
     return build_command.main_build(
         options,
         bundle=bundle,
-        check_engine=lambda onnx, plan: plan_errors(bundle, onnx, plan, kind=kind),
-        inspect_engine=lambda plan: inspect_plan(plan, kind=kind),
+        check_engine=lambda onnx, plan: plan_errors(bundle, onnx, plan, name=name),
+        inspect_engine=lambda plan: inspect_plan(plan, name=name),
     )
 
 
@@ -255,14 +255,14 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("bundle", type=Path, metavar="BUNDLE")
-    common.add_argument("--robot", help="key of the statistics, where there are several")
+    common.add_argument("--embodiment", help="key of the statistics, where there are several")
     common.add_argument(
         "--accept-failed-gates",
         action="store_true",
         help="run a bundle too whose export was forced",
     )
     common.add_argument(
-        "--engine",
+        "--backend",
         choices=list(BACKENDS),
         default="onnxruntime",
         help="what computes (default onnxruntime; tensorrt needs anchorvla build once)",

@@ -22,7 +22,7 @@ from .errors import BundleError
 from .functions import FUNCTIONS
 from .graph import Graph, GraphError, Stage, Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 PLANS = "plans"
 """Folder that a device adds; not part of the release, so not listed in the manifest."""
@@ -76,7 +76,7 @@ class Manifest:
     prompt: Mapping[str, Any]
     """`tail` template, `end_ids`, and how many tokens the tail may take: `max_tail`."""
     normalization: Mapping[str, Any]
-    """`action` and `state` modes and units, and `robots`: key -> statistics."""
+    """`action` and `state` modes and units, and `embodiments`: key -> statistics."""
     embedding: Mapping[str, Any]
     """`file`, `shape`, `dtype` of the token table."""
     graph: Graph

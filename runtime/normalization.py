@@ -76,20 +76,20 @@ class Normalization:
         return np.where(self.binary, (policy > 0.5).astype(np.float32), robot)
 
 
-def choose_robot(statistics: Mapping[str, Any], robot: str | None) -> str:
+def choose_embodiment(statistics: Mapping[str, Any], embodiment: str | None) -> str:
     """The statistics key to use.
 
     Raises:
         ValueError: no such key, or several and none chosen. The message lists the keys.
     """
     keys = sorted(statistics)
-    if robot is None:
+    if embodiment is None:
         if len(keys) == 1:
             return keys[0]
-        raise ValueError(f"the statistics hold {len(keys)} robots, choose one of {keys}")
-    if robot not in statistics:
-        raise ValueError(f"no statistics for robot {robot!r}; there are {keys}")
-    return robot
+        raise ValueError(f"the statistics hold {len(keys)} embodiments, choose one of {keys}")
+    if embodiment not in statistics:
+        raise ValueError(f"no statistics for embodiment {embodiment!r}; there are {keys}")
+    return embodiment
 
 
 def _bounded(

@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from . import prompt
 from .anchor import AnchorPolicy, First, Tick, check_anchor_policy
 from .arguments import take_image, take_noise, take_seed, take_state
 from .assembly import assemble
+from .backends.registry import BACKENDS, MakeBackend
 from .bundle import Bundle, read_bundle, read_golden
 from .engine import Backend
 from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
@@ -35,7 +36,7 @@ from .functions import Resources
 from .image import ImageConfig
 from .interpreter import Interpreter
 from .noise import draw_noise
-from .normalization import Normalization, choose_robot
+from .normalization import Normalization, choose_embodiment
 
 ACTIONS = "actions"
 SIMILARITY = "anchor_similarity"
@@ -66,17 +67,17 @@ class Stats:
 def load(
     path: str | os.PathLike[str],
     *,
-    robot: str | None = None,
-    make_backend: Callable[[Bundle], Backend] | None = None,
+    embodiment: str | None = None,
+    backend: str | MakeBackend = "onnxruntime",
     accept_failed_gates: bool = False,
 ) -> Policy:
     """Verify a bundle, load its engines and run it once on its golden observation.
 
     Args:
         path: the bundle's folder.
-        robot: key of the statistics to use; may be left out if there is one.
-        make_backend: where to run, one of `runtime.backends.registry`; ONNX Runtime on the CPU by
-            default. It is given the verified bundle.
+        embodiment: key of the statistics to use; may be left out if there is one.
+        backend: what runs the engines, by its name (`onnxruntime`, `tensorrt`, `tensorrt_rtx`), or
+            a function that makes one for the verified bundle.
         accept_failed_gates: load a bundle too that was exported against its gates' verdict.
 
     Warns:
@@ -84,9 +85,12 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged or does not fit, a gate failed at its export, or the
-            robot is not in it.
+            embodiment is not in it.
+        ValueError: there is no backend of that name.
         EngineError: an engine does not load on this machine.
     """
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
     bundle = read_bundle(path)
     if bundle.manifest.failed_gates and not accept_failed_gates:
         words = "; ".join(f"{name}: {w}" for name, w in bundle.manifest.failed_gates.items())
@@ -101,15 +105,12 @@ def load(
             UnmeasuredWarning,
             stacklevel=2,
         )
-    from .backends.registry import BACKENDS  # not above: it needs what this module defines
-
-    make_backend = make_backend or BACKENDS["onnxruntime"]
-    backend = make_backend(bundle)
+    made = BACKENDS[backend](bundle) if isinstance(backend, str) else backend(bundle)
     try:
-        policy = Policy(bundle, robot, backend)
+        policy = Policy(bundle, embodiment, made)
         policy.warm_up()
     except BaseException:
-        backend.close()
+        made.close()
         raise
     return policy
 
@@ -117,20 +118,20 @@ def load(
 class Policy:
     """A loaded bundle. Make one with `load`, best in a `with` statement, which closes it."""
 
-    def __init__(self, bundle: Bundle, robot: str | None, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, embodiment: str | None, backend: Backend) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
         self.graph = manifest.graph
         try:
-            self.robot = choose_robot(manifest.normalization["robots"], robot)
-            statistics = manifest.normalization["robots"][self.robot]
+            self.embodiment = choose_embodiment(manifest.normalization["embodiments"], embodiment)
+            statistics = manifest.normalization["embodiments"][self.embodiment]
             self.state_normalization, self.action_normalization = (
                 Normalization.from_statistics(
                     statistics[kind],
                     manifest.normalization[kind]["modes"],
                     manifest.normalization[kind]["units"],
-                    what=f"{self.robot}.{kind}",
+                    what=f"{self.embodiment}.{kind}",
                 )
                 for kind in ("state", "action")
             )
@@ -163,7 +164,8 @@ class Policy:
         closed = ", closed" if self._is_closed else ""
         return (
             f"<Policy {manifest.policy} ({manifest.recipe}) of {self.bundle.path} on "
-            f"{self.backend.name}: {steps} actions of {actions}, robot {self.robot}{closed}>"
+            f"{self.backend.name}: {steps} actions of {actions}, "
+            f"embodiment {self.embodiment}{closed}>"
         )
 
     @property

@@ -304,8 +304,8 @@ def test_ctrl_c_while_modules_load_is_no_traceback(wanted, tmp_path):
 def test_flags_that_a_verb_would_ignore_are_refused(tmp_path, capsys):
     bundle = str(tmp_path)
     for words, message in (
-        (["show", bundle, "--robot", "x"], "unrecognized arguments: --robot x"),
-        (["show", bundle, "--engine", "onnxruntime"], "unrecognized arguments: --engine"),
+        (["show", bundle, "--embodiment", "x"], "unrecognized arguments: --embodiment x"),
+        (["show", bundle, "--backend", "onnxruntime"], "unrecognized arguments: --backend"),
         (["show", bundle, "--accept-failed-gates"], "unrecognized arguments: --accept-failed"),
         (["run", bundle, "--title", "x"], "--title is the heading of a page: give --report too"),
         (["run", bundle, "--num-episodes", "2"], "--num-episodes counts episodes of simulator"),

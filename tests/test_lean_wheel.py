@@ -141,7 +141,7 @@ from tests.simulation import install, make_plan
 patch = SimpleNamespace(setitem=lambda modules, name, module: modules.update({name: module}))
 world = install(patch)
 world.is_verified = True
-simulated = runtime.load(sys.argv[1], make_backend=lambda _: TensorRTBackend(make_plan))
+simulated = runtime.load(sys.argv[1], backend=lambda _: TensorRTBackend(make_plan))
 both = simulated, runtime.load(sys.argv[1])
 golden = read_golden(simulated.bundle)
 episodes = [p.start(anchor=golden["anchor"], instruction="open the drawer") for p in both]

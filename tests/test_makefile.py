@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PATHS = {
     "export": ("CHECKPOINT", "BUNDLE", "EPISODES", "GOLDEN", "STUDY", "CAMERA"),
-    "run": ("BUNDLE", "EPISODES", "REPORT", "ROBOT", "CAMERA"),
+    "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),

@@ -180,7 +180,7 @@ class Evaluation:
 
 def load_policy(bundle: Path) -> runtime.Policy:
     """A bundle on one thread: the processes share the cores."""
-    return runtime.load(bundle, make_backend=lambda _: OnnxRuntimeBackend(num_threads=1))
+    return runtime.load(bundle, backend=lambda _: OnnxRuntimeBackend(num_threads=1))
 
 
 def run(

@@ -40,7 +40,7 @@ def check_compiles(path: Path) -> Compiled:
     """Compile `path` for SM 8.6 in a subprocess."""
     if not is_available():
         return Compiled(True, NOT_INSTALLED)
-    spec = CompileSpec(onnx=str(path.resolve()), module=MODULE, capability=COMPUTE_CAPABILITY)
+    spec = CompileSpec(onnx=str(path.resolve()), backend=MODULE, capability=COMPUTE_CAPABILITY)
     try:
         plan = compile_apart(spec)
     except EngineError as error:

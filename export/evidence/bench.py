@@ -187,7 +187,7 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
     golden = read_golden(policy.bundle)
     composition = Composition(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
     compiled = torch.compile(composition)
-    robot = str(golden["robot"])
+    robot = str(golden["embodiment"])
     to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
     count = 0
 

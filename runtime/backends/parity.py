@@ -46,6 +46,7 @@ def engine_errors(
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     """Norm of the difference over the norm of `want`; infinite if anything is not finite."""
-    difference = np.linalg.norm(got.astype(np.float64) - want)
-    error = float(difference / max(float(np.linalg.norm(want)), 1e-30))
+    exact = want.astype(np.float64)
+    difference = np.linalg.norm(got.astype(np.float64) - exact)
+    error = float(difference / max(float(np.linalg.norm(exact)), 1e-30))
     return error if np.isfinite(error) else float("inf")

@@ -30,7 +30,7 @@ def on_onnxruntime(bundle: Bundle) -> Backend:
     return OnnxRuntimeBackend()
 
 
-def on_tensorrt(bundle: Bundle, *, kind: str = "tensorrt") -> Backend:
+def on_tensorrt(bundle: Bundle, *, name: str = "tensorrt") -> Backend:
     """On the GPU, by the plans that `anchorvla build` made here.
 
     Raises:
@@ -40,18 +40,18 @@ def on_tensorrt(bundle: Bundle, *, kind: str = "tensorrt") -> Backend:
     from ..plans.record import read_plan
     from .tensorrt import TensorRTBackend
 
-    key = current_key(kind)
-    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), kind=kind)
+    key = current_key(name)
+    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), name=name)
 
 
 BACKENDS: Mapping[str, MakeBackend] = {
     "onnxruntime": on_onnxruntime,
     "tensorrt": on_tensorrt,
-    "tensorrt_rtx": partial(on_tensorrt, kind="tensorrt_rtx"),
+    "tensorrt_rtx": partial(on_tensorrt, name="tensorrt_rtx"),
 }
 
 
-def plan_errors(bundle: Bundle, path: str, plan: bytes, *, kind: str) -> Mapping[str, float]:
+def plan_errors(bundle: Bundle, path: str, plan: bytes, *, name: str) -> Mapping[str, float]:
     """Relative error of a new plan on the golden data, by stage that calls it.
 
     Args:
@@ -62,7 +62,7 @@ def plan_errors(bundle: Bundle, path: str, plan: bytes, *, kind: str) -> Mapping
     """
     from .tensorrt import TensorRTBackend
 
-    backend = TensorRTBackend(lambda _: plan, kind=kind)
+    backend = TensorRTBackend(lambda _: plan, name=name)
     golden = read_golden(bundle)
     tensors = {n.removeprefix("stage/"): v for n, v in golden.items() if n.startswith("stage/")}
     try:

@@ -35,15 +35,15 @@ class TensorRTBackend:
     Args:
         read_plan: path of an engine's ONNX file in a verified bundle -> its serialized plan, which
             must have been checked: deserializing runs native code.
-        kind: `tensorrt`, or `tensorrt_rtx`.
+        name: `tensorrt`, or `tensorrt_rtx`.
 
     Raises:
         EngineError: TensorRT, CUDA's Python packages or a GPU are missing.
     """
 
-    def __init__(self, read_plan: Callable[[Path], bytes], *, kind: str = "tensorrt") -> None:
-        self.name = kind
-        self._trt = load_tensorrt(kind)
+    def __init__(self, read_plan: Callable[[Path], bytes], *, name: str = "tensorrt") -> None:
+        self.name = name
+        self._trt = load_tensorrt(name)
         self.cuda = Cuda()
         self._read_plan = read_plan
         self._messages: list[str] = []
@@ -96,13 +96,13 @@ class TensorRTBackend:
         self._memories.clear()
 
 
-def inspect_plan(plan: bytes, *, kind: str = "tensorrt") -> tuple[str, int]:
+def inspect_plan(plan: bytes, *, name: str = "tensorrt") -> tuple[str, int]:
     """What TensorRT's inspector tells of a plan's layers as JSON, and bytes of scratch it needs.
 
     Raises:
         EngineError: the plan cannot be loaded here.
     """
-    trt = load_tensorrt(kind)
+    trt = load_tensorrt(name)
     messages: list[str] = []
     logger = error_logger(trt, messages)
     runtime = trt.Runtime(logger)

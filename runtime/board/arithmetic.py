@@ -31,7 +31,7 @@ def no_bfloat16(bundle: Path) -> str:
     """Why a CPU refuses a bundle, and what helps."""
     return (
         "this bundle computes in bfloat16, which a CPU cannot; make its float32 twin: "
-        f"{make_twin(bundle)}; or run it on its board's GPU: --engine tensorrt"
+        f"{make_twin(bundle)}; or run it on its board's GPU: --backend tensorrt"
     )
 
 

@@ -69,7 +69,7 @@ class BuiltPlan:
 def build(
     bundle: Bundle | str | os.PathLike[str],
     *,
-    module: str = "tensorrt",
+    backend: str = "tensorrt",
     capability: str | None = None,
     key: PlanKey | None = None,
     workspace_bytes: int | None = None,
@@ -82,7 +82,7 @@ def build(
 
     Args:
         bundle: whose folder `plans` is written to; verified here if it is a path.
-        module: `tensorrt` or `tensorrt_rtx`.
+        backend: `tensorrt` or `tensorrt_rtx`.
         capability: such as `SM86`: compile for a GPU that need not be there, to see whether it
             compiles. TensorRT for RTX only.
         key: of this machine, asked of it if not given.
@@ -96,17 +96,17 @@ def build(
         BundleError: nothing was compiled then.
         EngineError: an engine does not compile, another build is under way, or the disk is full
             or read-only. Plans that were finished stay.
-        ValueError: `capability` with another module than `tensorrt_rtx`.
+        ValueError: `capability` with another backend than `tensorrt_rtx`.
     """
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(bundle)
-    if capability is not None and module != "tensorrt_rtx":
+    if capability is not None and backend != "tensorrt_rtx":
         raise ValueError(
-            f"capability {capability!r} needs module 'tensorrt_rtx', got {module!r}: "
+            f"capability {capability!r} needs backend 'tensorrt_rtx', got {backend!r}: "
             "TensorRT builds for the GPU it runs on, and for no other"
         )
     if key is None:
-        key = current_key(module) if capability is None else _absent_gpu(module, capability)
+        key = current_key(backend) if capability is None else _absent_gpu(backend, capability)
     with disk_errors(bundle), exclusive(bundle):
         for left in (bundle.path / PLANS).glob("*/*"):
             if left.suffix in (".new", ".partial"):  # of a build that was killed: we hold the lock
@@ -243,7 +243,7 @@ class _Builder:
         return CompileSpec(
             onnx=str(self._onnx(name)),
             plan=str(built.resolve()),
-            module=self.key.module,
+            backend=self.key.backend,
             workspace_bytes=workspace_bytes,
             timing_cache=str(built.with_name("timing.cache").resolve()),
             capability=self.capability,
@@ -290,7 +290,7 @@ class _Builder:
         return sum(manifest.files[file].bytes for file in onnx_files(manifest, name))
 
 
-def _absent_gpu(module: str, capability: str) -> PlanKey:
+def _absent_gpu(backend: str, capability: str) -> PlanKey:
     digits = re.fullmatch(r"SM(\d+)(\d)", capability)
     if digits is None:
         raise ValueError(f"capability must look like SM86, got {capability!r}")
@@ -299,8 +299,8 @@ def _absent_gpu(module: str, capability: str) -> PlanKey:
         compute_capability=f"{digits[1]}.{digits[2]}",
         num_sms=0,
         power_mode="none",
-        module=module,
-        version=load_tensorrt(module).__version__,
+        backend=backend,
+        version=load_tensorrt(backend).__version__,
         cuda="none",
     )
 

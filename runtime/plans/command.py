@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `anchorvla build`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument(
-        "--module",
+        "--backend",
         choices=["tensorrt", "tensorrt_rtx"],
         default="tensorrt",
         help="compiler (default tensorrt)",
@@ -51,7 +51,7 @@ def main_build(
         raise ValueError(f"--workspace-mb must be positive, got {options.workspace_mb}")
     rows = build(
         bundle or options.bundle,
-        module=options.module,
+        backend=options.backend,
         capability=options.capability,
         workspace_bytes=options.workspace_mb and options.workspace_mb * MB,
         check_engine=check_engine,

@@ -54,7 +54,7 @@ class CompileSpec:
     """Absolute path."""
     plan: str | None = None
     """Where the plan goes; nowhere if only asked whether it compiles."""
-    module: str = "tensorrt"
+    backend: str = "tensorrt"
     """`tensorrt` or `tensorrt_rtx`."""
     workspace_bytes: int | None = None
     """Scratch memory that kernels may use; the compiler's own limit if not given."""
@@ -118,7 +118,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
     Raises:
         OutOfMemory, EngineError: as `compile_apart`.
     """
-    trt = load_tensorrt(spec.module)
+    trt = load_tensorrt(spec.backend)
     start, messages = time.monotonic(), list[str]()
     logger = error_logger(trt, messages)
     with _translated(messages):
@@ -153,7 +153,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
     )
 
 
-def load_tensorrt(module: str) -> Any:
+def load_tensorrt(backend: str) -> Any:
     """TensorRT's Python module.
 
     Raises:
@@ -165,13 +165,13 @@ def load_tensorrt(module: str) -> Any:
         "tensorrt": ["tensorrt"],
         "tensorrt_rtx": ["tensorrt_rtx_libs", "tensorrt_rtx_bindings"],
     }
-    if module not in imports:
-        raise ValueError(f"module must be one of {sorted(imports)}, got {module!r}")
+    if backend not in imports:
+        raise ValueError(f"backend must be one of {sorted(imports)}, got {backend!r}")
     try:
-        return [importlib.import_module(name) for name in imports[module]][-1]
+        return [importlib.import_module(name) for name in imports[backend]][-1]
     except ImportError as error:
         raise EngineError(
-            f"{module} cannot be imported ({error}). On a Jetson it comes with JetPack (apt: "
+            f"{backend} cannot be imported ({error}). On a Jetson it comes with JetPack (apt: "
             "python3-libnvinfer); a virtual environment sees it with --system-site-packages"
         ) from None
 
@@ -277,7 +277,7 @@ def _configure(trt: Any, config: Any, spec: CompileSpec) -> None:
     if not hasattr(known, spec.capability):
         names = [name for name in dir(known) if name.startswith("SM")] if known else "none"
         raise EngineError(
-            f"{spec.module} {trt.__version__} cannot build for {spec.capability}; it knows {names}"
+            f"{spec.backend} {trt.__version__} cannot build for {spec.capability}; it knows {names}"
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(known, spec.capability), 0)

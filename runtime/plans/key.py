@@ -15,7 +15,7 @@ LABELS = {
     "compute_capability": "SM",
     "num_sms": "number of SMs",
     "power_mode": "power mode",
-    "module": "compiler",
+    "backend": "compiler",
     "version": "TensorRT",
     "cuda": "CUDA",
 }
@@ -33,7 +33,7 @@ class PlanKey:
     """Multiprocessors in use: some power modes halve them."""
     power_mode: str
     """Such as `MAXN`; `unknown` where the machine has none."""
-    module: str
+    backend: str
     """`tensorrt` or `tensorrt_rtx`."""
     version: str
     """Of TensorRT."""
@@ -45,12 +45,12 @@ class PlanKey:
         """Name of the plans' folder, such as `orin-sm87-16sm-maxn-tensorrt-10.3.0`."""
         capability = self.compute_capability.replace(".", "")
         words = f"{self.gpu}-sm{capability}-{self.num_sms}sm-{self.power_mode}"
-        return re.sub(r"[^a-z0-9.]+", "-", f"{words}-{self.module}-{self.version}".lower())
+        return re.sub(r"[^a-z0-9.]+", "-", f"{words}-{self.backend}-{self.version}".lower())
 
     def __str__(self) -> str:
         return (
             f"{self.gpu} (SM {self.compute_capability}, {self.num_sms} SMs, power mode "
-            f"{self.power_mode}) with {self.module} {self.version}, CUDA {self.cuda}"
+            f"{self.power_mode}) with {self.backend} {self.version}, CUDA {self.cuda}"
         )
 
     def differences(self, other: PlanKey) -> list[str]:
@@ -70,7 +70,7 @@ class GpuFacts:
 
 
 def current_key(
-    module: str = "tensorrt",
+    backend: str = "tensorrt",
     *,
     read_gpu: Callable[[], GpuFacts] | None = None,
     read_power_mode: Callable[[], str | None] | None = None,
@@ -82,16 +82,16 @@ def current_key(
         read_power_mode: how to ask for the power mode, where not of the machine.
 
     Raises:
-        EngineError: the module, pycuda or a GPU is missing.
+        EngineError: the backend, pycuda or a GPU is missing.
     """
-    version = load_tensorrt(module).__version__
+    version = load_tensorrt(backend).__version__
     gpu = (read_gpu or _gpu_of_driver)()
     return PlanKey(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         num_sms=gpu.num_sms,
         power_mode=(read_power_mode or _power_mode_of_machine)() or "unknown",
-        module=module,
+        backend=backend,
         version=version,
         cuda=gpu.cuda,
     )

@@ -143,7 +143,7 @@ def allowed_parity(manifest: Manifest, engine: str) -> dict[str, float]:
         try:
             figures = stages[stage.name]
             measured = figures.get("rounding", figures["parity"])
-            limit = float(PARITY_FACTOR * measured + figures["noise_floor"])
+            limit: float = PARITY_FACTOR * measured + figures["noise_floor"]
         except (KeyError, TypeError, AttributeError):
             limit = math.nan
         if not math.isfinite(limit):

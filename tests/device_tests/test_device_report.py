@@ -235,7 +235,7 @@ def test_the_command_measures_judges_and_writes(demo_bundle, tmp_path, capfd):
         (["{none}"], 3, "none"),
         (["{bundle}", "--board=nano"], 2, "no budget for board 'nano'"),
         (["{bundle}", "--seconds=0"], 2, "seconds must be in (0, 3600], got 0.0"),
-        (["{bundle}", "--engine=cuda"], 2, "engine must be one of onnxruntime"),
+        (["{bundle}", "--backend=cuda"], 2, "backend must be one of onnxruntime"),
         (["{bundle}", "--baseline={none}"], 2, "no result of a device test"),
         (["{bundle}", "--there"], 2, "--there says that BUNDLE lies on another machine"),
         (["bundle", "--there", "--host=h"], 2, "--there needs the whole path on that host, got bu"),
@@ -254,5 +254,5 @@ def test_an_error_is_one_line_with_its_exit_code(
 
 def test_an_error_inside_pytest_keeps_its_exit_code(demo_bundle, tmp_path, capfd):
     results = f"--results={tmp_path}"
-    assert main([str(demo_bundle), "--board=x86-cpu", "--robot=nobody", results]) == 3
+    assert main([str(demo_bundle), "--board=x86-cpu", "--embodiment=nobody", results]) == 3
     assert "nobody" in capfd.readouterr().out

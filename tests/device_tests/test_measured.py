@@ -12,7 +12,7 @@ from device_tests.config import MeasureConfig
 from device_tests.ledger import Ledger
 from device_tests.measure.conditions import Conditions
 from device_tests.measure.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
-from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_engine, measure_all
+from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_backend, measure_all
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.board.machine import PowerMode, read_machine
 
@@ -75,7 +75,7 @@ def measure(demo_bundle, x86):
         on_part = (lambda part: None) if parts is None else parts.append
         return measure_all(
             MeasureConfig(bundle=demo_bundle, **(SMALL | options)),
-            make_backend=lambda bundle: PlantedBackend(clock, seconds or {}, spoiled),
+            backend=lambda bundle: PlantedBackend(clock, seconds or {}, spoiled),
             machine=x86,
             clock=clock,
             look=look,
@@ -291,7 +291,7 @@ def test_on_a_jetson_its_memory_and_its_throttling_are_judged_and_its_mode_is_re
         compatible=("nvidia,p3767-0005", "nvidia,tegra234"),
         power_mode=PowerMode(name="MAXN_SUPER", number=2),
     )
-    assert [default_engine(machine) for machine in (nano, x86)] == ["tensorrt", "onnxruntime"]
+    assert [default_backend(machine) for machine in (nano, x86)] == ["tensorrt", "onnxruntime"]
     there = replace(plain.provenance, board="orin-nano-8gb", machine=nano)
     assert there.power_mode == "MAXN_SUPER (2)"
     rows, _ = judge(replace(plain, provenance=there))
@@ -326,13 +326,13 @@ def test_where_tensorrt_runs_plans_are_built_before_anything_is_measured(
         "device_tests.__main__.runtime_command", lambda words: done.append(words) or code
     )
     monkeypatch.setattr("device_tests.__main__._run_here", lambda options: done.append("run") or 0)
-    assert main([str(demo_bundle), "--engine", "tensorrt"]) == code
-    build = ["build", str(demo_bundle), "--module", "tensorrt"]
+    assert main([str(demo_bundle), "--backend", "tensorrt"]) == code
+    build = ["build", str(demo_bundle), "--backend", "tensorrt"]
     assert done == ([build] if code else [build, "run"])
-    assert main([str(demo_bundle), "--engine", "onnxruntime"]) == 0
+    assert main([str(demo_bundle), "--backend", "onnxruntime"]) == 0
     assert done[-1] == "run" and done.count(build) == 1
 
 
 def test_without_tensorrt_a_run_on_it_ends_with_what_is_missing(demo_bundle, capsys):
-    assert main([str(demo_bundle), "--engine", "tensorrt"]) == 5
+    assert main([str(demo_bundle), "--backend", "tensorrt"]) == 5
     assert "tensorrt cannot be imported" in capsys.readouterr().err

@@ -378,7 +378,7 @@ def test_memory_that_is_not_there_is_an_error():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"engine": "cuda"}, "engine must be one of onnxruntime, tensorrt, .*, got 'cuda'"),
+        ({"backend": "cuda"}, "backend must be one of onnxruntime, tensorrt, .*, got 'cuda'"),
         ({"seconds": 0.0}, r"seconds must be in \(0, 3600\], got 0.0"),
         ({"memory_share": 0.95}, r"memory_share must be in \(0, 0.9\), got 0.95"),
         ({"soak_s": -1.0}, "soak_s must not be negative, got -1.0"),

@@ -355,6 +355,13 @@ def test_int4_that_tensorrt_does_not_take_is_refused(make, message, target, tmp_
         check_target(tmp_path / "m.onnx", target)
 
 
+def test_a_node_that_reads_nothing_is_no_weight(tmp_path):
+    model = int4()
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["nothing"], value_float=1.0))
+    onnx.save(model, tmp_path / "m.onnx")
+    check_target(tmp_path / "m.onnx", "orin")
+
+
 def test_symmetric_int4_is_taken_and_its_weights_are_not_read(tmp_path):
     """They may be gigabytes; that they are gone shows that nobody asked for them."""
     aside = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}

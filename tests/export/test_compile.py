@@ -87,7 +87,7 @@ def test_the_compiler_finds_the_products_that_the_exporter_wrote_in_int8(
         lower(model, base, float32_nodes(model, module, modules=set(), tensors=()), opset)
     path = tmp_path / "engine.onnx"
     save(model, path)
-    spec = CompileSpec(onnx=str(path), module="tensorrt_rtx", capability="SM86")
+    spec = CompileSpec(onnx=str(path), backend="tensorrt_rtx", capability="SM86")
     found = compile_apart(spec).int8_products
     assert sorted(found) == products
 

@@ -42,7 +42,7 @@ def compile_all(bundle: Path) -> None:
     """By what `anchorvla build` does on a board, for Orin's nearest relative; and it resumes."""
     lines: list[str] = []
     rows, again = (
-        compile_plans(bundle, module="tensorrt_rtx", capability="SM86", say=lines.append)
+        compile_plans(bundle, backend="tensorrt_rtx", capability="SM86", say=lines.append)
         for _ in range(2)
     )
     assert len(rows) == 6

@@ -37,7 +37,7 @@ def words(bundle):
     return (
         f"{bundle} (recipe {read_bundle(bundle).manifest.recipe}): this bundle computes in "
         "bfloat16, which a CPU cannot; make its float32 twin: python -m export twin --bundle "
-        f"{bundle} --out {bundle}-twin; or run it on its board's GPU: --engine tensorrt"
+        f"{bundle} --out {bundle}-twin; or run it on its board's GPU: --backend tensorrt"
     )
 
 

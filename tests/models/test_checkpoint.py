@@ -422,8 +422,8 @@ def test_degrees_where_radians_are_meant_are_refused(folder):
 @pytest.mark.parametrize(
     ("robot", "message"),
     [
-        (None, r"hold 2 robots, choose one of \['arm', 'leg'\]"),
-        ("hand", r"no statistics for robot 'hand'; there are \['arm', 'leg'\]"),
+        (None, r"hold 2 embodiments, choose one of \['arm', 'leg'\]"),
+        ("hand", r"no statistics for embodiment 'hand'; there are \['arm', 'leg'\]"),
     ],
 )
 def test_the_reference_does_not_guess_the_robot(folder, robot, message):
@@ -431,8 +431,8 @@ def test_the_reference_does_not_guess_the_robot(folder, robot, message):
     loaded = load_checkpoint(folder)
     seen = dataclasses.asdict(Observation.random(demo(), (112, 112), "push", seed=0))
     with pytest.raises(ValueError, match=message):
-        reference(loaded, **seen, robot=robot)
-    assert np.isfinite(reference(loaded, **seen, robot="leg")).all()
+        reference(loaded, **seen, embodiment=robot)
+    assert np.isfinite(reference(loaded, **seen, embodiment="leg")).all()
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(folder):

@@ -355,9 +355,9 @@ def test_the_exit_code_says_whether_the_plans_may_be_used(bundle, stand_in, monk
     ("arguments", "words"),
     [
         (["--workspace-mb", "0"], "--workspace-mb must be positive, got 0"),
-        (["--capability", "SM86"], "capability 'SM86' needs module 'tensorrt_rtx', got 'tensorrt'"),
+        (["--capability", "SM86"], "capability 'SM86' needs backend 'tensorrt_rtx', got 'tensorrt'"),
         (
-            ["--module", "tensorrt_rtx", "--capability", "eight"],
+            ["--backend", "tensorrt_rtx", "--capability", "eight"],
             "capability must look like SM86, got 'eight'",
         ),
     ],
@@ -481,7 +481,7 @@ def test_an_engine_that_tells_names_only_cannot_be_audited():
 
 @needs_rtx
 def test_a_real_compiler_builds_for_a_gpu_that_is_not_there(bundle, capsys):
-    arguments = ("--module", "tensorrt_rtx", "--capability", "SM86", "--workspace-mb", "256")
+    arguments = ("--backend", "tensorrt_rtx", "--capability", "SM86", "--workspace-mb", "256")
     assert main(bundle, *arguments) == 0
     assert "[2/2] second: compile" in capsys.readouterr().out
     path = next((bundle.path / "plans").glob("none-sm86-0sm-none-tensorrt-rtx-*/first.json"))
@@ -501,7 +501,7 @@ def test_int8_layers_are_judged_by_what_the_engine_says(bundle):
     said = {"Layers": [layer("gemm", ["Int8"], [INT8_PRODUCT], "Datatype")]}
     rows = build(
         bundle.path,
-        module="tensorrt_rtx",
+        backend="tensorrt_rtx",
         capability="SM86",
         workspace_bytes=256 * MB,
         check_engine=check_engine,
@@ -517,4 +517,4 @@ def test_int8_layers_are_judged_by_what_the_engine_says(bundle):
 @needs_rtx
 def test_a_capability_that_the_compiler_does_not_know_is_refused_with_those_it_knows(bundle):
     with pytest.raises(EngineError, match=r"cannot build for SM87; it knows \[.*'SM86'"):
-        build(bundle.path, module="tensorrt_rtx", capability="SM87", say=lambda line: None)
+        build(bundle.path, backend="tensorrt_rtx", capability="SM87", say=lambda line: None)

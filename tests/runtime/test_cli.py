@@ -143,7 +143,11 @@ def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path,
         (["run", "{bundle}", "--episodes", "{empty}/gone.npz"], 6, "gone.npz"),
         (["run", "{bundle}", "--episodes", "{episode}", "--rate-hz", "0"], 2, "rate_hz must be"),
         (["run", "{bundle}", "--episodes", "{episode}", "--anchor", "last"], 2, "unknown anchor"),
-        (["check", "{bundle}", "--robot", "bridge"], 3, "no statistics for robot 'bridge'"),
+        (
+            ["check", "{bundle}", "--embodiment", "bridge"],
+            3,
+            "no statistics for embodiment 'b",
+        ),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(

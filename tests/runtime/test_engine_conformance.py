@@ -1,6 +1,7 @@
 """Every backend keeps the contract of `runtime.engine`. A new one joins the fixture."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,12 +9,14 @@ import pytest
 from onnx import helper
 
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.parity import engine_errors, relative_error
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.engine import ALIGNMENT, Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage, Tensor
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
+from tests.simulation.generated import write_engine
 
 ROW = Tensor(shape=(2, 4))
 GRAPH = Graph(
@@ -156,6 +159,49 @@ def test_the_ports_are_known(backend, adder):
 def test_a_binding_that_does_not_fit_is_refused(backend, adder, inputs, message):
     with pytest.raises(EngineError, match=message):
         backend.engine(adder).bind(inputs, {"z": "sum"}, backend.memory(GRAPH))
+
+
+def test_tensors_of_bfloat16_are_kept_by_their_bits(backend):
+    graph = replace(GRAPH, tensors={"pair": Tensor(shape=(4, 4), dtype="bfloat16")})
+    memory = backend.memory(graph)
+    memory.host("pair")[:] = 0x3F80
+    memory.upload("pair")
+    memory.download("pair")
+    assert memory.host("pair").dtype == np.uint16
+    assert (memory.host("pair") == 0x3F80).all()
+
+
+@pytest.mark.parametrize("wrong", ["z", "w"])
+def test_the_worst_output_of_an_engine_is_its_error(backend, tmp_path, wrong):
+    """z = x + y, w = x - y; one of them should be twice as much."""
+    path = write_engine(tmp_path, "mix1-1-1-1")
+    row = Tensor(shape=(64,))
+    stage = Stage(
+        name="mixed", engine=path.stem, inputs={"x": "x", "y": "y"}, outputs={"z": "z", "w": "w"}
+    )
+    given = Stage(
+        name="in", function="copy", inputs={"value": "source"}, outputs={"x": "x", "y": "y"}
+    )
+    graph = Graph(
+        inputs=("source",),
+        tensors=dict.fromkeys("xyzw", row),
+        stages=(given, stage),
+        outputs=("z",),
+    )
+    ones = np.ones(64, np.float32)
+    tensors = {"x": 3 * ones, "y": ones, "z": 4 * ones, "w": 2 * ones}
+    assert engine_errors(backend, path, graph, tensors) == {"mixed": 0.0}
+    tensors[wrong] = 2 * tensors[wrong]
+    assert engine_errors(backend, path, graph, tensors) == {"mixed": 0.5}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-20])
+def test_an_error_is_relative_whatever_the_numbers_size(scale):
+    """Squares of float32 end at 3e38 and at 1e-45."""
+    want = np.array([3.0, -4.0], np.float32) * np.float32(scale)
+    assert relative_error(want, want) == 0.0
+    assert relative_error(np.float32(1.5) * want, want) == pytest.approx(0.5, rel=1e-6)
+    assert relative_error(np.array([np.nan, 0.0], np.float32), want) == np.inf
 
 
 def test_a_file_that_is_no_engine_is_refused(backend, tmp_path):

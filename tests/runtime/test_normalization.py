@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.normalization import Normalization, choose_robot
+from runtime.normalization import Normalization, choose_embodiment
 
 STATISTICS = {
     "min": [-2.0, 0.0, 5.0, -1.0],
@@ -170,9 +170,11 @@ def test_a_mask_that_contradicts_the_modes_is_refused(mode, mask, message):
 
 
 def test_a_robot_is_never_guessed():
-    assert choose_robot({"bridge": {}}, None) == "bridge"
-    assert choose_robot({"a": {}, "b": {}}, "b") == "b"
-    with pytest.raises(ValueError, match=r"2 robots, choose one of \['a', 'b'\]"):
-        choose_robot({"a": {}, "b": {}}, None)
-    with pytest.raises(ValueError, match=r"no statistics for robot 'c'; there are \['a', 'b'\]"):
-        choose_robot({"a": {}, "b": {}}, "c")
+    assert choose_embodiment({"bridge": {}}, None) == "bridge"
+    assert choose_embodiment({"a": {}, "b": {}}, "b") == "b"
+    with pytest.raises(ValueError, match=r"2 embodiments, choose one of \['a', 'b'\]"):
+        choose_embodiment({"a": {}, "b": {}}, None)
+    with pytest.raises(
+        ValueError, match=r"no statistics for embodiment 'c'; there are \['a', 'b'\]"
+    ):
+        choose_embodiment({"a": {}, "b": {}}, "c")

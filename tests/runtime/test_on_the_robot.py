@@ -42,9 +42,9 @@ def test_build_check_and_bench_work_one_after_the_other(world, bundle, capsys):
     assert "layers: 0 of 0 int8 products run on int8" in table
     (folder,) = (path for path in (bundle / "plans").iterdir() if path.is_dir())
     assert folder.name == "simulated-orin-sm87-8sm-unknown-tensorrt-10.3.0"
-    assert main(["check", str(bundle), "--engine", "tensorrt"]) == 0
+    assert main(["check", str(bundle), "--backend", "tensorrt"]) == 0
     assert "ok   actions" in capsys.readouterr().out
-    assert main(["bench", str(bundle), "--engine", "tensorrt", "--ticks", "2"]) == 0
+    assert main(["bench", str(bundle), "--backend", "tensorrt", "--ticks", "2"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["warm"]["tick"]["n"] == 2
     assert main(["show", str(bundle), "--brief"]) == 0
     assert re.search(r"scratch [\d,]+ \+ [\d,]+ bytes", capsys.readouterr().out)
@@ -52,7 +52,7 @@ def test_build_check_and_bench_work_one_after_the_other(world, bundle, capsys):
 
 
 def test_without_a_build_the_command_to_build_is_named(world, bundle, capsys):
-    assert main(["check", str(bundle), "--engine", "tensorrt"]) == 5
+    assert main(["check", str(bundle), "--backend", "tensorrt"]) == 5
     assert re.search(r"no plan for engine .*run: anchorvla build", capsys.readouterr().err)
     assert world.num_deserialized == 0
 
@@ -79,7 +79,7 @@ def test_a_plan_of_another_machine_is_refused_before_tensorrt_sees_it(
     capsys.readouterr()
     before = world.num_deserialized
     change(world)
-    assert main(["check", str(bundle), "--engine", "tensorrt"]) == 5
+    assert main(["check", str(bundle), "--backend", "tensorrt"]) == 5
     error = capsys.readouterr().err
     assert words in error
     assert "Rebuild it here: anchorvla build" in error

@@ -78,7 +78,7 @@ def test_a_good_plan_is_handed_out_whole(bundle, deserialize):
 
 def test_the_folder_says_what_the_plan_is_for():
     assert KEY.folder_name == "orin-sm87-16sm-maxn-tensorrt-10.3.0"
-    other = replace(KEY, gpu="Orin (nvgpu)", power_mode="MODE_30W", module="tensorrt_rtx")
+    other = replace(KEY, gpu="Orin (nvgpu)", power_mode="MODE_30W", backend="tensorrt_rtx")
     assert other.folder_name == "orin-nvgpu-sm87-16sm-mode-30w-tensorrt-rtx-10.3.0"
 
 
@@ -98,7 +98,7 @@ OTHERS = {
     "num_sms": (8, "number of SMs 8, here 16"),
     "power_mode": ("15W", "power mode 15W, here MAXN"),
     "version": ("10.16.1", "TensorRT 10.16.1, here 10.3.0"),
-    "module": ("tensorrt_rtx", "compiler tensorrt_rtx, here tensorrt"),
+    "backend": ("tensorrt_rtx", "compiler tensorrt_rtx, here tensorrt"),
     "cuda": ("13.2", "CUDA 13.2, here 12.6"),
 }
 """Field of a key -> another value, and the words for it."""
@@ -319,7 +319,7 @@ def test_what_is_missing_for_a_key_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match="tensorrt cannot be imported .* it comes with JetPack"):
         current_key("tensorrt")
-    with pytest.raises(ValueError, match=r"module must be one of \['tensorrt', 'tensorrt_rtx'\]"):
+    with pytest.raises(ValueError, match=r"backend must be one of \['tensorrt', 'tensorrt_rtx'\]"):
         current_key("tensorflow")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)

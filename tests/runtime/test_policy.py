@@ -308,7 +308,9 @@ def test_a_closed_policy_says_so(demo_bundle, image):
         with pytest.raises(runtime.EpisodeError, match="this episode is over: it was closed"):
             ended.act(image(2), STATE)
         episode = policy.start(anchor=image(1), instruction="open the drawer")
-        words = r"<Policy anchorvla4d \(float32\) of .* on onnxruntime: 10 actions of 4, robot "
+        words = (
+            r"<Policy anchorvla4d \(float32\) of .* on onnxruntime: 10 actions of 4, embodiment "
+        )
         assert re.match(words + "metaworld_sawyer>", repr(policy))
     assert repr(policy).endswith(", closed>")
     policy.close()
@@ -355,6 +357,21 @@ def test_the_semantic_policy_pays_the_frames_vision_only_once(policy, image):
     assert episode.stats.num_runs["anchor_similarity"] == 1
 
 
+def test_a_similarity_that_is_no_number_undoes_the_tick(policy, image, monkeypatch):
+    episode = policy.start(
+        anchor=image(41), instruction="open the drawer", anchor_policy=runtime.anchor.Semantic(0.5)
+    )
+    episode.act(image(42), STATE)
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.functions.similarity", lambda a, b: float("nan"))
+        told = "tick 1: the anchor's similarity is nan, and the tick was undone"
+        with pytest.raises(runtime.EngineError, match=told):
+            episode.act(image(43), STATE)
+    assert episode.step == 1
+    episode.act(image(43), STATE)
+    assert episode.step == 2
+
+
 def test_a_semantic_change_of_scene_makes_the_frame_the_anchor(policy, image):
     episode = policy.start(
         anchor=image(41), instruction="open the drawer", anchor_policy=runtime.anchor.Semantic(1.1)
@@ -365,8 +382,13 @@ def test_a_semantic_change_of_scene_makes_the_frame_the_anchor(policy, image):
     assert episode.stats.num_runs["prefix"] == before + 1
 
 
-def test_a_missing_robot_lists_those_there_are(demo_bundle):
+def test_an_unknown_backend_lists_those_there_are(demo_bundle):
+    with pytest.raises(ValueError, match="no backend 'cuda'; there are onnxruntime, tensorrt, ten"):
+        runtime.load(demo_bundle, backend="cuda")
+
+
+def test_a_missing_embodiment_lists_those_there_are(demo_bundle):
     with pytest.raises(
-        runtime.BundleError, match=r"robot 'bridge'; there are \['metaworld_sawyer'"
+        runtime.BundleError, match=r"embodiment 'bridge'; there are \['metaworld_sawyer'"
     ):
-        runtime.load(demo_bundle, robot="bridge")
+        runtime.load(demo_bundle, embodiment="bridge")

@@ -39,7 +39,7 @@ def world(monkeypatch):
 @pytest.fixture
 def pair(world, demo_bundle):
     """The same bundle on both engines."""
-    simulated = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    simulated = runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
     yield simulated, runtime.load(demo_bundle)
     simulated.close()
 
@@ -48,7 +48,7 @@ def pair(world, demo_bundle):
 def test_it_is_called_by_the_compiler_that_computes(world, monkeypatch, kind):
     real = tensorrt_engine.load_tensorrt
     monkeypatch.setattr(tensorrt_engine, "load_tensorrt", lambda asked: real("tensorrt"))
-    backend = TensorRTBackend(make_plan, kind=kind)
+    backend = TensorRTBackend(make_plan, name=kind)
     assert backend.name == kind
     backend.close()
 
@@ -154,15 +154,13 @@ def test_a_damaged_bundle_never_reaches_tensorrt(world, demo_bundle, tmp_path):
     data[1000] ^= 1
     weights.write_bytes(data)
     with pytest.raises(BundleError, match=r"vision\.weights"):
-        runtime.load(bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+        runtime.load(bundle, backend=lambda _: TensorRTBackend(make_plan))
     assert world.num_deserialized == 0
 
 
 def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
     with pytest.raises(EngineError, match=r"Magic tag does not match.*anchorvla build"):
-        runtime.load(
-            demo_bundle, make_backend=lambda _: TensorRTBackend(lambda path: b"something else")
-        )
+        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(lambda path: b"something else"))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,7 @@ def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_by
     """In MB of a million bytes, as the message says."""
     world.free_bytes = free_bytes
     with pytest.raises(EngineError) as told:
-        runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
     figures = r"(.*) MB of the GPU's memory are needed, (.*) of (.*) MB are free: close what else"
     found = re.match(f"{what}: {figures}", str(told.value))
     assert found, told.value
@@ -216,7 +214,7 @@ def test_golden_inputs_are_those_of_the_bundle(pair):
 def test_the_memory_plan_is_told_and_is_what_is_allocated(world, demo_bundle, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(demo_bundle, bundle)
-    policy = runtime.load(bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    policy = runtime.load(bundle, backend=lambda _: TensorRTBackend(make_plan))
     folder = bundle / "plans" / "board"
     folder.mkdir(parents=True)
     for engine in policy.backend._engines:

@@ -204,7 +204,7 @@ def load_pair(kind, bundle, monkeypatch):
         inner = functools.partial(TensorRTBackend, make_plan)
     faults = Faults(monkeypatch)
     make_backend = lambda _: FaultyBackend(inner(), faults, world)  # noqa: E731
-    return runtime.load(bundle, make_backend=make_backend), clean, faults, world
+    return runtime.load(bundle, backend=make_backend), clean, faults, world
 
 
 @pytest.fixture(params=["onnxruntime", "simulated GPU"])

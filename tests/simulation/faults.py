@@ -1,7 +1,7 @@
 """Faults at a chosen stage, on any backend: before it, after it, half-written outputs, NaN.
 
 faults = Faults(monkeypatch)
-policy = runtime.load(bundle, make_backend=lambda _: FaultyBackend(OnnxRuntimeBackend(), faults))
+policy = runtime.load(bundle, backend=lambda _: FaultyBackend(OnnxRuntimeBackend(), faults))
 faults.arm("suffix", "half")
 
 `FaultyBackend(TensorRTBackend(make_plan), faults, world)` does the same on the simulated GPU, where

@@ -259,8 +259,14 @@ def test_times_between_events_are_seconds(world):
 
 
 def test_a_stages_seconds_begin_where_it_had_nothing_more_to_wait_for(world, adder, monkeypatch):
-    """A second between any two times: start, sum, left, right (beside it), total (of both)."""
-    feeds = {"sum": "xy", "left": ("sum", "x"), "right": ("sum", "y"), "total": ("left", "right")}
+    """A second between any two times: start, sum, left, right and more (beside it), total."""
+    feeds = {
+        "sum": ("x", "y"),
+        "left": ("sum", "x"),
+        "right": ("sum", "y"),
+        "more": ("right", "y"),
+        "total": ("left", "more"),
+    }
     engines = tuple(
         Stage(name=n, engine="adder", inputs=dict(zip("xy", ports, strict=True)), outputs={"z": n})
         for n, ports in feeds.items()
@@ -280,8 +286,8 @@ def test_a_stages_seconds_begin_where_it_had_nothing_more_to_wait_for(world, add
         give(memory, value, 2)
         before = len(world.calls)
         seconds = launch(tuple(feeds), frozenset(["total"]))
-        assert seconds == {"sum": 1.0, "left": 1.0, "right": 2.0, "total": 1.0}
-        # right: for the uploads, and for sum; total: for right; and the end: for right
+        assert seconds == {"sum": 1.0, "left": 1.0, "right": 2.0, "more": 1.0, "total": 1.0}
+        # right: for the uploads, and for sum; total: for more; and the end: for more
         waits = world.calls[before:].count("cudaStreamWaitEvent")
         assert waits == (4 if value < 2 else 0)
     backend.close()
@@ -304,7 +310,7 @@ def test_a_fault_reaches_every_stage_of_a_policy(monkeypatch, world, demo_bundle
     faults = Faults(monkeypatch)
     inner = TensorRTBackend(make_plan) if is_simulated else OnnxRuntimeBackend()
     backend = FaultyBackend(inner, faults, world if is_simulated else None)
-    policy = runtime.load(demo_bundle, make_backend=lambda _: backend)
+    policy = runtime.load(demo_bundle, backend=lambda _: backend)
     stages = [stage for stage, needs in policy.graph.stage_dependencies.items() if needs]
     for stage in stages:
         faults.arm(stage, "before")
@@ -318,11 +324,11 @@ def test_a_fault_reaches_every_stage_of_a_policy(monkeypatch, world, demo_bundle
 
 
 def test_a_policy_that_does_not_load_leaves_nothing_on_the_gpu(world, demo_bundle):
-    policy = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    policy = runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
     num_calls = len(world.calls)
     policy.close()
     for number in np.linspace(0, num_calls - 1, 25).astype(int):
         world.refuse = len(world.calls) + int(number)
         with pytest.raises(EngineError):
-            runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+            runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
         assert not +world.alive, world.calls[-1]

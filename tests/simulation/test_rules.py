@@ -168,11 +168,11 @@ def test_streams_that_share_memory_must_be_ordered(started, memory, backend, add
 def test_a_policy_whose_streams_do_not_wait_is_caught(world, demo_bundle, monkeypatch):
     monkeypatch.setattr(Cuda, "wait", lambda self, stream, event: None)
     with pytest.raises(Violation, match="no event orders them"):
-        runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
 
 
 def test_a_policy_whose_contexts_go_before_its_graphs_is_caught(world, demo_bundle, monkeypatch):
-    policy = runtime.load(demo_bundle, make_backend=lambda _: TensorRTBackend(make_plan))
+    policy = runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
     monkeypatch.setattr(CudaLauncher, "close", lambda self: None)
     policy.close()
     assert "a context was destroyed before the graph that refers to it" in world.violations

@@ -19,7 +19,7 @@ KEY = PlanKey(
     compute_capability="8.7",
     num_sms=16,
     power_mode="MAXN",
-    module="tensorrt",
+    backend="tensorrt",
     version="10.3.0",
     cuda="12.6",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export import held_out
 from export.config import BuildConfig
 from export.errors import ExportError
 from export.held_out import LEAST_JUDGED, gather
@@ -81,6 +82,21 @@ def test_an_episode_is_itself_under_another_name(tmp_path):
         gathered(calibration=own, held_out=apart)
     with pytest.raises(ExportError, match="00 in .*own is 00 in .*own"):
         gathered(calibration=own, held_out=own)
+
+
+def test_an_episode_without_frames_is_nobodys_twin_and_is_not_read(tmp_path, monkeypatch):
+    own, apart = write(tmp_path / "own", range(3)), write(tmp_path / "apart", [7])
+
+    def unreadable(indices):
+        raise AssertionError("there is nothing to read")
+
+    def read_episodes(path, **options):
+        found = list(real(path, **options))
+        return [*found, replace(found[0], name="empty", num_frames=0, read=unreadable)]
+
+    real = held_out.read_episodes
+    monkeypatch.setattr(held_out, "read_episodes", read_episodes)
+    assert gathered(calibration=own, held_out=apart).held_out_by == "named by --held-out"
 
 
 def test_another_episode_with_the_same_first_frame_may_be_held_out(tmp_path):
