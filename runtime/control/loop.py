@@ -52,9 +52,38 @@ class Step:
     """Seconds of `Episode.act`; None where the chunk still had an action."""
     stages_s: dict[str, float]
     """Seconds of the stages that ran."""
-    image: NDArray[np.uint8]
     state: NDArray[np.float32]
     action: NDArray[np.float32]
+
+
+class Film:
+    """Pictures of an episode of any length: few, evenly spread, and the last one.
+
+    When more than `capacity` are kept, every second one goes, and from then on every second one is
+    not taken.
+    """
+
+    def __init__(self, capacity: int = 16) -> None:
+        self.capacity = capacity
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._last: tuple[int, NDArray[np.uint8]] | None = None
+        self._stride = 1
+
+    def add(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Of the next step, uint8 [H, W, 3]; what is kept is a copy."""
+        picture = image.copy()
+        self._last = step, picture
+        if step % self._stride:
+            return
+        self._kept[step] = picture
+        if len(self._kept) > self.capacity:
+            self._stride *= 2
+            self._kept = {s: p for s, p in self._kept.items() if s % self._stride == 0}
+
+    @property
+    def pictures(self) -> dict[int, NDArray[np.uint8]]:
+        """By step, in order; at most `capacity` and the last one."""
+        return self._kept | dict([self._last] if self._last else [])
 
 
 @dataclass(slots=True)
@@ -66,6 +95,7 @@ class Trace:
     anchor: NDArray[np.uint8]
     """First frame; what it shows may be hidden from the steps."""
     steps: list[Step] = field(default_factory=list)
+    film: Film = field(default_factory=Film)
     num_dropped: int = 0
     """Control steps that a late one swallowed."""
     success: bool | None = None
@@ -156,7 +186,8 @@ def run_episode(
                 chunk, used = episode.act(observation.image, observation.state), 0
                 act_s, stages_s = clock() - start, dict(policy.interpreter.last_run)
             robot.apply(chunk[used])
-            step = Step(late_s, act_s, stages_s, observation.image, observation.state, chunk[used])
+            step = Step(late_s, act_s, stages_s, observation.state, chunk[used])
+            trace.film.add(len(trace.steps), observation.image)
             trace.steps.append(step)
             on_step(step)
             used += 1

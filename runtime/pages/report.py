@@ -205,9 +205,10 @@ def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
 def _episode(run: Run, action: Normalization) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
-    picks = np.unique(np.linspace(0, len(trace.steps) - 1, FRAMES).astype(int))
+    pictures = list(trace.film.pictures.items())
+    picks = np.unique(np.linspace(0, len(pictures) - 1, FRAMES).astype(int)) if pictures else []
     strip = [_frame(trace.anchor, "anchor")]
-    strip += [_frame(trace.steps[i].image, f"{i * trace.period_s:.1f} s") for i in picks]
+    strip += [_frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
     thinks = [
         (i * trace.period_s, step.act_s * 1e3)
         for i, step in enumerate(trace.steps)

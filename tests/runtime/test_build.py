@@ -355,7 +355,10 @@ def test_the_exit_code_says_whether_the_plans_may_be_used(bundle, stand_in, monk
     ("arguments", "words"),
     [
         (["--workspace-mb", "0"], "--workspace-mb must be positive, got 0"),
-        (["--capability", "SM86"], "capability 'SM86' needs backend 'tensorrt_rtx', got 'tensorrt'"),
+        (
+            ["--capability", "SM86"],
+            "capability 'SM86' needs backend 'tensorrt_rtx', got 'tensorrt'",
+        ),
         (
             ["--backend", "tensorrt_rtx", "--capability", "eight"],
             "capability must look like SM86, got 'eight'",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models.demo
-from runtime.control.loop import LoopConfig, run_episode, ticks
+from runtime.control.loop import Film, LoopConfig, run_episode, ticks
 from runtime.recordings.recording import load_recording
 from runtime.robots.replay import ReplayedRobot
 
@@ -118,3 +118,35 @@ def test_a_sleep_that_ends_late_counts_as_late():
     lateness = ticks(0.1, clock)
     assert next(lateness)[0] == 0.0
     assert round(next(lateness)[0], 9) == 0.003
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 5, 6, 31, 1000])
+def test_a_film_is_short_evenly_spread_and_ends_with_the_last_picture(num_steps):
+    film = Film(capacity=5)
+    for step in range(num_steps):
+        film.add(step, np.full((1, 1, 3), step % 251, np.uint8))
+        assert len(film.pictures) <= 6
+    steps = list(film.pictures)
+    assert steps[0] == 0 and steps[-1] == num_steps - 1
+    assert len(steps) >= min(num_steps, 3)
+    gaps = np.diff(steps)
+    assert len({*gaps[:-1].tolist()}) <= 1
+    assert all((picture == step % 251).all() for step, picture in film.pictures.items())
+
+
+def test_a_film_keeps_copies_and_an_empty_one_nothing():
+    film, image = Film(), np.zeros((1, 1, 3), np.uint8)
+    assert film.pictures == {}
+    film.add(0, image)
+    image[:] = 9
+    assert not film.pictures[0].any()
+
+
+def test_a_trace_keeps_few_pictures_whatever_the_episodes_length(policy):
+    robot = ReplayedRobot(load_recording(EPISODE))
+    trace = run_episode(policy, robot, LoopConfig(), clock=FakeClock())
+    assert len(trace.steps) > 2 * trace.film.capacity
+    assert len(trace.film.pictures) <= trace.film.capacity + 1
+    assert max(trace.film.pictures) == len(trace.steps) - 1
+    shown = load_recording(EPISODE).images
+    assert all(np.array_equal(p, shown[step]) for step, p in trace.film.pictures.items())

@@ -1,15 +1,18 @@
 """The page of a run: what ran, and predicted against recorded, number for number."""
 
+import base64
 import dataclasses
+import io
 from importlib import metadata
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.demo import EPISODES
 from runtime.board.machine import PowerMode, read_machine
 from runtime.bundle import FileEntry
-from runtime.control.loop import LoopConfig, Step, Trace, run_episode
+from runtime.control.loop import Film, LoopConfig, Step, Trace, run_episode
 from runtime.normalization import Normalization
 from runtime.pages.benchmark import measure
 from runtime.pages.imitation import Run, action_charts, dimension_errors, error_table
@@ -44,7 +47,7 @@ def made_up(predicted_NA, recorded_NA):
     """A run of these actions."""
     image, state = np.zeros((2, 2, 3), np.uint8), np.zeros(1, np.float32)
     steps = [
-        Step(0.0, 0.01 if i % 2 == 0 else None, {}, image, state, np.asarray(a, np.float32))
+        Step(0.0, 0.01 if i % 2 == 0 else None, {}, state, np.asarray(a, np.float32))
         for i, a in enumerate(predicted_NA)
     ]
     recorded = None if recorded_NA is None else np.asarray(recorded_NA, np.float32)
@@ -208,10 +211,22 @@ def test_an_instruction_and_a_file_name_stay_text(policy, run, timings):
     assert page.text.count(BAD) == 4  # two titles, the instruction, the file
 
 
+def test_the_strip_begins_with_the_anchor_and_ends_with_the_last_picture(page, run):
+    shown = [attributes for tag, attributes in page.attributes if tag == "img"]
+    pictures = run.trace.film.pictures
+    wanted = (run.trace.anchor, pictures[0], pictures[len(run.trace.steps) - 1])
+    assert len(shown) == 10 and shown[0]["alt"] == "anchor"
+    for drawn, image in zip((shown[0], shown[1], shown[-1]), wanted, strict=True):
+        png = base64.b64decode(drawn["src"].removeprefix("data:image/png;base64,"))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
+
+
 def test_pictures_are_small_however_large_the_camera_is(policy, run, timings):
     huge = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), np.uint8)
-    steps = [dataclasses.replace(step, image=huge) for step in run.trace.steps]
-    trace = dataclasses.replace(run.trace, steps=steps, anchor=huge)
+    film = Film()
+    for step in range(len(run.trace.steps)):
+        film.add(step, huge)
+    trace = dataclasses.replace(run.trace, film=film, anchor=huge)
     page = Page(draw_page(policy, [Run(name="x", trace=trace)], timings, CONFIG, "t"))
     # Noise does not compress: 240 x 135 pixels of 3 bytes, in base64.
     assert max(len(a["src"]) for tag, a in page.attributes if tag == "img") < 240 * 135 * 3 * 1.5
