@@ -10,6 +10,7 @@ from pathlib import Path
 from runtime.board.machine import (
     ROOT,
     Clock,
+    meminfo,
     read_clocks,
     read_power_w,
     read_temperatures,
@@ -83,12 +84,7 @@ def read_resident_mb(root: Path = ROOT) -> float:
 
 def read_available_mb(root: Path = ROOT) -> float:
     """Memory that a new process can have; 1e6 bytes. NaN where the kernel does not tell."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(sizes[0]) * 1024 / 1e6 if sizes else float("nan")
+    return meminfo(root).get("MemAvailable", float("nan")) / 1e6
 
 
 def throttled(looks: Sequence[Conditions]) -> tuple[str, ...]:
