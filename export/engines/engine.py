@@ -20,7 +20,7 @@ from export.engines.ranges import leaves_float16, scan_ranges
 from export.engines.scratch import unfused_scratch_bytes
 from export.errors import ExportError
 from export.gates import Gates
-from models.anchorvla4d.split import EngineSpec
+from models.anchorvla4d.engines import EngineSpec
 from quant.recipes import FLOAT32_PART, Recipe, Rule
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors

@@ -21,7 +21,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from torch import nn
 
 import quant.modules  # noqa: F401  (registers the operators)
-from models.anchorvla4d.split import EngineSpec
+from models.anchorvla4d.engines import EngineSpec
 
 IR_VERSION = 10
 """The newest that ONNX Runtime 1.23 and TensorRT 10.3 both read; helpers write newer ones."""

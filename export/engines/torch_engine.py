@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from models.anchorvla4d.split import EngineSpec
+from models.anchorvla4d.engines import EngineSpec
 from runtime.engine import Memory
 from runtime.graph import Tensor
 

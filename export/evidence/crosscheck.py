@@ -26,7 +26,8 @@ from rich.table import Table
 from export.config import CrosscheckConfig
 from export.errors import ExportError
 from export.measure import Modules, golden_of, made_up
-from models.anchorvla4d.split import EngineSpec, Split, split
+from models.anchorvla4d.engines import EngineSpec
+from models.anchorvla4d.split import Split, split
 from models.checkpoint import Checkpoint, load_checkpoint
 from runtime.backends.parity import relative_error
 from runtime.backends.registry import BACKENDS, MakeBackend

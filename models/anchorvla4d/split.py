@@ -8,34 +8,19 @@ call's keys are the suffix call's past, and a denoise step reads its row of the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.head import ddim_coefficients, ddim_step, inference_timesteps
+from models.anchorvla4d.engines import COEFFICIENT_ROW, EngineSpec, engines_of
+from models.anchorvla4d.head import ddim_coefficients
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
-from models.anchorvla4d.spatial import NUM_VIEWS
 from runtime.graph import Graph, Stage, Tensor
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
 FOLDED = ("action_head.t_embedder.*",)
 """Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
-COEFFICIENT_ROW = 64
-"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """One network to export: a module and its named ports in call order."""
-
-    module: nn.Module
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +62,7 @@ def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: 
             f"the prompt takes {num_prefix} prefix and more than {num_suffix + shortest_tail} "
             f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
         )
-    engines = _engines(model, grid, slots)
+    engines = engines_of(model, grid, slots)
     tensors, stages = _graph(c, engines, parts, prefix, suffix, image, slots)
     graph = Graph(
         inputs=("anchor", "instruction", "frame", "state", "noise"),
@@ -106,155 +91,6 @@ def _segments(
     )
 
 
-class VisionEngine(nn.Module):
-    def __init__(self, model: AnchorVLA4D, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.visual, self.grid = model.vlm.visual, grid
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.visual(patches, self.grid)
-
-
-class LanguageEngine(nn.Module):
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.model = model.vlm.model
-
-    def forward(
-        self,
-        embeddings: torch.Tensor,
-        past: torch.Tensor,
-        mask: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(embeddings, past, mask, cos, sin)
-
-
-class ProjectEngine(nn.Module):
-    """The spatial encoder's patch projection: all of it that one view owns alone."""
-
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.encoder = model.info_sharing
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.encoder.project(patches)
-
-
-class SpatialEngine(nn.Module):
-    """The trunk. `final_projection` is left to the condition, behind the pooling."""
-
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.encoder = model.info_sharing
-
-    def forward(self, anchor: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
-        return self.encoder.trunk(anchor, frame)
-
-
-class ConditionEngine(nn.Module):
-    """Pools tokens, mixes in the state, and computes the modulations of all denoise steps.
-
-    Pooling commutes with the spatial projection: a bin is W (sum p_i x_i) + b (sum p_i over its
-    spatial tokens). That is 8 rows through the projection instead of thousands; the second sum is
-    below 1 in the bin that mixes spatial and language tokens.
-    """
-
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.projection = model.info_sharing.final_projection
-        self.head = model.action_head
-        steps = torch.tensor(inference_timesteps(model.config.head))
-        with torch.no_grad():
-            # In float64, so that no machine's way of adding up shows in the exported numbers.
-            embedder = copy.deepcopy(model.action_head.t_embedder).double()
-            self.register_buffer("step_embeddings", embedder(steps).float())
-        self.step_embeddings: torch.Tensor
-
-    def forward(
-        self,
-        pooling: torch.Tensor,
-        spatial: torch.Tensor,
-        prefix: torch.Tensor,
-        suffix: torch.Tensor,
-        state: torch.Tensor,
-    ) -> torch.Tensor:
-        widths = [spatial.shape[0], prefix.shape[0], suffix.shape[0]]
-        p_spatial, p_prefix, p_suffix = pooling.split(widths, dim=1)
-        pooled = (p_spatial @ spatial) @ self.projection.weight.T
-        pooled = pooled + p_spatial.sum(dim=1, keepdim=True) * self.projection.bias
-        pooled = pooled + p_prefix @ prefix + p_suffix @ suffix
-        condition = self.head.condition(pooled, state)
-        return self.head.modulations(self.step_embeddings + condition)
-
-
-class DenoiseEngine(nn.Module):
-    """One DDIM step, scheduler arithmetic included."""
-
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.head = model.action_head
-
-    def forward(
-        self, x: torch.Tensor, modulation: torch.Tensor, coefficients: torch.Tensor
-    ) -> torch.Tensor:
-        return ddim_step(x, self.head.denoise(x, modulation), coefficients[:4])
-
-
-def _engines(model: AnchorVLA4D, grid: tuple[int, int], slots: int) -> dict[str, EngineSpec]:
-    c, num_patches = model.config, grid[0] * grid[1]
-    width, kv_heads = c.language.hidden_size, c.language.num_key_value_heads
-    cache = (slots, c.language.num_hidden_layers, 2, kv_heads, c.language.head_dim)
-    patches = Tensor(shape=(num_patches, c.vision.patch_dim))
-    view = Tensor(shape=(num_patches, c.spatial.dim))
-    rotary = Tensor(shape=(slots, c.language.head_dim))
-    tokens = Tensor(shape=(slots, width))
-    num_spatial = num_patches * NUM_VIEWS * (1 + len(c.spatial.indices))
-    spatial = Tensor(shape=(num_spatial, c.spatial.dim))
-    modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
-    steps = c.head.num_inference_timesteps
-    x = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
-    return {
-        "vision": EngineSpec(
-            VisionEngine(model, grid),
-            {"patches": patches},
-            {"tokens": Tensor(shape=(num_patches // 4, width))},
-        ),
-        "language": EngineSpec(
-            LanguageEngine(model),
-            {
-                "embeddings": tokens,
-                "past": Tensor(shape=cache),
-                "mask": Tensor(shape=(slots, 2 * slots)),
-                "cos": rotary,
-                "sin": rotary,
-            },
-            {"kv": Tensor(shape=cache), "hidden": tokens},
-        ),
-        "project": EngineSpec(ProjectEngine(model), {"patches": patches}, {"view": view}),
-        "spatial": EngineSpec(
-            SpatialEngine(model), {"anchor": view, "frame": view}, {"tokens": spatial}
-        ),
-        "condition": EngineSpec(
-            ConditionEngine(model),
-            {
-                "pooling": Tensor(shape=(c.head.adaptive_pool_dim, num_spatial + 2 * slots)),
-                "spatial": spatial,
-                "prefix": tokens,
-                "suffix": tokens,
-                "state": Tensor(shape=(c.head.state_dim,)),
-            },
-            {"modulations": Tensor(shape=(steps, *modulation.shape))},
-        ),
-        "denoise": EngineSpec(
-            DenoiseEngine(model),
-            {"x": x, "modulation": modulation, "coefficients": Tensor(shape=(COEFFICIENT_ROW,))},
-            {"x_next": x},
-        ),
-    }
-
-
 def _graph(
     c: PolicyConfig,
     engines: Mapping[str, EngineSpec],
@@ -265,24 +101,40 @@ def _graph(
     slots: int,
 ) -> tuple[dict[str, Tensor], list[Stage]]:
     build = _GraphBuilder(engines)
-    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
-    after_prefix = mrope_positions(prefix)[1]
-    rotary = {"theta": c.language.rope_theta, "sections": list(c.language.mrope_section)}
-    image_rows = num_tokens([image])
+    _texts(build, parts, num_tokens([image]), slots, c.language.hidden_size)
+    _places(build, c, prefix, suffix)
+    _constants(build, c)
+    _pictures(build)
+    _condition(build, c, num_tokens(prefix), num_tokens(suffix), slots)
+    _denoising(build, c)
+    return build.tensors, build.stages
 
-    # What never changes: text around the anchor, places of the prefix, the sampler's numbers.
-    build.tensor("prefix_embeddings", (slots, c.language.hidden_size))
+
+def _texts(
+    build: _GraphBuilder, parts: PromptParts, image_rows: int, slots: int, hidden_size: int
+) -> None:
+    """Embeddings of both calls, and the text around the images, which never changes."""
+    build.tensor("prefix_embeddings", (slots, hidden_size))
     build.rows("prefix_head", "prefix_embeddings", 0, len(parts.head))
     build.rows("anchor_tokens", "prefix_embeddings", len(parts.head), image_rows)
     build.rows("prefix_tail", "prefix_embeddings", len(parts.head) + image_rows)
-    build.tensor("suffix_embeddings", (slots, c.language.hidden_size))
+    build.tensor("suffix_embeddings", (slots, hidden_size))
     build.rows("suffix_head", "suffix_embeddings", 0, len(parts.middle))
     build.rows("frame_tokens", "suffix_embeddings", len(parts.middle), image_rows)
-    build.rows("suffix_tail", "suffix_embeddings", num_suffix)
+    build.rows("suffix_tail", "suffix_embeddings", len(parts.middle) + image_rows)
     build.call("embed", {}, {"embeddings": "prefix_head"}, {"ids": list(parts.head)})
     build.call("embed", {}, {"embeddings": "prefix_tail"}, {"ids": list(parts.anchor_end)})
     build.call("embed", {}, {"embeddings": "suffix_head"}, {"ids": list(parts.middle)})
-    language = engines["language"].inputs
+
+
+def _places(
+    build: _GraphBuilder, c: PolicyConfig, prefix: Sequence[Segment], suffix: Sequence[Segment]
+) -> None:
+    """Masks and rotary angles of both calls."""
+    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
+    after_prefix = mrope_positions(prefix)[1]
+    rotary = {"theta": c.language.rope_theta, "sections": list(c.language.mrope_section)}
+    language = build.engines["language"].inputs
     for call, places, start in (("prefix", prefix, 0), ("suffix", suffix, after_prefix)):
         for port in ("cos", "sin", "mask"):
             build.tensor(f"{call}_{port}", language[port].shape)
@@ -304,13 +156,19 @@ def _graph(
             if is_prefix
             else {"num_past": num_prefix, "num_new": num_suffix},
         )
-    build.tensor("empty_past", language["past"].shape)
+
+
+def _constants(build: _GraphBuilder, c: PolicyConfig) -> None:
+    """No past before the prefix, and the sampler's numbers."""
+    build.tensor("empty_past", build.engines["language"].inputs["past"].shape)
     build.call("constant", {}, {"value": "empty_past"}, {"values": []})
     coefficients = ddim_coefficients(c.head)
     build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
     build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
 
-    # The anchor: vision, prefix, patch projection.
+
+def _pictures(build: _GraphBuilder) -> None:
+    """The anchor with its prefix, then the frame with the instruction, then both related."""
     build.image("anchor")
     build.engine(
         "language",
@@ -320,7 +178,6 @@ def _graph(
         {"kv": "prefix_kv", "hidden": "prefix_hidden"},
     )
 
-    # The frame and the instruction.
     build.image("frame")
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"})
     build.engine(
@@ -337,8 +194,12 @@ def _graph(
         {"tokens": "spatial_tokens"},
     )
 
-    # Condition and denoising.
-    pooling = engines["condition"].inputs["pooling"].shape
+
+def _condition(
+    build: _GraphBuilder, c: PolicyConfig, num_prefix: int, num_suffix: int, slots: int
+) -> None:
+    """What the head is conditioned on."""
+    pooling = build.engines["condition"].inputs["pooling"].shape
     build.tensor("pooling", pooling)
     build.call(
         "pooling",
@@ -364,6 +225,10 @@ def _graph(
         },
         {"modulations": "modulations"},
     )
+
+
+def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
+    """From noise to actions in robot units; and how like the anchor the frame is."""
     build.tensor("x_0", (c.head.prediction_horizon, c.head.action_dim))
     build.call("copy", {"value": "noise"}, {"value": "x_0"})
     for k in range(c.head.num_inference_timesteps):
@@ -390,7 +255,6 @@ def _graph(
     build.call(
         "cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": "anchor_similarity"}
     )
-    return build.tensors, build.stages
 
 
 class _GraphBuilder:

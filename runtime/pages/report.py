@@ -206,7 +206,7 @@ def _episode(run: Run, action: Normalization) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
     pictures = list(trace.film.pictures.items())
-    picks = np.unique(np.linspace(0, len(pictures) - 1, FRAMES).astype(int)) if pictures else []
+    picks = np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).astype(int)
     strip = [_frame(trace.anchor, "anchor")]
     strip += [_frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
     thinks = [

@@ -21,7 +21,7 @@ from export.config import DEMO_OPTIONS, BuildConfig
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Contents, read_contents
-from models.anchorvla4d.split import EngineSpec
+from models.anchorvla4d.engines import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
