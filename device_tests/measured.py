@@ -32,6 +32,7 @@ from runtime.backends.registry import MakeBackend
 from runtime.board.machine import Machine, read_machine
 from runtime.check import check
 from runtime.control.loop import Clock, MonotonicClock
+from runtime.recordings.recording import FRAME, STATE
 
 CALM, BUSY_CORES, BUSY_MEMORY = "undisturbed", "a busy process per core", "memory in use"
 
@@ -166,6 +167,6 @@ def _ticker(policy: runtime.Policy, scene: Scene) -> Callable[[], None]:
 
     def tick() -> None:
         seen = scene.observe()
-        episode.act(seen.image, seen.state)
+        episode.act(seen.values[FRAME], seen.values[STATE])
 
     return tick

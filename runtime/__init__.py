@@ -8,9 +8,16 @@ with runtime.load("bundle") as policy:
 from . import anchor
 from .bundle import read_bundle
 from .control.loop import LoopConfig, Trace, run_episode
-from .errors import BundleError, EngineError, EpisodeError, ObservationError, UnmeasuredWarning
+from .errors import (
+    BundleError,
+    EngineError,
+    EpisodeError,
+    ObservationError,
+    RobotError,
+    UnmeasuredWarning,
+)
 from .policy import Episode, Policy, Stats, load
-from .robots.robot import Observation, Robot
+from .robots.robot import Limits, Observation, Robot, Sensor
 
 __version__ = "0.1.0"
 
@@ -19,11 +26,14 @@ __all__ = [
     "EngineError",
     "Episode",
     "EpisodeError",
+    "Limits",
     "LoopConfig",
     "Observation",
     "ObservationError",
     "Policy",
     "Robot",
+    "RobotError",
+    "Sensor",
     "Stats",
     "Trace",
     "UnmeasuredWarning",

@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
     runs: list[Run] = []
-    for name, robot in _robots(options):
+    for name, robot in _robots(options, policy.chunk_shape[1]):
         with contextlib.closing(robot):
             trace = run_episode(
                 policy,
@@ -207,14 +207,14 @@ def _build(options: argparse.Namespace) -> int:
     )
 
 
-def _robots(options: argparse.Namespace) -> Iterator[tuple[str, Robot]]:
+def _robots(options: argparse.Namespace, num_actions: int) -> Iterator[tuple[str, Robot]]:
     if not options.episodes and not options.tasks:
         raise RecordingError(
             "nothing to run: name recordings or LeRobot datasets with --episodes, or simulator "
             "tasks with --tasks"
         )
     for name, recording in read_recordings(options.episodes, options.camera, options.max_steps):
-        yield name, ReplayedRobot(recording)
+        yield name, ReplayedRobot(recording, num_actions)
     for task in options.tasks:
         from .robots.metaworld import MetaWorldRobot
 

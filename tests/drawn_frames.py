@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.recordings.recording import Recording, save_recording
+from runtime.recordings.recording import Recording, evenly, save_recording
 
 COLOUR = (200, 40, 20)
 NUM_EPISODES, NUM_FRAMES = 3, 7
@@ -53,8 +53,10 @@ def write_episode(folder: Path, episode: int, length: int = NUM_FRAMES) -> None:
         task="trial",
         seed=episode,
         rate_hz=10.0,
-        images=np.stack([draw(episode, i) for i in range(length)]),
-        states=np.array([[episode, i, 0.5] for i in range(length)], np.float32),
+        streams={
+            "frame": evenly(np.stack([draw(episode, i) for i in range(length)]), 10.0),
+            "state": evenly(np.array([[episode, i, 0.5] for i in range(length)], np.float32), 10.0),
+        },
         actions=np.zeros((length, 2), np.float32),
         success=True,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from device_tests.measure.scene import Scene
 from runtime.control.loop import Clock
 from runtime.policy import Episode, Policy
+from runtime.recordings.recording import FRAME, STATE
 
 WARM, AFTER_IDLE = "warm", "after a pause"
 CHANGES = ("first of an episode", "new anchor", "new instruction", "everything")
@@ -68,7 +69,7 @@ class Probe:
         self._policy, self._scene, self._clock = policy, scene, clock
         self._episode: Episode = policy.start(anchor=scene.anchor(), instruction=scene.instruction)
         seen = scene.observe()
-        self._episode.act(seen.image, seen.state)
+        self._episode.act(seen.values[FRAME], seen.values[STATE])
         self._ticks: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self._stages: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
 
@@ -87,7 +88,7 @@ class Probe:
             self._episode.re_anchor(anchor)
         elif kind == "new instruction":
             self._episode.say(self._scene.say())
-        self._episode.act(seen.image, seen.state)
+        self._episode.act(seen.values[FRAME], seen.values[STATE])
         self._note(kind, self._clock() - start)
 
     def latencies(self) -> dict[str, Latency]:

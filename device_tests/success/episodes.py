@@ -6,7 +6,6 @@ T = action in the chunk, A = action dimension.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,17 +22,15 @@ from numpy.typing import NDArray
 
 import runtime
 from device_tests.success.intervals import Comparison, Rate
+from device_tests.success.posed import EvaluatedPolicy, PosedPolicy
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.control.loop import LoopConfig
+from runtime.control.loop import LoopConfig, Step, VirtualClock, run_episode
 from runtime.errors import RobotError
+from runtime.recordings.recording import FRAME
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
-from runtime.robots.robot import Observation, Robot
+from runtime.robots.robot import Robot
 
 AnchorKind = Literal["given", "current", "wrong"]
-Act = Callable[[Observation], NDArray[np.float32]]
-"""Answers an observation with a chunk of actions, [T, A] float32 in robot units."""
-Start = Callable[[Observation], Act]
-"""Begins an episode at its first observation."""
 Frames = tuple[NDArray[np.uint8], ...]
 """The anchor and the picture after every action of an episode; empty where nobody asked."""
 
@@ -45,23 +42,7 @@ class MakeRobot(Protocol):
     def __call__(self, *, task: str, seed: int) -> Robot: ...
 
 
-class ActingEpisode(Protocol):
-    """What an evaluation needs of `runtime.Episode`."""
-
-    def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def re_anchor(self, image: NDArray[np.uint8]) -> None: ...
-
-
-class ActingPolicy(Protocol):
-    """What an evaluation needs of `runtime.Policy`."""
-
-    def start(self, *, anchor: NDArray[np.uint8], instruction: str, seed: int) -> ActingEpisode: ...
-
-    def forget(self) -> None: ...
-
-
-Load = Callable[[Path], ActingPolicy]
+Load = Callable[[Path], EvaluatedPolicy]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,98 +165,58 @@ def load_policy(bundle: Path) -> runtime.Policy:
 
 
 def run(
-    start: Start,
+    policy: PosedPolicy,
     robot: Robot,
     *,
     task: str,
     seed: int,
     execute: int,
     other: str | None = None,
-    watch: Callable[[NDArray[np.uint8]], None] | None = None,
-) -> EpisodeResult:
-    """Drive `robot` for one episode, as fast as it goes.
+    keep_frames: bool = False,
+) -> tuple[EpisodeResult, Frames]:
+    """Drive `robot` for one episode by the loop that drives real ones; nothing waits for a clock.
 
     Args:
-        start: what thinks; `start_policy` makes one of a bundle.
+        policy: what thinks.
         robot: driven from `reset` until `done`. If it has a method `achieved(task)`, that tells
             whether another task was achieved in this episode, or None if its scene lacks that one.
         task: for the record.
-        seed: for the record.
+        seed: of the action noise.
         execute: actions of a chunk that are carried out before the next thought.
         other: the task to ask `achieved` about.
-        watch: gets the first picture, and the one after every action.
+        keep_frames: whether to look after every action.
 
     Raises:
         ValueError: `execute` is more than a chunk holds.
         RobotError: the robot cannot go on, or cannot tell whether it succeeded.
     """
-    digest, num_steps, num_thoughts = hashlib.sha256(), 0, 0
-    first = robot.reset()
-    if watch is not None:
-        watch(first.image)
-    act = start(first)
-    while not robot.done:
-        chunk_TA = act(robot.observe())
-        if execute > len(chunk_TA):
-            raise ValueError(f"execute={execute}, but a chunk has {len(chunk_TA)} actions")
-        digest.update(chunk_TA.tobytes())
-        num_thoughts += 1
-        for action_A in chunk_TA[:execute]:
-            robot.apply(action_A)
-            num_steps += 1
-            if watch is not None:
-                watch(robot.observe().image)
-            if robot.done:
-                break
-    if robot.success is None:
+    images = list[NDArray[np.uint8]]()
+
+    def look(step: Step) -> None:
+        images.append(robot.observe().values[FRAME])
+
+    trace = run_episode(
+        policy,
+        robot,
+        LoopConfig(execute=execute),
+        seed=seed,
+        clock=VirtualClock(),
+        on_step=look if keep_frames else lambda step: None,
+    )
+    if trace.success is None:
         raise RobotError(f"{task}: this robot cannot tell success; evaluate in the simulator")
     achieved = getattr(robot, "achieved", None)
-    return EpisodeResult(
+    result = EpisodeResult(
         task=task,
         seed=seed,
-        success=robot.success,
+        success=trace.success,
         other_success=None if other is None or achieved is None else achieved(other),
-        num_steps=num_steps,
-        num_thoughts=num_thoughts,
-        num_clipped_actions=getattr(robot, "num_clipped_actions", 0),
-        digest=digest.hexdigest(),
+        num_steps=len(trace.steps),
+        num_thoughts=sum(step.act_s is not None for step in trace.steps),
+        num_clipped_actions=trace.num_clipped,
+        digest=policy.digest,
     )
-
-
-def start_policy(
-    policy: ActingPolicy,
-    *,
-    seed: int,
-    instruction: str,
-    anchor: NDArray[np.uint8] | None = None,
-    follow: bool = False,
-    cold: bool = False,
-) -> Start:
-    """A policy as `run` drives it.
-
-    Args:
-        policy: runs one episode at a time.
-        seed: of the action noise.
-        instruction: what it is told.
-        anchor: instead of the first frame, [H, W, 3].
-        follow: make every frame the anchor.
-        cold: recompute everything at every thought.
-    """
-
-    def start(first: Observation) -> Act:
-        image = first.image if anchor is None else anchor
-        episode = policy.start(anchor=image, instruction=instruction, seed=seed)
-
-        def act(observation: Observation) -> NDArray[np.float32]:
-            if follow:
-                episode.re_anchor(observation.image)
-            if cold:
-                policy.forget()
-            return episode.act(observation.image, observation.state)
-
-        return act
-
-    return start
+    return result, (trace.first.values[FRAME], *images) if keep_frames else ()
 
 
 def evaluate(
@@ -330,34 +271,32 @@ class _Worker:
     def __init__(self, config: SuccessConfig, load: Load, make_robot: MakeRobot) -> None:
         self._config, self._load, self._make_robot = config, load, make_robot
         self._robots: dict[str, Robot] = {}
-        self._policies: dict[Path, ActingPolicy] = {}
+        self._policies: dict[Path, EvaluatedPolicy] = {}
 
     def __call__(self, job: _Job) -> tuple[EpisodeResult, Frames]:
-        config, images = self._config, list[NDArray[np.uint8]]()
+        config = self._config
         # Not before the first job, so that a bundle that does not load is an error of that job.
         if job.bundle not in self._policies:
             self._policies[job.bundle] = self._load(job.bundle)
         wrong = self._first_frame(job.task, job.seed + 1) if config.anchor == "wrong" else None
         other = config.instruction if config.instruction != job.task else None
         robot = self._robot(job.task, job.seed)
-        start = start_policy(
+        posed = PosedPolicy(
             self._policies[job.bundle],
-            seed=job.seed,
-            instruction=robot.instruction if other is None else TASKS[other].instruction,
+            instruction=None if other is None else TASKS[other].instruction,
             anchor=wrong,
             follow=config.anchor == "current",
             cold=config.cold,
         )
-        result = run(
-            start,
+        return run(
+            posed,
             robot,
             task=job.task,
             seed=job.seed,
             execute=config.execute,
             other=other,
-            watch=images.append if job.keep_frames else None,
+            keep_frames=job.keep_frames,
         )
-        return result, tuple(images)
 
     def close(self) -> None:
         """Close the robots."""
@@ -366,7 +305,7 @@ class _Worker:
         self._robots.clear()
 
     def _first_frame(self, task: str, seed: int) -> NDArray[np.uint8]:
-        return self._robot(task, seed).reset().image
+        return self._robot(task, seed).reset().values[FRAME]
 
     def _robot(self, task: str, seed: int) -> Robot:
         """As fresh: the task's robot with another seed if it can take one, or a new one."""

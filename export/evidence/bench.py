@@ -43,7 +43,7 @@ from runtime.noise import draw_noise
 from runtime.pages.benchmark import Quantiles, Ticker
 from runtime.pages.report import processor_name
 from runtime.policy import ACTIONS, Policy, load
-from runtime.recordings.recording import Recording, save_recording
+from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
 
 FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
@@ -173,8 +173,10 @@ def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
             task="made up",
             seed=0,
             rate_hz=10.0,
-            images=np.stack([seen.frame for seen in frames]),
-            states=np.stack([seen.state for seen in frames]),
+            streams={
+                FRAME: evenly(np.stack([seen.frame for seen in frames]), 10.0),
+                STATE: evenly(np.stack([seen.state for seen in frames]), 10.0),
+            },
             actions=np.zeros((len(frames), head.action_dim), np.float32),
             success=False,
         ),

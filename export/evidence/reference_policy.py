@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from device_tests.success.episodes import ActingPolicy, load_policy
+from device_tests.success.episodes import load_policy
+from device_tests.success.posed import EvaluatedPolicy
 from models.checkpoint import Checkpoint, load_checkpoint, reference
 from runtime.bundle import MANIFEST
 from runtime.noise import draw_noise
@@ -24,6 +25,12 @@ class ReferencePolicy:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(actions in a chunk, action dimensions)."""
+        head = self.checkpoint.config.head
+        return head.prediction_horizon, head.action_dim
+
     def start(self, *, anchor: NDArray[np.uint8], instruction: str, seed: int) -> ReferenceEpisode:
         """Start an episode.
 
@@ -32,7 +39,7 @@ class ReferencePolicy:
             instruction: one line of text.
             seed: of the action noise, as the runtime draws it.
         """
-        return ReferenceEpisode(self.checkpoint, anchor, instruction, seed)
+        return ReferenceEpisode(self, anchor, instruction, seed)
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -42,19 +49,18 @@ class ReferenceEpisode:
     """One episode of a `ReferencePolicy`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, anchor: NDArray[np.uint8], instruction: str, seed: int
+        self, policy: ReferencePolicy, anchor: NDArray[np.uint8], instruction: str, seed: int
     ) -> None:
-        self._checkpoint, self._anchor = checkpoint, anchor
+        self._policy, self._anchor = policy, anchor
         self._instruction, self._seed = instruction, seed
         self._step = 0
 
     def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]:
         """Frame uint8 [H, W, 3] RGB and state [S] -> chunk [T, A] float32, both in robot units."""
-        head = self._checkpoint.config.head
-        noise = draw_noise(self._seed, self._step, (head.prediction_horizon, head.action_dim))
+        noise = draw_noise(self._seed, self._step, self._policy.chunk_shape)
         self._step += 1
         return reference(
-            self._checkpoint,
+            self._policy.checkpoint,
             anchor=self._anchor,
             frame=image,
             instruction=self._instruction,
@@ -67,7 +73,7 @@ class ReferenceEpisode:
         self._anchor = image
 
 
-def load_either(path: Path) -> ActingPolicy:
+def load_either(path: Path) -> EvaluatedPolicy:
     """A bundle as the runtime runs it, a checkpoint folder as the torch reference; one thread.
 
     Raises:

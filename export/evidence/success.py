@@ -27,7 +27,7 @@ from models.checkpoint import load_checkpoint
 from models.demo import EPISODES
 from models.demo.config import DEMO_TASKS
 from runtime import load
-from runtime.recordings.recording import load_recording
+from runtime.recordings.recording import FRAME, STATE, load_recording
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import PICTURE, Kind, check_output, write_file
 
@@ -130,9 +130,10 @@ def _recorded_error(checkpoint: Path, bundle: Path) -> float:
     worst = 0.0
     for path in sorted(EPISODES.glob("*.npz")):
         seen = load_recording(path)
-        start = {"anchor": seen.images[0], "instruction": seen.instruction, "seed": seen.seed}
+        images, states = (seen.streams[name].values for name in (FRAME, STATE))
+        start = {"anchor": images[0], "instruction": seen.instruction, "seed": seen.seed}
         ours, theirs = policy.start(**start), oracle.start(**start)
-        for image, state in zip(seen.images, seen.states, strict=True):
+        for image, state in zip(images, states, strict=True):
             difference = ours.act(image, state) - theirs.act(image, state)
             worst = max(worst, float(np.abs(difference).max()))
     return worst

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from models.anchorvla4d.presets import demo
 from models.demo.config import SEEDS_PER_TASK, CollectConfig
 from runtime.cli.progress import Progress
+from runtime.recordings.recording import FRAME, STATE
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
 from runtime.storage.files import Kind, check_output, replacing
 
@@ -57,7 +58,7 @@ def rollout(
         `anchor` [H, W, 3]; `images` [F, H, W, 3], `states` [F, S] and `chunks` [F, T, A] at the
         chosen steps; `goal_m` [3]; `markers_m` [colours, 3], NaN where there is none; `success`.
     """
-    anchor = robot.reset().image
+    anchor = robot.reset().values[FRAME]
     chosen = {0, *random.choice(np.arange(1, 60), frames - 1, replace=False).tolist()}
     horizon = demo().head.prediction_horizon
     images, states, steps, actions = [], [], [], []
@@ -66,13 +67,13 @@ def rollout(
         if step in chosen and left > STEPS_AFTER_SUCCESS - 6:
             # Step 0 is seen as later ones are: what is hidden after the anchor is hidden here.
             images.append(robot.look(hide_markers=True))
-            states.append(robot.observe().state)
+            states.append(robot.observe().values[STATE])
             steps.append(step)
         action_A = robot.expert_action()
         actions.append(action_A)
         disturbed_A = action_A.copy()
         disturbed_A[:3] += np.float32(noise) * random.standard_normal(3).astype(np.float32)
-        robot.apply(disturbed_A)
+        robot.send(disturbed_A)
         left -= int(bool(robot.success))
         if left <= 0 or robot.done:
             break

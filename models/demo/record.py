@@ -16,7 +16,14 @@ import numpy as np
 
 from models.demo.config import DEMO_TASKS, RecordConfig
 from runtime.errors import RobotError
-from runtime.recordings.recording import RECORDING, Recording, save_recording
+from runtime.recordings.recording import (
+    FRAME,
+    RECORDING,
+    STATE,
+    Recording,
+    evenly,
+    save_recording,
+)
 from runtime.robots.metaworld import MetaWorldRobot
 from runtime.storage.files import check_output
 
@@ -37,10 +44,10 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
         observation = robot.reset()
         while not robot.done and num_steps_left > 0:
             action_A = robot.expert_action()
-            images.append(observation.image)
-            states.append(observation.state)
+            images.append(observation.values[FRAME])
+            states.append(observation.values[STATE])
             actions.append(action_A)
-            robot.apply(action_A)
+            robot.send(action_A)
             observation = robot.observe()
             num_steps_left -= int(robot.success is True)
         if not robot.success:
@@ -53,8 +60,10 @@ def record_episode(*, task: str, seed: int, image_size: int = 112) -> Recording:
         task=task,
         seed=seed,
         rate_hz=RATE_HZ,
-        images=np.stack(images),
-        states=np.stack(states),
+        streams={
+            FRAME: evenly(np.stack(images), RATE_HZ),
+            STATE: evenly(np.stack(states), RATE_HZ),
+        },
         actions=np.stack(actions),
         success=True,
     )
@@ -72,4 +81,4 @@ def record(config: RecordConfig) -> None:
         recording = record_episode(task=task, seed=seed, image_size=config.image_size)
         path = config.out / f"{task}-{seed}.npz"
         save_recording(recording, path)
-        print(f"{path}: {len(recording.images)} steps, {path.stat().st_size / 1000:.0f} kB")
+        print(f"{path}: {recording.num_frames} steps, {path.stat().st_size / 1000:.0f} kB")

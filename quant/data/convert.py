@@ -75,7 +75,7 @@ def _write(config: ConvertConfig, episode: LeRobotEpisode, folder: Path) -> str 
     name = f"episode_{episode.entry.index:06d}.npz"
     recording = episode.recording()
     save_recording(recording, folder / name)
-    print(f"{episode.name}: {len(recording.states)} frames, {recording.instruction!r}")
+    print(f"{episode.name}: {recording.num_frames} frames, {recording.instruction!r}")
     return name
 
 

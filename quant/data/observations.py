@@ -15,8 +15,9 @@ from itertools import chain
 from pathlib import Path
 
 from quant.data.episode import Episode, Observation
+from runtime.errors import RecordingError
 from runtime.recordings.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
-from runtime.recordings.recording import load_recording
+from runtime.recordings.recording import FRAME, STATE, load_recording
 from runtime.recordings.tables import check_file
 
 
@@ -109,7 +110,7 @@ def _recorded_episode(file: Path) -> Episode:
     recording = load_recording(file)
     return Episode(
         file.stem,
-        len(recording.states),
+        recording.num_frames,
         (recording.instruction,),
         (file,),
         partial(_read_recorded, file),
@@ -118,10 +119,15 @@ def _recorded_episode(file: Path) -> Episode:
 
 def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
     episode = load_recording(path)
+    if missing := [name for name in (FRAME, STATE) if name not in episode.streams]:
+        raise RecordingError(
+            f"{path}: has streams {', '.join(episode.streams)} and no {missing[0]!r}, which the "
+            "policy reads; record it under that name"
+        )
+    images, states = (episode.streams[name].values for name in (FRAME, STATE))
     for frame in frames:
-        image, state = episode.images[frame], episode.states[frame]
         where = f"{path.stem}, frame {frame}"
-        yield Observation(episode.images[0], image, episode.instruction, state, where)
+        yield Observation(images[0], images[frame], episode.instruction, states[frame], where)
 
 
 def _lerobot_episode(episode: LeRobotEpisode) -> Episode:

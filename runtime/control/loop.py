@@ -1,14 +1,20 @@
 """The control loop: observe, think when the chunk is used up, act; on an absolute schedule.
 
 It is synchronous: a tick that thinks takes as long as the policy does. A late tick is counted and
-the ones it swallowed are dropped, never caught up in a burst.
+the ones it swallowed are dropped, never caught up in a burst. The robot is observed where the
+policy thinks, and once at the end.
+
+An evaluation that waits for nothing is the same loop, on a `VirtualClock`.
+
+T = action in the chunk, A = action dimension, H, W = image height and width.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anchor import AnchorPolicy, First
-from ..policy import Policy, Stats
-from ..robots.robot import Robot
+from ..policy import Stats
+from ..recordings.recording import FRAME, STATE
+from ..robots.robot import Observation, Robot, check_fits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +57,12 @@ class Step:
     """How late it started."""
     act_s: float | None
     """Seconds of `Episode.act`; None where the chunk still had an action."""
-    stages_s: dict[str, float]
+    stages_s: Mapping[str, float]
     """Seconds of the stages that ran."""
-    state: NDArray[np.float32]
     action: NDArray[np.float32]
+    """[A] as the policy answered it."""
+    sent: NDArray[np.float32]
+    """[A] after the robot's own clipping."""
 
 
 class Film:
@@ -70,13 +79,13 @@ class Film:
         self._stride = 1
 
     def add(self, step: int, image: NDArray[np.uint8]) -> None:
-        """Of the next step, uint8 [H, W, 3]; what is kept is a copy."""
+        """Of a later step than the last, uint8 [H, W, 3]; what is kept is a copy."""
         picture = image.copy()
         self._last = step, picture
         if step % self._stride:
             return
         self._kept[step] = picture
-        if len(self._kept) > self.capacity:
+        while len(self._kept) > self.capacity:
             self._stride *= 2
             self._kept = {s: p for s, p in self._kept.items() if s % self._stride == 0}
 
@@ -92,12 +101,15 @@ class Trace:
 
     instruction: str
     period_s: float
-    anchor: NDArray[np.uint8]
-    """First frame; what it shows may be hidden from the steps."""
+    first: Observation
+    """Of `Robot.reset`; what it shows may be hidden from the steps."""
     steps: list[Step] = field(default_factory=list)
-    film: Film = field(default_factory=Film)
+    films: dict[str, Film] = field(default_factory=dict)
+    """Per camera: what was seen at thoughts and at the end."""
     num_dropped: int = 0
     """Control steps that a late one swallowed."""
+    num_clipped: int = 0
+    """Actions that the robot sent otherwise than the policy answered them."""
     success: bool | None = None
     stats: Stats | None = None
 
@@ -118,6 +130,47 @@ class MonotonicClock:
         time.sleep(seconds)
 
 
+class VirtualClock:
+    """Time that passes only where somebody sleeps: nothing waits, and nothing is ever late."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class ActingEpisode(Protocol):
+    """What the loop needs of `runtime.Episode`."""
+
+    @property
+    def stats(self) -> Stats | None:
+        """None where nobody measures."""
+
+    def act(
+        self, image: NDArray[np.uint8], state: NDArray[np.float32], /
+    ) -> NDArray[np.float32]: ...
+
+
+class ActingPolicy(Protocol):
+    """What the loop needs of `runtime.Policy`."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]: ...
+
+    def start(
+        self,
+        *,
+        anchor: NDArray[np.uint8],
+        instruction: str,
+        seed: int,
+        anchor_policy: AnchorPolicy | None,
+    ) -> ActingEpisode: ...
+
+
 def ticks(period_s: float, clock: Clock) -> Iterator[tuple[float, int]]:
     """Yield once per period, on an absolute schedule that cannot drift.
 
@@ -136,7 +189,7 @@ def ticks(period_s: float, clock: Clock) -> Iterator[tuple[float, int]]:
 
 
 def run_episode(
-    policy: Policy,
+    policy: ActingPolicy,
     robot: Robot,
     config: LoopConfig,
     *,
@@ -145,54 +198,96 @@ def run_episode(
     clock: Clock | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Trace:
-    """Drive `robot` with `policy` for one episode.
+    """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
 
     The garbage collector does not run inside the loop: everything the policy holds is frozen
     before, and what a step leaves behind is counted by reference.
 
+    Args:
+        policy: a `runtime.Policy`, or what answers like one.
+        robot: driven from `reset` until `done`.
+        config: how it is paced.
+        seed: of the action noise.
+        anchor_policy: when the anchor is replaced; `First()` by default.
+        clock: real time by default.
+        on_step: called after every action, inside the loop: what it does takes its time.
+
     Raises:
-        ValueError: `config.execute` is more than a chunk holds.
-        RobotError: the robot cannot go on.
+        ValueError: `config.execute` is more than a chunk holds; nothing moves then.
+        RobotError: the robot does not fit the policy, or cannot go on.
         ObservationError: it shows something the policy cannot take.
     """
-    clock = clock or MonotonicClock()
-    execute = config.execute
-    if execute > policy.chunk_shape[0]:
+    num_actions, dimensions = policy.chunk_shape
+    if config.execute > num_actions:
         raise ValueError(
-            f"execute={execute}, but a chunk of this bundle has {policy.chunk_shape[0]} actions"
+            f"execute={config.execute}, but a chunk of this policy has {num_actions} actions"
         )
+    check_fits(robot, {}, dimensions)
     first = robot.reset()
-    episode = policy.start(
-        anchor=first.image,
-        instruction=robot.instruction,
-        seed=seed,
-        anchor_policy=anchor_policy or First(),
-    )
-    trace = Trace(robot.instruction, 1 / config.rate_hz, first.image)
-    chunk: NDArray[np.float32] = np.empty((0, policy.chunk_shape[1]), np.float32)
-    used = execute
+    try:
+        episode = policy.start(
+            anchor=first.values[FRAME],
+            instruction=robot.instruction,
+            seed=seed,
+            anchor_policy=anchor_policy or First(),
+        )
+        films = {name: Film() for name, what in robot.inputs.items() if what.kind == "image"}
+        trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films)
+        with _no_collection():
+            _drive(episode, robot, config, clock or MonotonicClock(), trace, on_step)
+    finally:
+        robot.hold()
+    _film(trace, robot.observe())
+    trace.success, trace.stats = robot.success, episode.stats
+    return trace
+
+
+def _drive(
+    episode: ActingEpisode,
+    robot: Robot,
+    config: LoopConfig,
+    clock: Clock,
+    trace: Trace,
+    on_step: Callable[[Step], None],
+) -> None:
+    """Steps until the episode is over, noted in `trace`."""
+    chunk_TA: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    used = config.execute
+    for late_s, dropped in ticks(trace.period_s, clock):
+        trace.num_dropped += dropped
+        if robot.done or len(trace.steps) >= config.max_steps:
+            return
+        act_s: float | None = None
+        stages_s: Mapping[str, float] = {}
+        if used == config.execute:
+            seen = robot.observe()
+            start = clock()
+            chunk_TA, used = episode.act(seen.values[FRAME], seen.values[STATE]), 0
+            act_s, stats = clock() - start, episode.stats
+            stages_s = {} if stats is None else stats.last_s
+            _film(trace, seen)
+        action_A = chunk_TA[used]
+        sent_A = robot.send(action_A)
+        step = Step(late_s, act_s, stages_s, action_A, sent_A)
+        trace.num_clipped += int(not np.array_equal(sent_A, action_A))
+        trace.steps.append(step)
+        on_step(step)
+        used += 1
+
+
+def _film(trace: Trace, seen: Observation) -> None:
+    """Keep the pictures of its cameras."""
+    for name, film in trace.films.items():
+        film.add(len(trace.steps), seen.values[name])
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        for late_s, dropped in ticks(trace.period_s, clock):
-            trace.num_dropped += dropped
-            if robot.done or len(trace.steps) >= config.max_steps:
-                break
-            observation = robot.observe()
-            act_s, stages_s = None, {}
-            if used == execute:
-                start = clock()
-                chunk, used = episode.act(observation.image, observation.state), 0
-                act_s, stages_s = clock() - start, dict(policy.interpreter.last_run)
-            robot.apply(chunk[used])
-            step = Step(late_s, act_s, stages_s, observation.state, chunk[used])
-            trace.film.add(len(trace.steps), observation.image)
-            trace.steps.append(step)
-            on_step(step)
-            used += 1
+        yield
     finally:
         gc.enable()
         gc.unfreeze()
-    trace.success, trace.stats = robot.success, episode.stats
-    return trace

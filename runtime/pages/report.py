@@ -205,10 +205,6 @@ def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
 def _episode(run: Run, action: Normalization) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
-    pictures = list(trace.film.pictures.items())
-    picks = np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).astype(int)
-    strip = [_frame(trace.anchor, "anchor")]
-    strip += [_frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
     thinks = [
         (i * trace.period_s, step.act_s * 1e3)
         for i, step in enumerate(trace.steps)
@@ -217,7 +213,7 @@ def _episode(run: Run, action: Normalization) -> Markup:
     words = f" \u00b7 {run.name} \u00b7 {verdict[trace.success]} \u00b7 {len(trace.steps)} steps"
     return panel(
         element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
-        element("div", *strip, class_="strip scroll", tabindex=0),
+        *(_strip(trace, camera) for camera in trace.films),
         action_charts(run, action),
         *error_table([run], action.units),
         element("h4", "Milliseconds per thought"),
@@ -228,6 +224,15 @@ def _episode(run: Run, action: Normalization) -> Markup:
             )
         ),
     )  # fmt: skip
+
+
+def _strip(trace: Trace, camera: str) -> Markup:
+    """What one camera saw: in the first observation, and then."""
+    pictures = list(trace.films[camera].pictures.items())
+    picks = np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).astype(int)
+    strip = [_frame(trace.first.values[camera], "anchor")]
+    strip += [_frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
+    return element("div", *strip, class_="strip scroll", tabindex=0)
 
 
 def _frame(image: NDArray[np.uint8], words: str) -> Markup:

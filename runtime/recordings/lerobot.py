@@ -24,7 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import ObservationError, RecordingError
 from ..prompt import WHITE_SPACE, check_instruction
 from .lerobot_contents import ACTION, INFO, MAX_DRIFT, STATE, Contents, Entry, read_contents
-from .recording import Recording
+from .recording import FRAME, Recording, Stream
+from .recording import STATE as STATE_STREAM
 from .tables import Row, check_file, read_parquet
 from .video import Video
 
@@ -100,6 +101,8 @@ class LeRobotEpisode:
         if len(shapes := sorted({image.shape for image in images})) != 1:
             raise self._unusable(f"has images of several sizes, {shapes}")
         states_NS = self._vectors(rows, STATE)[:num_frames]
+        at_s = np.array([row.number("timestamp") for row in rows[:num_frames]])
+        frame_ids = np.arange(num_frames, dtype=np.int64)
         actions_NA = self._vectors(rows, ACTION)[:num_frames] if has_actions else None
         try:
             return Recording(
@@ -107,8 +110,10 @@ class LeRobotEpisode:
                 task=self.contents.root.resolve().name,
                 seed=self.entry.index,
                 rate_hz=self.contents.rate_hz,
-                images=np.stack(images),
-                states=states_NS,
+                streams={
+                    FRAME: Stream(values=np.stack(images), at_s=at_s, frame_ids=frame_ids),
+                    STATE_STREAM: Stream(values=states_NS, at_s=at_s),
+                },
                 actions=actions_NA,
                 action_names=self._action_names(actions_NA),
             )

@@ -4,9 +4,10 @@ Frames are rendered without shadows, reflections, antialiasing and surface textu
 times faster in software than Meta-World's own pictures, and five times smaller as PNG. Camera,
 marker and goals are ours too: never compare success rates with published Meta-World numbers.
 
-State [4]: hand x, y, z in metres, gripper opening in [0, 1].
+Inputs: `frame`, and `state` [4]: hand x, y, z in metres, gripper opening in [0, 1].
 Action [4] in [-1, 1]: hand velocity x, y, z (1 moves the target by 1 cm per step), gripper effort
 (1 closes, -1 opens). A = action dimension.
+Stamps are simulated seconds since `reset`: the world stands still between two actions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import RobotError
 from .rendering import EGL_PACKAGES, choose_backend
-from .robot import Observation, check_action
+from .robot import Limits, Observation, Sensor, check_action
 
 # The free camera looks from the side on which the drawer's handle, the button and the reachable
 # goals are all in view.
@@ -104,6 +105,14 @@ TASKS: dict[str, Task] = {
 }
 
 
+LIMITS = Limits(
+    -np.ones(4, np.float32),
+    np.ones(4, np.float32),
+    ("fraction",) * 4,
+    ("x", "y", "z", "gripper"),
+)
+
+
 class MetaWorldRobot:
     """A `Robot` in simulation.
 
@@ -148,8 +157,11 @@ class MetaWorldRobot:
         if hide_marker_after_first_frame is None:
             hide_marker_after_first_frame = self.task.hide_marker_after_first_frame
         self.instruction = self.task.instruction
-        self.num_clipped_actions = 0
-        """Actions of this episode that reached outside [-1, 1]."""
+        self.inputs = {
+            "frame": Sensor("image", (image_size, image_size, 3), "uint8"),
+            "state": Sensor("vector", (4,), "float32"),
+        }
+        self.limits = LIMITS
         self._hide_marker_after_first_frame = hide_marker_after_first_frame
         self._end_on_success = end_on_success
         self._num_steps = 0
@@ -181,9 +193,8 @@ class MetaWorldRobot:
         self._num_steps = 0
         self._success = False
         self._started = True
-        self.num_clipped_actions = 0
         self._touched: set[str] = set()
-        anchor = Observation(self.look(hide_markers=False), self._state())
+        anchor = self._observe(0, hide_markers=False)
         # Where markers are hidden after the anchor, the first look of the loop is without them.
         self._observation = None if self._hide_marker_after_first_frame else anchor
         return anchor
@@ -191,22 +202,21 @@ class MetaWorldRobot:
     def observe(self) -> Observation:
         self._require_reset("observe")
         if self._observation is None:
-            # Rendered here and not in apply(), because a loop that executes a chunk of actions
+            # Rendered here and not in send(), because a loop that executes a chunk of actions
             # looks only now and then.
-            image = self.look(hide_markers=self._hide_marker_after_first_frame)
-            self._observation = Observation(image, self._state())
+            hidden = self._hide_marker_after_first_frame
+            self._observation = self._observe(self._num_steps + 1, hide_markers=hidden)
         return self._observation
 
-    def apply(self, action_A: NDArray[np.float32]) -> None:
-        self._require_reset("apply")
+    def send(self, action_A: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._require_reset("send")
         if self.done:
             raise RobotError(
-                f"apply() after the episode ended ({self._num_steps} steps): call reset()"
+                f"send() after the episode ended ({self._num_steps} steps): call reset()"
             )
         check_action(action_A, 4)
-        clipped_A = np.clip(action_A, -1, 1)
-        self.num_clipped_actions += int((clipped_A != action_A).any())
-        self._full_state, _, _, _, info = self._env.step(clipped_A)
+        sent_A = self.limits.clip(action_A)
+        self._full_state, _, _, _, info = self._env.step(sent_A)
         self._success = self._success or bool(info["success"] > 0)
         self._num_steps += 1
         self._observation = None
@@ -214,6 +224,11 @@ class MetaWorldRobot:
         for colour, place in self._other_markers_m.items():
             if np.linalg.norm(hand - place) <= _REACHED_M:
                 self._touched.add(colour)
+        return sent_A
+
+    def hold(self) -> None:
+        """The simulated world stands still until the next `send`."""
+        self._require_reset("hold")
 
     @property
     def done(self) -> bool:
@@ -267,8 +282,14 @@ class MetaWorldRobot:
         others = {name: np.asarray(at, np.float32) for name, at in self._other_markers_m.items()}
         return {self.task.marker: self.goal_m, **others} if self.task.marker else others
 
-    def _state(self) -> NDArray[np.float32]:
-        return np.asarray(self._full_state[:4], np.float32)
+    def _observe(self, frame_id: int, *, hide_markers: bool) -> Observation:
+        state = np.asarray(self._full_state[:4], np.float32)
+        at = self._num_steps * float(self._env.dt)
+        return Observation(
+            {"frame": self.look(hide_markers=hide_markers), "state": state},
+            {"frame": at, "state": at},
+            {"frame": frame_id},
+        )
 
     def _place_others(self) -> dict[str, NDArray[np.float64]]:
         """Draw places for the other markers from the goals' space, apart from each other."""

@@ -221,7 +221,7 @@ def test_an_action_after_the_next_tick_was_due_is_missed_though_it_was_quick():
 
 def test_nothing_that_the_policy_sees_repeats(policy):
     scene = Scene(policy)
-    images = [scene.observe().image.tobytes() for _ in range(20)]
+    images = [scene.observe().values["frame"].tobytes() for _ in range(20)]
     assert len(set(images)) == 20
     assert scene.anchor().tobytes() != scene.anchor().tobytes()
     first = scene.instruction

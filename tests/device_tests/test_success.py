@@ -17,9 +17,10 @@ from device_tests.success import episodes
 from device_tests.success.__main__ import main, write_table
 from device_tests.success.episodes import EpisodeResult, SuccessConfig, evaluate, run
 from device_tests.success.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
+from device_tests.success.posed import PosedPolicy
 from runtime.errors import RobotError
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
-from runtime.robots.robot import Observation
+from runtime.robots.robot import Limits, Observation, Sensor
 
 SHORT = partial(MetaWorldRobot, max_steps=12)
 TWO_TASKS = ("reach", "drawer-open")
@@ -64,8 +65,7 @@ def test_a_recomputed_tick_runs_what_a_kept_one_skips(policy, simulator):
     runs = {}
     for cold in (False, True):
         robot = SHORT(task="reach", seed=0)
-        start = episodes.start_policy(policy, seed=0, instruction=robot.instruction, cold=cold)
-        run(start, robot, task="reach", seed=0, execute=5)
+        run(PosedPolicy(policy, cold=cold), robot, task="reach", seed=0, execute=5)
         robot.close()
         runs[cold] = policy.interpreter.num_runs
     needs = policy.graph.stage_dependencies
@@ -91,12 +91,27 @@ def test_another_instruction_changes_the_other_tasks_only(config, warm):
     assert same < theirs and not changed & theirs
 
 
+class Expert:
+    """Knows the goal."""
+
+    chunk_shape = (1, 4)
+
+    def __init__(self, robot):
+        self.robot = robot
+
+    def start(self, **_):
+        return self
+
+    def act(self, image, state):
+        return self.robot.expert_action()[None]
+
+
 def test_the_expert_succeeds_on_the_way_that_policies_take(simulator):
     outcomes = []
     for seed in range(3):
         robot = MetaWorldRobot(task="reach", seed=seed)
-        start = lambda first, r=robot: lambda seen: r.expert_action()[None]  # noqa: E731
-        outcomes.append(run(start, robot, task="reach", seed=seed, execute=1))
+        result, _ = run(PosedPolicy(Expert(robot)), robot, task="reach", seed=seed, execute=1)
+        outcomes.append(result)
         robot.close()
     assert [r.success for r in outcomes] == [True] * 3
     assert all(r.num_steps == r.num_thoughts < TASKS["reach"].max_steps for r in outcomes)
@@ -110,17 +125,28 @@ class CountingRobot:
     def __init__(self, *, task, seed):
         self.goal, self.total, self.num_steps = seed % 10, 0.0, 0
         self.task = task
+        self.inputs = {
+            "frame": Sensor("image", (8, 8, 3), "uint8"),
+            "state": Sensor("vector", (1,), "float32"),
+        }
+        self.limits = Limits(np.array([-2]), np.array([2]), ("",), ("",))
 
     def reset(self):
         return self.observe()
 
     def observe(self):
         image = np.full((8, 8, 3), self.num_steps, np.uint8)
-        return Observation(image, np.zeros(1, np.float32))
+        values = {"frame": image, "state": np.zeros(1, np.float32)}
+        return Observation(values, dict.fromkeys(values, 0.0), {"frame": self.num_steps})
 
-    def apply(self, action_A):
-        self.total += float(action_A[0])
+    def send(self, action_A):
+        sent_A = self.limits.clip(action_A)
+        self.total += float(sent_A[0])
         self.num_steps += 1
+        return sent_A
+
+    def hold(self):
+        pass
 
     @property
     def done(self):
@@ -136,6 +162,8 @@ class CountingRobot:
 
 class SteadyPolicy:
     """Answers with chunks of three equal actions, as large as the bundle's name says."""
+
+    chunk_shape = (3, 1)
 
     def __init__(self, bundle):
         self.value = float(bundle.name)
@@ -203,7 +231,7 @@ def test_thoughts_come_as_often_as_actions_are_used_up():
 
 
 def test_more_actions_than_a_chunk_holds_are_refused():
-    with pytest.raises(ValueError, match="execute=4, but a chunk has 3 actions"):
+    with pytest.raises(ValueError, match="execute=4, but a chunk of this policy has 3 actions"):
         count("1", execute=4)
 
 
@@ -226,8 +254,6 @@ def test_the_policy_gets_the_episodes_seed_and_the_instruction_of_the_other_task
 
 
 class TwoTargetRobot(CountingRobot):
-    num_clipped_actions = 7
-
     def achieved(self, task):
         return self.total >= 2 if task == "push" else None
 
@@ -238,9 +264,13 @@ def test_a_robot_that_can_tell_says_whether_the_other_task_was_achieved():
     assert rows["reach"].other_successes == 8  # all but goal 1, where the episode ends before
     assert rows["push"].other_successes is None  # its own instruction
     assert "the other task 8" in write_table(evaluation)
-    assert {r.num_clipped_actions for r in episodes_of(evaluation)} == {7}
     elsewhere = count("0.5", make_robot=TwoTargetRobot, instruction="drawer-open")
     assert {r.other_success for r in episodes_of(elsewhere)} == {None}
+
+
+def test_actions_that_the_robot_clips_are_counted():
+    assert {r.num_clipped_actions for r in episodes_of(count("2"))} == {0}
+    assert all(r.num_clipped_actions == r.num_steps for r in episodes_of(count("3")))
 
 
 def test_a_robot_that_cannot_tell_success_is_refused():

@@ -55,15 +55,14 @@ def test_the_runtime_equals_the_reference_on_recorded_observations(demo_bundle, 
     worst = 0.0
     for path in sorted(EPISODES.glob("*.npz")):
         recording = load_recording(path)
-        episode = policy.start(
-            anchor=recording.images[0], instruction=recording.instruction, seed=11
-        )
+        images, states = (recording.streams[name].values for name in ("frame", "state"))
+        episode = policy.start(anchor=images[0], instruction=recording.instruction, seed=11)
         for tick, frame in enumerate((0, 7, 20)):
-            observation = {"state": recording.states[frame], "frame": recording.images[frame]}
+            observation = {"state": states[frame], "frame": images[frame]}
             chunk = episode.act(observation["frame"], observation["state"])
             want = reference(
                 loaded,
-                anchor=recording.images[0],
+                anchor=images[0],
                 instruction=recording.instruction,
                 noise=draw_noise(11, tick, policy.chunk_shape),
                 **observation,

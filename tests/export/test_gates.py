@@ -19,7 +19,7 @@ from quant.apply import quantize
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime.__main__ import main as anchorvla
 from runtime.errors import BundleError
-from runtime.recordings.recording import load_recording, save_recording
+from runtime.recordings.recording import evenly, load_recording, save_recording
 from tests.export.conftest import cut_config
 from tests.pages import Page, broken_promises
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
@@ -175,8 +175,10 @@ def darkness(tmp_path_factory):
     seen = replace(
         seen,
         instruction="sing",
-        images=np.zeros_like(seen.images[:12]),
-        states=seen.states[:12],
+        streams={
+            "frame": evenly(np.zeros_like(seen.streams["frame"].values[:12]), 10.0),
+            "state": evenly(seen.streams["state"].values[:12], 10.0),
+        },
         actions=seen.actions[:12],
     )
     save_recording(seen, folder / "dark.npz")
@@ -217,8 +219,9 @@ def test_the_runtime_refuses_a_forced_bundle_until_told_otherwise(forced):
         runtime.load(forced)
     policy = runtime.load(forced, accept_failed_gates=True)
     seen = load_recording(EPISODES / "touch-red-1.npz")
-    episode = policy.start(anchor=seen.images[0], instruction=seen.instruction)
-    assert np.isfinite(episode.act(seen.images[1], seen.states[1])).all()
+    images, states = (seen.streams[name].values for name in ("frame", "state"))
+    episode = policy.start(anchor=images[0], instruction=seen.instruction)
+    assert np.isfinite(episode.act(images[1], states[1])).all()
 
 
 def test_the_command_line_runs_a_forced_bundle_only_when_told(forced, capsys):

@@ -103,7 +103,8 @@ def test_another_episode_with_the_same_first_frame_may_be_held_out(tmp_path):
     own, apart = write(tmp_path / "own", [1]), write(tmp_path / "apart", [1], length=9)
     assert gathered(calibration=own, held_out=apart).held_out_by == "named by --held-out"
     later = load_recording(own / "01.npz")
-    save_recording(replace(later, states=later.states + np.float32(1)), apart / "01.npz")
+    moved = replace(later.streams["state"], values=later.streams["state"].values + np.float32(1))
+    save_recording(replace(later, streams={**later.streams, "state": moved}), apart / "01.npz")
     assert gathered(calibration=own, held_out=apart).held_out_by == "named by --held-out"
 
 

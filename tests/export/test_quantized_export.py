@@ -71,14 +71,15 @@ def test_the_bundle_computes_here_what_its_exporter_measured(policy):
 
 def test_what_is_kept_has_the_bits_of_what_is_recomputed(policy):
     seen = load_recording(EPISODE)
+    images, states = (seen.streams[name].values for name in ("frame", "state"))
     chunks = {}
     for cold in (False, True):
-        episode = policy.start(anchor=seen.images[0], instruction=seen.instruction, seed=3)
+        episode = policy.start(anchor=images[0], instruction=seen.instruction, seed=3)
         chunks[cold] = []
         for frame in (0, 5, 10):
             if cold:
                 policy.forget()
-            chunks[cold].append(episode.act(seen.images[frame], seen.states[frame]))
+            chunks[cold].append(episode.act(images[frame], states[frame]))
     assert np.array_equal(chunks[False], chunks[True])
 
 

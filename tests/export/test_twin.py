@@ -81,14 +81,15 @@ def test_the_twin_acts_within_twice_the_error_that_the_bundle_states(twin, cut_c
     errors = []
     for path in sorted(EPISODES.glob("touch-*.npz")):
         seen = load_recording(path)
-        start = {"anchor": seen.images[0], "instruction": seen.instruction}
+        images, states = (seen.streams[name].values for name in ("frame", "state"))
+        start = {"anchor": images[0], "instruction": seen.instruction}
         episode = policy.start(**start, seed=7)
         for tick, frame in enumerate((0, 8, 16)):
-            chunk = episode.act(seen.images[frame], seen.states[frame])
+            chunk = episode.act(images[frame], states[frame])
             want = reference(
                 checkpoint,
-                frame=seen.images[frame],
-                state=seen.states[frame],
+                frame=images[frame],
+                state=states[frame],
                 noise=draw_noise(7, tick, policy.chunk_shape),
                 **start,
             )

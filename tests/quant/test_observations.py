@@ -29,13 +29,13 @@ def test_recorded_episodes_are_read_as_load_recording_does():
     expected = []
     for path in sorted(EPISODES.glob("*.npz")):
         recording = load_recording(path)
-        expected += [(recording, frame) for frame in range(0, len(recording.images), 6)]
+        expected += [(recording, frame) for frame in range(0, recording.num_frames, 6)]
     observations = list(read_observations(EPISODES, stride=6))
     assert len(observations) == len(expected) > 4
     for observation, (recording, frame) in zip(observations, expected, strict=True):
-        assert np.array_equal(observation.anchor, recording.images[0])
-        assert np.array_equal(observation.frame, recording.images[frame])
-        assert np.array_equal(observation.state, recording.states[frame])
+        assert np.array_equal(observation.anchor, recording.streams["frame"].values[0])
+        assert np.array_equal(observation.frame, recording.streams["frame"].values[frame])
+        assert np.array_equal(observation.state, recording.streams["state"].values[frame])
         assert observation.instruction == recording.instruction
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,16 @@ def test_run_replays_episodes_and_ends_with_one_json_line(
 
 def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, tmp_path, capsys):
     _, recording = next(read_recordings([EPISODES / "touch-red-1.npz"]))
+    images, states = (recording.streams[name].values for name in ("frame", "state"))
     rows = [
         {
             "episode_index": 0,
             "frame_index": i,
             "timestamp": i / 10,
             "task_index": 0,
-            "observation.state": recording.states[i].tolist(),
+            "observation.state": states[i].tolist(),
             "action": recording.actions[i].tolist(),
-            **{f"images.{side}": {"bytes": png(recording.images[i])} for side in ("left", "right")},
+            **{f"images.{side}": {"bytes": png(images[i])} for side in ("left", "right")},
         }
         for i in range(4)
     ]
@@ -171,11 +173,11 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_camera_of_another_size_is_an_observation_error(demo_bundle, tmp_path, capsys):
-    from runtime.recordings.recording import Recording, load_recording, save_recording
+    from runtime.recordings.recording import evenly, load_recording, save_recording
 
     small = load_recording(EPISODES / "touch-red-1.npz")
-    fields = {n: getattr(small, n) for n in Recording.__dataclass_fields__}
-    big = Recording(**{**fields, "images": small.images.repeat(4, axis=1).repeat(4, axis=2)})
+    images = small.streams["frame"].values.repeat(4, axis=1).repeat(4, axis=2)
+    big = replace(small, streams={**small.streams, "frame": evenly(images, 10.0)})
     save_recording(big, tmp_path / "big.npz")
     code = main(["run", str(demo_bundle), "--episodes", str(tmp_path / "big.npz"), *FAST])
     assert code == 4

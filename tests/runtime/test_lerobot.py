@@ -566,12 +566,16 @@ def test_a_dataset_is_replayed_with_its_recorded_actions(folder, request):
     named = list(read_recordings([request.getfixturevalue(folder)]))
     assert [name for name, _ in named] == ["episode 0", "episode 1", "episode 2"]
     for episode, (_, recording) in enumerate(named):
-        seen = [identify(image) for image in recording.images]
+        seen = [identify(image) for image in recording.streams["frame"].values]
         assert seen == [(episode, i) for i in range(NUM_FRAMES)]
-        assert recording.states.tolist() == [[episode, i, 0.5] for i in range(NUM_FRAMES)]
+        states = recording.streams["state"].values
+        assert states.tolist() == [[episode, i, 0.5] for i in range(NUM_FRAMES)]
         assert recording.actions.tolist() == [[episode, -i] for i in range(NUM_FRAMES)]
         assert recording.instruction == f"task {episode % 2}"
         assert recording.rate_hz == RATE_HZ and recording.success is None
+        for stream in recording.streams.values():
+            assert np.allclose(stream.at_s, np.arange(NUM_FRAMES) / RATE_HZ, atol=1e-6)
+        assert recording.streams["frame"].frame_ids.tolist() == list(range(NUM_FRAMES))
 
 
 @pytest.mark.parametrize(
@@ -607,13 +611,14 @@ def test_a_dataset_without_actions_is_replayed_too(pictures):
 
 def test_no_more_frames_are_decoded_than_will_be_replayed(written):
     (_, first), *_ = read_recordings([written], max_frames=3)
-    assert len(first.images) == len(first.states) == len(first.actions) == 3
+    assert [len(stream.values) for stream in first.streams.values()] == [3, 3]
+    assert len(first.actions) == 3
 
 
 def test_a_state_of_another_shape_makes_no_recording(pictures):
     edit_table(pictures / DATA, lambda rows: [r.update({STATE: [r[STATE]]}) for r in rows])
     with pytest.raises(
-        RecordingError, match=r"episode 0 makes no recording: states .* leave it out"
+        RecordingError, match=r"episode 0 makes no recording: values .* leave it out"
     ):
         list(read_recordings([pictures]))
 
@@ -631,8 +636,8 @@ def test_what_is_converted_is_the_dataset(written, tmp_path):
     direct = [recording for _, recording in read_recordings([written])]
     for path, expected in zip(paths, direct, strict=True):
         found = load_recording(path)
-        assert np.array_equal(found.images, expected.images)
-        assert np.array_equal(found.states, expected.states)
+        assert np.array_equal(found.streams["frame"].values, expected.streams["frame"].values)
+        assert np.array_equal(found.streams["state"].values, expected.streams["state"].values)
         assert np.array_equal(found.actions, expected.actions)
         assert found.instruction == expected.instruction
     assert list(tmp_path.iterdir()) == [tmp_path / "recordings"]

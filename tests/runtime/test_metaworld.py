@@ -36,7 +36,7 @@ def goal_error_m(robot, *, num_fit=60, num_held_out=40):
     """Median distance between the goals and those read off the first frames of other episodes."""
     features, goals = [], []
     for _ in range(num_fit + num_held_out):
-        features.append(marker_features(robot.reset().image))
+        features.append(marker_features(robot.reset().values["frame"]))
         goals.append(robot.goal_m)
     features, goals = np.array(features), np.array(goals)
     weights, *_ = np.linalg.lstsq(features[:num_fit], goals[:num_fit], rcond=None)
@@ -61,7 +61,7 @@ def test_without_settling_the_first_frame_shows_the_goal_of_another_episode(monk
 def test_the_marker_is_wholly_in_view_and_nothing_else_looks_like_it(task):
     with make_robot(task=task) as robot:
         for _ in range(20):
-            pixels = marker_pixels(robot.reset().image)
+            pixels = marker_pixels(robot.reset().values["frame"])
             v, u = np.nonzero(pixels)
             assert 20 < len(u) < 150
             assert u.min() > 0 and v.min() > 0 and u.max() < 111 and v.max() < 111
@@ -71,26 +71,26 @@ def test_the_marker_is_wholly_in_view_and_nothing_else_looks_like_it(task):
 def test_the_remembered_marker_is_gone_after_the_first_frame_and_back_in_the_next_episode():
     with make_robot(task="reach") as robot:
         for _ in range(2):
-            assert marker_pixels(robot.reset().image).any()
-            assert not marker_pixels(robot.observe().image).any()
+            assert marker_pixels(robot.reset().values["frame"]).any()
+            assert not marker_pixels(robot.observe().values["frame"]).any()
             for _ in range(3):
-                robot.apply(np.zeros(4, np.float32))
-                assert not marker_pixels(robot.observe().image).any()
+                robot.send(np.zeros(4, np.float32))
+                assert not marker_pixels(robot.observe().values["frame"]).any()
 
 
 @pytest.mark.parametrize("options", [{"task": "push"}, {"hide_marker_after_first_frame": False}])
 def test_a_marker_that_need_not_be_remembered_stays(options):
     with make_robot(**options) as robot:
         robot.reset()
-        robot.apply(np.zeros(4, np.float32))
-        assert marker_pixels(robot.observe().image).any()
+        robot.send(np.zeros(4, np.float32))
+        assert marker_pixels(robot.observe().values["frame"]).any()
 
 
 def test_the_instruction_alone_tells_which_of_three_markers_is_meant():
     pictures, places = [], []
     for colour in ("red", "green", "blue"):
         with make_robot(task=f"touch-{colour}") as robot:
-            pictures.append(robot.reset().image)
+            pictures.append(robot.reset().values["frame"])
             places.append(robot.markers_m)
             assert colour in robot.instruction
             assert np.allclose(robot.goal_m, robot.markers_m[colour])
@@ -117,7 +117,7 @@ def test_a_robot_tells_which_of_the_other_tasks_it_achieved():
         robot.reset()
         assert robot.achieved("touch-green") is False
         while not robot.success:
-            robot.apply(robot.expert_action())
+            robot.send(robot.expert_action())
         assert robot.achieved("touch-red") is True
         assert robot.achieved("touch-green") is False
         assert robot.achieved("push") is None
@@ -125,14 +125,14 @@ def test_a_robot_tells_which_of_the_other_tasks_it_achieved():
         target = robot.markers_m["green"]
         for _ in range(60):
             step = (target - robot._env.tcp_center) * 20
-            robot.apply(np.array([*np.clip(step, -1, 1), -1.0], np.float32))
+            robot.send(np.array([*np.clip(step, -1, 1), -1.0], np.float32))
         assert robot.achieved("touch-green") is True
 
 
 @pytest.mark.parametrize("task", ["button-press-topdown", "drawer-open"])
 def test_a_task_without_marker_shows_none(task):
     with make_robot(task=task) as robot:
-        assert not marker_pixels(robot.reset().image).any()
+        assert not marker_pixels(robot.reset().values["frame"]).any()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -141,11 +141,11 @@ def test_the_same_task_and_seed_give_the_same_bits(task):
         for _ in range(2):
             ours, theirs = first.reset(), second.reset()
             for _ in range(10):
-                assert np.array_equal(ours.image, theirs.image)
-                assert np.array_equal(ours.state, theirs.state)
+                assert np.array_equal(ours.values["frame"], theirs.values["frame"])
+                assert np.array_equal(ours.values["state"], theirs.values["state"])
                 action_A = first.expert_action()
-                first.apply(action_A)
-                second.apply(action_A)
+                first.send(action_A)
+                second.send(action_A)
                 ours, theirs = first.observe(), second.observe()
 
 
@@ -154,8 +154,8 @@ def test_an_episode_does_not_depend_on_the_actions_of_the_one_before():
         idle.reset()
         busy.reset()
         while not busy.done:
-            busy.apply(busy.expert_action())
-        assert np.array_equal(idle.reset().image, busy.reset().image)
+            busy.send(busy.expert_action())
+        assert np.array_equal(idle.reset().values["frame"], busy.reset().values["frame"])
         assert np.array_equal(idle.goal_m, busy.goal_m)
 
 
@@ -176,7 +176,7 @@ def test_the_expert_mostly_succeeds(task):
         with make_robot(task=task, seed=seed) as robot:
             robot.reset()
             while not robot.done:
-                robot.apply(robot.expert_action())
+                robot.send(robot.expert_action())
             successes.append(robot.success)
     assert sum(successes) >= 2
 
@@ -185,7 +185,7 @@ def test_doing_nothing_does_not_succeed():
     with make_robot(max_steps=20) as robot:
         robot.reset()
         while not robot.done:
-            robot.apply(np.zeros(4, np.float32))
+            robot.send(np.zeros(4, np.float32))
         assert robot.success is False
 
 
@@ -193,36 +193,33 @@ def test_success_is_kept_when_the_episode_goes_on():
     with make_robot(end_on_success=False, max_steps=90) as robot:
         robot.reset()
         while not robot.success:
-            robot.apply(robot.expert_action())
+            robot.send(robot.expert_action())
         assert not robot.done
         while not robot.done:  # away from the goal
-            robot.apply(np.array([0, -1, 0, 0], np.float32))
+            robot.send(np.array([0, -1, 0, 0], np.float32))
         assert robot.success
 
 
 def test_the_state_is_the_hand_in_metres_and_the_gripper_opening():
     with make_robot() as robot:
-        before = robot.reset().state
+        before = robot.reset().values["state"]
         assert before.shape == (4,)
         assert 0.9 < before[3] <= 1
         for _ in range(20):
-            robot.apply(np.array([1, 0, 0, 1], np.float32))
-        after = robot.observe().state
+            robot.send(np.array([1, 0, 0, 1], np.float32))
+        after = robot.observe().values["state"]
         # The arm follows a target that moved 20 x 1 cm, and has not caught up yet.
         assert 0.05 < after[0] - before[0] < 0.2
         assert after[3] < before[3]
 
 
-def test_actions_outside_the_range_are_clipped_and_counted():
+def test_actions_outside_the_range_are_clipped_and_what_was_sent_is_told():
     with make_robot(seed=2) as clipped, make_robot(seed=2) as plain:
         for robot, scale in ((clipped, 3), (plain, 1)):
             robot.reset()
             for _ in range(4):
-                robot.apply(np.full(4, scale, np.float32))
-        assert (clipped.num_clipped_actions, plain.num_clipped_actions) == (4, 0)
-        assert np.array_equal(clipped.observe().state, plain.observe().state)
-        clipped.reset()
-        assert clipped.num_clipped_actions == 0
+                assert robot.send(np.full(4, scale, np.float32)).tolist() == [1, 1, 1, 1]
+        assert np.array_equal(clipped.observe().values["state"], plain.observe().values["state"])
 
 
 @pytest.mark.parametrize(
@@ -236,6 +233,19 @@ def test_actions_outside_the_range_are_clipped_and_counted():
 def test_an_argument_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_robot(**options)
+
+
+def test_stamps_are_simulated_time_and_every_look_has_its_own_frame_id():
+    with make_robot() as robot:
+        seen = [robot.reset(), robot.observe()]
+        for _ in range(2):
+            robot.send(np.zeros(4, np.float32))
+            seen.append(robot.observe())
+        assert [o.at for o in seen] == [dict.fromkeys(("frame", "state"), t) for t in
+                                        (0.0, 0.0, 0.0125, 0.025)]  # fmt: skip
+        assert [o.frame_ids["frame"] for o in seen] == [0, 1, 2, 3]  # the anchor shows the marker
+    with make_robot(hide_marker_after_first_frame=False) as robot:
+        assert robot.reset().frame_ids == robot.observe().frame_ids
 
 
 def test_a_closed_robot_does_not_come_back():
@@ -305,9 +315,9 @@ def test_a_robot_with_a_new_seed_is_as_one_that_was_built_with_it(task):
     def frames(robot):
         seen = [robot.reset()]
         for _ in range(8):
-            robot.apply(robot.expert_action())
+            robot.send(robot.expert_action())
             seen.append(robot.observe())
-        return [(o.image.tobytes(), o.state.tobytes()) for o in seen]
+        return [(o.values["frame"].tobytes(), o.values["state"].tobytes()) for o in seen]
 
     with make_robot(task=task, seed=7) as built, make_robot(task=task, seed=1) as other:
         want = frames(built)

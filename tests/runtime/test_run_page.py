@@ -19,6 +19,7 @@ from runtime.pages.imitation import Run, action_charts, dimension_errors, error_
 from runtime.pages.report import draw_page, processor_name
 from runtime.recordings.recording import load_recording
 from runtime.robots.replay import ReplayedRobot
+from runtime.robots.robot import Observation
 from tests.pages import Page, broken_promises
 
 CONFIG = LoopConfig(rate_hz=1000.0, execute=5, max_steps=12)
@@ -45,13 +46,14 @@ def page(policy, run, timings):
 
 def made_up(predicted_NA, recorded_NA):
     """A run of these actions."""
-    image, state = np.zeros((2, 2, 3), np.uint8), np.zeros(1, np.float32)
+    first = Observation({"frame": np.zeros((2, 2, 3), np.uint8)}, {"frame": 0.0}, {"frame": 0})
+    actions_NA = np.asarray(predicted_NA, np.float32)
     steps = [
-        Step(0.0, 0.01 if i % 2 == 0 else None, {}, state, np.asarray(a, np.float32))
-        for i, a in enumerate(predicted_NA)
+        Step(0.0, 0.01 if i % 2 == 0 else None, {}, action_A, action_A)
+        for i, action_A in enumerate(actions_NA)
     ]
     recorded = None if recorded_NA is None else np.asarray(recorded_NA, np.float32)
-    return Run(name="made up", trace=Trace("do", 0.1, image, steps), recorded_NA=recorded)
+    return Run(name="made up", trace=Trace("do", 0.1, first, steps), recorded_NA=recorded)
 
 
 def normalization(units):
@@ -213,9 +215,9 @@ def test_an_instruction_and_a_file_name_stay_text(policy, run, timings):
 
 def test_the_strip_begins_with_the_anchor_and_ends_with_the_last_picture(page, run):
     shown = [attributes for tag, attributes in page.attributes if tag == "img"]
-    pictures = run.trace.film.pictures
-    wanted = (run.trace.anchor, pictures[0], pictures[len(run.trace.steps) - 1])
-    assert len(shown) == 10 and shown[0]["alt"] == "anchor"
+    pictures = run.trace.films["frame"].pictures
+    wanted = (run.trace.first.values["frame"], pictures[0], pictures[len(run.trace.steps)])
+    assert len(shown) == 5 and shown[0]["alt"] == "anchor"
     for drawn, image in zip((shown[0], shown[1], shown[-1]), wanted, strict=True):
         png = base64.b64decode(drawn["src"].removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
@@ -226,7 +228,20 @@ def test_pictures_are_small_however_large_the_camera_is(policy, run, timings):
     film = Film()
     for step in range(len(run.trace.steps)):
         film.add(step, huge)
-    trace = dataclasses.replace(run.trace, film=film, anchor=huge)
+    first = Observation({"wrist": huge}, {"wrist": 0.0}, {"wrist": 0})
+    trace = dataclasses.replace(run.trace, films={"wrist": film}, first=first)
     page = Page(draw_page(policy, [Run(name="x", trace=trace)], timings, CONFIG, "t"))
     # Noise does not compress: 240 x 135 pixels of 3 bytes, in base64.
     assert max(len(a["src"]) for tag, a in page.attributes if tag == "img") < 240 * 135 * 3 * 1.5
+
+
+def test_every_camera_has_its_own_strip(policy, run, timings):
+    first, films = run.trace.first, run.trace.films
+    both = Observation(
+        {**first.values, "wrist": first.values["frame"]}, {**first.at, "wrist": 0.0},
+        {"frame": 0, "wrist": 0},
+    )  # fmt: skip
+    trace = dataclasses.replace(run.trace, first=both, films={**films, "wrist": films["frame"]})
+    page = Page(draw_page(policy, [Run(name="x", trace=trace)], timings, CONFIG, "t"))
+    shown = [attributes["alt"] for tag, attributes in page.attributes if tag == "img"]
+    assert len(shown) == 10 and shown[:5] == shown[5:]
