@@ -92,24 +92,47 @@ state = np.zeros(4, np.float32)
 """
 
 
+def run_example(code, bundle, folder):
+    """As a user would, beside a bundle."""
+    (folder / "bundle").symlink_to(bundle)
+    (folder / "example.py").write_text(PRELUDE + code)
+    return subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("README.md", "Stats(num_runs="), ("docs/robot.md", "15 actions, 3 ticks")]
 )
 def test_the_code_in_the_docs_runs(name, words, demo_bundle, tmp_path):
     (code,) = blocks(ROOT / name, "python")
-    (tmp_path / "bundle").symlink_to(demo_bundle)
-    (tmp_path / "example.py").write_text(PRELUDE + code)
-    done = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_example(code, demo_bundle, tmp_path)
     assert done.returncode == 0, done.stderr
     assert words in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "planted", "promise"),
+    [
+        ("self.limits.clip(action_A)", "action_A.copy()", "what is sent is within the limits: "),
+        ("if self.seen is None:", "if True:", "observe is the same, bit for bit, until the next"),
+        ("self.step = None\n\n    def _", "pass\n\n    def _", "close ends it, twice too: observe"),
+    ],
+)
+def test_the_kit_of_the_docs_catches_a_fault_in_their_robot(
+    line, planted, promise, demo_bundle, tmp_path
+):
+    (code,) = blocks(ROOT / "docs" / "robot.md", "python")
+    assert code.count(line) == 1
+    done = run_example(code.replace(line, planted), demo_bundle, tmp_path)
+    assert done.returncode == 1 and "NonConforming: " in done.stderr
+    assert promise in done.stderr
+
+
 def test_the_robot_of_the_docs_fits_on_a_page():
     (code,) = blocks(ROOT / "docs" / "robot.md", "python")
-    body = code[code.index("class MyRobot") : code.index("with runtime")]
+    body = code[code.index("class MyRobot") : code.index("check_robot(lambda")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 40
 
 

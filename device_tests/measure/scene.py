@@ -12,7 +12,7 @@ from runtime.bundle import read_golden
 from runtime.errors import BundleError, ObservationError, RobotError
 from runtime.policy import Policy
 from runtime.recordings.recording import FRAME, STATE
-from runtime.robots.robot import Limits, Observation, Sensor, check_action
+from runtime.robots.robot import Limits, Observation, Sensor
 
 STATE_STEP = np.float32(1e-3)
 """In robot units; small against what a state normalizes to."""
@@ -101,9 +101,9 @@ class SceneRobot:
     def send(self, action_A: NDArray[np.float32]) -> NDArray[np.float32]:
         """It stands still, and looks anew."""
         self._require_reset("send")
-        check_action(action_A, self.limits.num_actions)
+        sent_A = self.limits.clip(action_A)
         self._seen = None
-        return self.limits.clip(action_A)
+        return sent_A
 
     def hold(self) -> None:
         self._require_reset("hold")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import RobotError
 from .rendering import EGL_PACKAGES, choose_backend
-from .robot import Limits, Observation, Sensor, check_action
+from .robot import Limits, Observation, Sensor
 
 # The free camera looks from the side on which the drawer's handle, the button and the reachable
 # goals are all in view.
@@ -214,7 +214,6 @@ class MetaWorldRobot:
             raise RobotError(
                 f"send() after the episode ended ({self._num_steps} steps): call reset()"
             )
-        check_action(action_A, 4)
         sent_A = self.limits.clip(action_A)
         self._full_state, _, _, _, info = self._env.step(sent_A)
         self._success = self._success or bool(info["success"] > 0)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import RobotError
 from ..recordings.recording import Recording, Stream
-from .robot import Kind, Limits, Observation, Sensor, check_action
+from .robot import Kind, Limits, Observation, Sensor
 
 
 class ReplayedRobot:
@@ -54,9 +54,9 @@ class ReplayedRobot:
             raise RobotError(
                 f"send() after the end of the recording ({len(self.applied)} steps): call reset()"
             )
-        check_action(action_A, self.limits.num_actions)
-        self.applied.append(action_A.copy())
-        return self.limits.clip(action_A)
+        sent_A = self.limits.clip(action_A)
+        self.applied.append(sent_A.copy())
+        return sent_A
 
     def hold(self) -> None:
         """A recording stands still by itself."""

@@ -129,7 +129,12 @@ class Limits:
         return self.low.size
 
     def clip(self, action_A: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The nearest action [A] inside; the caller owns it."""
+        """The nearest action [A] inside; the caller owns it.
+
+        Raises:
+            ValueError: `action_A` is not finite float32 [A].
+        """
+        check_action(action_A, self.num_actions)
         return np.asarray(np.clip(action_A, self.low, self.high), np.float32)
 
 

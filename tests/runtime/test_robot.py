@@ -106,6 +106,9 @@ def test_limits_are_float32_copies_that_nobody_changes_and_clip_to_the_nearest()
     assert clipped_A.tolist() == [1, 9] and clipped_A.dtype == np.float32
     assert action_A.tolist() == [7, 9] and found.num_actions == 2
     assert not np.shares_memory(found.clip(clipped_A), clipped_A)
+    for broken_A in (np.zeros(2), np.zeros(3, np.float32), np.full(2, np.inf, np.float32)):
+        with pytest.raises(ValueError, match="an action must be (float32|finite)"):
+            found.clip(broken_A)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Cart:
         return self.move(action_A)
 
     def move(self, action_A):
-        sent_A = self.limits.clip(action_A)
+        sent_A = np.clip(action_A, self.limits.low, self.limits.high)
         self.place = self.place + sent_A + np.float32(0.5)
         self.num_steps += 1
         return sent_A
