@@ -95,7 +95,7 @@ def limits(low=(-1, -np.inf), high=(1, 2), units=("m", ""), names=("x", "y")):
 
 
 def test_limits_are_float32_copies_that_nobody_changes_and_clip_to_the_nearest():
-    low = np.array([-1.0, -2.0])
+    low = np.array([-1.0, -2.0], np.float32)
     found = Limits(low, np.array([1.0, np.inf]), ("m", "m"), ("x", "y"))
     low[:] = 5
     assert found.low.tolist() == [-1, -2] and found.low.dtype == found.high.dtype == np.float32
