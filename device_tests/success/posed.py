@@ -74,6 +74,7 @@ class PosedPolicy:
         seed: int,
         anchor_policy: AnchorPolicy | None = None,
     ) -> PosedPolicy:
+        """As `runtime.Policy.start`; here `follow` says when the anchor is replaced."""
         self._digest = hashlib.sha256()
         self._episode = self._policy.start(
             anchor=anchor if self._anchor is None else self._anchor,
@@ -83,6 +84,7 @@ class PosedPolicy:
         return self
 
     def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `runtime.Episode.act`."""
         if self._follow:
             self._episode.re_anchor(image)
         if self._cold:

@@ -52,7 +52,7 @@ def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
             f"{path}: neither episodes (*.npz) nor a LeRobot dataset ({INFO}); check the path"
         )
     if camera is not None:
-        raise ValueError(f"{path}: .npz episodes have one camera; leave out {camera!r}")
+        raise ValueError(f"{path}: .npz episodes name their own cameras; leave out {camera!r}")
     return _with_frames(path, [_recorded_episode(file) for file in files])
 
 

@@ -40,7 +40,10 @@ def read_recordings(
             )
         sources += found
     if camera is not None and not any(isinstance(source, LeRobotEpisode) for source in sources):
-        raise RecordingError(f"recordings (*.npz) have one camera; leave out --camera {camera}")
+        raise RecordingError(
+            f"recordings (*.npz) name their own cameras; leave out --camera {camera}, which "
+            "chooses one of a LeRobot dataset"
+        )
     return (_open(source, max_frames) for source in sources)
 
 

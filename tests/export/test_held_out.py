@@ -134,7 +134,7 @@ def test_the_camera_that_is_named_is_the_datasets_wherever_it_is(tmp_path):
     own = write(tmp_path / "own", [5])
     found = gathered(calibration=tmp_path / "dataset", held_out=own, camera=CAMERA)
     assert found.held_out_by == "named by --held-out"
-    with pytest.raises(ExportError, match="--calibration of .* have one camera; leave out"):
+    with pytest.raises(ExportError, match="--calibration of .* name their own cameras; leave out"):
         gathered(calibration=own, camera=CAMERA)
 
 

@@ -104,7 +104,7 @@ def test_a_folder_without_episodes_is_refused(tmp_path):
 
 
 def test_a_camera_of_recorded_episodes_is_refused():
-    with pytest.raises(ValueError, match="have one camera; leave out 'top'"):
+    with pytest.raises(ValueError, match="name their own cameras; leave out 'top'"):
         read_observations(EPISODES, stride=1, camera="top")
 
 

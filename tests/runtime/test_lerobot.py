@@ -690,7 +690,7 @@ def test_the_error_about_cameras_names_the_flag(dataset, tmp_path):
     with pytest.raises(RecordingError, match=r"one of observation.images.b, .*; none is named"):
         read_recordings([dataset])
     (tmp_path / "a.npz").write_bytes(b"")
-    with pytest.raises(RecordingError, match="have one camera; leave out --camera wrist"):
+    with pytest.raises(RecordingError, match="name their own cameras; leave out --camera wrist"):
         read_recordings([tmp_path / "a.npz"], camera="wrist")
 
 
