@@ -1,6 +1,7 @@
 """Observations are the right frames of the right episode, shared out as stride and limit say."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from models.demo import EPISODES
 from quant.data.observations import draw as draw_observations
 from quant.data.observations import read_episodes, read_observations
 from runtime.errors import RecordingError
-from runtime.recordings.recording import load_recording
+from runtime.recordings.recording import load_recording, save_recording
 from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, names_of, write_episode
 
 
@@ -112,3 +113,11 @@ def test_a_damaged_episode_is_refused(tmp_path):
     (tmp_path / "0.npz").write_bytes(b"no zip")
     with pytest.raises(RecordingError, match="0.npz: expected an .npz archive"):
         read_observations(tmp_path, stride=1)
+
+
+def test_an_episode_without_the_policys_inputs_is_refused_by_name(tmp_path):
+    seen = load_recording(EPISODES / "touch-red-1.npz")
+    renamed = {"top": seen.streams["frame"], "state": seen.streams["state"]}
+    save_recording(replace(seen, streams=renamed), tmp_path / "0.npz")
+    with pytest.raises(RecordingError, match="0.npz: has streams top, state and no 'frame', which"):
+        list(read_observations(tmp_path, stride=1))
