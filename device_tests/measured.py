@@ -30,9 +30,7 @@ from device_tests.provenance import read_provenance
 from device_tests.result import Measured, TimedRun
 from runtime.backends.registry import MakeBackend
 from runtime.board.machine import Machine, read_machine
-from runtime.check import check
 from runtime.control.loop import Clock, MonotonicClock
-from runtime.recordings.recording import FRAME, STATE
 
 CALM, BUSY_CORES, BUSY_MEMORY = "undisturbed", "a busy process per core", "memory in use"
 
@@ -76,7 +74,7 @@ def measure_all(
         cold_start_s = clock() - start
         taken_mb, resident_mb = free_mb - read_available_mb(), read_mb()
         on_part("parity with the golden data")
-        parity = tuple(check(policy))
+        parity = tuple(policy.check())
         provenance = read_provenance(
             policy.bundle.manifest,
             board=board,
@@ -163,10 +161,9 @@ def _pressures(memory_share: float) -> dict[str, Callable[[], AbstractContextMan
 
 def _ticker(policy: runtime.Policy, scene: Scene) -> Callable[[], None]:
     """Warm ticks of one episode."""
-    episode = policy.start(anchor=scene.anchor(), instruction=scene.instruction)
+    episode = policy.start(**scene.given())
 
     def tick() -> None:
-        seen = scene.observe()
-        episode.act(seen.values[FRAME], seen.values[STATE])
+        episode.act(scene.observe())
 
     return tick

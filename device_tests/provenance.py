@@ -12,7 +12,10 @@ from runtime.board.machine import Clocks, Machine, read_clocks
 from runtime.bundle import Manifest
 from runtime.pages.report import processor_name
 
-PACKAGES = ("numpy", "tokenizers", "pillow", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings")
+PACKAGES = (
+    *("msgspec", "numpy", "tokenizers", "pillow", "onnxruntime"),
+    *("tensorrt", "pycuda", "cuda-bindings"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +68,7 @@ def read_provenance(
         commit=commit or read_commit(),
         date=time.strftime("%Y-%m-%d %H:%M"),
         bundle_sha256=manifest.content_sha256,
-        recipe=manifest.recipe,
+        recipe=manifest.title,
         weights=manifest.description or "undescribed",
         num_weights=count_weights(manifest),
     )

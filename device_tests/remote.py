@@ -26,7 +26,7 @@ from runtime.storage.files import write_file
 CONNECT_S = 10
 SSH_FAILED = 255
 """What ssh itself exits with; a command's own code otherwise."""
-MODULES = ("numpy", "PIL", "tokenizers", "pytest")
+MODULES = ("msgspec", "numpy", "PIL", "tokenizers", "pytest")
 RESULT_BYTES = 256 << 20
 FIXED = {
     "BatchMode": "yes",

@@ -13,7 +13,7 @@ from device_tests.measure.latency import WARM, Latency
 from device_tests.measure.pacing import Pacing
 from device_tests.measure.soak import Soak
 from device_tests.provenance import Provenance
-from runtime.check import Verdict
+from runtime.backends.parity import Parity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class Measured:
     """Of the process, with the policy warm; 1e6 bytes."""
     taken_mb: float
     """What loading took from the memory of the whole machine, the GPU's part included."""
-    parity: tuple[Verdict, ...]
+    parity: tuple[Parity, ...]
     run: TimedRun | None
     """None where parity failed."""
     baseline: Reference | None

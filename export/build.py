@@ -6,20 +6,19 @@ that fails stops the export; no number is reported from an engine that failed it
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rich.progress
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as Printed
 from rich.text import Text
 
 from export.config import BuildConfig
@@ -42,10 +41,23 @@ from export.page.figures import read_study
 from export.page.report import write_report
 from export.subject import Subject, prepare, scanned_tensors
 from export.twin import write_twin
-from models.checkpoint import image_fields, load_checkpoint
+from models.anchorvla4d.split import TOKENIZER, TOKENS
+from models.checkpoint import load_checkpoint
+from models.statistics import KINDS
 from quant.recipes import RECIPES, Recipe, Rule
 from quant.search.yardsticks import yardsticks
-from runtime.bundle import GOLDEN, MANIFEST, Bundle, FileEntry, Manifest, read_bundle, sha256_of
+from runtime.bundle import (
+    GOLDEN,
+    MANIFEST,
+    Bundle,
+    FileEntry,
+    Manifest,
+    Quantization,
+    RecipeEntry,
+    Table,
+    read_bundle,
+    sha256_of,
+)
 from runtime.cli.progress import Progress
 from runtime.pages.show import memory_plan
 from runtime.storage.files import PAGE, check_output
@@ -130,7 +142,9 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     judge_precisions(subject, gates, exported)
     for engine in exported.values():
         for stage, parity in engine.parity.items():
-            stages[stage] |= {"parity": parity, "parity_allowed": exporter.allowed[stage]}
+            stages[stage] = replace(
+                stages[stage], parity=parity, parity_allowed=exporter.allowed[stage]
+            )
     step("pack")
     manifest = _pack(subject, folder, exported)
     step("run the bundle")
@@ -145,14 +159,15 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     error = judge_actions(subject, gates, runnable, allowed)
     shutil.rmtree(folder / "twin", ignore_errors=True)
     judge_success(subject, gates, manifest)
-    manifest = dataclasses.replace(
+    manifest = replace(
         manifest,
         engines={name: e.entry for name, e in exported.items()},
         gates=gates.verdicts,
         action_error=error,
         tolerance=allowed,
-        quantization=dict(manifest.quantization)
-        | {"stages": stages, "observations": subject.evidence.describe()},
+        quantization=replace(
+            manifest.quantization, stages=stages, observations=subject.evidence.describe()
+        ),
     )
     _write_manifest(folder, manifest)
     read_bundle(folder)
@@ -164,7 +179,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     config = checkpoint.config
     table = checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy()
     table.tofile(folder / "embedding.bin")
-    shutil.copyfile(checkpoint.path / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(checkpoint.path / "tokenizer.json", folder / TOKENIZER)
     golden = {f"stage/{name}": value for name, value in subject.tensors.items()}
     golden |= subject.golden
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
@@ -175,35 +190,26 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    n = config.normalization
     tail = len(checkpoint.tail_ids(str(golden["instruction"])))
     manifest = Manifest(
         policy=config.model_type,
-        recipe=subject.recipe.name,
+        recipe=_recipe(subject.recipe),
         license=config.license,
         description=config.description,
         source_sha256=checkpoint.sha256,
-        grid=subject.grid,
-        image=image_fields(checkpoint.image),
-        prompt={
-            "tail": checkpoint.parts.tail,
-            "end_ids": list(checkpoint.parts.end_ids),
-            "max_tail": parts.max_tail,
-        },
-        normalization={
-            "action": {"modes": list(n.action), "units": list(n.action_units)},
-            "state": {"modes": list(n.state), "units": list(n.state_units)},
-            "embodiments": checkpoint.statistics,
-        },
-        embedding={
-            "file": "embedding.bin", "shape": list(table.shape), "dtype": str(table.dtype),
-        },
+        twin_of="",
         graph=parts.graph,
+        dependencies=parts.graph.listed_dependencies,
+        statistics={
+            name: {kind: entry[kind] for kind in KINDS}
+            for name, entry in checkpoint.statistics.items()
+        },
+        tables={TOKENS: Table(file="embedding.bin", shape=table.shape, dtype="float32")},
         engines={name: e.entry for name, e in exported.items()},
         files=files,
         padded_share=parts.padded_share(tail),
         tolerance={},
-        quantization=_describe(subject.recipe, subject.rules, exported),
+        quantization=_describe(subject.rules, exported),
         tool_versions={"python": platform.python_version()}
         | {tool: importlib.metadata.version(tool) for tool in TOOLS},
     )  # fmt: skip
@@ -216,24 +222,29 @@ def engine_bytes(manifest: Manifest) -> int:
     return sum(f.bytes for name, f in manifest.files.items() if name.startswith("engines/"))
 
 
-def _describe(
-    recipe: Recipe, rules: Mapping[str, Rule], exported: Mapping[str, Exported]
-) -> dict[str, Any]:
-    raw = dataclasses.asdict(recipe)
-    raw["rules"] = [[r.pattern, r.format, r.method] for r in recipe.rules]
-    return {
-        "recipe": raw,
-        "layers": dict(sorted(Counter(f"{r.format} {r.method}" for r in rules.values()).items())),
-        "precisions": {
+def _recipe(recipe: Recipe) -> RecipeEntry:
+    return RecipeEntry(
+        name=recipe.name,
+        target=recipe.target,
+        base=recipe.base,
+        tolerance=recipe.tolerance,
+        rules=tuple((r.pattern, r.format, r.method) for r in recipe.rules),
+    )
+
+
+def _describe(rules: Mapping[str, Rule], exported: Mapping[str, Exported]) -> Quantization:
+    return Quantization(
+        layers=dict(sorted(Counter(f"{r.format} {r.method}" for r in rules.values()).items())),
+        precisions={
             name: dict(sorted(Counter(map(str, e.precisions.values())).items()))
             for name, e in exported.items()
         },
-        "islands": {name: dict(e.islands) for name, e in exported.items() if e.islands},
-    }
+        islands={name: dict(e.islands) for name, e in exported.items() if e.islands},
+    )
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(manifest.to_json())
+    (folder / MANIFEST).write_bytes(manifest.to_json())
 
 
 class _Bar:
@@ -277,14 +288,14 @@ def _say(console: Console, words: str) -> None:
 
 
 def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
-    table = Table(title=Text(f"{out} ({manifest.recipe})"))
+    table = Printed(title=Text(f"{out} ({manifest.recipe.name})"))
     for column in ("engine", "parameters", "bytes", "parity", "weights", "compile"):
         left = column in ("engine", "weights", "compile")
         table.add_column(column, justify="left" if left else "right")
     for name, engine in manifest.engines.items():
         stem = engine.file.removesuffix("onnx")
         num_bytes = sum(f.bytes for file, f in manifest.files.items() if file.startswith(stem))
-        kinds = manifest.quantization["precisions"][name]
+        kinds = manifest.quantization.precisions[name]
         table.add_row(
             name,
             f"{engine.parameters:,}",
@@ -304,11 +315,11 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         _say(console, f"on a GPU: {words}")
     for name, verdict in manifest.gates.items():
         _say(console, f"gate {name}: {verdict}")
-    for engine, tensors in manifest.quantization["islands"].items():
+    for name, tensors in manifest.quantization.islands.items():
         worst = max(tensors, key=lambda t: tensors[t])
         _say(
             console,
-            f"float32 islands in {engine}: {len(tensors)} tensors, {worst} reaches "
+            f"float32 islands in {name}: {len(tensors)} tensors, {worst} reaches "
             f"{tensors[worst]:.3g}",
         )
     _say(console, f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}")

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from export.judge import Stages, worst_stages
 from export.measure import Modules
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import Split
+from models.anchorvla4d.split import ACTIONS, Split
 from quant.modules import QuantLinear
 from runtime.backends.parity import relative_error
-from runtime.policy import ACTIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ class Diagnosis:
 
 def diagnose(subject: Subject) -> Diagnosis:
     """Run it all again, piece by piece."""
-    exact = Modules(subject.checkpoint, subject.exact, subject.grid)
+    exact = Modules(subject.checkpoint, subject.exact)
     observations = {
         seen.where: (_error(subject, subject.parts, seen), exact.noise_spread(seen.inputs) / 2)
         for seen in subject.judged
@@ -63,7 +62,7 @@ def diagnose(subject: Subject) -> Diagnosis:
 
 
 def _error(subject: Subject, parts: Split, seen: Judged) -> float:
-    modules = Modules(subject.checkpoint, parts, subject.grid)
+    modules = Modules(subject.checkpoint, parts)
     return relative_error(modules.actions(seen.inputs), seen.tensors[ACTIONS])
 
 
@@ -94,7 +93,7 @@ def _layer_errors(subject: Subject, seen: Judged) -> dict[str, float]:
     handles = [model.get_submodule(n).register_forward_hook(compare(n)) for n in quantized]
     try:
         with torch.no_grad():
-            Modules(subject.checkpoint, subject.exact, subject.grid).actions(seen.inputs)
+            Modules(subject.checkpoint, subject.exact).actions(seen.inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from runtime.bundle import Verdict
 
 
 class GateFailed(ExportError):
@@ -23,7 +24,7 @@ class Gates:
 
     def __init__(self, *, force: bool) -> None:
         self.force = force
-        self.verdicts: dict[str, str] = {}
+        self.verdicts: dict[str, Verdict] = {}
 
     def judge(
         self, name: str, passed: bool, figures: str, message: str, *, unproven: str = ""
@@ -39,12 +40,14 @@ class Gates:
             GateFailed: it failed, and nothing is forced.
         """
         if not passed:
-            self.verdicts[name] = f"fail ({figures})"
+            self.verdicts[name] = Verdict(kind="fail", figures=figures)
             if not self.force:
                 raise GateFailed(name, message)
-        elif not self.verdicts.get(name, "").startswith("fail"):
+        elif name not in self.verdicts or self.verdicts[name].kind != "fail":
             self.verdicts[name] = (
-                f"not measured ({unproven}; {figures})" if unproven else f"pass ({figures})"
+                Verdict(kind="not measured", figures=f"{unproven}; {figures}")
+                if unproven
+                else Verdict(kind="pass", figures=figures)
             )
 
 

@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.config import BuildConfig
 from export.errors import ExportError
 from quant.data.episode import Episode, Observation
 from quant.data.observations import draw, read_episodes
 from quant.recipes import Recipe
+from runtime.bundle import Observations
 from runtime.recordings.lerobot import is_lerobot
 
 HELD_OUT_EVERY = 5
@@ -45,16 +45,16 @@ class Evidence:
     instructions: tuple[str, ...] = ()
     """Of all episodes, whether drawn from or not."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Observations:
         """For the manifest."""
-        return {
-            "calibrated_on": len(self.calibration),
-            "golden": "made up" if self.golden is None else self.golden.where,
-            "judged_by": [seen.where for seen in self.judged],
-            "least": LEAST_JUDGED,
-            "held_out": self.held_out_by,
-            "unproven": self.unproven,
-        }
+        return Observations(
+            calibrated_on=len(self.calibration),
+            golden="made up" if self.golden is None else self.golden.where,
+            judged_by=tuple(seen.where for seen in self.judged),
+            least=LEAST_JUDGED,
+            held_out=self.held_out_by,
+            unproven=self.unproven,
+        )
 
 
 def learns(recipe: Recipe) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from export.engines.audit import audit
@@ -21,11 +22,13 @@ from export.measure import (
     step_sensitivity,
 )
 from export.subject import Judged, Subject
+from models.anchorvla4d.split import ACTIONS
 from quant.recipes import orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
-from runtime.bundle import Manifest, read_bundle
-from runtime.policy import ACTIONS, Policy
+from runtime.bundle import Manifest, StageFigures, Verdict, read_bundle
+from runtime.golden import Golden
+from runtime.policy import Policy
 
 ROUNDING_FACTOR = 4.0
 """Times the error of rounding in linear layers that a lowered engine may have. It rounds at some
@@ -33,7 +36,7 @@ ten places where the measurement rounds at three, and errors of that number add 
 COVERAGE = 1.5
 """Times the range seen in calibration that a held-out observation may reach in a layer whose input
 is rounded to int8: what lies beyond is cut off."""
-Stages = dict[str, dict[str, Any]]
+Stages = dict[str, StageFigures]
 
 
 def allowed_parity(subject: Subject) -> dict[str, float]:
@@ -98,16 +101,15 @@ def judge_stages(subject: Subject, gates: Gates) -> Stages:
     factor = f"{subject.recipe.stage_error:g} times what bfloat16 does"
     stages: Stages = {}
     for stage, worst in found.items():
-        final = {"final": steps[stage]} if stage in steps else {}
-        stages[stage] = {"noise_floor": floors[stage], **worst} | final
+        stages[stage] = replace(worst, noise_floor=floors[stage], final=steps.get(stage))
         if subject.model is subject.checkpoint.model:
             continue
         gates.judge(
             "stage_error",
-            worst["error"] <= worst["allowed"],
+            worst.error <= worst.allowed,
             f"each at most {factor}, {_judged_words(subject)}",
-            f"recipe {subject.recipe.name} moves stage {stage!r} by {worst['error']:.2e}, allowed "
-            f"{worst['allowed']:.2e}: {factor} to it ({worst['where']}); a scale is wrong, or the "
+            f"recipe {subject.recipe.name} moves stage {stage!r} by {worst.error:.2e}, allowed "
+            f"{worst.allowed:.2e}: {factor} to it ({worst.where}); a scale is wrong, or the "
             "recipe asks too much of this policy",
             unproven=subject.evidence.unproven,
         )
@@ -118,18 +120,20 @@ def worst_stages(subject: Subject) -> Stages:
     """Per stage `error`, what is `allowed`, and `where`: the observation nearest to the limit."""
     found = [_stage_figures(subject, seen) for seen in subject.judged]
     return {
-        stage: max((f[stage] for f in found), key=lambda f: _share(f["error"], f["allowed"]))
+        stage: max((f[stage] for f in found), key=lambda f: _share(f.error, f.allowed))
         for stage in found[0]
     }
 
 
-def _stage_figures(subject: Subject, seen: Judged) -> dict[str, dict[str, Any]]:
+def _stage_figures(subject: Subject, seen: Judged) -> Stages:
     """Per stage, on one observation."""
     floors = _bfloat16_floors(subject, seen.tensors)
     errors = stage_errors(subject.parts, seen.tensors)
     factor = subject.recipe.stage_error
     return {
-        stage: {"error": error, "allowed": factor * floors[stage], "where": seen.where}
+        stage: StageFigures(
+            noise_floor=floors[stage], error=error, allowed=factor * floors[stage], where=seen.where
+        )
         for stage, error in errors.items()
     }
 
@@ -160,7 +164,7 @@ def judge_rounding(
         result[name] = with_parity(engine, errors)
         for stage, error in errors.items():
             allowed = ROUNDING_FACTOR * floors[stage] + subject.recipe.tolerance
-            stages[stage] |= {"rounding": error, "rounding_allowed": allowed}
+            stages[stage] = replace(stages[stage], rounding=error, rounding_allowed=allowed)
             gates.judge(
                 "rounding",
                 error <= allowed and np.isfinite(error),
@@ -183,7 +187,7 @@ def allowed_in_chain(subject: Subject, exported: Mapping[str, Exported]) -> dict
     if not subject.recipe.is_quantized:
         return allowed
     with rounding(subject.model, subject.recipe.base, _float32_layers(subject, exported)):
-        moved = Modules(subject.checkpoint, subject.parts, subject.grid).tensors(subject.golden)
+        moved = Modules(subject.checkpoint, subject.parts).tensors(subject.golden)
     return {
         name: tolerance + ROUNDING_FACTOR * relative_error(moved[name], subject.tensors[name])
         for name, tolerance in allowed.items()
@@ -234,7 +238,7 @@ def judge_end_to_end(
     """
     recipe, limit = subject.recipe, tolerance
     if recipe.is_quantized:
-        exact = Modules(subject.checkpoint, subject.exact, subject.grid)
+        exact = Modules(subject.checkpoint, subject.exact)
         spreads = [exact.noise_spread(seen.inputs) for seen in subject.judged]
         limit = _root_mean_square(spreads) / 2
     mean = _root_mean_square(errors)
@@ -253,7 +257,9 @@ def judge_success(subject: Subject, gates: Gates, manifest: Manifest) -> None:
     if not subject.recipe.is_quantized:
         return
     if verdict is None:
-        gates.verdicts["success"] = "not measured (make gate measures the demo's recipes)"
+        gates.verdicts["success"] = Verdict(
+            kind="not measured", figures="make gate measures the demo's recipes"
+        )
         return
     gates.judge(
         "success",
@@ -291,8 +297,8 @@ def _run_bundle(
     policy: Policy, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
     """Tensors of an observation, by the runtime."""
-    episode = policy.start(anchor=inputs["anchor"], instruction=str(inputs["instruction"]))
-    episode.act(inputs["frame"], inputs["state"], noise=inputs["noise"])
+    golden = Golden.from_arrays(policy.graph, inputs)
+    policy.start(**golden.given).act({**golden.observed, **golden.drawn})
     return {name: policy.memory.host(name).copy() for name in names}
 
 

@@ -19,17 +19,16 @@ from torch.nn import functional
 
 from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
-from models.anchorvla4d.split import Split
+from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
 from quant.data.observations import Observation
 from quant.modules import QuantLinear
-from runtime.assembly import assemble
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.parity import relative_error
 from runtime.engine import in_order
 from runtime.functions import Resources
-from runtime.noise import draw_noise
-from runtime.policy import ACTIONS
+from runtime.inputs import draw_noise, takers
+from runtime.interpreter import assemble
 
 NOISE_SEEDS = 8
 JITTER = 2.0**-20
@@ -44,10 +43,11 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
         image_size: width and height.
     """
     head = checkpoint.config.head
-    robot = sorted(checkpoint.statistics)[0]
+    embodiment = sorted(checkpoint.statistics)[0]
     anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
     unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(-1, 1, head.state_dim)
-    to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+    statistics = checkpoint.statistics[embodiment]
+    to_policy, _ = normalizations(checkpoint.config, statistics, embodiment)
     state = to_policy.to_robot(unit.astype(np.float32))
     return Observation(anchor, frame, MADE_UP_INSTRUCTION, state, "made up")
 
@@ -83,26 +83,23 @@ def reference_actions(checkpoint: Checkpoint, golden: Tensors) -> NDArray[np.flo
 class Modules:
     """The torch modules of a split behind the runtime's interpreter: only what changed runs."""
 
-    def __init__(self, checkpoint: Checkpoint, parts: Split, grid: tuple[int, int]) -> None:
-        self._checkpoint, self._graph = checkpoint, parts.graph
+    def __init__(self, checkpoint: Checkpoint, parts: Split) -> None:
+        self._graph = parts.graph
+        self._take = takers(parts.graph, {TOKENIZER: checkpoint.tokenizer})
         self._memory = HostMemory(parts.graph)
         engines = {name: TorchEngine(spec) for name, spec in parts.engines.items()}
-        robot = sorted(checkpoint.statistics)[0]
-        state, action = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+        embodiment = sorted(checkpoint.statistics)[0]
         resources = Resources(
-            embedding_VD=checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy(),
-            image=checkpoint.image,
-            grid=grid,
-            state=state,
-            action=action,
+            tables={TOKENS: checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy()},
+            statistics=checkpoint.statistics[embodiment],
         )
         self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)
 
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, robot units."""
-        for name in ("anchor", "frame", "state", "noise"):
-            self._interpreter.set(name, golden[name])
-        self._interpreter.set("instruction", self._checkpoint.tail_ids(str(golden["instruction"])))
+        for name, declared in self._graph.inputs.items():
+            value = str(golden[name]) if declared.kind == "text" else golden[name]
+            self._interpreter.set(name, self._take[name](value))
         self._interpreter.run(ACTIONS)
         return self._memory.host(ACTIONS).copy()
 

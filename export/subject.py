@@ -15,14 +15,13 @@ from export.held_out import Evidence, gather
 from export.measure import Modules, golden_of, made_up, reference_actions
 from export.tokens import Tokens, choose_tokens
 from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.split import Split, split
+from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint
 from quant.apply import decide, quantize
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
-from runtime.policy import ACTIONS
 
 SCANNED = 8
 """Observations of which the ranges are looked at, beside the golden one."""
@@ -51,8 +50,6 @@ class Subject:
     checkpoint: Checkpoint
     rules: Mapping[str, Rule]
     """Of every layer of the policy."""
-    grid: tuple[int, int]
-    """Patches of the image."""
     tokens: Tokens
     evidence: Evidence
     judged: tuple[Judged, ...]
@@ -106,13 +103,20 @@ def prepare(
     step("read the episodes")
     evidence = gather(config, recipe, partial(_wrong_with, checkpoint, config))
     tokens = choose_tokens(checkpoint, grid, evidence.instructions, config.tokens)
-    exact = split(checkpoint.model, checkpoint.parts, grid, tokens.slots)
+    cut = partial(
+        split,
+        parts=checkpoint.parts,
+        image=checkpoint.image,
+        image_size=config.image_size,
+        slots=tokens.slots,
+    )
+    exact = cut(checkpoint.model)
     step("run in float32")
     golden = golden_of(
         checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
     )
     golden[ACTIONS] = reference_actions(checkpoint, golden)
-    modules = Modules(checkpoint, exact, grid)
+    modules = Modules(checkpoint, exact)
     tensors = exact_tensors = modules.tensors(golden)
     judged = _judge_by(checkpoint, evidence, modules, golden)
     model, parts, statistics = checkpoint.model, exact, {}
@@ -121,14 +125,13 @@ def prepare(
         statistics = dict(_calibrate(config, checkpoint, evidence.calibration))
         step("quantize")
         model = quantize(model, recipe, statistics)
-        parts = split(model, checkpoint.parts, grid, tokens.slots)
-        tensors = Modules(checkpoint, parts, grid).tensors(golden)
+        parts = cut(model)
+        tensors = Modules(checkpoint, parts).tensors(golden)
     return Subject(
         config=config,
         recipe=recipe,
         checkpoint=checkpoint,
         rules=rules,
-        grid=grid,
         tokens=tokens,
         evidence=evidence,
         judged=judged,
@@ -191,7 +194,7 @@ def scanned_tensors(subject: Subject) -> list[dict[str, NDArray[Any]]]:
         return []
     stride = max(1, len(subject.evidence.calibration) // SCANNED)
     chosen = subject.evidence.calibration[::stride][:SCANNED]
-    modules = Modules(subject.checkpoint, subject.parts, subject.grid)
+    modules = Modules(subject.checkpoint, subject.parts)
     return [
         modules.tensors(golden_of(subject.checkpoint, seen, seed=number))
         for number, seen in enumerate(chosen)

@@ -5,19 +5,18 @@ What a bfloat16 or float16 bundle does on a board can so be seen, gated and film
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+from msgspec.structs import replace
 
 from export.config import TwinConfig
 from export.destination import exclusive, publish, temporary
 from export.engines.lower import twin
 from export.engines.onnx_file import save
-from runtime.board.arithmetic import TWIN
 from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
 
 
@@ -59,6 +58,5 @@ def write_twin(
             files[path.relative_to(folder).as_posix()] = FileEntry(
                 sha256=sha256_of(path), bytes=path.stat().st_size
             )
-    words = f"{TWIN}{manifest.content_sha256[:16]}; {manifest.description}"
-    changed = dataclasses.replace(manifest, files=files, description=words)
-    (folder / MANIFEST).write_text(changed.to_json())
+    changed = replace(manifest, files=files, twin_of=manifest.content_sha256)
+    (folder / MANIFEST).write_bytes(changed.to_json())

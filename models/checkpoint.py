@@ -237,8 +237,8 @@ def _required(path: Path) -> Path:
 def _read_statistics(path: Path, config: PolicyConfig) -> dict[str, Any]:
     statistics = read_statistics(path)
     try:
-        for robot, entry in statistics.items():
-            normalizations(config, entry, robot)
+        for embodiment, entry in statistics.items():
+            normalizations(config, entry, embodiment)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return statistics

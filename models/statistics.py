@@ -38,7 +38,7 @@ def read_statistics(path: Path) -> dict[str, Any]:
             f"{path}: holds {vectors} without a robot around them; make it "
             '{"NAME": {"action": ..., "state": ...}} with the robot\'s name'
         )
-    return {robot: _entry(f"{path}: {robot}", entry) for robot, entry in statistics.items()}
+    return {name: _entry(f"{path}: {name}", entry) for name, entry in statistics.items()}
 
 
 def _entry(where: str, entry: Any) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Runs a bundle on the robot: verified, warm, and recomputing only what changed. No torch.
 
 with runtime.load("bundle") as policy:
-    episode = policy.start(anchor=image, instruction="put the carrot on the plate", seed=0)
-    chunk = episode.act(image, state)
+    with policy.start(instruction="put the carrot on the plate", seed=0) as episode:
+        answer = episode.act({"frame": image, "state": state})
 """
 
 from . import anchor
 from .bundle import read_bundle
 from .control.loop import LoopConfig, Trace, run_episode
+from .declarations import Input, Output
+from .episode import Answer, Episode, Stats
 from .errors import (
     BundleError,
     EngineError,
@@ -16,20 +18,23 @@ from .errors import (
     RobotError,
     UnmeasuredWarning,
 )
-from .policy import Episode, Policy, Stats, load
+from .policy import Policy, load
 from .robots.robot import Limits, Observation, Robot, Sensor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "BundleError",
     "EngineError",
     "Episode",
     "EpisodeError",
+    "Input",
     "Limits",
     "LoopConfig",
     "Observation",
     "ObservationError",
+    "Output",
     "Policy",
     "Robot",
     "RobotError",

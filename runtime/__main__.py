@@ -28,7 +28,6 @@ from . import anchor
 from .backends.registry import BACKENDS, plan_errors
 from .board import doctor
 from .bundle import read_bundle
-from .check import check
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.loop import LoopConfig, Step, run_episode
@@ -117,7 +116,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 robot,
                 config,
                 seed=options.seed,
-                anchor_policy=anchor.parse(options.anchor),
+                anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
                 on_step=_narrate(name),
             )
         run = Run(name=name, trace=trace)
@@ -144,7 +143,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
 
 def _check(options: argparse.Namespace) -> int:
     with _loaded(options) as policy:
-        verdicts = check(policy)
+        verdicts = policy.check()
     for verdict in verdicts:
         mark = "ok  " if verdict.passed else "FAIL"
         print(f"{mark} {verdict.name:<18} {verdict.error:.1e} (allowed {verdict.allowed:.0e})")
@@ -283,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--execute", type=int, default=5, help="actions per thought (default 5)")
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
     run.add_argument(
-        "--anchor", default="first", help="first, manual, every(K), kinematic, semantic"
+        "--anchor", default=None, help="first (the default), manual, every(K), kinematic, semantic"
     )
     run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
     run.add_argument("--report", type=Path, help="write an HTML page here")

@@ -1,4 +1,4 @@
-"""When does the current frame become the new anchor?
+"""When does a latch take a new value: when does the current frame become the new anchor?
 
 An anchor policy is asked once per tick, before anything is computed, and answers yes or no. The
 published variants: first frame, every k steps, kinematic keyframe, semantic keyframe.
@@ -7,14 +7,15 @@ published variants: first frame, every k steps, kinematic keyframe, semantic key
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ObservationError
+from .graph import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,22 @@ class Tick:
     step: int
     """Ticks since the episode started; the first is 0."""
     since_anchor: int
-    """Ticks since the anchor was set."""
-    state: NDArray[np.float32]
-    """[S] in robot units; the policy's own copy."""
+    """Ticks since the anchor was latched."""
+    observation: Mapping[str, NDArray[Any]]
+    """What the robot gave in this tick, by input; read-only."""
     similarity: Callable[[], float]
-    """Cosine between the vision features of this frame and of the anchor. Costs the frame's vision
-    pass, which the tick then does not pay again."""
+    """How like the anchor this tick's value is, from -1 to 1: the cosine of their vision features.
+    Costs the frame's vision pass, which the tick then does not pay again.
+
+    Raises:
+        ObservationError: the policy has no output that tells.
+    """
 
 
 class AnchorPolicy(Protocol):
     """May keep state of its own: it is copied before every tick, and the copy takes its place if
-    the tick fails."""
+    the tick fails. What it needs of a policy it may say in `needs_similarity` (bool) and
+    `needs_vector` (an input's name), and is then refused at the start where that is missing."""
 
     def wants(self, tick: Tick) -> bool:
         """Whether the current frame should become the anchor. Called once per tick, in order."""
@@ -50,7 +56,7 @@ class First:
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """Only what `Episode.re_anchor` is given. Same answer as `First`; the name says who decides."""
+    """Only what `Episode.latch` and `give` ask for. Same answer as `First`; the name says why."""
 
     def wants(self, tick: Tick) -> bool:
         return False
@@ -82,11 +88,14 @@ class Kinematic:
 
     gripper_change: float = 0.1
     slow_step: float = 0.2
+    needs_vector: str = "state"
+    """The input that is looked at."""
     _previous: NDArray[np.float32] | None = field(default=None, init=False)
     _step: NDArray[np.float32] | None = field(default=None, init=False)
 
     def wants(self, tick: Tick) -> bool:
-        state, previous, last_step = tick.state, self._previous, self._step
+        state = tick.observation[self.needs_vector]
+        previous, last_step = self._previous, self._step
         if tick.step == 0:
             previous = last_step = None
         self._previous = state.copy()
@@ -106,6 +115,7 @@ class Semantic:
     """The scene no longer looks like the anchor: feature cosine below `threshold`."""
 
     threshold: float = 0.2
+    needs_similarity: ClassVar[bool] = True
 
     def wants(self, tick: Tick) -> bool:
         return tick.since_anchor > 0 and tick.similarity() < self.threshold
@@ -130,11 +140,16 @@ def parse(text: str) -> AnchorPolicy:
     return named[text]()
 
 
-def check_anchor_policy(anchor_policy: AnchorPolicy) -> None:
+def check_anchor_policy(anchor_policy: AnchorPolicy, latch: str, graph: Graph) -> None:
     """Refuse what cannot be asked, or cannot be copied: a failed tick puts back a copy.
 
+    Args:
+        anchor_policy: of the latch.
+        latch: name of the input that it decides about.
+        graph: of the policy, which must have what it needs.
+
     Raises:
-        ObservationError: says what it is instead.
+        ObservationError: says what it is or lacks.
     """
     if isinstance(anchor_policy, type) or not callable(getattr(anchor_policy, "wants", None)):
         raise ObservationError(
@@ -148,3 +163,15 @@ def check_anchor_policy(anchor_policy: AnchorPolicy) -> None:
             f"anchor_policy {anchor_policy!r} cannot be copied ({error}), which undoing a failed "
             "tick needs: keep files, locks and threads out of it"
         ) from None
+    if getattr(anchor_policy, "needs_similarity", False) and not graph.inputs[latch].similarity:
+        raise ObservationError(
+            f"anchor_policy {anchor_policy!r} asks how like {latch!r} the present is, which no "
+            "output of this policy tells; choose another one"
+        )
+    vector = getattr(anchor_policy, "needs_vector", "")
+    vectors = [n for n, i in graph.inputs.items() if (i.kind, i.source) == ("vector", "robot")]
+    if vector and vector not in vectors:
+        raise ObservationError(
+            f"anchor_policy {anchor_policy!r} looks at the vector {vector!r}, the robot gives "
+            f"{vectors or 'none'}; choose another one"
+        )

@@ -8,30 +8,53 @@ every file, and a graph that is sound and whose stored dependency sets are those
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
+from .declarations import Tensor
 from .errors import BundleError
-from .functions import FUNCTIONS
-from .graph import Graph, GraphError, Stage, Tensor
+from .functions import check_call, constants
+from .graph import Graph, Stage
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
 PLANS = "plans"
 """Folder that a device adds; not part of the release, so not listed in the manifest."""
 GOLDEN = "golden.npz"
+GOLDEN_STAGE = "stage/"
+"""Before the name of a tensor in the golden data: the float32 reference's."""
 MAX_MANIFEST_BYTES = 16 << 20
+ITEM_TYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+"""Of a table's numbers -> numpy's, which has no bfloat16."""
+
+VerdictKind = Literal["pass", "fail", "not measured"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineEntry:
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the parts of a manifest have in common: every field is there, and no other."""
+
+
+class Verdict(Entry, frozen=True, kw_only=True):
+    """A gate's answer."""
+
+    kind: VerdictKind
+    figures: str
+    """What was measured and what is allowed, or why nothing was, in a few words."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.figures})" if self.figures else self.kind
+
+
+class EngineEntry(Entry, frozen=True, kw_only=True):
     """One compiled network of the bundle."""
 
     file: str
@@ -47,39 +70,107 @@ class EngineEntry:
     """What intermediate results take at once if a compiler fuses nothing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
+class FileEntry(Entry, frozen=True, kw_only=True):
     """One file of the bundle."""
 
     sha256: str
     bytes: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
+class Table(Entry, frozen=True, kw_only=True):
+    """Rows that host functions look up, such as token embeddings."""
+
+    file: str
+    shape: tuple[int, int]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
+class StageFigures(Struct, frozen=True, kw_only=True, omit_defaults=True,
+                   forbid_unknown_fields=True):  # fmt: skip
+    """Relative errors of a stage's worst output, given exact inputs; None where not measured."""
+
+    noise_floor: float
+    """What bfloat16 alone does to it."""
+    error: float
+    """What quantization does to it."""
+    allowed: float
+    where: str
+    """The observation of `error`."""
+    final: float | None = None
+    """Of a denoise step: what it alone does to the last step's result."""
+    parity: float | None = None
+    """Of its file against its module."""
+    parity_allowed: float | None = None
+    rounding: float | None = None
+    """Of its lowered file against its module."""
+    rounding_allowed: float | None = None
+
+
+class RecipeEntry(Entry, frozen=True, kw_only=True):
+    """The precision recipe that a bundle was exported by."""
+
+    name: str
+    target: str
+    """What it is made for: a kind of GPU, or `cpu`."""
+    base: Literal["float32", "float16", "bfloat16"]
+    """What is computed in where nothing else is said."""
+    tolerance: float
+    """Relative error that a file may have against its module."""
+    rules: tuple[tuple[str, str, str], ...]
+    """Pattern of layer names, format, method; the first match decides."""
+
+
+class Observations(Entry, frozen=True, kw_only=True):
+    """What an export was shown."""
+
+    calibrated_on: int
+    """How many."""
+    held_out: str
+    """How those that it is judged by were kept from calibration, in words; empty if they were
+    not."""
+    judged_by: tuple[str, ...]
+    """Where each was seen."""
+    least: int
+    """Held-out ones that are demanded."""
+    golden: str
+    unproven: str
+    """Why they cannot show that a gate passes; empty if they can."""
+
+
+class Quantization(Entry, frozen=True, kw_only=True):
+    """What the export decided and measured. No tick depends on it."""
+
+    layers: Mapping[str, int]
+    """Linear layers by format and method."""
+    precisions: Mapping[str, Mapping[str, int]]
+    """Per engine: products with weights by format, read back from its file."""
+    islands: Mapping[str, Mapping[str, float]]
+    """Per engine: tensors that stay float32, and their largest magnitude."""
+    stages: Mapping[str, StageFigures] = field(default_factory=dict)
+    observations: Observations | None = None
+
+
+class Manifest(Entry, frozen=True, kw_only=True):
     """Everything the runtime must know. See the module docstring of each user for the parts."""
 
+    schema: int = SCHEMA
     policy: str
     """Family of the policy."""
-    recipe: str
-    """Name of the precision recipe."""
+    recipe: RecipeEntry
     license: str
     """Licence of the weights."""
     description: str
     """What the weights are."""
     source_sha256: str
     """Hash over the checkpoint's weight files."""
-    grid: tuple[int, int]
-    """Patches of the image, rows and columns."""
-    image: Mapping[str, Any]
-    """Fields of `ImageConfig`."""
-    prompt: Mapping[str, Any]
-    """`tail` template, `end_ids`, and how many tokens the tail may take: `max_tail`."""
-    normalization: Mapping[str, Any]
-    """`action` and `state` modes and units, and `embodiments`: key -> statistics."""
-    embedding: Mapping[str, Any]
-    """`file`, `shape`, `dtype` of the token table."""
+    twin_of: str
+    """Content hash of the bundle whose rounding this one computes in float32; empty otherwise."""
     graph: Graph
+    dependencies: Mapping[str, tuple[str, ...]]
+    """Per tensor: the inputs it depends on, as the graph implies them."""
+    statistics: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Per embodiment, by the name that stages know them by."""
+    tables: Mapping[str, Table]
     engines: Mapping[str, EngineEntry]
     files: Mapping[str, FileEntry]
     padded_share: Mapping[str, float]
@@ -89,29 +180,29 @@ class Manifest:
     write, and of the actions."""
     action_error: float = 0.0
     """Relative error of the golden actions against the float32 reference, measured at export."""
-    gates: Mapping[str, str] = field(default_factory=dict)
-    """Verdicts, with figures: each begins with `pass`, `fail` or `not measured`."""
-    quantization: Mapping[str, Any] = field(default_factory=dict)
-    """What the export decided and measured: `recipe`, `layers`, `precisions`, `islands`, `stages`,
-    and `observations`: what it calibrated on, which were held out to judge by, which is golden.
-    For people and reports, `anchorvla build` and `anchorvla doctor`; no tick depends on it."""
+    gates: Mapping[str, Verdict] = field(default_factory=dict)
+    quantization: Quantization
     tool_versions: Mapping[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
 
     @property
-    def failed_gates(self) -> dict[str, str]:
+    def title(self) -> str:
+        """The recipe, and whose twin it is."""
+        twin = f" (float32 twin of {self.twin_of[:16]})" if self.twin_of else ""
+        return f"{self.recipe.name}{twin}"
+
+    @property
+    def failed_gates(self) -> dict[str, Verdict]:
         """Gates that failed; such a bundle exists only because somebody forced its export."""
-        return {name: words for name, words in self.gates.items() if words.startswith("fail")}
+        return {name: verdict for name, verdict in self.gates.items() if verdict.kind == "fail"}
 
     @property
-    def unmeasured(self) -> dict[str, str]:
+    def unmeasured(self) -> dict[str, Verdict]:
         """Gates that nobody could judge: what they ask is open."""
-        kind = "not measured"
-        return {name: words for name, words in self.gates.items() if words.startswith(kind)}
+        return {n: verdict for n, verdict in self.gates.items() if verdict.kind == "not measured"}
 
     @property
     def content_sha256(self) -> str:
-        """Over what decides about the actions: engines, embedding, tokenizer and graph.
+        """Over what decides about the actions: engines, tables, tokenizer, graph and statistics.
 
         Not over golden data and measurements, so that the same policy keeps its hash.
         """
@@ -119,13 +210,12 @@ class Manifest:
         for name, entry in sorted(self.files.items()):
             if name != GOLDEN:
                 digest.update(f"{name} {entry.sha256}\n".encode())
-        plain = _plain(self)
-        for part in ("graph", "normalization", "image", "prompt", "grid"):
-            digest.update(json.dumps(plain[part], sort_keys=True).encode())
+        for part in (self.graph, self.statistics, self.tables):
+            digest.update(msgspec.json.encode(part, order="deterministic"))
         return digest.hexdigest()
 
-    def to_json(self) -> str:
-        return json.dumps(_plain(self), indent=1) + "\n"
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,22 +236,31 @@ class Bundle:
         return self.path / name
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+def read_bundle(
+    path: str | os.PathLike[str], *, verify: Callable[[bytes], None] = lambda manifest: None
+) -> Bundle:
     """Read and verify a bundle.
+
+    Args:
+        path: its folder.
+        verify: is given the manifest's bytes before anything parses them, and raises
+            `BundleError` to refuse them.
 
     Raises:
         BundleError: with the file and what is wrong with it. Nothing was loaded then.
     """
     folder = Path(path)
     try:
-        manifest = _parse_manifest(folder / MANIFEST, _read_manifest(folder))
+        data = _read_manifest(folder)
+        verify(data)
+        manifest = _parse_manifest(folder / MANIFEST, data)
         _verify_files(folder, manifest)
+        _verify_golden(folder, manifest)
     except OSError as error:
         raise BundleError(
             f"{error.filename or folder}: cannot be read ({error.strerror}); give this user the "
             "right to read the whole bundle, or copy it again"
         ) from error
-    _verify_graph(folder / MANIFEST, manifest)
     return Bundle(folder, manifest)
 
 
@@ -174,27 +273,33 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(folder: Path) -> Any:
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder; make one with: python -m export build")
-    if not path.is_file() or path.is_symlink():
-        raise BundleError(f"{folder}: no {MANIFEST} in it, so this is no bundle")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_MANIFEST_BYTES}")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not JSON ({error}); copy the bundle again") from None
-
-
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The bundle's golden data: inputs, and the float32 reference's output of every stage."""
     with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
         return {name: golden[name] for name in golden.files}
 
 
-def _parse_manifest(path: Path, raw: Any) -> Manifest:
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; make one with: python -m export build")
+    if not path.is_file() or path.is_symlink():
+        raise BundleError(f"{folder}: no {MANIFEST} in it, so this is no bundle")
+    with path.open("rb") as stream:
+        data = stream.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{path}: {path.stat().st_size} bytes, the limit is {MAX_MANIFEST_BYTES}; "
+            "this is no manifest"
+        )
+    return data
+
+
+def _parse_manifest(path: Path, data: bytes) -> Manifest:
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON ({error}); copy the bundle again") from None
     if not isinstance(raw, dict) or "schema" not in raw:
         raise BundleError(f"{path}: not a bundle manifest: no 'schema' in it")
     if raw["schema"] != SCHEMA:
@@ -202,51 +307,15 @@ def _parse_manifest(path: Path, raw: Any) -> Manifest:
             f"{path}: schema {raw['schema']!r}, this runtime reads {SCHEMA}; "
             "export the bundle again, or install the runtime it was made for"
         )
-    raw = dict(raw)
     try:
-        stored = raw.pop("dependencies")
-        graph = _parse_graph(raw.pop("graph"))
-        engines = {n: _parse_engine(e) for n, e in raw.pop("engines").items()}
-        files = {n: FileEntry(**e) for n, e in raw.pop("files").items()}
-        rows, columns = raw.pop("grid")
-        grid = (int(rows), int(columns))
-        manifest = Manifest(grid=grid, graph=graph, engines=engines, files=files, **raw)
-    except (GraphError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise BundleError(f"{path}: not a manifest of schema {SCHEMA}: {error!r}") from None
-    implied = {name: sorted(needs) for name, needs in graph.dependencies.items()}
-    if implied != stored:
-        wrong = sorted(n for n in implied.keys() | stored.keys() if implied.get(n) != stored.get(n))
-        raise BundleError(
-            f"{path}: stored dependencies of {wrong} are not those the graph implies; "
-            "a cache built on them would go stale: export the bundle again"
-        )
+        manifest = msgspec.convert(raw, Manifest)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BundleError(f"{path}: not a manifest of schema {SCHEMA}: {error}") from None
+    try:
+        _verify_graph(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
     return manifest
-
-
-def _parse_tensor(raw: Mapping[str, Any]) -> Tensor:
-    part = raw.get("part_of")
-    return Tensor(
-        shape=tuple(int(side) for side in raw["shape"]),
-        dtype=raw["dtype"],
-        unit=raw.get("unit", ""),
-        part_of=(str(part[0]), int(part[1])) if part else None,
-    )
-
-
-def _parse_engine(raw: Mapping[str, Any]) -> EngineEntry:
-    ports = {
-        kind: {n: _parse_tensor(t) for n, t in raw[kind].items()} for kind in ("inputs", "outputs")
-    }
-    return EngineEntry(**{**raw, **ports})
-
-
-def _parse_graph(raw: Mapping[str, Any]) -> Graph:
-    return Graph(
-        inputs=tuple(raw["inputs"]),
-        tensors={n: _parse_tensor(t) for n, t in raw["tensors"].items()},
-        stages=tuple(Stage(**stage) for stage in raw["stages"]),
-        outputs=tuple(raw["outputs"]),
-    )
 
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
@@ -274,78 +343,108 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"{path}: not in the manifest; remove it")
 
 
-def _verify_graph(path: Path, manifest: Manifest) -> None:
-    files = [manifest.embedding["file"], *(e.file for e in manifest.engines.values())]
-    for name in (*files, "tokenizer.json", "golden.npz"):
-        if name not in manifest.files:
-            raise BundleError(f"{path}: lists no {name!r}")
-    for stage in manifest.graph.stages:
-        if stage.function is not None and stage.function not in FUNCTIONS:
-            raise BundleError(
-                f"{path}: stage {stage.name!r} needs the host function {stage.function!r}, which "
-                f"this runtime lacks; it has {sorted(FUNCTIONS)}. Install a newer runtime"
-            )
-        if stage.engine is None:
-            continue
-        if stage.engine not in manifest.engines:
-            raise BundleError(f"{path}: stage {stage.name!r} needs unknown engine {stage.engine!r}")
-        entry = manifest.engines[stage.engine]
-        for ports, used in ((entry.inputs, stage.inputs), (entry.outputs, stage.outputs)):
-            if ports.keys() != used.keys():
-                raise BundleError(
-                    f"{path}: stage {stage.name!r} binds {sorted(used)}, engine {stage.engine!r} "
-                    f"has {sorted(ports)}"
-                )
-            for port, name in used.items():
-                want, got = ports[port], manifest.graph.tensors[name]
-                if (want.shape, want.dtype) != (got.shape, got.dtype):
-                    raise BundleError(
-                        f"{path}: stage {stage.name!r} binds {name!r} {got.dtype} "
-                        f"{list(got.shape)} to port {port!r}, which is {want.dtype} "
-                        f"{list(want.shape)}"
-                    )
-
-
-def _plain(manifest: Manifest) -> dict[str, Any]:
+def _verify_golden(folder: Path, manifest: Manifest) -> None:
+    """Is there a golden value of all that the runtime feeds and compares?"""
     graph = manifest.graph
+    wanted = {name for name, declared in graph.inputs.items() if declared.source != "ring"}
+    wanted |= {graph.target, *(GOLDEN_STAGE + name for name in _written(graph))}
+    try:
+        with zipfile.ZipFile(folder / GOLDEN) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise BundleError(f"{folder / GOLDEN}: damaged ({error}); copy the bundle again") from None
+    if missing := sorted(wanted - names):
+        raise BundleError(
+            f"{folder / GOLDEN}: lacks {', '.join(missing)}, which the graph names; "
+            "export the bundle again"
+        )
 
-    def tensor(t: Tensor) -> dict[str, Any]:
-        fields: dict[str, Any] = {"shape": list(t.shape), "dtype": t.dtype}
-        if t.unit:
-            fields["unit"] = t.unit
-        if t.part_of:
-            fields["part_of"] = list(t.part_of)
-        return fields
 
-    def stage(s: Stage) -> dict[str, Any]:
-        fields = {"name": s.name, "engine": s.engine, "function": s.function}
-        maps = {"inputs": dict(s.inputs), "outputs": dict(s.outputs), "params": dict(s.params)}
-        return {k: v for k, v in {**fields, **maps}.items() if v}
+def _verify_graph(manifest: Manifest) -> None:
+    """Refuse a graph that this runtime could not load, feed and run."""
+    graph = manifest.graph
+    implied, stored = graph.listed_dependencies, manifest.dependencies
+    if implied != stored:
+        wrong = sorted(n for n in implied.keys() | stored.keys() if implied.get(n) != stored.get(n))
+        raise BundleError(
+            f"stored dependencies of {wrong} are not those the graph implies; "
+            "a cache built on them would go stale: export the bundle again"
+        )
+    shape, dtype = graph.tensors[graph.target].shape, graph.tensors[graph.target].dtype
+    if len(shape) != 2 or dtype != "float32":
+        raise BundleError(
+            f"output {graph.target!r}, the first, must be a chunk of actions float32 [T, A], "
+            f"got {dtype} {list(shape)}"
+        )
+    if wide := [n for n in graph.outputs if graph.tensors[n].dtype == "bfloat16"]:
+        raise BundleError(f"outputs {wide} are bfloat16, which numpy has not: cast them")
+    prompts = [declared.prompt for declared in graph.inputs.values() if declared.prompt]
+    files = [table.file for table in manifest.tables.values()]
+    files += [engine.file for engine in manifest.engines.values()]
+    for name in (*files, *(prompt.tokenizer for prompt in prompts), GOLDEN):
+        if name not in manifest.files:
+            raise BundleError(f"lists no {name!r}")
+    for name, table in manifest.tables.items():
+        width = np.dtype(ITEM_TYPES[table.dtype]).itemsize
+        if manifest.files[table.file].bytes != table.shape[0] * table.shape[1] * width:
+            raise BundleError(
+                f"table {name!r}: {table.file} has not the size of {table.dtype} "
+                f"{list(table.shape)}"
+            )
+    for stage in graph.stages:
+        if stage.engine is None:
+            _verify_call(stage, manifest)
+        else:
+            _verify_engine(stage, stage.engine, manifest)
+    lacking = {graph.target, *_written(graph)} - manifest.tolerance.keys()
+    if manifest.tolerance and lacking:
+        raise BundleError(f"no tolerance for {sorted(lacking)}: export the bundle again")
 
-    def engine(e: EngineEntry) -> dict[str, Any]:
-        return {
-            "file": e.file,
-            "inputs": {n: tensor(t) for n, t in e.inputs.items()},
-            "outputs": {n: tensor(t) for n, t in e.outputs.items()},
-            "parameters": e.parameters,
-            "parity": e.parity,
-            "compiled": e.compiled,
-            "unfused_scratch_bytes": e.unfused_scratch_bytes,
-        }
 
-    plain: dict[str, Callable[[Any], Any]] = {
-        "graph": lambda g: {
-            "inputs": list(g.inputs),
-            "tensors": {n: tensor(t) for n, t in g.tensors.items()},
-            "stages": [stage(s) for s in g.stages],
-            "outputs": list(g.outputs),
-        },
-        "engines": lambda entries: {n: engine(e) for n, e in entries.items()},
-        "files": lambda entries: {
-            n: {"sha256": e.sha256, "bytes": e.bytes} for n, e in entries.items()
-        },
-    }
-    names = ("schema", *(n for n in Manifest.__slots__ if n != "schema"))
-    result = {n: plain.get(n, lambda v: v)(getattr(manifest, n)) for n in names}
-    result["dependencies"] = {n: sorted(needs) for n, needs in graph.dependencies.items()}
-    return result
+def _written(graph: Graph) -> set[str]:
+    """What engines write."""
+    return {name for stage in graph.stages if stage.engine for name in stage.outputs.values()}
+
+
+def _verify_call(stage: Stage, manifest: Manifest) -> None:
+    """A call of a host function, with what it needs of the manifest."""
+    check_call(stage, manifest.graph)
+    params = constants(stage)
+    table = getattr(params, "table", None)
+    if table is not None:
+        if table not in manifest.tables:
+            raise BundleError(
+                f"stage {stage.name!r} needs table {table!r}, there are {sorted(manifest.tables)}"
+            )
+        width = manifest.tables[table].shape[1]
+        rows = manifest.graph.tensors[stage.outputs["embeddings"]].shape
+        if rows[-1] != width:
+            raise BundleError(
+                f"stage {stage.name!r}: rows of {table!r} are {width} wide, not {rows[-1]}"
+            )
+    kind = getattr(params, "statistics", None)
+    lacking = [name for name, found in manifest.statistics.items() if kind not in found]
+    if kind is not None and (lacking or not manifest.statistics):
+        raise BundleError(
+            f"stage {stage.name!r} needs statistics {kind!r}, of every embodiment; "
+            f"they are missing of {', '.join(lacking) or 'all, for there is none'}"
+        )
+
+
+def _verify_engine(stage: Stage, engine: str, manifest: Manifest) -> None:
+    """What is bound to an engine's ports."""
+    if engine not in manifest.engines:
+        raise BundleError(f"stage {stage.name!r} needs unknown engine {engine!r}")
+    entry = manifest.engines[engine]
+    for ports, used in ((entry.inputs, stage.inputs), (entry.outputs, stage.outputs)):
+        if ports.keys() != used.keys():
+            raise BundleError(
+                f"stage {stage.name!r} binds {sorted(used)}, engine {engine!r} has {sorted(ports)}"
+            )
+        for port, name in used.items():
+            want, got = ports[port], manifest.graph.tensors[name]
+            if (want.shape, want.dtype) != (got.shape, got.dtype):
+                raise BundleError(
+                    f"stage {stage.name!r} binds {name!r} {got.dtype} {list(got.shape)} to port "
+                    f"{port!r}, which is {want.dtype} {list(want.shape)}"
+                )

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from .graph import Graph, Tensor
+from .declarations import Tensor
+from .graph import Graph
 
 ALIGNMENT = 256
 """Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""

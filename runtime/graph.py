@@ -11,42 +11,29 @@ it, directly or through its parts.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
+from msgspec import Struct, field
+
+from .declarations import (
+    ITEM_SIZES,
+    PACES,
+    DeclarationError,
+    Input,
+    Output,
+    Pace,
+    Tensor,
+    check_inputs,
+)
 
 
 class GraphError(ValueError):
     """A graph whose stages, tensors and inputs do not fit together."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tensor:
-    """A named block of memory of fixed shape."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    unit: str = ""
-    """Unit of the numbers where they have one."""
-    part_of: tuple[str, int] | None = None
-    """Name of the larger tensor this one lies in and the element it starts at."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.size * ITEM_SIZES[self.dtype]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One call: of an engine (a compiled network) or of a named host function."""
 
     name: str
@@ -57,7 +44,7 @@ class Stage:
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Port name -> tensor."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """Constants of a host function."""
+    """Constants of a host function; see its entry in `runtime.functions`."""
 
     @property
     def label(self) -> str:
@@ -65,26 +52,35 @@ class Stage:
         return self.engine or self.function or ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Graph:
+class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Stages in running order.
 
     Raises:
         GraphError: on construction, if a name is unknown or used twice, a part lies outside its
-            tensor, two stages write the same memory, or a stage reads memory that no earlier
-            stage writes.
+            tensor, two stages write the same memory, a stage reads memory that no earlier stage
+            writes, or a declaration contradicts itself.
     """
 
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Output]
+    """By the tensor's name. The first is what a tick is for."""
     tensors: Mapping[str, Tensor]
     stages: tuple[Stage, ...]
-    outputs: tuple[str, ...]
-    """Tensors that may be asked for. The first is what a tick is for."""
 
     def __post_init__(self) -> None:
         self._check_names()
         self._check_parts()
         self._check_writes()
+        self._check_outputs()
+        try:
+            check_inputs(self.inputs, self.outputs)
+        except DeclarationError as error:
+            raise GraphError(str(error)) from None
+
+    @property
+    def target(self) -> str:
+        """The output that a tick is for."""
+        return next(iter(self.outputs))
 
     @cached_property
     def dependencies(self) -> dict[str, frozenset[str]]:
@@ -95,6 +91,11 @@ class Graph:
             writers = (by_stage[stage.name] for stage in self.writers(name))
             result[name] = frozenset().union(*writers)
         return result
+
+    @property
+    def listed_dependencies(self) -> dict[str, tuple[str, ...]]:
+        """The same, as a manifest states them."""
+        return {name: tuple(sorted(needs)) for name, needs in self.dependencies.items()}
 
     @cached_property
     def stage_dependencies(self) -> dict[str, frozenset[str]]:
@@ -161,14 +162,28 @@ class Graph:
                     wanted.update(s for s in stage.inputs.values() if s not in self.inputs)
         return tuple(sorted(chosen))
 
-    def kept_for(self, source: str, changing: Sequence[str]) -> int:
-        """Bytes that depend on input `source` but on none of `changing`: what a cache holds."""
-        total = 0
-        for stage, (root, start, stop) in self._writes:
-            needs = self.stage_dependencies[stage.name]
-            if source in needs and not needs.intersection(changing):
-                total += (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
-        return total
+    def pace(self, needs: Iterable[str]) -> Pace:
+        """How often something that depends on these inputs changes: as its fastest does."""
+        return max((self.inputs[name].pace for name in needs), key=PACES.index, default="load")
+
+    def kept_stages(self, source: str) -> frozenset[str]:
+        """Stages that input `source` decides about: no other they depend on changes as often."""
+        pace = PACES.index(self.inputs[source].pace)
+        return frozenset(
+            stage
+            for stage, needs in self.stage_dependencies.items()
+            if source in needs
+            and all(PACES.index(self.inputs[n].pace) < pace for n in needs - {source})
+        )
+
+    def kept_bytes(self, source: str) -> int:
+        """What a cache holds for as long as input `source` stays."""
+        kept = self.kept_stages(source)
+        return sum(
+            (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
+            for stage, (root, start, stop) in self._writes
+            if stage.name in kept
+        )
 
     @cached_property
     def _writes(self) -> list[tuple[Stage, tuple[str, int, int]]]:
@@ -196,8 +211,26 @@ class Graph:
         for name in self.outputs:
             if name not in self.tensors:
                 raise GraphError(f"output {name!r} is no tensor")
+
+    def _check_outputs(self) -> None:
         if not self.outputs:
             raise GraphError("a graph needs at least one output")
+        for name, declared in self.inputs.items():
+            if declared.similarity in self.outputs and self.tensors[declared.similarity].size != 1:
+                raise GraphError(f"input {name!r}: its similarity must be one number")
+        for name, output in self.outputs.items():
+            shape = self.tensors[name].shape
+            if output.axes and len(output.axes) != len(shape):
+                raise GraphError(f"output {name!r} is {list(shape)}, its axes are {output.axes}")
+            if output.units and len(output.units) != shape[-1]:
+                raise GraphError(
+                    f"output {name!r} has {len(output.units)} units for {shape[-1]} entries of its "
+                    "last axis"
+                )
+            if output.step_s is not None and not 0 < output.step_s < 3600:
+                raise GraphError(f"output {name!r}: step_s is {output.step_s}, above 0 is wanted")
+            if output.every < 0:
+                raise GraphError(f"output {name!r}: every is {output.every}, 0 or more is wanted")
 
     def _check_parts(self) -> None:
         for name, tensor in self.tensors.items():

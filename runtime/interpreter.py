@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Launch
-from .graph import Graph
+from .engine import Engine, Launch, Memory
+from .functions import Resources, make_call
+from .graph import Graph, Stage
 
 NEVER = -1
 HostCall = Callable[[Mapping[str, Any]], None]
@@ -48,10 +49,7 @@ class Interpreter:
         self._seen = [NEVER] * len(graph.stages)
         self._next_version = itertools.count(1)
         self._phase = graph.phases
-        self._plans = {
-            leaf: sorted(graph.needed_for(leaf), key=lambda i: (self._phase[i], i))
-            for leaf in graph.outputs
-        }
+        self._plans: dict[tuple[str, ...], list[int]] = {}
         self._reads = [frozenset(stage.inputs.values()) for stage in graph.stages]
         self._ran: dict[int, float] = {}
 
@@ -97,10 +95,14 @@ class Interpreter:
             self.num_runs, self.total_s, self._ran = statistics
             raise
 
-    def run(self, leaf: str) -> None:
-        """Bring `leaf` up to date. Its buffer then holds the result."""
+    def run(self, *leaves: str) -> None:
+        """Bring outputs up to date. Their buffers then hold the results.
+
+        Raises:
+            GraphError: one is no output of the graph.
+        """
         seen, versions, needs = self._seen, self._versions, self._needs
-        stale = [i for i in self._plans[leaf] if seen[i] != versions[needs[i]]]
+        stale = [i for i in self._plan(leaves) if seen[i] != versions[needs[i]]]
         ran: dict[int, float] = {}
         self._ran = ran
         done = 0
@@ -128,6 +130,13 @@ class Interpreter:
         self.num_runs = [0] * len(self._names)
         self.total_s = [0.0] * len(self._names)
 
+    def _plan(self, leaves: tuple[str, ...]) -> list[int]:
+        """The stages that these outputs need, in running order."""
+        if leaves not in self._plans:
+            needed = set[int]().union(*map(self.graph.needed_for, leaves))
+            self._plans[leaves] = sorted(needed, key=lambda i: (self._phase[i], i))
+        return self._plans[leaves]
+
     def _batches(self, stale: list[int]) -> Iterator[list[int]]:
         """Host functions one by one, engine stages together."""
         for phase, group in itertools.groupby(stale, key=self._phase.__getitem__):
@@ -146,6 +155,44 @@ class Interpreter:
         names = tuple(self._names[i] for i in batch)
         seconds = self._launch(names, frozenset().union(*wanted))
         return {i: seconds[self._names[i]] for i in batch}
+
+
+def assemble(
+    graph: Graph,
+    engines: Mapping[str, Engine],
+    memory: Memory,
+    resources: Resources,
+    launcher: Callable[..., Launch],
+) -> Interpreter:
+    """Every stage of `graph` bound to its buffers, once.
+
+    Raises:
+        ValueError: the embodiment's statistics do not fit a host function.
+    """
+    runs, host_calls = {}, {}
+    for stage in graph.stages:
+        if stage.engine is not None:
+            runs[stage.name] = engines[stage.engine].bind(stage.inputs, stage.outputs, memory)
+        else:
+            host_calls[stage.name] = _host_call(stage, graph, memory, resources)
+    return Interpreter(graph, host_calls, launcher(graph, runs, memory))
+
+
+def _host_call(stage: Stage, graph: Graph, memory: Memory, resources: Resources) -> HostCall:
+    function = make_call(stage, resources)
+    from_values = [(port, s) for port, s in stage.inputs.items() if s in graph.inputs]
+    downloads = [(port, s) for port, s in stage.inputs.items() if s not in graph.inputs]
+    from_memory = {port: memory.host(s) for port, s in downloads}
+    outputs = {port: memory.host(name) for port, name in stage.outputs.items()}
+
+    def call(values: Mapping[str, Any]) -> None:
+        for _, name in downloads:
+            memory.download(name)
+        function({**from_memory, **{port: values[s] for port, s in from_values}}, outputs)
+        for name in stage.outputs.values():
+            memory.upload(name)
+
+    return call
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -59,7 +59,9 @@ MAX_INSTRUCTION = 2000
 """Characters; far beyond any exported prompt, it keeps the tokenizer from chewing on a novel."""
 
 
-def check_instruction(instruction: str, special_tokens: Sequence[str]) -> None:
+def check_instruction(
+    instruction: str, special_tokens: Sequence[str], *, what: str = "instruction"
+) -> None:
     """Refuse text that would be read as something else than an instruction.
 
     White space around it is no part of it.
@@ -68,30 +70,33 @@ def check_instruction(instruction: str, special_tokens: Sequence[str]) -> None:
         ObservationError: empty, too long, with control characters or with a special token.
     """
     if not isinstance(instruction, str):
-        raise ObservationError(f"instruction must be text, got {type(instruction).__name__}")
+        raise ObservationError(f"{what} must be text, got {type(instruction).__name__}")
     text = instruction.strip(WHITE_SPACE)
     if not text:
-        raise ObservationError("instruction is empty; say what the robot should do")
+        raise ObservationError(f"{what} is empty; say what the robot should do")
     if len(text) > MAX_INSTRUCTION:
-        raise ObservationError(
-            f"instruction has {len(text)} characters, the limit is {MAX_INSTRUCTION}"
-        )
+        raise ObservationError(f"{what} has {len(text)} characters, the limit is {MAX_INSTRUCTION}")
     flags = {at for flag in _FLAG_TAIL.finditer(text) for at in range(*flag.span())}
     for found in _HIDDEN_CHARACTER.finditer(text):
         if found.start() not in flags:
             raise ObservationError(
-                f"instruction holds the control character {ascii(found.group())} at "
+                f"{what} holds the control character {ascii(found.group())} at "
                 f"{found.start()}; send one plain line"
             )
     for token in (*special_tokens, "<image>"):
         if token in text:
             raise ObservationError(
-                f"instruction holds {token!r}, which the model reads as structure; remove it"
+                f"{what} holds {token!r}, which the model reads as structure; remove it"
             )
 
 
 def encode_tail(
-    tokenizer: Any, template: str, end_ids: Sequence[int], instruction: str
+    tokenizer: Any,
+    template: str,
+    end_ids: Sequence[int],
+    instruction: str,
+    *,
+    what: str = "instruction",
 ) -> tuple[int, ...]:
     """Token ids of everything behind the frame image.
 
@@ -100,12 +105,13 @@ def encode_tail(
         template: the text behind the image, with `{instruction}`.
         end_ids: ids appended as they are.
         instruction: what the operator says; white space around it is left out.
+        what: its name, for messages.
 
     Raises:
         ObservationError: see `check_instruction`.
     """
     special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-    check_instruction(instruction, special)
+    check_instruction(instruction, special, what=what)
     text = template.replace("{instruction}", instruction.strip(WHITE_SPACE))
     return (*tokenizer.encode(text, add_special_tokens=False).ids, *end_ids)
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 EPISODE = ROOT / "models" / "demo" / "episodes" / "touch-red-1.npz"
 
 MAX_MB = {"robot.txt": 150, "robot-onnxruntime.txt": 230}
-DISTRIBUTIONS = {"numpy", "pillow", "tokenizers", "onnxruntime", "anchorvla-runtime"}
+DISTRIBUTIONS = {"msgspec", "numpy", "pillow", "tokenizers", "onnxruntime", "anchorvla-runtime"}
 HEAVY = {"torch", "transformers", "onnx", "models", "quant", "export"}
 HTTP_CLIENTS = {
     "aiohttp",
@@ -134,8 +134,8 @@ import sys
 from types import SimpleNamespace
 import numpy as np
 import runtime
-from runtime.policy import read_golden
 from runtime.backends.tensorrt import TensorRTBackend
+from runtime.golden import Golden
 from tests.simulation import install, make_plan
 
 patch = SimpleNamespace(setitem=lambda modules, name, module: modules.update({name: module}))
@@ -143,11 +143,11 @@ world = install(patch)
 world.is_verified = True
 simulated = runtime.load(sys.argv[1], backend=lambda _: TensorRTBackend(make_plan))
 both = simulated, runtime.load(sys.argv[1])
-golden = read_golden(simulated.bundle)
-episodes = [p.start(anchor=golden["anchor"], instruction="open the drawer") for p in both]
+golden = Golden.of(simulated.bundle)
+episodes = [p.start(**{**golden.given, "instruction": "open the drawer"}) for p in both]
 for shift in range(3):
-    frame = np.roll(golden["frame"], shift, axis=1)
-    chunks = [episode.act(frame, golden["state"]) for episode in episodes]
+    seen = {**golden.observed, "frame": np.roll(golden.observed["frame"], shift, axis=1)}
+    chunks = [episode.act(seen).actions for episode in episodes]
     assert np.array_equal(*chunks)
 simulated.close()
 assert world.num_launches and not world.violations, world.violations

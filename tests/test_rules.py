@@ -26,7 +26,7 @@ HEAVY = {"torch", "transformers", "onnx", "models", "quant", "export"}
 HTTP_CLIENTS = {"httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "aiohttp"}
 
 # What a robot has: requirements/robot*.txt, and the simulator extra where it is wanted.
-RUNTIME_IMPORTS = {"numpy", "PIL", "tokenizers", "onnxruntime", "metaworld", "mujoco"}
+RUNTIME_IMPORTS = {"msgspec", "numpy", "PIL", "tokenizers", "onnxruntime", "metaworld", "mujoco"}
 DATASET_IMPORTS = {"av", "pyarrow"}
 """On a workstation: a robot replays recordings, and the runtime must load without them too."""
 GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda", "cuda"}

@@ -14,13 +14,14 @@ import numpy as np
 
 from device_tests.measure.scene import Scene
 from runtime.control.loop import Clock
-from runtime.policy import Episode, Policy
-from runtime.recordings.recording import FRAME, STATE
+from runtime.declarations import Input
+from runtime.episode import Episode
+from runtime.policy import Policy
 
 WARM, AFTER_IDLE = "warm", "after a pause"
-CHANGES = ("first of an episode", "new anchor", "new instruction", "everything")
-KINDS = (WARM, *CHANGES, AFTER_IDLE)
-"""A warm tick has a new frame and state; the others have that and what their name says."""
+"""Kinds of ticks. A warm one has a new observation; the others have that and what their name
+says."""
+FIRST, EVERYTHING, NEW = "first of an episode", "everything", "new "
 WARM_PER_ROUND = 10
 MIN_ROUNDS = 3
 
@@ -62,33 +63,42 @@ class Latency:
         return {name: Spread.of(values) for name, values in self.stages_ms.items()}
 
 
+def changes(inputs: Mapping[str, Input]) -> tuple[str, ...]:
+    """Kinds of ticks in which something else than the observation is new."""
+    given = [name for name, i in inputs.items() if i.source in ("latch", "operator")]
+    return (FIRST, *(NEW + name for name in given), EVERYTHING)
+
+
+def kinds(inputs: Mapping[str, Input]) -> tuple[str, ...]:
+    """All kinds of ticks."""
+    return (WARM, *changes(inputs), AFTER_IDLE)
+
+
 class Probe:
     """Times ticks of any kind on one policy, whose running episode is the probe's from here on."""
 
     def __init__(self, policy: Policy, scene: Scene, clock: Clock) -> None:
         self._policy, self._scene, self._clock = policy, scene, clock
-        self._episode: Episode = policy.start(anchor=scene.anchor(), instruction=scene.instruction)
-        seen = scene.observe()
-        self._episode.act(seen.values[FRAME], seen.values[STATE])
-        self._ticks: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        self._stages: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+        self._episode: Episode = policy.start(**scene.given())
+        self._episode.act(scene.observe())
+        self._ticks: dict[str, list[float]] = {kind: [] for kind in kinds(policy.inputs)}
+        self._stages: dict[str, dict[str, list[float]]] = {kind: {} for kind in self._ticks}
 
     def tick(self, kind: str, pause_s: float = 0.0) -> None:
         """One tick of a kind, after a pause that is not counted."""
         if pause_s:
             self._clock.sleep(pause_s)
-        seen = self._scene.observe()
-        anchor = self._scene.anchor()
-        if kind == "everything":
+        seen, given = self._scene.observe(), self._scene.given()
+        changed = kind.removeprefix(NEW) if kind.startswith(NEW) else None
+        value = self._scene.change(changed) if changed else None
+        if kind == EVERYTHING:
             self._policy.forget()
         start = self._clock()
-        if kind == "first of an episode":
-            self._episode = self._policy.start(anchor=anchor, instruction=self._scene.instruction)
-        elif kind == "new anchor":
-            self._episode.re_anchor(anchor)
-        elif kind == "new instruction":
-            self._episode.say(self._scene.say())
-        self._episode.act(seen.values[FRAME], seen.values[STATE])
+        if kind == FIRST:
+            self._episode = self._policy.start(**given)
+        elif changed:
+            self._episode.give(**{changed: value})
+        self._episode.act(seen)
         self._note(kind, self._clock() - start)
 
     def latencies(self) -> dict[str, Latency]:
@@ -125,7 +135,7 @@ def measure_latency(
     end, num_rounds = clock() + seconds, 0
     with no_collection():
         while num_rounds < MIN_ROUNDS or clock() < end:
-            for kind in (*CHANGES, *[WARM] * WARM_PER_ROUND):
+            for kind in (*changes(policy.inputs), *[WARM] * WARM_PER_ROUND):
                 probe.tick(kind)
             num_rounds += 1
         for _ in range(num_idle):

@@ -53,7 +53,15 @@ def pace(policy: Policy, scene: Scene, clock: Clock, *, rate_hz: float, seconds:
         late_ms.append(step.late_s * 1e3)
         act_ms.append((step.act_s or 0.0) * 1e3)
 
-    trace = run_episode(policy, SceneRobot(scene), config, clock=clock, on_step=note)
+    given = {n: v for n, v in scene.given().items() if policy.inputs[n].source == "operator"}
+    trace = run_episode(
+        policy,
+        SceneRobot(scene, policy.chunk_shape[1]),
+        config,
+        given=given,
+        clock=clock,
+        on_step=note,
+    )
     return Pacing(
         rate_hz=rate_hz,
         # The first tick computes the anchor; `Latency` knows what that costs.

@@ -5,73 +5,63 @@ Nothing repeats from one tick to the next, so that no cache can help but the one
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import read_golden
 from runtime.errors import BundleError, ObservationError, RobotError
+from runtime.golden import Golden, vary
+from runtime.inputs import CAMERAS
 from runtime.policy import Policy
-from runtime.recordings.recording import FRAME, STATE
 from runtime.robots.robot import Limits, Observation, Sensor
-
-STATE_STEP = np.float32(1e-3)
-"""In robot units; small against what a state normalizes to."""
 
 
 class Scene:
-    """An endless stream of observations.
+    """An endless stream of observations, and of what else a policy is given.
 
     Raises:
-        BundleError: the bundle takes no instruction but its golden one.
+        BundleError: the bundle takes no text but its golden one.
     """
 
     def __init__(self, policy: Policy) -> None:
-        golden = read_golden(policy.bundle)
-        self._frame, self._state = golden["frame"], golden["state"]
-        self.inputs = {
-            FRAME: Sensor("image", self._frame.shape, str(self._frame.dtype)),
-            STATE: Sensor("vector", self._state.shape, str(self._state.dtype)),
+        self.inputs = policy.inputs
+        self._golden = Golden.of(policy.bundle)
+        self._texts = {
+            name: (text, _another(policy, name, text))
+            for name, text in self._golden.given.items()
+            if self.inputs[name].kind == "text"
         }
-        self.num_actions = policy.chunk_shape[1]
-        self._anchor = golden["anchor"]
-        first = str(golden["instruction"])
-        self._instructions = (first, _another(policy, first))
-        self._count = 0
-        self._num_said = 0
+        self._said = dict.fromkeys(self._texts, 0)
+        self.count = 0
 
     @property
-    def instruction(self) -> str:
-        """The one that was said last; the golden one at first."""
-        return self._instructions[self._num_said % 2]
+    def texts(self) -> dict[str, str]:
+        """What was said last; the golden texts at first."""
+        return {name: texts[self._said[name] % 2] for name, texts in self._texts.items()}
 
-    def observe(self) -> Observation:
-        """A new frame and state, stamped with their number."""
-        self._count += 1
-        return self._observation(self._shifted(self._frame))
+    def observe(self) -> dict[str, NDArray[Any]]:
+        """A new value of all that the robot gives: the `count`th."""
+        self.count += 1
+        return vary(self.inputs, self._golden.observed, self.count)
 
-    def anchor(self) -> NDArray[np.uint8]:
-        """A new anchor, [H, W, 3]."""
-        self._count += 1
-        return self._shifted(self._anchor)
+    def given(self) -> dict[str, Any]:
+        """What an episode starts with: new latches, the rest as it was said last."""
+        self.count += 1
+        latches = {
+            name: value
+            for name, value in self._golden.given.items()
+            if self.inputs[name].source == "latch"
+        }
+        return {**self._golden.given, **self.texts, **vary(self.inputs, latches, self.count)}
 
-    def begin(self) -> Observation:
-        """The first observation of an episode: a new anchor as the frame."""
-        return self._observation(self.anchor())
-
-    def say(self) -> str:
-        """Another instruction than last time."""
-        self._num_said += 1
-        return self.instruction
-
-    def _observation(self, image: NDArray[np.uint8]) -> Observation:
-        state = self._state + STATE_STEP * np.float32(self._count % 7)
-        at = float(self._count)
-        return Observation(
-            {FRAME: image, STATE: state}, {FRAME: at, STATE: at}, {FRAME: self._count}
-        )
-
-    def _shifted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.roll(image, self._count, axis=1)
+    def change(self, name: str) -> Any:
+        """Another value of a latch or of what the operator gives than last time."""
+        if name in self._texts:
+            self._said[name] += 1
+            return self.texts[name]
+        self.count += 1
+        return vary(self.inputs, {name: self._golden.given[name]}, self.count)[name]
 
 
 class SceneRobot:
@@ -79,23 +69,30 @@ class SceneRobot:
 
     done, success = False, None
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, num_actions: int) -> None:
         self._scene = scene
         self._seen: Observation | None = None
         self._started = False
-        self.instruction = scene.instruction
-        self.inputs = scene.inputs
-        infinite, nameless = np.full(scene.num_actions, np.inf), ("",) * scene.num_actions
+        self.instruction = next((text for text in scene.texts.values()), "stand still")
+        self.inputs = {
+            name: Sensor(i.kind, i.shape, i.dtype, i.unit)  # type: ignore[arg-type]
+            for name, i in scene.inputs.items()
+            if i.source == "robot"
+        }
+        infinite, nameless = np.full(num_actions, np.inf), ("",) * num_actions
         self.limits = Limits(-infinite, infinite, nameless, nameless)
 
     def reset(self) -> Observation:
         self._started, self._seen = True, None
-        return self._scene.begin()
+        return self.observe()
 
     def observe(self) -> Observation:
         self._require_reset("observe")
         if self._seen is None:
-            self._seen = self._scene.observe()
+            values = self._scene.observe()
+            at = dict.fromkeys(values, float(self._scene.count))
+            frames = {name: self._scene.count for name in values if self._is_camera(name)}
+            self._seen = Observation(values, at, frames)
         return self._seen
 
     def send(self, action_A: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -111,20 +108,23 @@ class SceneRobot:
     def close(self) -> None:
         self._started = False
 
+    def _is_camera(self, name: str) -> bool:
+        return self.inputs[name].kind in CAMERAS
+
     def _require_reset(self, method: str) -> None:
         if not self._started:
             raise RobotError(f"{method}() outside an episode: call reset() first")
 
 
-def _another(policy: Policy, instruction: str) -> str:
-    """An instruction that fits the engines wherever this one does: mostly one word less."""
+def _another(policy: Policy, name: str, instruction: str) -> str:
+    """A text that fits the engines wherever this one does: mostly one word less."""
     for text in (instruction.rpartition(" ")[0], instruction[:-1], f"{instruction}."):
         try:
-            policy.encode(text)
+            policy.take(name, text)
         except ObservationError:
             continue
         return text
     raise BundleError(
-        f"{policy.bundle.path}: no variation of the golden instruction {instruction!r} fits its "
-        "engines, so a new instruction cannot be timed; export it with more --tokens"
+        f"{policy.bundle.path}: no variation of the golden {name} {instruction!r} fits its "
+        "engines, so a new one cannot be timed; export it with more --tokens"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from device_tests.measure.latency import CHANGES, WARM, Latency
+from device_tests.measure.latency import EVERYTHING, WARM, Latency
 from device_tests.measure.pacing import Pacing
 from device_tests.result import Measured, TimedRun
 from runtime.pages.markup import Markup, element
@@ -80,7 +80,7 @@ def _noise_words(measured: Measured, run: TimedRun) -> Markup:
 
 def _stage_bars(latency: Mapping[str, Latency]) -> list[Markup]:
     rows: dict[str, dict[str, float]] = {}
-    for kind in (CHANGES[-1], WARM):
+    for kind in (EVERYTHING, WARM):
         for name, milliseconds in _by_chain(latency[kind]).items():
             if milliseconds >= SHOWN_MS:
                 rows.setdefault(name, {})[kind] = milliseconds

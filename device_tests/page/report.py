@@ -16,7 +16,7 @@ from device_tests.measure.latency import WARM, Latency
 from device_tests.measure.pacing import Pacing
 from device_tests.page.charts import draw_run
 from device_tests.result import Measured
-from runtime.check import Verdict
+from runtime.backends.parity import Parity
 from runtime.pages.markup import Markup, element
 from runtime.pages.page import (
     Column,
@@ -151,7 +151,7 @@ def _rows_table(rows: Sequence[Row]) -> Markup:
     )
 
 
-def _parity_table(parity: Sequence[Verdict]) -> Markup:
+def _parity_table(parity: Sequence[Parity]) -> Markup:
     head = [
         Column("verdict", "name"), Column("tensor", "name"), Column("relative error"),
         Column("allowed"),

@@ -79,7 +79,7 @@ def write_json(evaluation: Evaluation, seconds: float) -> str:
         bundles[str(bundle)] = {
             "weights": manifest.description,
             "source_sha256": manifest.source_sha256,
-            "recipe": manifest.recipe,
+            "recipe": manifest.recipe.name,
             "rows": {name: asdict(rows[bundle]) for name, rows in evaluation.rows.items()},
             "episodes": [asdict(result) for result in evaluation.results[bundle]],
         }

@@ -6,33 +6,35 @@ A = action dimension, T = action in the chunk, H, W = image height and width.
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.anchor import AnchorPolicy
+from runtime.declarations import Input
+from runtime.episode import Answer
 
 
 class EvaluatedEpisode(Protocol):
     """What an evaluation needs of `runtime.Episode`."""
 
-    def act(
-        self, image: NDArray[np.uint8], state: NDArray[np.float32], /
-    ) -> NDArray[np.float32]: ...
+    def act(self, observation: Mapping[str, Any], *, at: float | None) -> Answer: ...
 
-    def re_anchor(self, image: NDArray[np.uint8], /) -> None: ...
+    def latch(self, name: str) -> None: ...
 
 
 class EvaluatedPolicy(Protocol):
     """What an evaluation needs of `runtime.Policy`."""
 
     @property
+    def inputs(self) -> Mapping[str, Input]: ...
+
+    @property
     def chunk_shape(self) -> tuple[int, int]: ...
 
-    def start(
-        self, *, anchor: NDArray[np.uint8], instruction: str, seed: int
-    ) -> EvaluatedEpisode: ...
+    def start(self, *, seed: int, **given: Any) -> EvaluatedEpisode: ...
 
     def forget(self) -> None: ...
 
@@ -60,38 +62,31 @@ class PosedPolicy:
             follow: make every frame the anchor.
             cold: recompute everything at every thought.
         """
-        self.chunk_shape = policy.chunk_shape
+        self.inputs, self.chunk_shape = policy.inputs, policy.chunk_shape
         self._policy = policy
         self._instruction, self._anchor = instruction, anchor
         self._follow, self._cold = follow, cold
         self._digest = hashlib.sha256()
 
     def start(
-        self,
-        *,
-        anchor: NDArray[np.uint8],
-        instruction: str,
-        seed: int,
-        anchor_policy: AnchorPolicy | None = None,
+        self, *, seed: int, anchor_policy: AnchorPolicy | None = None, **given: Any
     ) -> PosedPolicy:
         """As `runtime.Policy.start`; here `follow` says when the anchor is replaced."""
         self._digest = hashlib.sha256()
-        self._episode = self._policy.start(
-            anchor=anchor if self._anchor is None else self._anchor,
-            instruction=instruction if self._instruction is None else self._instruction,
-            seed=seed,
-        )
+        posed = {"anchor": self._anchor, "instruction": self._instruction}
+        given |= {name: value for name, value in posed.items() if value is not None}
+        self._episode = self._policy.start(seed=seed, **given)
         return self
 
-    def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(self, observation: Mapping[str, Any], *, at: float | None = None) -> Answer:
         """As `runtime.Episode.act`."""
         if self._follow:
-            self._episode.re_anchor(image)
+            self._episode.latch("anchor")
         if self._cold:
             self._policy.forget()
-        chunk_TA = self._episode.act(image, state)
-        self._digest.update(chunk_TA.tobytes())
-        return chunk_TA
+        answer = self._episode.act(observation, at=at)
+        self._digest.update(answer.actions.tobytes())
+        return answer
 
     @property
     def digest(self) -> str:

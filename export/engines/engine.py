@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 from numpy.typing import NDArray
 
@@ -177,8 +177,8 @@ class EngineExporter:
 
 def with_parity(exported: Exported, parity: Mapping[str, float]) -> Exported:
     """The same engine, judged by its lowered file."""
-    entry = dataclasses.replace(exported.entry, parity=max(parity.values()))
-    return dataclasses.replace(exported, entry=entry)
+    entry = msgspec.structs.replace(exported.entry, parity=max(parity.values()))
+    return replace(exported, entry=entry)
 
 
 def _describe(model: onnx.ModelProto, islands: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from runtime.graph import Tensor
+from runtime.declarations import Tensor
 
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",

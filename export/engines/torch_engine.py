@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from models.anchorvla4d.engines import EngineSpec
+from runtime.declarations import Tensor
 from runtime.engine import Memory
-from runtime.graph import Tensor
 
 
 class TorchEngine:

@@ -16,7 +16,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,10 +39,10 @@ from models.verbs import Init
 from runtime.backends.onnxruntime_module import ort
 from runtime.bundle import read_golden
 from runtime.cli.progress import Progress
-from runtime.noise import draw_noise
+from runtime.inputs import draw_noise
 from runtime.pages.benchmark import Quantiles, Ticker
 from runtime.pages.report import processor_name
-from runtime.policy import ACTIONS, Policy, load
+from runtime.policy import Policy, load
 from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
 
@@ -50,6 +50,8 @@ FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
 ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")
 GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
 """M, K, N of the matrix products that the published widths are made of."""
+Timed = dict[str, Quantiles]
+"""Per row."""
 
 
 def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
@@ -73,8 +75,34 @@ def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
 
 
 def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, Any]:
-    size = SIZES[name]
-    folder = config.work / name
+    checkpoint, policy, int8 = _make_bundles(name, config, console)
+    rows = Rows(checkpoint, policy, int8)
+    lines = Progress(sys.stderr)
+    for row, run in rows.run.items():  # compilers, allocators, caches have their first time here
+        lines.step(f"{name}: first run, {row}")
+        run()
+    rows.ticks.clear()
+    rate, bandwidth = matrix_rate(), read_bandwidth()
+    lines.step(f"{name}: ticks of each row")
+    quantiles = rows.measure(config.rounds * SIZES[name].rounds_factor, lines.count)
+    lines.close()
+    rate, bandwidth = max(rate, matrix_rate()), max(bandwidth, read_bandwidth())
+    floor = roofline(policy, rate, bandwidth)
+    return {
+        **_times(quantiles),
+        **_warm_ticks(policy, rows.ticks, floor, quantiles["warm"]),
+        "matrix_gflops": round(rate / 1e9, 1),
+        "bandwidth_gbs": round(bandwidth / 1e9, 1),
+        "int8_action_error": round(int8.bundle.manifest.action_error, 5),
+        "padded_share": dict(policy.bundle.manifest.padded_share),
+    }
+
+
+def _make_bundles(
+    name: str, config: BenchConfig, console: Console
+) -> tuple[Checkpoint, Policy, Policy]:
+    """Random weights of a size, and their bundles in float32 and in int8, loaded."""
+    size, folder = SIZES[name], config.work / name
     init(Init(config=name, out=folder / "checkpoint"))
     checkpoint = load_checkpoint(folder / "checkpoint")
     make_up_episode(checkpoint, size, folder / "episodes")
@@ -93,74 +121,74 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
             ),
             console,
         )
-    policy, int8 = load(folder / "float32"), load(folder / "cpu-int8")
-    rows = _torch_rows(checkpoint, policy)
-    ticker, int8_ticker = Ticker(policy), Ticker(int8)
-    outside: list[float] = []
-    stage_s: list[dict[str, float]] = []
+    return checkpoint, load(folder / "float32"), load(folder / "cpu-int8")
 
-    def warm() -> None:
-        _, seconds, stages = ticker.tick(cold=False)
-        outside.append(seconds)
-        stage_s.append(stages)
 
-    rows |= {
-        "uncached": lambda: ticker.tick(cold=True),
-        "warm": warm,
-        "int8_warm": lambda: int8_ticker.tick(cold=False),
-    }
-    lines = Progress(sys.stderr)
-    for row, run in rows.items():  # compilers, allocators and caches have their first time here
-        lines.step(f"{name}: first run, {row}")
-        run()
-    outside.clear()
-    stage_s.clear()
-    rate = matrix_rate()
-    bandwidth = read_bandwidth()
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
-    num_rounds = config.rounds * size.rounds_factor
-    lines.step(f"{name}: ticks of each row")
-    for done in range(1, num_rounds + 1):
-        for row, run in rows.items():
-            if row == "warm":
-                ticker.tick(cold=False)  # the rows before left the caches to other weights
-            elif row == "int8_warm":
-                int8_ticker.tick(cold=False)
-            start = time.perf_counter()
-            run()
-            seconds[row].append(time.perf_counter() - start)
-        lines.count(done, num_rounds)
-    lines.close()
-    rate, bandwidth = max(rate, matrix_rate()), max(bandwidth, read_bandwidth())
-    quantiles = {row: Quantiles.of(values) for row, values in seconds.items()}
-    floor = roofline(policy, rate, bandwidth)
-    functions = [s.name for s in policy.graph.stages if s.function]
-    host = [sum(stages.get(name, 0.0) for name in functions) for stages in stage_s]
-    result: dict[str, Any] = {f"{row}_ms": round(q.p50, 3) for row, q in quantiles.items()}
-    result |= {f"{row}_p99_ms": round(q.p99, 3) for row, q in quantiles.items()}
+class Rows:
+    """What is measured, each row a function that runs one tick."""
+
+    def __init__(self, checkpoint: Checkpoint, policy: Policy, int8: Policy) -> None:
+        ticker, int8_ticker = Ticker(policy), Ticker(int8)
+        self.ticks: list[tuple[float, dict[str, float]]] = []
+        """Of `warm`: seconds outside engines, and of each stage."""
+        self.run = _torch_rows(checkpoint, policy) | {
+            "uncached": lambda: ticker.tick(cold=True),
+            "warm": lambda: self.ticks.append(ticker.tick(cold=False)[1:]),
+            "int8_warm": lambda: int8_ticker.tick(cold=False),
+        }
+        self._before = {"warm": ticker, "int8_warm": int8_ticker}
+        """The rows before left the caches to other weights."""
+
+    def measure(self, num_rounds: int, on_round: Callable[[int, int], None]) -> Timed:
+        """Every row once in each round."""
+        seconds: dict[str, list[float]] = {row: [] for row in self.run}
+        for done in range(1, num_rounds + 1):
+            for row, run in self.run.items():
+                if row in self._before:
+                    self._before[row].tick(cold=False)
+                start = time.perf_counter()
+                run()
+                seconds[row].append(time.perf_counter() - start)
+            on_round(done, num_rounds)
+        return {row: Quantiles.of(values) for row, values in seconds.items()}
+
+
+def _times(timed: Timed) -> dict[str, Any]:
+    """Of the rows, and how they compare."""
+    result: dict[str, Any] = {f"{row}_ms": round(q.p50, 3) for row, q in timed.items()}
+    result |= {f"{row}_p99_ms": round(q.p99, 3) for row, q in timed.items()}
     result |= {
-        "overhead_ms": round(float(np.median(outside)) * 1e3, 4),
-        "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
-        "roofline_ms": round(sum(floor.values()) * 1e3, 3),
-        "matrix_gflops": round(rate / 1e9, 1),
-        "bandwidth_gbs": round(bandwidth / 1e9, 1),
-        "warm_speedup": round(quantiles["uncached"].p50 / quantiles["warm"].p50, 3),
-        "times_roofline": round(quantiles["warm"].p50 / sum(floor.values()) / 1e3, 3),
-        "int8_speedup": round(quantiles["warm"].p50 / quantiles["int8_warm"].p50, 3),
-        "int8_action_error": round(int8.bundle.manifest.action_error, 5),
-        "rounds": quantiles["warm"].n,
-        "padded_share": dict(policy.bundle.manifest.padded_share),
-        "stages": {
-            stage: {
-                "warm_ms": round(float(np.median([s[stage] for s in stage_s])) * 1e3, 3),
-                "roofline_ms": round(floor.get(stage, 0.0) * 1e3, 3),
-            }
-            for stage in stage_s[0]
-        },
+        "warm_speedup": round(timed["uncached"].p50 / timed["warm"].p50, 3),
+        "int8_speedup": round(timed["warm"].p50 / timed["int8_warm"].p50, 3),
+        "rounds": timed["warm"].n,
     }
-    if "compiled" not in quantiles:
+    if "compiled" not in timed:
         result["compiled"] = "not measured: torch.compile needs a C++ compiler"
     return result
+
+
+def _warm_ticks(
+    policy: Policy,
+    ticks: Sequence[tuple[float, Mapping[str, float]]],
+    floor: Mapping[str, float],
+    warm: Quantiles,
+) -> dict[str, Any]:
+    """What warm ticks are made of, beside the least that each stage could take."""
+    functions = [s.name for s in policy.graph.stages if s.function]
+    host = [sum(stages.get(name, 0.0) for name in functions) for _, stages in ticks]
+    return {
+        "overhead_ms": round(float(np.median([outside for outside, _ in ticks])) * 1e3, 4),
+        "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
+        "roofline_ms": round(sum(floor.values()) * 1e3, 3),
+        "times_roofline": round(warm.p50 / sum(floor.values()) / 1e3, 3),
+        "stages": {
+            stage: {
+                "warm_ms": round(float(np.median([s[stage] for _, s in ticks])) * 1e3, 3),
+                "roofline_ms": round(floor.get(stage, 0.0) * 1e3, 3),
+            }
+            for stage in ticks[0][1]
+        },
+    }
 
 
 def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
@@ -189,8 +217,9 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
     golden = read_golden(policy.bundle)
     composition = Composition(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
     compiled = torch.compile(composition)
-    robot = str(golden["embodiment"])
-    to_policy, _ = normalizations(checkpoint.config, checkpoint.statistics[robot], robot)
+    embodiment = str(golden["embodiment"])
+    statistics = checkpoint.statistics[embodiment]
+    to_policy, _ = normalizations(checkpoint.config, statistics, embodiment)
     count = 0
 
     def observation() -> dict[str, Any]:
@@ -200,7 +229,7 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
             "anchor": golden["anchor"],
             "frame": np.roll(golden["frame"], count, axis=1),
             "instruction": str(golden["instruction"]),
-            "noise": draw_noise(0, count, policy.graph.tensors[ACTIONS].shape),  # type: ignore[arg-type]
+            "noise": draw_noise(0, count, policy.chunk_shape),
         }
 
     def composed(module: Callable[..., torch.Tensor]) -> Callable[[], Any]:

@@ -35,7 +35,6 @@ from runtime.bundle import Bundle, read_bundle
 from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Stage
-from runtime.image import grid_of
 
 WARM_UP = 3
 """Runs before the first one that counts."""
@@ -100,13 +99,14 @@ def crosscheck(
     compiler = compiler or _import_compiler()
     bundle = None if config.bundle is None else read_bundle(config.bundle)
     checkpoint = load_checkpoint(config.checkpoint)
-    grid = grid_of(config.image_size[1], config.image_size[0], checkpoint.image)
-    parts = split(checkpoint.model, checkpoint.parts, grid, config.tokens)
+    parts = split(
+        checkpoint.model, checkpoint.parts, checkpoint.image, config.image_size, config.tokens
+    )
     if unknown := sorted(set(config.engines) - parts.engines.keys()):
         raise ValueError(f"unknown engines {unknown}; there are {sorted(parts.engines)}")
     if bundle is not None:
         _check_same(bundle, checkpoint, parts)
-    tensors = Modules(checkpoint, parts, grid).tensors(
+    tensors = Modules(checkpoint, parts).tensors(
         golden_of(checkpoint, made_up(checkpoint, config.image_size), seed=0)
     )
     try:
@@ -140,9 +140,9 @@ def _check_same(bundle: Bundle, checkpoint: Checkpoint, parts: Split) -> None:
             f"{bundle.path}: made from weights {manifest.source_sha256[:12]}, but "
             f"{checkpoint.path} holds {checkpoint.sha256[:12]}; give the one it was made from"
         )
-    if manifest.recipe != "float32":
+    if manifest.recipe.name != "float32":
         raise ExportError(
-            f"{bundle.path}: recipe {manifest.recipe}, but torch-tensorrt is given float32 "
+            f"{bundle.path}: recipe {manifest.recipe.name}, but torch-tensorrt is given float32 "
             "modules; compare with a bundle of: python -m export build float32"
         )
     if manifest.graph.tensors != parts.graph.tensors:

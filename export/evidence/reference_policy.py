@@ -6,7 +6,9 @@ T = action in the chunk, A = action dimension, S = state dimension.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +16,12 @@ from numpy.typing import NDArray
 
 from device_tests.success.episodes import load_policy
 from device_tests.success.posed import EvaluatedPolicy
+from models.anchorvla4d.split import declare_inputs
 from models.checkpoint import Checkpoint, load_checkpoint, reference
 from runtime.bundle import MANIFEST
-from runtime.noise import draw_noise
+from runtime.declarations import Input
+from runtime.episode import Answer
+from runtime.inputs import draw_noise
 
 
 class ReferencePolicy:
@@ -26,20 +31,24 @@ class ReferencePolicy:
         self.checkpoint = checkpoint
 
     @property
+    def inputs(self) -> Mapping[str, Input]:
+        """As a graph of this policy declares them; pictures may have any size."""
+        return declare_inputs(self.checkpoint.config, self.checkpoint.parts, (1, 1, 3), 1)
+
+    @property
     def chunk_shape(self) -> tuple[int, int]:
         """(actions in a chunk, action dimensions)."""
         head = self.checkpoint.config.head
         return head.prediction_horizon, head.action_dim
 
-    def start(self, *, anchor: NDArray[np.uint8], instruction: str, seed: int) -> ReferenceEpisode:
+    def start(self, *, seed: int, **given: Any) -> ReferenceEpisode:
         """Start an episode.
 
         Args:
-            anchor: first frame, uint8 [H, W, 3] RGB.
-            instruction: one line of text.
             seed: of the action noise, as the runtime draws it.
+            given: `anchor`, the first frame, uint8 [H, W, 3] RGB, and `instruction`, one line.
         """
-        return ReferenceEpisode(self, anchor, instruction, seed)
+        return ReferenceEpisode(self, given["anchor"], given["instruction"], seed)
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -54,23 +63,28 @@ class ReferenceEpisode:
         self._policy, self._anchor = policy, anchor
         self._instruction, self._seed = instruction, seed
         self._step = 0
+        self._follows = False
 
-    def act(self, image: NDArray[np.uint8], state: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Frame uint8 [H, W, 3] RGB and state [S] -> chunk [T, A] float32, both in robot units."""
+    def act(self, observation: Mapping[str, Any], *, at: float | None = None) -> Answer:
+        """`frame` uint8 [H, W, 3] RGB and `state` [S] -> chunk [T, A] float32, in robot units."""
+        if self._follows:
+            self._anchor = observation["frame"]
+        self._follows = False
         noise = draw_noise(self._seed, self._step, self._policy.chunk_shape)
         self._step += 1
-        return reference(
+        actions = reference(
             self._policy.checkpoint,
             anchor=self._anchor,
-            frame=image,
+            frame=observation["frame"],
             instruction=self._instruction,
-            state=state,
+            state=observation["state"],
             noise=noise,
         )
+        return Answer(actions, {}, None, at)
 
-    def re_anchor(self, image: NDArray[np.uint8]) -> None:
-        """Make `image` the anchor."""
-        self._anchor = image
+    def latch(self, name: str) -> None:
+        """Make the next frame the anchor."""
+        self._follows = True
 
 
 def load_either(path: Path) -> EvaluatedPolicy:

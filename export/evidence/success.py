@@ -134,7 +134,8 @@ def _recorded_error(checkpoint: Path, bundle: Path) -> float:
         start = {"anchor": images[0], "instruction": seen.instruction, "seed": seen.seed}
         ours, theirs = policy.start(**start), oracle.start(**start)
         for image, state in zip(images, states, strict=True):
-            difference = ours.act(image, state) - theirs.act(image, state)
+            now = {"frame": image, "state": state}
+            difference = ours.act(now).actions - theirs.act(now).actions
             worst = max(worst, float(np.abs(difference).max()))
     return worst
 

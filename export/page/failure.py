@@ -14,6 +14,7 @@ from export.gates import GateFailed
 from export.page.meters import meter, number
 from export.page.report import show_verdicts
 from export.subject import Subject
+from runtime.bundle import Verdict
 from runtime.pages.markup import Markup, element
 from runtime.pages.page import Column, alarm, document, note, section, sentence, table
 from runtime.storage.files import PAGE, write_file
@@ -47,7 +48,7 @@ def advise(recipe: str, gate: str) -> list[str]:
 
 
 def write_failure(
-    path: Path, subject: Subject, verdicts: Mapping[str, str], failure: GateFailed
+    path: Path, subject: Subject, verdicts: Mapping[str, Verdict], failure: GateFailed
 ) -> None:
     """Diagnose and write the page."""
     found = diagnose(subject)
@@ -101,10 +102,10 @@ def _stages(found: Diagnosis) -> list[Markup]:
     rows = [
         (
             name,
-            number(s["error"]),
-            number(s["allowed"]),
-            meter(s["error"], s["allowed"]),
-            s["where"],
+            number(s.error),
+            number(s.allowed),
+            meter(s.error, s.allowed),
+            s.where,
         )
         for name, s in found.stages.items()
     ]

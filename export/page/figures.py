@@ -9,22 +9,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.errors import ExportError
 from export.page.meters import METER_DECADES, NEAR, bar, columns_svg, meter, number, percent
 from quant.formats import FLOAT16_MAX
 from quant.search.pictures import Dot, heat_map_svg, pareto_svg
 from quant.search.yardsticks import THEIRS, Yardstick
-from runtime.bundle import Manifest
+from runtime.bundle import Manifest, StageFigures
 from runtime.pages.markup import Markup
 from runtime.pages.page import Column, chart, sentence, table
 
 SHOWN_ISLANDS = 30
 COST_UNITS = {"ms": "ms of a warm tick", "share": "share of the bytes that float32 reads"}
-Figures = Mapping[str, Any]
-"""Of a stage."""
-Shown = tuple[str, Callable[[Figures], str]]
+Shown = tuple[str, Callable[[StageFigures], str]]
 """A column of the table of stages."""
 
 
@@ -71,7 +68,7 @@ def read_study(path: Path) -> Study:
 
 def show_stages(manifest: Manifest) -> list[Markup]:
     """Every stage's errors, and how near they are to what is allowed."""
-    stages: Mapping[str, Figures] = manifest.quantization.get("stages", {})
+    stages = manifest.quantization.stages
     if not stages:
         return [sentence("The manifest holds no figures of stages: export the bundle again.")]
     groups, words = _stage_columns(manifest, stages)
@@ -88,36 +85,35 @@ def show_stages(manifest: Manifest) -> list[Markup]:
 
 
 def _stage_columns(
-    manifest: Manifest, stages: Mapping[str, Figures]
+    manifest: Manifest, stages: Mapping[str, StageFigures]
 ) -> tuple[dict[str, list[Shown]], str]:
     """Columns by what they are about, and what has to be said about those that are missing."""
-    base = of_recipe(manifest, "base")
-    tolerance = manifest.quantization.get("recipe", {}).get("tolerance")
+    base, tolerance = manifest.recipe.base, manifest.recipe.tolerance
     groups: dict[str, list[Shown]] = {
         "export": [
-            ("parity", lambda s: number(s.get("parity"))),
-            ("of the limit", lambda s: meter(s.get("parity"), s.get("parity_allowed", tolerance))),
+            ("parity", lambda s: number(s.parity)),
+            ("of the limit", lambda s: meter(s.parity, s.parity_allowed or tolerance)),
         ]
     }
     words = f"Parity may be {number(tolerance)}, more where rounding alone moves a stage to other "
     words += "codes; the floor is what bfloat16 alone does."
-    floor: Shown = ("bfloat16 floor", lambda s: number(s.get("noise_floor")))
-    if any(s.get("allowed") for s in stages.values()):
+    floor: Shown = ("bfloat16 floor", lambda s: number(s.noise_floor))
+    if any(s.allowed for s in stages.values()):
         groups["quantization"] = [
-            ("error", lambda s: number(s.get("error"))),
+            ("error", lambda s: number(s.error)),
             floor,
-            ("times floor", lambda s: _times(s.get("error"), s.get("noise_floor"))),
-            ("allowed", lambda s: number(s.get("allowed"))),
-            ("of the limit", lambda s: meter(s.get("error"), s.get("allowed"))),
+            ("times floor", lambda s: _times(s.error, s.noise_floor)),
+            ("allowed", lambda s: number(s.allowed)),
+            ("of the limit", lambda s: meter(s.error, s.allowed)),
         ]
     else:
         groups["for comparison"] = [floor]
         words += " The recipe quantizes no layer, so no stage has an error to be judged."
-    if any("rounding" in s for s in stages.values()):
+    if any(s.rounding is not None for s in stages.values()):
         groups[f"lowering to {base}"] = [
-            ("error", lambda s: number(s.get("rounding"))),
-            ("allowed", lambda s: number(s.get("rounding_allowed"))),
-            ("of the limit", lambda s: meter(s.get("rounding"), s.get("rounding_allowed"))),
+            ("error", lambda s: number(s.rounding)),
+            ("allowed", lambda s: number(s.rounding_allowed)),
+            ("of the limit", lambda s: meter(s.rounding, s.rounding_allowed)),
         ]
     else:
         words += f" The base format is {base}: no engine was lowered, so nothing rounds."
@@ -126,8 +122,8 @@ def _stage_columns(
 
 def show_denoise_steps(manifest: Manifest) -> list[Markup]:
     """What each step alone does to the result."""
-    stages: Mapping[str, Figures] = manifest.quantization.get("stages", {})
-    finals = {name: float(s["final"]) for name, s in stages.items() if "final" in s}
+    stages = manifest.quantization.stages
+    finals = {name: s.final for name, s in stages.items() if s.final is not None}
     if not finals:
         return [sentence("The manifest holds no figures of denoise steps.")]
     if not any(finals.values()):
@@ -148,7 +144,7 @@ def show_denoise_steps(manifest: Manifest) -> list[Markup]:
 
 def show_islands(manifest: Manifest) -> list[Markup]:
     """Tensors of a float16 export that stay float32."""
-    if (base := of_recipe(manifest, "base")) != "float16":
+    if (base := manifest.recipe.base) != "float16":
         words = (
             f"None: the base format is {base}. Islands are tensors that float16 cannot hold, and "
             "only a recipe with float16 has to look for them."
@@ -156,7 +152,7 @@ def show_islands(manifest: Manifest) -> list[Markup]:
         return [sentence(words)]
     found = [
         (largest, engine, tensor)
-        for engine, tensors in manifest.quantization.get("islands", {}).items()
+        for engine, tensors in manifest.quantization.islands.items()
         for tensor, largest in tensors.items()
     ]
     if not found:
@@ -226,11 +222,6 @@ def show_yardsticks(found: Sequence[Yardstick]) -> list[Markup]:
         "scales and padding. Amber: as bitsandbytes computes it."
     )
     return [table(head, rows), sentence(words)]
-
-
-def of_recipe(manifest: Manifest, field: str) -> str:
-    """A field of the recipe as the manifest keeps it."""
-    return str(manifest.quantization.get("recipe", {}).get(field, "unknown"))
 
 
 def _times(value: float | None, floor: float | None) -> str:

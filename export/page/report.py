@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from export.page.figures import (
-    of_recipe,
     show_denoise_steps,
     show_islands,
     show_sensitivity,
@@ -19,11 +18,10 @@ from export.page.figures import (
 )
 from export.page.meters import bar, number, percent
 from quant.search.yardsticks import Yardstick
-from runtime.bundle import EngineEntry, Manifest
+from runtime.bundle import EngineEntry, Manifest, Verdict, VerdictKind
 from runtime.pages.markup import Markup, element
 from runtime.pages.page import (
     Column,
-    Verdict,
     alarm,
     badge,
     cards,
@@ -67,7 +65,7 @@ def write_report(
     Raises:
         ExportError: `sensitivity` is no such file.
     """
-    title = f"{manifest.policy}, recipe {manifest.recipe}"
+    title = f"{manifest.policy}, recipe {manifest.title}"
     weights = f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."
     parts = [
         sentence(_provenance(manifest)),
@@ -90,7 +88,7 @@ def write_report(
 
 def _provenance(manifest: Manifest) -> str:
     return (
-        f"Target {of_recipe(manifest, 'target')}, base format {of_recipe(manifest, 'base')}, "
+        f"Target {manifest.recipe.target}, base format {manifest.recipe.base}, "
         f"{len(manifest.engines)} engines. Content {manifest.content_sha256[:16]}, made from "
         f"weights {manifest.source_sha256[:16]}."
     )
@@ -109,14 +107,14 @@ def _banner(manifest: Manifest) -> Markup:
 
 
 def _cards(manifest: Manifest) -> Markup:
-    kinds = [_split_verdict(words)[0] for words in manifest.gates.values()]
+    kinds = [verdict.kind for verdict in manifest.gates.values()]
     held, whole = _sizes(manifest)
     found = [
         (f"{kinds.count('pass')} of {len(kinds)}", "gates passed"),
         (percent(held, whole), f"of float32's engine bytes: {_mb(held)} instead of {_mb(whole)}"),
         (number(manifest.action_error), "relative error of the golden actions against float32"),
     ]
-    others: dict[Verdict, str] = {"not measured": "gates not measured", "fail": "gates failed"}
+    others: dict[VerdictKind, str] = {"not measured": "gates not measured", "fail": "gates failed"}
     for kind, words in others.items():
         if count := kinds.count(kind):
             found.insert(1, (str(count), words))
@@ -130,24 +128,24 @@ def _verdicts(manifest: Manifest) -> list[Markup]:
 
 
 def _observations(manifest: Manifest) -> list[Markup]:
-    seen = manifest.quantization.get("observations")
-    if not seen:
+    seen = manifest.quantization.observations
+    if seen is None:
         return [sentence("The manifest does not say what was observed: export the bundle again.")]
-    golden = f"The golden observation is {seen['golden']}."
-    if not seen["judged_by"]:
+    golden = f"The golden observation is {seen.golden}."
+    if not seen.judged_by:
         return [sentence(f"Nothing is learnt from episodes in this precision. {golden}")]
-    held_out = seen["held_out"] or "none of them held out"
+    held_out = seen.held_out or "none of them held out"
     words = (
-        f"Calibrated on {seen['calibrated_on']} observations. Judged by {len(seen['judged_by'])}, "
-        f"{held_out}; at least {seen['least']} held-out ones are demanded. {golden}"
+        f"Calibrated on {seen.calibrated_on} observations. Judged by {len(seen.judged_by)}, "
+        f"{held_out}; at least {seen.least} held-out ones are demanded. {golden}"
     )
-    parts = [sentence(words), element("ul", *(element("li", where) for where in seen["judged_by"]))]
-    if seen["unproven"]:
-        parts.insert(0, sentence(f"Not measured: {seen['unproven']}."))
+    parts = [sentence(words), element("ul", *(element("li", where) for where in seen.judged_by))]
+    if seen.unproven:
+        parts.insert(0, sentence(f"Not measured: {seen.unproven}."))
     return parts
 
 
-def show_verdicts(gates: Mapping[str, str]) -> list[Markup]:
+def show_verdicts(gates: Mapping[str, Verdict]) -> list[Markup]:
     """What every gate asks, and its answer."""
     head = [
         Column("verdict", "name"),
@@ -155,10 +153,7 @@ def show_verdicts(gates: Mapping[str, str]) -> list[Markup]:
         Column("asks whether", "words"),
         Column("figures", "words"),
     ]
-    rows = []
-    for name, words in gates.items():
-        kind, figures = _split_verdict(words)
-        rows.append((badge(kind), name, GATES.get(name, ""), figures))
+    rows = [(badge(v.kind), name, GATES.get(name, ""), v.figures) for name, v in gates.items()]
     return [table(head, rows)]
 
 
@@ -168,7 +163,7 @@ def _engines(manifest: Manifest) -> list[Markup]:
         Column("in the files"), Column("share"), Column("", "name"), Column("parity"),
         Column("products with weights", "words"), Column("compile check", "words"),
     ]  # fmt: skip
-    precisions = manifest.quantization.get("precisions", {})
+    precisions = manifest.quantization.precisions
     rows = []
     for name, entry in manifest.engines.items():
         kinds = [f"{count} {kind}" for kind, count in precisions.get(name, {}).items()]
@@ -196,39 +191,29 @@ def _size_cells(parameters: int, held: int) -> tuple[str, ...]:
 def _closed_loop(manifest: Manifest) -> list[Markup]:
     if "success" not in manifest.gates:
         return [sentence("Not asked: a recipe that changes no precision costs no episode.")]
-    kind, figures = _split_verdict(manifest.gates["success"])
+    verdict = manifest.gates["success"]
     words = {
         "pass": "The policy keeps its success in this precision: ",
         "fail": "The policy loses success in this precision: ",
         "not measured": "How often the policy succeeds in this precision was not measured: ",
-    }[kind]
+    }[verdict.kind]
     explained = (
         "Points are percentage points of success, against float32 in the same episodes. The lower "
         "end of the interval decides."
     )
-    return [element("p", badge(kind), f" {words}{figures}"), sentence(explained)]
+    return [element("p", badge(verdict.kind), f" {words}{verdict.figures}"), sentence(explained)]
 
 
 def _recipe(manifest: Manifest) -> list[Markup]:
     quantization = manifest.quantization
-    layers = [f"{count} {kind}" for kind, count in quantization.get("layers", {}).items()]
+    layers = [f"{count} {kind}" for kind, count in quantization.layers.items()]
     parts = [sentence(f"Linear layers: {', '.join(layers) or 'not counted'}.")]
-    if rules := quantization.get("recipe", {}).get("rules"):
+    if rules := manifest.recipe.rules:
         head = [Column(title, "words") for title in ("layers", "format", "method")]
         summary = element("summary", f"Rules of the recipe ({len(rules)}); the first match decides")
         parts.append(element("details", summary, table(head, rules)))
     versions = ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items())
     return [*parts, sentence(f"Made with {versions or 'tools that the manifest does not name'}.")]
-
-
-def _split_verdict(words: str) -> tuple[Verdict, str]:
-    """`pass (figures)` into kind and figures; words that are no verdict count as not measured."""
-    kinds: tuple[Verdict, ...] = ("pass", "fail", "not measured")
-    kind = next((kind for kind in kinds if words.startswith(kind)), None)
-    if kind is None:
-        return "not measured", words
-    figures = words.removeprefix(kind).strip()
-    return kind, figures[1:-1] if figures[:1] == "(" and figures[-1:] == ")" else figures
 
 
 def _engine_bytes(manifest: Manifest, entry: EngineEntry) -> int:

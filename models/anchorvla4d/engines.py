@@ -16,7 +16,7 @@ from torch import nn
 from models.anchorvla4d.head import ddim_step, inference_timesteps
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
-from runtime.graph import Tensor
+from runtime.declarations import Tensor
 
 COEFFICIENT_ROW = 64
 """Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, EngineSpec, engines_of
 from models.anchorvla4d.head import ddim_coefficients
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
-from runtime.graph import Graph, Stage, Tensor
+from runtime.declarations import Input, Output, Prompt, Tensor
+from runtime.graph import Graph, Stage
+from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
+ACTIONS, SIMILARITY = "actions", "anchor_similarity"
+"""Outputs of the graph."""
+TOKENS, TOKENIZER = "tokens", "tokenizer.json"
+"""The table of token embeddings, and the file that makes ids of a text."""
 FOLDED = ("action_head.t_embedder.*",)
 """Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
 
@@ -47,14 +56,29 @@ class Split:
         return {call: round(1 - n / self.slots, 4) for call, n in used.items()}
 
 
-def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: int) -> Split:
-    """Cut `model` for images of `grid` patches and language calls of `slots` tokens.
+def split(
+    model: AnchorVLA4D,
+    parts: PromptParts,
+    image: ImageConfig,
+    image_size: tuple[int, int],
+    slots: int,
+) -> Split:
+    """Cut `model` for the images of one camera and language calls of `slots` tokens.
+
+    Args:
+        model: the policy.
+        parts: its prompt.
+        image: how an image is prepared.
+        image_size: width and height of the camera's images.
+        slots: tokens per call of the language engine.
 
     Raises:
         ValueError: if the prompt around the images does not fit `slots`.
     """
     c = model.config
-    image, prefix, suffix = _segments(parts, grid)
+    width, height = image_size
+    grid = grid_of(height, width, image)
+    merged, prefix, suffix = _segments(parts, grid)
     num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
     shortest_tail = len(parts.end_ids) + 1
     if max(num_prefix, num_suffix + shortest_tail) > slots:
@@ -63,14 +87,56 @@ def split(model: AnchorVLA4D, parts: PromptParts, grid: tuple[int, int], slots: 
             f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
         )
     engines = engines_of(model, grid, slots)
-    tensors, stages = _graph(c, engines, parts, prefix, suffix, image, slots)
+    build = _GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
+    _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
+    _places(build, c, prefix, suffix)
+    _constants(build, c)
+    _pictures(build)
+    _condition(build, c, num_prefix, num_suffix, slots)
+    _denoising(build, c)
     graph = Graph(
-        inputs=("anchor", "instruction", "frame", "state", "noise"),
-        tensors=tensors,
-        stages=tuple(stages),
-        outputs=("actions", "anchor_similarity"),
+        inputs=declare_inputs(c, parts, (height, width, 3), slots - num_suffix),
+        outputs=_outputs(c),
+        tensors=build.tensors,
+        stages=tuple(build.stages),
     )
     return Split(engines, graph, slots, num_prefix, num_suffix)
+
+
+def declare_inputs(
+    c: PolicyConfig, parts: PromptParts, shape: tuple[int, int, int], max_tail: int
+) -> dict[str, Input]:
+    """What the policy sees, is told and starts from."""
+    camera = partial(Input, kind="image", shape=shape, dtype="uint8")
+    chunk = (c.head.prediction_horizon, c.head.action_dim)
+    units = set(c.normalization.state_units)
+    prompt = Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=tuple(parts.end_ids))
+    return {
+        "anchor": camera( source="latch", of="frame", pace="episode", similarity=SIMILARITY
+        ),
+        "instruction": Input(
+            kind="text", source="operator", shape=(max_tail,), dtype="int64", pace="event",
+            prompt=prompt,
+        ),
+        "frame": camera( source="robot", pace="tick"),
+        "state": Input(
+            kind="vector", source="robot", shape=(c.head.state_dim,), dtype="float32",
+            pace="tick", unit=units.pop() if len(units) == 1 else "",
+        ),
+        "noise": Input(kind="noise", source="drawn", shape=chunk, dtype="float32", pace="tick"),
+    }  # fmt: skip
+
+
+def _outputs(c: PolicyConfig) -> dict[str, Output]:
+    """The chunk, and how like the anchor the frame is."""
+    return {
+        ACTIONS: Output(
+            axes=("step", "action"),
+            units=tuple(c.normalization.action_units),
+            statistics="action",
+        ),
+        SIMILARITY: Output(axes=("anchor",)),
+    }
 
 
 def num_prompt_tokens(parts: PromptParts, grid: tuple[int, int]) -> tuple[int, int]:
@@ -91,25 +157,6 @@ def _segments(
     )
 
 
-def _graph(
-    c: PolicyConfig,
-    engines: Mapping[str, EngineSpec],
-    parts: PromptParts,
-    prefix: Sequence[Segment],
-    suffix: Sequence[Segment],
-    image: Segment,
-    slots: int,
-) -> tuple[dict[str, Tensor], list[Stage]]:
-    build = _GraphBuilder(engines)
-    _texts(build, parts, num_tokens([image]), slots, c.language.hidden_size)
-    _places(build, c, prefix, suffix)
-    _constants(build, c)
-    _pictures(build)
-    _condition(build, c, num_tokens(prefix), num_tokens(suffix), slots)
-    _denoising(build, c)
-    return build.tensors, build.stages
-
-
 def _texts(
     build: _GraphBuilder, parts: PromptParts, image_rows: int, slots: int, hidden_size: int
 ) -> None:
@@ -122,9 +169,9 @@ def _texts(
     build.rows("suffix_head", "suffix_embeddings", 0, len(parts.middle))
     build.rows("frame_tokens", "suffix_embeddings", len(parts.middle), image_rows)
     build.rows("suffix_tail", "suffix_embeddings", len(parts.middle) + image_rows)
-    build.call("embed", {}, {"embeddings": "prefix_head"}, {"ids": list(parts.head)})
-    build.call("embed", {}, {"embeddings": "prefix_tail"}, {"ids": list(parts.anchor_end)})
-    build.call("embed", {}, {"embeddings": "suffix_head"}, {"ids": list(parts.middle)})
+    build.embed("prefix_head", parts.head)
+    build.embed("prefix_tail", parts.anchor_end)
+    build.embed("suffix_head", parts.middle)
 
 
 def _places(
@@ -179,7 +226,7 @@ def _pictures(build: _GraphBuilder) -> None:
     )
 
     build.image("frame")
-    build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"})
+    build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
     build.engine(
         "language",
         "suffix",
@@ -212,7 +259,10 @@ def _condition(
         },
     )
     build.tensor("policy_state", (c.head.state_dim,))
-    build.call("normalize_state", {"state": "state"}, {"state": "policy_state"})
+    build.call(
+        "normalize", {"value": "state"}, {"value": "policy_state"},
+        _scaling("state", c.normalization.state, c.normalization.state_units),
+    )  # fmt: skip
     build.engine(
         "condition",
         "condition",
@@ -244,29 +294,32 @@ def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
             },
             {"x_next": f"x_{k + 1}"},
         )
-    units = sorted(set(c.normalization.action_units))
-    build.tensor("actions", build.tensors["x_0"].shape, unit=", ".join(units))
+    build.tensor(ACTIONS, build.tensors["x_0"].shape)
     build.call(
-        "unnormalize_actions",
-        {"actions": f"x_{c.head.num_inference_timesteps}"},
-        {"actions": "actions"},
+        "unnormalize",
+        {"value": f"x_{c.head.num_inference_timesteps}"},
+        {"value": ACTIONS},
+        _scaling("action", c.normalization.action, c.normalization.action_units),
     )
-    build.tensor("anchor_similarity", (1,))
-    build.call(
-        "cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": "anchor_similarity"}
-    )
+    build.tensor(SIMILARITY, (1,))
+    build.call("cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": SIMILARITY})
+
+
+def _scaling(statistics: str, modes: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
+    return {"statistics": statistics, "modes": list(modes), "units": list(units)}
 
 
 class _GraphBuilder:
     """Collects tensors and stages in running order."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec]) -> None:
+    def __init__(self, engines: Mapping[str, EngineSpec], patches: Mapping[str, Any]) -> None:
         self.engines = engines
+        self.patches = patches
         self.tensors: dict[str, Tensor] = {}
         self.stages: list[Stage] = []
 
-    def tensor(self, name: str, shape: tuple[int, ...], unit: str = "") -> None:
-        self.tensors[name] = Tensor(shape=shape, unit=unit)
+    def tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        self.tensors[name] = Tensor(shape=shape)
 
     def rows(self, name: str, parent: str, start: int, count: int | None = None) -> None:
         """Rows of a matrix, to the end if `count` is left out."""
@@ -284,9 +337,13 @@ class _GraphBuilder:
         """Patches of an image, their vision tokens and their projection."""
         patches = f"{name}_patches"
         self.tensor(patches, self.engines["vision"].inputs["patches"].shape)
-        self.call("patches", {"image": name}, {"patches": patches})
+        self.call("patches", {"image": name}, {"patches": patches}, self.patches)
         self.engine("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
         self.engine("project", f"{name}_project", {"patches": patches}, {"view": f"{name}_view"})
+
+    def embed(self, target: str, ids: Sequence[int]) -> None:
+        """Rows of constant text."""
+        self.call("embed", {}, {"embeddings": target}, {"table": TOKENS, "ids": list(ids)})
 
     def call(
         self,

@@ -30,7 +30,7 @@ from quant.data.observations import Observation
 from quant.recipes import KEPT, Format, Method, Recipe, Rule, orin_w4a16, orin_w8a8
 from quant.targets import Costs
 from runtime.backends.parity import relative_error
-from runtime.noise import draw_noise
+from runtime.inputs import draw_noise
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "vision.qkv": ("vlm.visual.blocks.*.attn.qkv",),

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..board.arithmetic import no_bfloat16
+from ..declarations import Tensor
 from ..engine import ALIGNMENT, Launch, Memory, in_order
 from ..errors import EngineError
-from ..graph import Graph, Tensor
+from ..graph import Graph
 from .onnxruntime_module import ort
 
 SMALL_ENGINE_BYTES = 8 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from numpy.typing import NDArray
 
 from ..engine import Backend
 from ..graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far one tensor is from the golden one."""
+
+    name: str
+    error: float
+    """Norm of the difference over the norm."""
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed
 
 
 def engine_errors(

@@ -25,7 +25,7 @@ def on_onnxruntime(bundle: Bundle) -> Backend:
 
     if needs_bfloat16(bundle.manifest):
         raise EngineError(
-            f"{bundle.path} (recipe {bundle.manifest.recipe}): {no_bfloat16(bundle.path)}"
+            f"{bundle.path} (recipe {bundle.manifest.recipe.name}): {no_bfloat16(bundle.path)}"
         )
     return OnnxRuntimeBackend()
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..declarations import Tensor
 from ..engine import ALIGNMENT, Launch, Memory
 from ..errors import EngineError
-from ..graph import Graph, Tensor
+from ..graph import Graph
 from ..plans.compiler import error_logger, load_tensorrt
 from ..plans.folder import how_to_build
 from .cuda import Cuda

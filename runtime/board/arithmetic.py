@@ -11,20 +11,10 @@ from pathlib import Path
 
 from ..bundle import Manifest
 
-TWIN = "float32 twin of "
-"""How the description of a bundle begins that was made for machines without bfloat16."""
-
-
-def is_twin(manifest: Manifest) -> bool:
-    """Whether float32 stands for what the recipe says."""
-    return manifest.description.startswith(TWIN)
-
 
 def needs_bfloat16(manifest: Manifest) -> bool:
     """Whether a GPU alone can run it."""
-    recipe = manifest.quantization.get("recipe")
-    base = recipe.get("base") if isinstance(recipe, dict) else None
-    return base == "bfloat16" and not is_twin(manifest)
+    return manifest.recipe.base == "bfloat16" and not manifest.twin_of
 
 
 def no_bfloat16(bundle: Path) -> str:

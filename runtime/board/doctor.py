@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..bundle import Manifest, read_bundle
 from ..errors import BundleError
-from .arithmetic import is_twin, make_twin, needs_bfloat16
+from .arithmetic import make_twin, needs_bfloat16
 from .checks import (
     GB,
     check_cameras,
@@ -53,7 +53,7 @@ SPARE_BYTES = 1 * GB
 """Of memory and of disk, beside what the engines take."""
 PLAN_FACTOR = 1.5
 """Plan and scratch of an engine over its ONNX file; a guess until boards are measured."""
-EVERYWHERE = ("numpy", "tokenizers", "pillow")
+EVERYWHERE = ("numpy", "tokenizers", "pillow", "msgspec")
 ON_A_JETSON = ("tensorrt", "pycuda", "cuda-bindings")
 ELSEWHERE = ("onnxruntime",)
 
@@ -196,11 +196,10 @@ def _read(bundle: Path) -> tuple[Manifest | None, Finding]:
 
 
 def _recipe(machine: Machine, bundle: Path, manifest: Manifest) -> Finding:
-    recipe = manifest.quantization.get("recipe")
-    target = str(recipe.get("target")) if isinstance(recipe, dict) else "unknown"
+    target = manifest.recipe.target
     here = TARGETS.get(machine.sm or "", "cpu")
-    is_for_cpu = is_twin(manifest)
-    cannot = needs_bfloat16(manifest) if here == "cpu" else target not in ("cpu", "unknown")
+    is_for_cpu = bool(manifest.twin_of)
+    cannot = needs_bfloat16(manifest) if here == "cpu" else target != "cpu"
     remedy = f"export it again for this board: python -m export build {RECIPES[here]}"
     if here == "cpu":
         remedy = f"run its float32 twin: {make_twin(bundle)}"
@@ -211,7 +210,8 @@ def _recipe(machine: Machine, bundle: Path, manifest: Manifest) -> Finding:
     return judge(
         "recipe",
         here == "cpu" if is_for_cpu else target == here,
-        f"{manifest.recipe}, made for: {target}" + (" (its float32 twin)" if is_for_cpu else ""),
+        f"{manifest.recipe.name}, made for: {target}"
+        + (" (its float32 twin)" if is_for_cpu else ""),
         expected=f"made for: {here}",
         remedy=remedy,
         # What is made for a CPU is float32 and int8, which every GPU has, only not at its best.

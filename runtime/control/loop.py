@@ -14,16 +14,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..anchor import AnchorPolicy, First
-from ..policy import Stats
-from ..recordings.recording import FRAME, STATE
+from ..anchor import AnchorPolicy
+from ..declarations import Input
+from ..episode import Answer, Stats
 from ..robots.robot import Observation, Robot, check_fits
 
 
@@ -150,24 +150,20 @@ class ActingEpisode(Protocol):
     def stats(self) -> Stats | None:
         """None where nobody measures."""
 
-    def act(
-        self, image: NDArray[np.uint8], state: NDArray[np.float32], /
-    ) -> NDArray[np.float32]: ...
+    def act(self, observation: Mapping[str, Any], *, at: float | None) -> Answer: ...
 
 
 class ActingPolicy(Protocol):
     """What the loop needs of `runtime.Policy`."""
 
     @property
+    def inputs(self) -> Mapping[str, Input]: ...
+
+    @property
     def chunk_shape(self) -> tuple[int, int]: ...
 
     def start(
-        self,
-        *,
-        anchor: NDArray[np.uint8],
-        instruction: str,
-        seed: int,
-        anchor_policy: AnchorPolicy | None,
+        self, *, seed: int, anchor_policy: AnchorPolicy | None, **given: Any
     ) -> ActingEpisode: ...
 
 
@@ -195,6 +191,7 @@ def run_episode(
     *,
     seed: int = 0,
     anchor_policy: AnchorPolicy | None = None,
+    given: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Trace:
@@ -209,6 +206,7 @@ def run_episode(
         config: how it is paced.
         seed: of the action noise.
         anchor_policy: when the anchor is replaced; `First()` by default.
+        given: what the operator gives besides the robot's instruction, by name.
         clock: real time by default.
         on_step: called after every action, inside the loop: what it does takes its time.
 
@@ -222,19 +220,18 @@ def run_episode(
         raise ValueError(
             f"execute={config.execute}, but a chunk of this policy has {num_actions} actions"
         )
-    check_fits(robot, {}, dimensions)
+    wanted = {name: i for name, i in policy.inputs.items() if i.source == "robot"}
+    check_fits(robot, wanted, dimensions)
     first = robot.reset()
     try:
-        episode = policy.start(
-            anchor=first.values[FRAME],
-            instruction=robot.instruction,
-            seed=seed,
-            anchor_policy=anchor_policy or First(),
-        )
-        films = {name: Film() for name, what in robot.inputs.items() if what.kind == "image"}
+        texts = (name for name, i in policy.inputs.items() if i.kind == "text")
+        latches = {n: first.values[i.of] for n, i in policy.inputs.items() if i.source == "latch"}
+        told = dict.fromkeys(texts, robot.instruction) | latches | dict(given or {})
+        episode = policy.start(seed=seed, anchor_policy=anchor_policy, **told)
+        films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
         trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films)
         with _no_collection():
-            _drive(episode, robot, config, clock or MonotonicClock(), trace, on_step)
+            _drive(episode, robot, config, clock or MonotonicClock(), trace, tuple(wanted), on_step)
     finally:
         robot.hold()
     _film(trace, robot.observe())
@@ -248,6 +245,7 @@ def _drive(
     config: LoopConfig,
     clock: Clock,
     trace: Trace,
+    wanted: Sequence[str],
     on_step: Callable[[Step], None],
 ) -> None:
     """Steps until the episode is over, noted in `trace`."""
@@ -262,7 +260,8 @@ def _drive(
         if used == config.execute:
             seen = robot.observe()
             start = clock()
-            chunk_TA, used = episode.act(seen.values[FRAME], seen.values[STATE]), 0
+            values = {name: seen.values[name] for name in wanted}
+            chunk_TA, used = episode.act(values, at=seen.observed_at).actions, 0
             act_s, stats = clock() - start, episode.stats
             stages_s = {} if stats is None else stats.last_s
             _film(trace, seen)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import read_golden
-from ..policy import Episode, Policy
+from ..episode import Episode
+from ..golden import Golden, vary
+from ..policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +45,28 @@ class Ticker:
     """Ticks on ever-changing input, so that nothing but the wanted cache can help."""
 
     def __init__(self, policy: Policy) -> None:
-        golden = read_golden(policy.bundle)
         self.policy = policy
-        self._frame, self._state = golden["frame"], golden["state"]
-        self._anchor, self._instruction = golden["anchor"], str(golden["instruction"])
+        self._golden = Golden.of(policy.bundle)
         self._engines = {s.name for s in policy.graph.stages if s.engine}
         self._count = 0
-        self.episode: Episode = policy.start(anchor=self._anchor, instruction=self._instruction)
+        self.episode: Episode = policy.start(**self._golden.given)
 
     def tick(self, *, cold: bool) -> tuple[float, float, dict[str, float]]:
-        """One tick with a new frame and state; `cold` marks every input as changed.
+        """One tick on a new observation; `cold` marks every input as changed.
 
         Returns:
             Seconds of the tick, seconds outside engines, and seconds per stage.
         """
         self._count += 1
-        frame = self._shifted(self._frame)
-        state = self._state + np.float32(1e-3 * (self._count % 7))
+        observation = vary(self.policy.inputs, self._golden.observed, self._count)
         if cold:
             self.policy.interpreter.forget()
         start = time.perf_counter()
-        self.episode.act(frame, state)
+        self.episode.act(observation)
         elapsed = time.perf_counter() - start
         stages = dict(self.policy.interpreter.last_run)
         inside = sum(seconds for name, seconds in stages.items() if name in self._engines)
         return elapsed, elapsed - inside, stages
-
-    def _shifted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.roll(image, self._count, axis=1)
 
 
 def measure(

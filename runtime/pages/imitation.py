@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.loop import Trace
-from ..normalization import Normalization
 from .markup import Markup, element
 from .page import Column, sentence, table
 from .svg import lines
@@ -113,17 +112,18 @@ def error_table(runs: Sequence[Run], units: Sequence[str]) -> list[Markup]:
     return [table(head, rows), sentence(_how_many(runs))] if errors else []
 
 
-def action_charts(run: Run, action: Normalization) -> Markup:
+def action_charts(run: Run, units: Sequence[str], scales: Sequence[float]) -> Markup:
     """One chart per dimension: predicted, and recorded where it was. Marks: a new chunk."""
     predicted = run.predicted_NA
     thoughts = [float(i) for i, step in enumerate(run.trace.steps) if step.act_s is not None]
     charts = []
-    for d, (unit, scale) in enumerate(zip(action.units, action.scale, strict=True)):
+    for d, (unit, scale) in enumerate(zip(units, scales, strict=True)):
         series = {"predicted": _points(predicted[:, d])}
         if run.recorded_NA is not None:
             series["recorded"] = _points(run.recorded_NA[:, d])
         name = _name([run], d)
-        words = f"{f'action {name}' if name == str(d) else name}, {unit}"
+        words = f"action {name}" if name == str(d) else name
+        words += f", {unit}" if unit else ""
         charts.append(
             lines(
                 series, title=f"{words}: {' and '.join(series)}, by step", x_title="step",

@@ -35,10 +35,11 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "series-5": ("#0891b2", "#3ec6de"),
     "series-6": ("#4d7c0f", "#a3d34a"),
     "series-7": ("#64748b", "#9fb0c5"),
-    "once": ("#eef1f5", "#262d36"),
-    "anchor": ("#fef3e2", "#3a2a12"),
-    "instruction": ("#e7f7ef", "#10352a"),
+    "load": ("#eef1f5", "#262d36"),
+    "episode": ("#fef3e2", "#3a2a12"),
+    "event": ("#e7f7ef", "#10352a"),
     "tick": ("#e8effd", "#182b4d"),
+    "control": ("#f3e8fd", "#33204d"),
 }
 
 

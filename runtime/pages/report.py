@@ -19,9 +19,9 @@ from ..board.machine import read_machine
 from ..bundle import Bundle
 from ..control.loop import LoopConfig, Step, Trace
 from ..engine import Backend
+from ..functions import Scaling, constants, scaling
 from ..graph import Graph
-from ..normalization import Normalization
-from ..policy import CHANGING, Policy
+from ..policy import Policy
 from ..storage.files import PAGE, write_file
 from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
@@ -39,16 +39,18 @@ THUMBNAIL_PX = 240
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The numbers of a run. A tick is cold if it computed the anchor, warm if it did not."""
+    """The numbers of a run. A tick is cold if it computed what is kept, warm if it did not."""
 
     warm: Quantiles
     cold: Quantiles
     warm_stages: Mapping[str, Quantiles]
     """Per stage; the calls of a chain such as denoising are added up within a tick."""
     cold_stages: Mapping[str, Quantiles]
-    anchor_bytes: int
+    kept: tuple[str, ...]
+    """The latches, or without any what the operator gives: what is computed for them is kept."""
+    kept_bytes: int
     saved_ms: float
-    """Per warm tick: medians of the stages that depend on the anchor alone."""
+    """Per warm tick: medians of the stages that are kept for them."""
     late: Quantiles
     num_dropped: int
     num_steps: int
@@ -59,8 +61,12 @@ class Summary:
 
 def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
     """Condense traces of episodes on one policy."""
-    only_anchor = frozenset({"anchor"})
-    anchored = {n for n, needs in graph.stage_dependencies.items() if needs == only_anchor}
+    by_source = {
+        source: tuple(n for n, i in graph.inputs.items() if i.source == source)
+        for source in ("latch", "operator")
+    }
+    kept = by_source["latch"] or by_source["operator"]
+    anchored = frozenset[str]().union(*map(graph.kept_stages, kept))
     thinks = [step for trace in traces for step in trace.steps if step.act_s is not None]
     cold = [step for step in thinks if anchored & step.stages_s.keys()]
     warm = [step for step in thinks if not anchored & step.stages_s.keys()]
@@ -71,7 +77,8 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         cold=Quantiles.of([s.act_s or 0.0 for s in cold]),
         warm_stages=_stage_quantiles(graph, warm),
         cold_stages=cold_stages,
-        anchor_bytes=graph.kept_for("anchor", CHANGING),
+        kept=kept,
+        kept_bytes=sum(map(graph.kept_bytes, kept)),
         saved_ms=sum(q.p50 for name, q in cold_stages.items() if name in anchored),
         late=Quantiles.of(late),
         num_dropped=sum(trace.num_dropped for trace in traces),
@@ -112,8 +119,8 @@ def draw_page(
     """The page as text; see `write_report`."""
     graph, manifest = policy.graph, policy.bundle.manifest
     numbers = summarize(graph, [run.trace for run in runs])
-    action = policy.action_normalization
-    errors = error_table(runs, action.units)
+    units, scale = _actions(policy)
+    errors = error_table(runs, units)
     parts = [
         sentence(_provenance(policy)),
         note(f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."),
@@ -126,7 +133,10 @@ def draw_page(
         section("What is recomputed when", chart(draw(graph))),
         *([section("Predicted against recorded", *errors, sentence(EXPLAINED))] if errors else []),
         element("h2", "Episodes"),
-        *(_episode(run, action) for run in sorted(runs, key=lambda run: run.trace.success is None)),
+        *(
+            _episode(run, units, scale)
+            for run in sorted(runs, key=lambda run: run.trace.success is None)
+        ),
         section("Engines", _engines(policy.bundle)),
     ]
     return document(title, parts)
@@ -147,7 +157,8 @@ def _provenance(policy: Policy) -> str:
     m, machine = policy.bundle.manifest, read_machine()
     mode = f", power mode {machine.power_mode.name}" if machine.power_mode else ""
     return (
-        f"{m.policy}, recipe {m.recipe}, {len(m.engines)} engines, on {_version(policy.backend)}, "
+        f"{m.policy}, recipe {m.title}, {len(m.engines)} engines, "
+        f"on {_version(policy.backend)}, "
         f"{machine.board}, {processor_name()}{mode}, {time.strftime('%Y-%m-%d %H:%M')}"
     )
 
@@ -162,12 +173,12 @@ def _version(backend: Backend) -> str:
 
 def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) -> Markup:
     warm, cold = timings["warm"].tick, timings["cold"].tick
-    loop = numbers.warm
+    loop, kept = numbers.warm, " and ".join(numbers.kept) or "constants"
     found = [
         (f"{warm.p50:.1f} ms", f"warm tick, median of {warm.n}"),
         (f"{cold.p50:.1f} ms", f"tick that recomputes all, median of {cold.n}"),
-        (f"{cold.p50 / warm.p50:.2f} x", "faster with the anchor kept"),
-        (f"{numbers.anchor_bytes / 1024:.0f} KiB", "kept for the anchor"),
+        (f"{cold.p50 / warm.p50:.2f} x", f"faster with the {kept} kept"),
+        (f"{numbers.kept_bytes / 1024:.0f} KiB", f"kept for the {kept}"),
         (
             f"{numbers.num_dropped} of {numbers.num_steps}",
             f"steps dropped at {config.rate_hz:g} Hz; {loop.p50:.1f} ms a thought in the loop, "
@@ -196,13 +207,25 @@ def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
     warm, cold = timings["warm"].tick, timings["cold"].tick
     return (
         f"Median milliseconds, {warm.n} ticks of each kind back to back; stages "
-        f"under {SHOWN_MS} ms are left out. A warm tick does not run the stages that depend on the "
-        f"anchor or the instruction alone: {cold.p50 - warm.p50:.1f} ms saved a tick, "
+        f"under {SHOWN_MS} ms are left out. A warm tick runs only the stages that something "
+        f"changed for: {cold.p50 - warm.p50:.1f} ms saved a tick, "
         f"{(cold.p50 - warm.p50) * numbers.warm.n / 1e3:.2f} s in this run."
     )
 
 
-def _episode(run: Run, action: Normalization) -> Markup:
+def _actions(policy: Policy) -> tuple[Sequence[str], Sequence[float]]:
+    """Per action dimension: its unit, and what one unit of the policy is in it."""
+    target, width = policy.graph.target, policy.chunk_shape[1]
+    units, scale = policy.outputs[target].units or ("",) * width, [1.0] * width
+    for stage in policy.graph.writers(target):
+        params = constants(stage) if stage.function else None
+        if isinstance(params, Scaling):
+            statistics = policy.bundle.manifest.statistics[policy.embodiment]
+            scale = scaling(params, statistics).scale.tolist()
+    return units, scale
+
+
+def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
     thinks = [
@@ -214,8 +237,8 @@ def _episode(run: Run, action: Normalization) -> Markup:
     return panel(
         element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
         *(_strip(trace, camera) for camera in trace.films),
-        action_charts(run, action),
-        *error_table([run], action.units),
+        action_charts(run, units, scale),
+        *error_table([run], units),
         element("h4", "Milliseconds per thought"),
         chart(
             lines(

@@ -7,43 +7,44 @@ from collections.abc import Iterable, Iterator, Mapping
 from ..backends.device_memory import layout
 from ..backends.schedule import NUM_STREAMS, plan
 from ..bundle import PLANS, Bundle
+from ..declarations import PACES, Input, Pace
 from ..graph import Graph, Stage
 from ..plans.record import read_scratch
 from .markup import Markup, element
 from .palette import EDGE, MUTED, SERIES, colour
 from .svg import CHARACTER, label, svg
 
-BORDERS = {"once": EDGE, "anchor": SERIES[1], "instruction": SERIES[2], "tick": SERIES[0]}
+BORDERS: Mapping[Pace, str] = {
+    "load": EDGE,
+    "episode": SERIES[1],
+    "event": SERIES[2],
+    "tick": SERIES[0],
+    "control": SERIES[3],
+}
 """Per pace; its fill is the colour of its name."""
+SEVERAL = ""
+"""Lane of what depends on several inputs."""
+ORDER = ("image", "video", "depth", "text", "vector", "noise")
+"""Kinds of the inputs whose lanes stand below that one; those of latches stand above."""
 
-LANES = ("anchor", "both", "frame", "instruction", "state", "noise")
 
-
-def when(needs: Iterable[str]) -> str:
+def when(graph: Graph, needs: Iterable[str]) -> str:
     """When something that depends on these inputs is recomputed, in words."""
-    names = set(needs)
+    names = sorted(needs)
     if not names:
         return "once, at load"
-    if names & {"frame", "state", "noise"}:
-        return "every tick with a new " + " or ".join(sorted(names & {"frame", "state", "noise"}))
-    return "on a new " + " or ".join(sorted(names))
-
-
-def pace(needs: Iterable[str]) -> str:
-    """Key of `BORDERS`: the fastest-changing input decides."""
-    names = set(needs)
-    if names & {"frame", "state", "noise"}:
-        return "tick"
-    return next((n for n in ("instruction", "anchor") if n in names), "once")
+    if often := [n for n in names if graph.inputs[n].pace in ("tick", "control")]:
+        return "every tick with a new " + " or ".join(often)
+    return "on a new " + " or ".join(names)
 
 
 def describe(bundle: Bundle, *, brief: bool = False) -> str:
     """The bundle, and unless `brief` its stages and its tensors, as aligned text."""
     manifest, graph = bundle.manifest, bundle.manifest.graph
-    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.outputs[0])}
+    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.target)}
 
     def paced(stage: str, needs: Iterable[str]) -> str:
-        return when(needs) + ("" if stage in every_tick else ", if asked for")
+        return when(graph, needs) + ("" if stage in every_tick else ", if asked for")
 
     writers = {t: s for s in graph.stages for t in s.outputs.values()}
     stages: list[tuple[str, ...]] = [("stage", "calls", "reads", "recomputed")]
@@ -71,20 +72,29 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
                 f"{tensor.num_bytes:,}",
                 writer,
                 ", ".join(n for n in graph.inputs if n in needs) or "nothing",
-                paced(writers[name].name, needs) if name in writers else when(needs),
+                paced(writers[name].name, needs) if name in writers else when(graph, needs),
             )
         )
     weights = sum(e.parameters for e in manifest.engines.values())
     size = sum(e.bytes for e in manifest.files.values())
     head = [
-        f"{bundle.path}: {manifest.policy}, recipe {manifest.recipe}",
+        f"{bundle.path}: {manifest.policy}, recipe {manifest.title}",
         f"weights: {manifest.description or 'undescribed'}; licence: {manifest.license}",
         f"{weights:,} weights in {len(manifest.engines)} engines, {size:,} bytes in "
-        f"{len(manifest.files)} files, images of {manifest.grid[0]}x{manifest.grid[1]} patches",
+        f"{len(manifest.files)} files",
+        *(f"input {name}: {_declared(declared)}" for name, declared in graph.inputs.items()),
         "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
     ]
     head += [f"on a GPU: {words}" for words in memory_plan(bundle)]
     return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
+
+
+def _declared(declared: Input) -> str:
+    """An input in a few words."""
+    shape = "x".join(map(str, declared.shape))
+    words = f"{declared.kind} {declared.dtype} {shape}, {declared.source}"
+    words += f" of {declared.of}" if declared.of else ""
+    return f"{words}, pace {declared.pace}" + (f", {declared.unit}" if declared.unit else "")
 
 
 def memory_plan(bundle: Bundle) -> Iterator[str]:
@@ -117,17 +127,17 @@ def draw(graph: Graph) -> Markup:
     Stages that run once are left out, and a chain of calls of one engine is one box.
     """
     boxes, edges = _boxes(graph)
-    columns = _columns(boxes, edges, graph.inputs)
+    columns = _columns(boxes, edges, tuple(graph.inputs))
     lanes = {name: _lane(graph, boxes, name) for name in columns}
     rows = _rows(columns, lanes, edges)
     tops, y = {}, 44.0
-    for lane in LANES:
+    for lane in _lanes(graph):
         tops[lane] = y
         depth = 1 + max([rows[n] for n in columns if lanes[n] == lane], default=-1)
         y += 46 * depth + (14 if depth else 0)
     width, step = 118.0, 152.0
     place = {n: (16 + columns[n] * step, tops[lanes[n]] + 46 * rows[n]) for n in columns}
-    parts = _key()
+    parts = _key(graph)
     for source, target in edges:
         (x1, y1), (x2, y2) = place[source], place[target]
         x1, y1, y2, turn = x1 + width, y1 + 16, y2 + 16, x2 - (step - width)
@@ -144,7 +154,7 @@ def draw(graph: Graph) -> Markup:
     for name, (x, top) in place.items():
         stages = boxes.get(name)
         needs = {name} if stages is None else graph.stage_dependencies[stages[0].name]
-        kind = pace(needs)
+        kind = graph.pace(needs)
         heavy = stages is not None and stages[0].engine is not None
         parts.append(
             element(
@@ -245,21 +255,26 @@ def _rows(
 
 def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:
     needs = {name} if name not in boxes else set(graph.stage_dependencies[boxes[name][0].name])
-    if len(needs) > 1:
-        return "both"
-    (only,) = needs
-    return only if only in LANES else "both"
+    return SEVERAL if len(needs) > 1 else needs.pop()
 
 
-def _key() -> list[Markup]:
+def _lanes(graph: Graph) -> list[str]:
+    """From the top."""
+    latches = [name for name, i in graph.inputs.items() if i.source == "latch"]
+    others = [name for name in graph.inputs if name not in latches]
+    return [*latches, SEVERAL, *sorted(others, key=lambda n: ORDER.index(graph.inputs[n].kind))]
+
+
+def _key(graph: Graph) -> list[Markup]:
     parts: list[Markup] = []
     x = 16.0
-    words = {
-        "anchor": "kept while the anchor stays",
-        "instruction": "kept while the instruction stays",
-        "tick": "every tick",
-    }
-    for key, text in words.items():
+    by_pace: dict[Pace, list[str]] = {}
+    for name, declared in graph.inputs.items():
+        by_pace.setdefault(declared.pace, []).append(name)
+    for key in (pace for pace in PACES if pace in by_pace):
+        names = by_pace[key]
+        stay = f"{' and '.join(names)} stay" + ("s" if len(names) == 1 else "")
+        text = f"kept while the {stay}" if key in ("episode", "event") else f"every {key}"
         box = {"x": x, "y": 8, "width": 14, "height": 14, "rx": 3}
         parts.append(element("rect", **box, fill=colour(key), stroke=BORDERS[key]))
         parts.append(label(x + 20, 19, text, fill=MUTED))

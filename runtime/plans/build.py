@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..board.machine import meminfo
-from ..bundle import PLANS, Bundle, read_bundle
+from ..bundle import PLANS, Bundle, Verdict, read_bundle
 from ..errors import EngineError
 from ..storage.files import sweep
 from .audit import audit_layers
@@ -61,7 +61,7 @@ class BuiltPlan:
     engine: str
     onnx_bytes: int
     record: PlanRecord
-    verdict: str
+    verdict: Verdict
     """`pass`, `fail: ...` or `not measured: ...`."""
     was_compiled: bool
 

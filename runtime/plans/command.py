@@ -59,7 +59,7 @@ def main_build(
         say=lambda line: print(line, flush=True),
     )
     print(table(rows))
-    refused = [row.engine for row in rows if row.verdict != "pass"]
+    refused = [row.engine for row in rows if row.verdict.kind != "pass"]
     if not refused or (options.capability and not any(_failed(row) for row in rows)):
         return 0
     print(
@@ -104,4 +104,4 @@ def _cells(row: BuiltPlan) -> tuple[str, ...]:
 
 
 def _failed(row: BuiltPlan) -> bool:
-    return row.verdict.startswith("fail")
+    return row.verdict.kind == "fail"

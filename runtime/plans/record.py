@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..bundle import PLANS, Bundle, Manifest
+from ..bundle import PLANS, Bundle, Manifest, Verdict
 from ..errors import EngineError
 from ..storage.files import beside
 from .folder import how_to_build
@@ -76,7 +76,7 @@ def read_plan(
     """
     record = read_record(bundle, engine, key)
     verdict = judge(record, allowed_parity(bundle.manifest, engine))
-    if verdict.startswith("fail") or (record.not_measured and not accept_unmeasured):
+    if verdict.kind == "fail" or (record.not_measured and not accept_unmeasured):
         raise EngineError(
             f"{plan_path(bundle, engine, key)}: parity of engine {engine!r}: {verdict}; a plan is "
             f"used only after it passed. {_rebuild(bundle)}"
@@ -114,16 +114,16 @@ def read_scratch(folder: Path) -> dict[str, int]:
     return found
 
 
-def judge(record: PlanRecord, allowed: Mapping[str, float]) -> str:
-    """`pass`, `fail: ...` or `not measured: ...`; every stage of `allowed` needs a figure."""
+def judge(record: PlanRecord, allowed: Mapping[str, float]) -> Verdict:
+    """Every stage of `allowed` needs a figure."""
     if record.not_measured:
-        return f"not measured: {record.not_measured}"
+        return Verdict(kind="not measured", figures=record.not_measured)
     wrong = [
         f"stage {stage!r} differs by {record.parity.get(stage, math.inf):.1e}, allowed {limit:.1e}"
         for stage, limit in allowed.items()
         if not record.parity.get(stage, math.inf) <= limit
     ]
-    return f"fail: {'; '.join(wrong)}" if wrong else "pass"
+    return Verdict(kind="fail" if wrong else "pass", figures="; ".join(wrong))
 
 
 def allowed_parity(manifest: Manifest, engine: str) -> dict[str, float]:
@@ -135,23 +135,20 @@ def allowed_parity(manifest: Manifest, engine: str) -> dict[str, float]:
     Raises:
         EngineError: the manifest holds no such figures.
     """
-    stages = manifest.quantization.get("stages", {})
-    allowed = {}
+    figures, allowed = manifest.quantization.stages, {}
     for stage in manifest.graph.stages:
         if stage.engine != engine:
             continue
-        try:
-            figures = stages[stage.name]
-            measured = figures.get("rounding", figures["parity"])
-            limit: float = PARITY_FACTOR * measured + figures["noise_floor"]
-        except (KeyError, TypeError, AttributeError):
-            limit = math.nan
-        if not math.isfinite(limit):
+        seen = figures.get(stage.name)
+        measured = None
+        if seen is not None:
+            measured = seen.parity if seen.rounding is None else seen.rounding
+        if seen is None or measured is None:
             raise EngineError(
                 f"the manifest holds no measured error of stage {stage.name!r}, so nothing can be "
                 "compared with it; export the bundle again"
             )
-        allowed[stage.name] = limit
+        allowed[stage.name] = PARITY_FACTOR * measured + seen.noise_floor
     return allowed
 
 

@@ -11,16 +11,27 @@ from device_tests.comparison import Reference, read_reference
 from device_tests.ledger import Row
 from device_tests.measure.conditions import Conditions
 from device_tests.measure.growth import Growth
-from device_tests.measure.latency import KINDS, WARM, Latency
+from device_tests.measure.latency import WARM, Latency, kinds
 from device_tests.measure.pacing import Pacing
 from device_tests.measure.soak import Soak, SoakSample
 from device_tests.page.report import write_json, write_page, write_results
 from device_tests.provenance import Provenance
 from device_tests.result import Measured, TimedRun
+from runtime.backends.parity import Parity
 from runtime.board.machine import Clocks, PowerMode, read_machine
-from runtime.check import Verdict
+from runtime.declarations import Input
+from tests.graphs import vectors
 from tests.pages import Page, broken_promises
 
+KINDS = kinds(
+    {
+        "frame": Input(kind="image", source="robot", shape=(1, 1, 3), dtype="uint8", pace="tick"),
+        "anchor": Input(
+            kind="image", source="latch", of="frame", shape=(1, 1, 3), dtype="uint8", pace="event"
+        ),
+        **vectors("goal", pace="episode"),
+    }
+)
 ROWS = (
     Row(name="warm tick, p99", verdict="fail", measured="93.1 ms", allowed="at most 20 ms"),
     Row(name="resident memory", verdict="pass", measured="138 MB", allowed="at most 1500 MB"),
@@ -91,7 +102,7 @@ def measured(tmp_path):
         cold_start_s=1.25,
         resident_mb=138.0,
         taken_mb=700.0,
-        parity=(Verdict("frame_tokens", 1e-3, 1e-2), Verdict("actions", 2e-2, 1e-2)),
+        parity=(Parity("frame_tokens", 1e-3, 1e-2), Parity("actions", 2e-2, 1e-2)),
         run=run,
         baseline=None,
     )

@@ -11,11 +11,15 @@ from device_tests.__main__ import main
 from device_tests.config import MeasureConfig
 from device_tests.ledger import Ledger
 from device_tests.measure.conditions import Conditions
-from device_tests.measure.latency import KINDS, MIN_ROUNDS, WARM, WARM_PER_ROUND
+from device_tests.measure.latency import MIN_ROUNDS, WARM, WARM_PER_ROUND
 from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_backend, measure_all
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.board.machine import PowerMode, read_machine
 
+KINDS = (
+    *("warm", "first of an episode", "new anchor", "new instruction"),
+    *("everything", "after a pause"),
+)
 STAGE_S = 0.0005
 """What every engine stage takes unless a test says otherwise."""
 SMALL = {"seconds": 0.2, "num_idle": 3, "idle_s": 100.0, "memory_share": 0.001}
@@ -302,7 +306,7 @@ def test_on_a_jetson_its_memory_and_its_throttling_are_judged_and_its_mode_is_re
 def test_a_result_says_where_it_comes_from(plain, demo_bundle):
     p = plain.provenance
     assert p.board == "x86-cpu" and p.power_mode == "not applicable"
-    assert {"numpy", "onnxruntime", "tokenizers"} <= p.versions.keys()
+    assert {"msgspec", "numpy", "onnxruntime", "tokenizers"} <= p.versions.keys()
     manifest = runtime.read_bundle(demo_bundle).manifest
     assert p.bundle_sha256 == manifest.content_sha256
     assert p.num_weights == sum(engine.parameters for engine in manifest.engines.values())

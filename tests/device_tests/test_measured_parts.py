@@ -221,18 +221,24 @@ def test_an_action_after_the_next_tick_was_due_is_missed_though_it_was_quick():
 
 def test_nothing_that_the_policy_sees_repeats(policy):
     scene = Scene(policy)
-    images = [scene.observe().values["frame"].tobytes() for _ in range(20)]
+    images = [scene.observe()["frame"].tobytes() for _ in range(20)]
     assert len(set(images)) == 20
-    assert scene.anchor().tobytes() != scene.anchor().tobytes()
-    first = scene.instruction
-    assert scene.say() != first and scene.say() == first
+    states = [scene.observe()["state"].tobytes() for _ in range(2)]
+    assert len(set(states)) == 2
+    anchors = [scene.given()["anchor"].tobytes() for _ in range(2)]
+    anchors += [scene.change("anchor").tobytes() for _ in range(2)]
+    assert len(set(anchors)) == 4
+    first = scene.given()["instruction"]
+    other = scene.change("instruction")
+    assert other != first and scene.given()["instruction"] == other
+    assert scene.change("instruction") == first
 
 
 def test_a_bundle_that_takes_one_instruction_only_cannot_be_timed_on_another(policy, monkeypatch):
-    def refuse(text):
+    def refuse(name, text):
         raise runtime.ObservationError("too long")
 
-    monkeypatch.setattr(policy, "encode", refuse)
+    monkeypatch.setattr(policy, "take", refuse)
     with pytest.raises(
         runtime.BundleError, match=r"no variation of the golden instruction .*--tok"
     ):

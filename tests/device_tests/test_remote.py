@@ -252,7 +252,7 @@ def test_a_host_without_that_python_is_an_error(server, demo_bundle, tmp_path, l
     [
         (
             "echo \"ModuleNotFoundError: No module named 'pytest'\" >&2; exit 1",
-            "there has no pytest; the tests need numpy, PIL, tokenizers, pytest",
+            "there has no pytest; the tests need msgspec, numpy, PIL, tokenizers, pytest",
         ),
         ("exit 1", "there is no Python 3.10 or newer that works; name another"),
         ("echo Killed >&2; exit 9", "3.10 or newer that works: Killed; name another"),

@@ -7,6 +7,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from device_tests.success.posed import PosedPolicy
 from runtime.errors import RobotError
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
 from runtime.robots.robot import Limits, Observation, Sensor
+from tests.graphs import anchored
 
 SHORT = partial(MetaWorldRobot, max_steps=12)
 TWO_TASKS = ("reach", "drawer-open")
@@ -95,6 +98,7 @@ class Expert:
     """Knows the goal."""
 
     chunk_shape = (1, 4)
+    inputs: ClassVar = anchored("anchor", "instruction", side=112, state_dim=4)
 
     def __init__(self, robot):
         self.robot = robot
@@ -102,8 +106,8 @@ class Expert:
     def start(self, **_):
         return self
 
-    def act(self, image, state):
-        return self.robot.expert_action()[None]
+    def act(self, observation, *, at):
+        return SimpleNamespace(actions=self.robot.expert_action()[None])
 
 
 def test_the_expert_succeeds_on_the_way_that_policies_take(simulator):
@@ -164,6 +168,7 @@ class SteadyPolicy:
     """Answers with chunks of three equal actions, as large as the bundle's name says."""
 
     chunk_shape = (3, 1)
+    inputs: ClassVar = anchored("anchor", "instruction", side=8, state_dim=1)
 
     def __init__(self, bundle):
         self.value = float(bundle.name)
@@ -177,8 +182,9 @@ class SteadyPolicy:
         self.started.append((int(anchor[0, 0, 0]), instruction, seed))
         return self
 
-    def act(self, image, state):
-        return np.full((3, 1), self.value, np.float32)
+    def act(self, observation, *, at):
+        assert observation.keys() == {"frame", "state"}
+        return SimpleNamespace(actions=np.full((3, 1), self.value, np.float32))
 
 
 def count(*bundles, make_robot=CountingRobot, **options):

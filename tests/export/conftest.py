@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from export.build import build
@@ -25,10 +25,13 @@ from models.anchorvla4d.engines import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
-from runtime.graph import Tensor
+from runtime.declarations import Tensor
 from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
+KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
+ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
+"""Largest relative error of rounding one number."""
 
 
 def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> BuildConfig:
@@ -159,3 +162,43 @@ def rename_constant(graph: onnx.GraphProto, old: str, new: str) -> None:
     tensor.name = new
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
+
+
+def lowered(
+    module: nn.Module,
+    model: onnx.ModelProto,
+    base: str,
+    *,
+    modules: Collection[str] = (),
+    tensors: Collection[str] = (),
+) -> onnx.ModelProto:
+    """A copy of a float32 graph in another format."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    lower(made, base, float32_nodes(made, module, modules=modules, tensors=tensors), opset=20)
+    return made
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor, as ONNX itself infers it from inputs and weights."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values} | {
+        t.name: t.data_type for t in graph.initializer
+    }
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base(request: pytest.FixtureRequest) -> str:
+    """A format that graphs are lowered to."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def kind(base: str) -> int:
+    """ONNX's number of it."""
+    return KINDS[base]

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from rich.console import Console
+from runtime.noise import draw_noise
 
 import runtime
 from export import judge
@@ -26,7 +27,6 @@ from models.init import init
 from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
-from runtime.noise import draw_noise
 from runtime.recordings.recording import load_recording
 from tests.conftest import EPISODES
 
@@ -59,7 +59,9 @@ def test_the_runtime_equals_the_reference_on_recorded_observations(demo_bundle, 
         episode = policy.start(anchor=images[0], instruction=recording.instruction, seed=11)
         for tick, frame in enumerate((0, 7, 20)):
             observation = {"state": states[frame], "frame": images[frame]}
-            chunk = episode.act(observation["frame"], observation["state"])
+            chunk = episode.act(
+                {"frame": observation["frame"], "state": observation["state"]}
+            ).actions
             want = reference(
                 loaded,
                 anchor=images[0],
@@ -77,8 +79,8 @@ def test_other_cameras_export_and_equal_the_reference(checkpoint, tmp_path, size
     tokens = 384 if size[0] == 512 else 128
     out = build(config(checkpoint, tmp_path / "bundle", image_size=size, tokens=tokens))
     gates = runtime.read_bundle(out).manifest.gates
-    assert gates["engine_parity"].startswith("pass (")
-    assert gates["end_to_end"].startswith("pass")
+    assert gates["engine_parity"].kind == "pass"
+    assert gates["end_to_end"].kind == "pass"
 
 
 def test_graphs_stay_readable_for_jetpack_6(demo_bundle):

@@ -16,6 +16,7 @@ from models.anchorvla4d.presets import full, shallow
 from models.anchorvla4d.split import split
 from models.checkpoint import random_tensors
 from models.demo import CHECKPOINT
+from models.init import image_of
 from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
 
@@ -33,7 +34,8 @@ def full_width():
         model = AnchorVLA4D(config)
     model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    return split(model.eval(), PromptParts.of(config.prompt, tokenizer), (18, 18), 112)
+    parts = PromptParts.of(config.prompt, tokenizer)
+    return split(model.eval(), parts, image_of(config), (252, 252), 112)
 
 
 @pytest.mark.parametrize("name", ENGINES)

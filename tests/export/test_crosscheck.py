@@ -139,7 +139,8 @@ def test_a_bundle_of_other_weights_is_refused(config, tmp_path):
 def test_a_quantized_bundle_is_refused(config, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(config.bundle, bundle, copy_function=lambda a, b: Path(b).hardlink_to(a))
-    raw = json.loads((bundle / "manifest.json").read_text()) | {"recipe": "orin-mixed"}
+    raw = json.loads((bundle / "manifest.json").read_text())
+    raw["recipe"]["name"] = "orin-mixed"
     (bundle / "manifest.json").unlink()
     (bundle / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(

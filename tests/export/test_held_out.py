@@ -146,7 +146,7 @@ def test_golden_data_never_comes_from_nowhere_where_there_are_episodes(tmp_path)
     assert identify(found.golden.frame) == (5, middle)
     assert found.calibration == found.judged == ()
     assert gathered("float32").golden is None
-    assert gathered("float32").describe()["golden"] == "made up"
+    assert gathered("float32").describe().golden == "made up"
 
 
 def test_what_learns_nothing_is_judged_by_every_episode(tmp_path):
@@ -162,11 +162,11 @@ def test_what_learns_nothing_is_judged_by_every_episode(tmp_path):
 def test_the_manifest_names_what_was_held_out_and_how_much_is_demanded(tmp_path):
     own, apart = write(tmp_path / "own", range(2)), write(tmp_path / "apart", [5, 6])
     told = gathered(calibration=own, held_out=apart).describe()
-    assert told["calibrated_on"] == 6
-    assert len(told["judged_by"]) == told["least"] == LEAST_JUDGED
-    assert {where.split(",")[0] for where in told["judged_by"]} == {"05", "06"}
-    assert told["golden"] in told["judged_by"]
-    assert told["held_out"] == "named by --held-out"
+    assert told.calibrated_on == 6
+    assert len(told.judged_by) == told.least == LEAST_JUDGED
+    assert {where.split(",")[0] for where in told.judged_by} == {"05", "06"}
+    assert told.golden in told.judged_by
+    assert told.held_out == "named by --held-out"
 
 
 def test_instructions_of_all_episodes_are_known(tmp_path):

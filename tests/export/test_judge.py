@@ -21,11 +21,12 @@ from export.judge import (
 )
 from export.measure import Modules, rounding, stage_errors
 from export.subject import prepare
+from models.anchorvla4d.split import ACTIONS
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 from quant.recipes import RECIPES
 from runtime.backends.parity import relative_error
-from runtime.policy import ACTIONS
+from runtime.bundle import StageFigures
 from tests.export.conftest import cut_config
 
 SLIGHTLY = 1e-3
@@ -46,12 +47,12 @@ def prepared(checkpoint, folder, recipe="orin-w8a8", **changes):
 def verdict_of(judged, subject, *arguments, name):
     gates = Gates(force=True)
     judged(subject, gates, *arguments)
-    return gates.verdicts[name]
+    return str(gates.verdicts[name])
 
 
 def module_errors(subject):
     """Of the actions, per observation; a bundle's have rounding in them too."""
-    quantized = Modules(subject.checkpoint, subject.parts, subject.grid)
+    quantized = Modules(subject.checkpoint, subject.parts)
     return [
         relative_error(quantized.actions(seen.inputs), seen.tensors[ACTIONS])
         for seen in subject.judged
@@ -113,7 +114,7 @@ def test_every_observation_may_reach_half_as_much_again_as_calibration_saw(
     gates = Gates(force=False)
     if passes:
         judge_coverage(planted, gates)
-        assert gates.verdicts["calibration"] == (
+        assert str(gates.verdicts["calibration"]) == (
             "pass (1.50 of 1.5 times the range that 38 observations showed, reached by 8 held-out "
             "observations)"
         )
@@ -171,8 +172,8 @@ def test_every_stage_shows_its_worst_observation(subject, ratios):
     found = worst_stages(subject)
     for stage, figures in found.items():
         index = max(range(len(ratios)), key=lambda i: ratios[i][stage])
-        assert figures["where"] == subject.judged[index].where
-        share = figures["error"] / figures["allowed"]
+        assert figures.where == subject.judged[index].where
+        share = figures.error / figures.allowed
         assert share == pytest.approx(ratios[index][stage] / subject.recipe.stage_error)
 
 
@@ -180,7 +181,7 @@ def test_every_stage_shows_its_worst_observation(subject, ratios):
 def test_actions_may_move_by_half_of_what_another_seed_moves_them_over_all_observations(
     subject, index
 ):
-    exact = Modules(subject.checkpoint, subject.exact, subject.grid)
+    exact = Modules(subject.checkpoint, subject.exact)
     spreads = [exact.noise_spread(seen.inputs) for seen in subject.judged]
     limit = float(np.sqrt(np.mean(np.square(spreads)))) / 2
     errors = np.zeros(len(spreads))
@@ -280,11 +281,12 @@ def test_lowering_may_err_by_four_times_what_rounding_in_torch_does(
     monkeypatch.setattr(judge, "engine_errors", lambda *a: {n: errors[n] for n in mine})
     monkeypatch.setattr(judge, "with_parity", lambda exported, found: found)
     exported = {engine: SimpleNamespace(entry=SimpleNamespace(file="x"), island_layers=())}
-    stages = {name: {} for name in allowed}
+    unjudged = StageFigures(noise_floor=0.0, error=0.0, allowed=0.0, where="")
+    stages = dict.fromkeys(allowed, unjudged)
     arguments = (exported, stages, tmp_path)
     told = verdict_of(judge_rounding, subject, *arguments, name="rounding")
     assert told == f"{kind} (bfloat16, each at most 4 times rounding in torch)"
-    assert stages[stage]["rounding_allowed"] == pytest.approx(allowed[stage])
+    assert stages[stage].rounding_allowed == pytest.approx(allowed[stage])
 
 
 def test_a_float32_engine_may_err_by_four_times_what_another_order_of_sums_does(subject):
@@ -299,7 +301,7 @@ def test_a_float32_engine_may_err_by_four_times_what_another_order_of_sums_does(
 def test_tensors_of_a_chain_may_err_by_four_times_what_rounding_does_to_them(subject):
     kept = {name for name, rule in subject.rules.items() if rule.format == "float32"}
     with rounding(subject.model, "bfloat16", kept):
-        moved = Modules(subject.checkpoint, subject.parts, subject.grid).tensors(subject.golden)
+        moved = Modules(subject.checkpoint, subject.parts).tensors(subject.golden)
     allowed = allowed_in_chain(subject, {})
     for name in ("x_1", "suffix_hidden", ACTIONS):
         error = relative_error(moved[name], subject.tensors[name])

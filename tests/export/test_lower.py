@@ -13,17 +13,22 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from export.engines.lower import FLOAT32_OPS, MOVING_OPS, float32_nodes, lower, modules_beside, twin
+from export.engines.lower import FLOAT32_OPS, float32_nodes, lower, modules_beside, twin
 from export.engines.onnx_file import export_graph, save
 from models.anchorvla4d.layers import GeluMLP, RMSNorm, SelfAttention
-from runtime.bundle import read_bundle
-from tests.export.conftest import INPUTS, ROWS, Engine, normal, run_onnx, spec_of, traced_layer
+from tests.export.conftest import (
+    KINDS,
+    ROUNDING,
+    Engine,
+    lowered,
+    normal,
+    run_onnx,
+    spec_of,
+    types_of,
+)
 from tests.oracles import relative_error
 
 WIDTH, HEADS, TOKENS = 128, 4, 64
-KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
-ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
-"""Largest relative error of rounding one number."""
 PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -90,25 +95,6 @@ def traced(make):
     return module, export_graph(spec_of(module, TOKENS, WIDTH), opset=18)
 
 
-def lowered(module, model, base, *, modules=(), tensors=()):
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    lower(copy, base, float32_nodes(copy, module, modules=modules, tensors=tensors), opset=20)
-    return copy
-
-
-def types_of(model):
-    """Element type of every tensor, as ONNX itself infers it from inputs and weights."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return {v.name: v.type.tensor_type.elem_type for v in values} | {
-        t.name: t.data_type for t in graph.initializer
-    }
-
-
 def scope(node):
     """Module and function that the exporter says a node is from."""
     for entry in node.metadata_props:
@@ -117,19 +103,9 @@ def scope(node):
     return (None, "")
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def base(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def policy(base):
     return lowered(*traced(Policy), base)
-
-
-@pytest.fixture(scope="module")
-def kind(base):
-    return KINDS[base]
 
 
 def test_the_types_in_the_file_are_those_that_onnx_infers(policy):
@@ -284,38 +260,6 @@ def test_activation_functions_stay_float32_however_they_are_written(base, kind):
         if node.op_type != "Cast":
             want = kind if node.name in low else TensorProto.FLOAT
             assert {types[name] for name in (*node.input, *node.output)} == {want}, node.name
-
-
-def test_in_an_exported_policy_no_float32_number_is_rounded_on_its_way_to_float32(exported):
-    """A port that is split was: the pooling weights went through bfloat16 to a float32 product."""
-    bundle = read_bundle(exported("orin-bf16"))
-    for engine in bundle.manifest.engines.values():
-        graph = onnx.load(bundle.file(engine.file), load_external_data=False).graph
-        made = {name: node for node in graph.node for name in node.output}
-        for node in graph.node:
-            if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
-                source = node.input[0]
-                while source in made and made[source].op_type in MOVING_OPS:
-                    source = made[source].input[0]
-                assert source in made and made[source].op_type != "Cast", node.input[0]
-
-
-def test_in_an_exported_policy_activations_and_norms_are_float32(exported):
-    """Nodes by what they are, not by what their writer called them; bfloat16 could not be seen in
-    the result, where the loop's own noise is larger."""
-    bundle, seen = read_bundle(exported("orin-bf16")), Counter()
-    for engine in bundle.manifest.engines.values():
-        model = onnx.load(bundle.file(engine.file))
-        types = types_of(model)
-        gates = {n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
-        for node in model.graph.node:
-            is_silu = node.op_type == "Mul" and not gates.isdisjoint(node.input)
-            if is_silu or node.op_type in (*FLOAT32_OPS, "Pow", "Sqrt", "ReduceMean", "Div"):
-                seen["silu" if is_silu else node.op_type] += 1
-                assert {types[name] for name in (*node.input, *node.output)} - {
-                    TensorProto.INT64
-                } == {TensorProto.FLOAT}, f"{engine.file}: {node.name}"
-    assert min(seen[k] for k in ("silu", "Softmax", "Erf", "Tanh", "LayerNormalization", "Sqrt"))
 
 
 class Halves(nn.Module):
@@ -533,70 +477,3 @@ def test_a_weight_that_float16_cannot_hold_is_refused_by_name():
         lowered(module, changed, "float16")
     lowered(module, changed, "bfloat16")
     lowered(module, changed, "float16", modules={"layer.mlp.fc1"})
-
-
-FORMATS = ("w8", "w8a8", "w4", "outliers")
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_codes_survive_lowering_and_twin_to_the_bit(name, base):
-    engine, exact = traced_layer(name)
-    model = lowered(engine, exact, base)
-    codes = [
-        next(t for t in m.graph.initializer if t.name == "layer.codes").SerializeToString()
-        for m in (exact, model, twin(model))
-    ]
-    assert codes[0] == codes[1] == codes[2]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_lowering_to_bfloat16_changes_no_scale(name):
-    engine, exact = traced_layer(name)
-    model = lowered(engine, exact, "bfloat16")
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert np.array_equal(
-        weights["layer.scales/low"].astype(np.float32), engine.layer.scales.numpy()
-    )
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_what_comes_out_of_codes_is_the_base_format(name, base, kind):
-    engine, exact = traced_layer(name)
-    layer, model = engine.layer, lowered(engine, exact, base)
-    types, nodes = types_of(model), model.graph.node
-    quantizes = [n for n in nodes if n.op_type == "QuantizeLinear"]
-    assert len(quantizes) == (layer.activation_scale is not None)
-    assert {types[n.output[0]] for n in quantizes} <= {TensorProto.INT8}
-    others = [n for n in nodes if n.op_type in ("DequantizeLinear", "MatMul")]
-    assert len(others) == 2 + len(quantizes) + (layer.kept is not None)
-    assert {types[n.output[0]] for n in others} == {kind}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_quantized_layers_twin_equals_exact_products_rounded_once(name, base):
-    """Products in float64, each result rounded as torch rounds it. What differs are float32 sums
-    that lie within sqrt(256) * 2^-24 of a tie: see above, half a rounding is allowed.
-    """
-    engine, exact = traced_layer(name)
-    layer = engine.layer
-    dtype = getattr(torch, base)
-
-    def rounded(values):
-        return values.to(dtype).double()
-
-    x = torch.from_numpy(normal(ROWS, INPUTS, seed=3))
-    whole = inputs = rounded(x)
-    if layer.input_factor is not None:
-        inputs = rounded(inputs * layer.input_factor)
-    if layer.activation_scale is not None:
-        step = layer.activation_scale.double()
-        inputs = (inputs / step).round().clamp(-128, 127) * step
-    scales = layer.scales.double()
-    if layer.block:
-        scales = scales.repeat_interleave(layer.block, 0)
-    y = rounded(inputs @ (layer.codes.double() * scales)[:INPUTS])
-    if layer.kept is not None:
-        y = rounded(y + rounded(whole[:, layer.kept] @ rounded(layer.kept_weight)))
-    y = rounded(y + rounded(layer.bias))
-    got = run_onnx(twin(lowered(engine, exact, base)), x.numpy())
-    assert relative_error(got, y) <= ROUNDING[base] / 2

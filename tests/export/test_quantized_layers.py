@@ -13,7 +13,7 @@ from models.anchorvla4d.engines import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, int8_per_tensor, pad_inputs
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
-from runtime.graph import Tensor
+from runtime.declarations import Tensor
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 
@@ -39,8 +39,8 @@ def layer(request, tmp_path_factory):
     module = QuantLinear(quantized, bias, activation_scale)
     spec = EngineSpec(
         module,
-        {"x": Tensor(shape=(ROWS, INPUTS), dtype="float32", unit="")},
-        {"y": Tensor(shape=(ROWS, OUTPUTS), dtype="float32", unit="")},
+        {"x": Tensor(shape=(ROWS, INPUTS))},
+        {"y": Tensor(shape=(ROWS, OUTPUTS))},
     )
     path = tmp_path_factory.mktemp("layer") / "layer.onnx"
     write_onnx(spec, path, opset=21 if quantized.block else 18)

@@ -144,12 +144,12 @@ def test_a_planted_overflow_becomes_a_float32_island(overflowing, tmp_path):
     bundle = build(cut_config(overflowing, tmp_path / "bundle", "orin-fp16-safe"))
     manifest = runtime.load(bundle).bundle.manifest  # ONNX Runtime has float16 on a CPU
     assert not manifest.failed_gates
-    islands = manifest.quantization["islands"]["language"]
+    islands = manifest.quantization.islands["language"]
     largest = {name: value for name, value in islands.items() if value > 65504}
     made_by = sorted(name.split()[0] for name in largest)
     # up_proj, and its product with the gate; what down_proj makes of that is small again.
     assert made_by == ["Gemm", "Mul"]
-    assert manifest.quantization["precisions"]["language"] == {"float16": 26, "float32": 2}
+    assert manifest.quantization.precisions["language"] == {"float16": 26, "float32": 2}
     assert manifest.action_error < 2e-3
 
 

@@ -15,9 +15,8 @@ from models.demo import EPISODES
 from runtime.__main__ import main as anchorvla
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import read_bundle
-from runtime.check import check
 from runtime.errors import BundleError, EngineError
-from runtime.noise import draw_noise
+from runtime.inputs import draw_noise
 from runtime.recordings.recording import load_recording
 from tests.oracles import relative_error
 from tests.runtime.boards.tree import pc
@@ -35,7 +34,7 @@ def twin(bundle, tmp_path_factory):
 
 def words(bundle):
     return (
-        f"{bundle} (recipe {read_bundle(bundle).manifest.recipe}): this bundle computes in "
+        f"{bundle} (recipe {read_bundle(bundle).manifest.recipe.name}): this bundle computes in "
         "bfloat16, which a CPU cannot; make its float32 twin: python -m export twin --bundle "
         f"{bundle} --out {bundle}-twin; or run it on its board's GPU: --backend tensorrt"
     )
@@ -85,7 +84,7 @@ def test_the_twin_acts_within_twice_the_error_that_the_bundle_states(twin, cut_c
         start = {"anchor": images[0], "instruction": seen.instruction}
         episode = policy.start(**start, seed=7)
         for tick, frame in enumerate((0, 8, 16)):
-            chunk = episode.act(images[frame], states[frame])
+            chunk = episode.act({"frame": images[frame], "state": states[frame]}).actions
             want = reference(
                 checkpoint,
                 frame=images[frame],
@@ -94,20 +93,22 @@ def test_the_twin_acts_within_twice_the_error_that_the_bundle_states(twin, cut_c
                 **start,
             )
             errors.append(relative_error(chunk, want))
-    stated = float(re.match(r"pass \((\S+) of ", policy.bundle.manifest.gates["end_to_end"])[1])
+    verdict = policy.bundle.manifest.gates["end_to_end"]
+    assert verdict.kind == "pass"
+    stated = float(re.match(r"(\S+) of ", verdict.figures)[1])
     assert 0 < np.sqrt(np.mean(np.square(errors))) <= 2 * stated
 
 
 def test_the_twin_computes_what_the_exporter_measured(twin, capsys):
-    assert all(verdict.passed for verdict in check(runtime.load(twin)))
+    assert all(verdict.passed for verdict in runtime.load(twin).check())
     assert anchorvla(["check", str(twin)]) == 0
     assert "FAIL" not in capsys.readouterr().out
 
 
 def test_the_twin_states_whose_twin_it_is(bundle, twin):
     own, original = (runtime.read_bundle(folder).manifest for folder in (twin, bundle))
-    assert own.description.startswith(f"float32 twin of {original.content_sha256[:16]}; ")
-    assert own.description.endswith(original.description)
+    assert (original.twin_of, own.twin_of) == ("", original.content_sha256)
+    assert own.description == original.description
     assert (own.recipe, own.gates) == (original.recipe, original.gates)
     assert own.content_sha256 != original.content_sha256
     same = [name for name in original.files if not name.startswith("engines/")]

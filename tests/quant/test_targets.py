@@ -50,7 +50,7 @@ def test_only_int8_inputs_make_arithmetic_faster():
 
 def test_a_warm_tick_multiplies_what_its_engines_are_called_with():
     checkpoint = load_checkpoint(CHECKPOINT)
-    parts = split(checkpoint.model, checkpoint.parts, (8, 8), 64)
+    parts = split(checkpoint.model, checkpoint.parts, checkpoint.image, (112, 112), 64)
     changing = {"frame", "state", "noise"}
     needs = parts.graph.stage_dependencies
     calls = Counter(s.engine for s in parts.graph.stages if needs[s.name] & changing)

@@ -8,7 +8,7 @@ from runtime.anchor import Every, First, Kinematic, Manual, Semantic, Tick, pars
 
 def ticks(states, similarity=lambda: 1.0):
     for step, state in enumerate(states):
-        yield Tick(step, step, np.asarray(state, np.float32), similarity)
+        yield Tick(step, step, {"state": np.asarray(state, np.float32)}, similarity)
 
 
 def answers(policy, states, **kwargs):
@@ -29,7 +29,7 @@ def test_first_and_manual_never_ask():
 
 def test_every_counts_from_the_last_anchor():
     policy = Every(3)
-    wants = [policy.wants(Tick(s, s % 4, np.zeros(7, np.float32), float)) for s in range(8)]
+    wants = [policy.wants(Tick(s, s % 4, {}, float)) for s in range(8)]
     assert wants == [False, False, False, True] * 2
 
 
@@ -65,9 +65,9 @@ def test_kinematic_needs_a_reversal_not_a_turn_by_a_right_angle():
 
 def test_kinematic_keeps_no_array_of_the_caller():
     policy, state = Kinematic(), np.zeros(7, np.float32)
-    policy.wants(Tick(0, 0, state, float))
+    policy.wants(Tick(0, 0, {"state": state}, float))
     state[6] = 1.0
-    assert policy.wants(Tick(1, 1, state.copy(), float))
+    assert policy.wants(Tick(1, 1, {"state": state.copy()}, float))
 
 
 def test_semantic_asks_below_its_threshold_only():

@@ -22,7 +22,7 @@ class Expectation:
 
     def __init__(self, bundle: Path) -> None:
         self.graph = json.loads((bundle / "manifest.json").read_text())["graph"]
-        self.needed = self._ancestors(self.graph["outputs"][0])
+        self.needed = self._ancestors(next(iter(self.graph["outputs"])))
 
     def stages(self, changed: set[str]) -> set[str]:
         dirty_memory: list[tuple[str, int, int]] = []
@@ -85,19 +85,19 @@ class Pair:
             episode.say(instruction)
         self._note("instruction", instruction)
 
-    def re_anchor(self, image):
+    def give(self, *, anchor):
         for episode in self.episodes:
-            episode.re_anchor(image)
-        self._note("anchor", image.tobytes())
+            episode.give(anchor=anchor)
+        self._note("anchor", anchor.tobytes())
 
     def act(self, image, state):
         self._note("frame", image.tobytes())
         self._note("state", state.tobytes())
         self._note("noise", (self.seed, self.tick))
-        warm = self.episodes[0].act(image, state)
+        warm = self.episodes[0].act({"frame": image, "state": state}).actions
         ran = set(self.warm.interpreter.last_run)
         self.cold.interpreter.forget()
-        cold = self.episodes[1].act(image, state)
+        cold = self.episodes[1].act({"frame": image, "state": state}).actions
         assert warm.tobytes() == cold.tobytes(), "a cached tensor went stale"
         assert ran == self.expectation.stages(self.changed)
         self.changed.clear()
@@ -131,7 +131,7 @@ def drive(pair: Pair, image, num_sequences: int) -> None:
                 case "say":
                     pair.say(str(random.choice(INSTRUCTIONS)))
                 case "anchor":
-                    pair.re_anchor(picture())
+                    pair.give(anchor=picture())
                 case "state":
                     state = state + np.float32(0.01)
             pair.act(frame, state)
@@ -169,9 +169,9 @@ def test_a_new_instruction_recomputes_what_depends_on_the_text_and_nothing_else(
     episode = policy.start(anchor=image(1), instruction="open the drawer")
     state = np.zeros(4, np.float32)
     noise = np.zeros(policy.chunk_shape, np.float32)
-    episode.act(image(2), state, noise=noise)
+    episode.act({"frame": image(2), "state": state, "noise": noise})
     episode.say("close the drawer")
-    episode.act(image(2), state, noise=noise)
+    episode.act({"frame": image(2), "state": state, "noise": noise})
     ran = set(episode.stats.last_s)
     assert {"suffix_tail", "suffix", "pooling", "condition", "denoise_0"} <= ran
     assert not ran & {"anchor_vision", "frame_vision", "prefix", "spatial", "policy_state", "x_0"}
@@ -180,13 +180,15 @@ def test_a_new_instruction_recomputes_what_depends_on_the_text_and_nothing_else(
 def test_a_repeated_frame_costs_no_vision_pass(policy, image):
     episode = policy.start(anchor=image(1), instruction="open the drawer")
     for step in range(3):
-        episode.act(image(5), np.full(4, step, np.float32))
+        episode.act({"frame": image(5), "state": np.full(4, step, np.float32)})
     assert episode.stats.num_runs["frame_vision"] == 1
-    assert episode.stats.repeated_frames == 2
+    assert episode.stats.repeated_frames == {"frame": 2}
 
 
 def test_a_new_episode_with_the_same_anchor_keeps_it(policy, image):
-    policy.start(anchor=image(7), instruction="open the drawer").act(image(2), np.zeros(4))
+    policy.start(anchor=image(7), instruction="open the drawer").act(
+        {"frame": image(2), "state": np.zeros(4)}
+    )
     episode = policy.start(anchor=image(7), instruction="open the drawer")
-    episode.act(image(3), np.zeros(4))
+    episode.act({"frame": image(3), "state": np.zeros(4)})
     assert episode.stats.num_runs["prefix"] == 0

@@ -208,7 +208,7 @@ def test_a_bundle_can_be_moved(demo_bundle, tmp_path, capsys):
 def test_what_nobody_measured_is_said_at_every_load(demo_bundle, tmp_path, capsys):
     copy = shutil.copytree(demo_bundle, tmp_path / "bundle")
     raw = json.loads((copy / "manifest.json").read_text())
-    raw["gates"] |= {"end_to_end": "not measured (no episode is held out; 1e-2 of 1e-1)"}
+    raw["gates"]["end_to_end"] = {"kind": "not measured", "figures": "no episode is held out"}
     (copy / "manifest.json").write_text(json.dumps(raw))
     words = "bundle: not measured when it was exported: end_to_end; anchorvla show says why"
     with pytest.warns(runtime.UnmeasuredWarning, match=words):

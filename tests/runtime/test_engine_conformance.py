@@ -1,26 +1,28 @@
 """Every backend keeps the contract of `runtime.engine`. A new one joins the fixture."""
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from onnx import helper
 
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
 from runtime.backends.tensorrt import TensorRTBackend
+from runtime.declarations import Tensor
 from runtime.engine import ALIGNMENT, Backend
 from runtime.errors import EngineError
-from runtime.graph import Graph, Stage, Tensor
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves, vectors
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
 from tests.simulation.generated import write_engine
 
 ROW = Tensor(shape=(2, 4))
 GRAPH = Graph(
-    inputs=("source",),
+    inputs=vectors("source"),
     tensors={
         "pair": Tensor(shape=(4, 4)),
         "top": Tensor(shape=(2, 4), part_of=("pair", 0)),
@@ -33,7 +35,7 @@ GRAPH = Graph(
     stages=(
         Stage(name="s", function="copy", inputs={"value": "source"}, outputs={"value": "pair"}),
     ),
-    outputs=("pair",),
+    outputs=leaves("pair"),
 )
 
 
@@ -108,7 +110,7 @@ def test_one_engine_can_be_bound_twice(backend, adder):
 
 
 CHAIN = Graph(
-    inputs=("source",),
+    inputs=vectors("source"),
     tensors={"x": ROW, "y": ROW, "z": ROW, "result": ROW},
     stages=(
         Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),
@@ -116,7 +118,7 @@ CHAIN = Graph(
         Stage(name="thrice", engine="adder", inputs={"x": "x", "y": "y"}, outputs={"z": "z"}),
         Stage(name="out", function="copy", inputs={"value": "z"}, outputs={"value": "result"}),
     ),
-    outputs=("result",),
+    outputs=leaves("result"),
 )
 
 
@@ -183,10 +185,10 @@ def test_the_worst_output_of_an_engine_is_its_error(backend, tmp_path, wrong):
         name="in", function="copy", inputs={"value": "source"}, outputs={"x": "x", "y": "y"}
     )
     graph = Graph(
-        inputs=("source",),
+        inputs=vectors("source"),
         tensors=dict.fromkeys("xyzw", row),
         stages=(given, stage),
-        outputs=("z",),
+        outputs=leaves("z"),
     )
     ones = np.ones(64, np.float32)
     tensors = {"x": 3 * ones, "y": ones, "z": 4 * ones, "w": 2 * ones}

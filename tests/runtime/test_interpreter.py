@@ -5,13 +5,15 @@ import time
 import numpy as np
 import pytest
 
+from runtime.declarations import Tensor
 from runtime.engine import in_order
-from runtime.graph import Graph, Stage, Tensor
+from runtime.graph import Graph, Stage
 from runtime.interpreter import Interpreter
+from tests.graphs import leaves, vectors
 
 ROW = Tensor(shape=(1,))
 GRAPH = Graph(
-    inputs=("a", "b"),
+    inputs=vectors("a", "b"),
     tensors={"k": ROW, "x": ROW, "y": ROW, "z": ROW, "side": ROW},
     stages=(
         Stage(name="constant", function="f", outputs={"o": "k"}),
@@ -20,7 +22,7 @@ GRAPH = Graph(
         Stage(name="joined", function="f", inputs={"x": "x", "y": "y"}, outputs={"o": "z"}),
         Stage(name="optional", function="f", inputs={"x": "x"}, outputs={"o": "side"}),
     ),
-    outputs=("z", "side"),
+    outputs=leaves("z", "side"),
 )
 
 
@@ -200,7 +202,7 @@ def test_forget_keeps_what_depends_on_nothing(interpreter):
 
 
 ALTERNATING = Graph(
-    inputs=("a",),
+    inputs=vectors("a"),
     tensors={name: ROW for name in "uvwxyz"},
     stages=(
         Stage(name="first", function="f", inputs={"i": "a"}, outputs={"o": "u"}),
@@ -210,7 +212,7 @@ ALTERNATING = Graph(
         Stage(name="right", engine="e", inputs={"i": "x"}, outputs={"o": "y"}),
         Stage(name="joined", engine="e", inputs={"i": "v", "j": "y"}, outputs={"o": "z"}),
     ),
-    outputs=("w", "z"),
+    outputs=leaves("w", "z"),
 )
 
 

@@ -2,17 +2,19 @@
 
 import gc
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import models.demo
-from runtime.anchor import First
 from runtime.control.loop import Film, LoopConfig, VirtualClock, run_episode, ticks
+from runtime.episode import Answer
 from runtime.errors import EngineError, RobotError
 from runtime.recordings.recording import Recording, evenly, load_recording
 from runtime.robots.replay import ReplayedRobot
 from runtime.robots.robot import Limits
+from tests.graphs import anchored
 
 EPISODE = Path(models.demo.__file__).parent / "episodes" / "touch-red-1.npz"
 
@@ -67,7 +69,7 @@ def test_actions_reach_the_robot_in_the_order_of_the_chunk(policy):
     run_episode(policy, robot, LoopConfig(execute=3), seed=5, clock=VirtualClock())
     image, state = (recording.streams[name].values[0] for name in ("frame", "state"))
     episode = policy.start(anchor=image, instruction=recording.instruction, seed=5)
-    chunk = episode.act(image, state)
+    chunk = episode.act({"frame": image, "state": state}).actions
     assert np.array_equal(np.stack(robot.applied[:3]), chunk[:3])
 
 
@@ -160,20 +162,22 @@ class CountingPolicy:
 
     chunk_shape = (3, 2)
     stats = None
+    inputs: ClassVar = anchored("first", "task", side=1, state_dim=1)
 
     def __init__(self, fails_at=1000):
         self.asked, self.fails_at, self.count = [], fails_at, 0
 
-    def start(self, *, anchor, instruction, seed, anchor_policy):
-        self.started = (anchor.copy(), instruction, seed, anchor_policy)
+    def start(self, *, first, task, seed, anchor_policy):
+        self.started = (first.copy(), task, seed, anchor_policy)
         return self
 
-    def act(self, image, state):
+    def act(self, observation, *, at):
         if len(self.asked) == self.fails_at:
             raise EngineError("planted")
-        self.asked.append((image.copy(), state.copy()))
+        self.asked.append((observation["frame"].copy(), observation["state"].copy(), at))
         self.count += 3
-        return np.arange(self.count - 3, self.count, dtype=np.float32)[:, None].repeat(2, axis=1)
+        rows = np.arange(self.count - 3, self.count, dtype=np.float32)
+        return Answer(rows[:, None].repeat(2, axis=1), {}, None, at)
 
 
 class NarrowRobot(ReplayedRobot):
@@ -215,10 +219,13 @@ def test_the_policy_sees_what_the_robot_shows_when_it_thinks():
     policy, robot = CountingPolicy(), NarrowRobot()
     trace = run_episode(policy, robot, LoopConfig(execute=3), seed=7, clock=VirtualClock())
     anchor, instruction, seed, anchor_policy = policy.started
-    assert (instruction, seed, anchor_policy) == ("count", 7, First())
+    assert (instruction, seed, anchor_policy) == ("count", 7, None)
     assert np.array_equal(anchor, trace.first.values["frame"])
     shown = robot.recording.streams["frame"].values
-    assert [image.tobytes() for image, _ in policy.asked] == [shown[i].tobytes() for i in (0, 3, 6)]
+    assert [image.tobytes() for image, *_ in policy.asked] == [
+        shown[i].tobytes() for i in (0, 3, 6)
+    ]
+    assert [at for *_, at in policy.asked] == [0.0, 0.3, 0.6]
 
 
 def test_the_robot_is_told_to_hold_at_the_end_and_when_something_fails():

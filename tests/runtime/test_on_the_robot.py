@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import policy as policy_module
 from runtime.__main__ import main
+from runtime.bundle import read_golden
 from runtime.plans.compiler import Compiled
 from tests.simulation import install, make_plan
 
@@ -87,7 +87,7 @@ def test_a_plan_of_another_machine_is_refused_before_tensorrt_sees_it(
 
 
 def test_an_engine_that_computes_something_else_is_not_accepted(world, bundle, capsys, monkeypatch):
-    real = policy_module.read_golden
+    real = read_golden
 
     def other(opened):
         golden = real(opened)

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from runtime.bundle import read_bundle
 from runtime.errors import EngineError
@@ -21,7 +22,7 @@ from runtime.plans.record import (
     publish_plan,
     read_plan,
 )
-from tests.runtime.stand_ins.tiny_bundle import KEY, TENSORRT, tiny_bundle
+from tests.runtime.stand_ins.tiny_bundle import KEY, TENSORRT, figures, tiny_bundle
 
 PLAN = b"bytes that run as native code"
 GOOD = {"second": 1e-3, "second_again": 1e-3}
@@ -201,10 +202,10 @@ def test_weights_beside_the_onnx_file_count_too(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("parity", "words"),
     [
-        (GOOD | {"second": 5e-3}, r"fail: stage 'second' differs by 5\.0e-03, allowed 4\.0e-03;"),
-        (GOOD | {"second": math.nan}, "fail: stage 'second' differs by inf"),
-        ({"second": 1e-3}, "fail: stage 'second_again' differs by inf"),
-        ({}, "fail: stage 'second' .*; stage 'second_again'"),
+        (GOOD | {"second": 5e-3}, r"fail .stage 'second' differs by 5\.0e-03, allowed 4\.0e-03.;"),
+        (GOOD | {"second": math.nan}, "fail .stage 'second' differs by inf"),
+        ({"second": 1e-3}, "fail .stage 'second_again' differs by inf"),
+        ({}, "fail .stage 'second' .*; stage 'second_again'"),
     ],
     ids=["too-far", "nan", "a-stage-left-out", "none"],
 )
@@ -218,13 +219,13 @@ def test_a_plan_that_computes_something_else_is_refused(bundle, deserialize, par
 def test_what_is_allowed_comes_from_the_bundle_and_not_from_the_record(bundle, deserialize):
     path = publish(bundle, parity=GOOD | {"second": 5e-3}, allowed={"second": 1.0})
     edit(path.with_suffix(".json"), allowed={"second": 1.0, "second_again": 1.0})
-    with pytest.raises(EngineError, match="fail: stage 'second'"):
+    with pytest.raises(EngineError, match="fail .stage 'second'"):
         deserialize(bundle)
 
 
 def test_a_plan_that_nobody_measured_is_for_compile_checks_only(bundle, deserialize):
     publish(bundle, parity={}, not_measured="no GPU here")
-    with pytest.raises(EngineError, match="not measured: no GPU here; a plan is used only after"):
+    with pytest.raises(EngineError, match="not measured .no GPU here.; a plan is used only after"):
         deserialize(bundle)
     assert deserialize.seen == []
     deserialize(bundle, accept_unmeasured=True)
@@ -239,13 +240,12 @@ def test_allowed_is_what_export_measured_and_what_bfloat16_does(bundle):
 
 
 @pytest.mark.parametrize(
-    "quantization",
-    [{}, {"stages": {"second": None}}, {"stages": {"second": {"parity": 1, "noise_floor": "x"}}}]
-    + [{"stages": {"second": {"parity": math.nan, "noise_floor": 0.0}}}],
+    "stages", [{}, {"second": figures(noise_floor=0.1)}], ids=["no stage", "no parity"]
 )
-def test_a_bundle_without_measurements_cannot_be_compared(bundle, deserialize, quantization):
+def test_a_bundle_without_measurements_cannot_be_compared(bundle, deserialize, stages):
     publish(bundle)
-    manifest = replace(bundle.manifest, quantization=quantization)
+    quantization = structs.replace(bundle.manifest.quantization, stages=stages)
+    manifest = structs.replace(bundle.manifest, quantization=quantization)
     with pytest.raises(EngineError, match="holds no measured error of stage 'second'.*export the"):
         deserialize(replace(bundle, manifest=manifest))
     assert deserialize.seen == []
@@ -281,7 +281,7 @@ def test_unknown_engines_and_names_that_leave_the_folder_are_refused(bundle):
     with pytest.raises(EngineError, match=r"no engine 'third'; it has \['first', 'second'\]"):
         read_plan(bundle, "third", KEY)
     entry = bundle.manifest.engines["second"]
-    manifest = replace(bundle.manifest, engines={"../../escape": entry})
+    manifest = structs.replace(bundle.manifest, engines={"../../escape": entry})
     with pytest.raises(EngineError, match=r"the engine's name '../../escape' is no file name"):
         read_plan(replace(bundle, manifest=manifest), "../../escape", KEY)
 

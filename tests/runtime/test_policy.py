@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.noise import draw_noise
+from runtime.inputs import draw_noise
 
 STATE = np.array([0.0, 0.6, 0.2, 1.0], np.float32)
 
@@ -19,21 +19,21 @@ def episode(policy, image):
 
 
 def test_act_returns_a_chunk_in_robot_units_that_the_caller_owns(episode, image):
-    chunk = episode.act(image(2), STATE)
+    chunk = episode.act({"frame": image(2), "state": STATE}).actions
     assert chunk.shape == (10, 4)
     assert chunk.dtype == np.float32
     kept = chunk.copy()
-    episode.act(image(3), STATE)
+    episode.act({"frame": image(3), "state": STATE})
     assert (chunk == kept).all()
 
 
 def test_the_same_seed_and_tick_give_the_same_noise_without_history(policy, episode, image):
-    episode.act(image(4), STATE)
-    second = episode.act(image(2), STATE)
+    episode.act({"frame": image(4), "state": STATE})
+    second = episode.act({"frame": image(2), "state": STATE}).actions
     again = policy.start(anchor=image(1), instruction="reach the green marker", seed=3)
     again.step = 1
-    assert (again.act(image(2), STATE) == second).all()
-    assert (again.act(image(2), STATE) != second).any()
+    assert (again.act({"frame": image(2), "state": STATE}).actions == second).all()
+    assert (again.act({"frame": image(2), "state": STATE}).actions != second).any()
 
 
 def test_noise_is_standard_normal_and_differs_by_seed_and_tick():
@@ -68,18 +68,18 @@ def test_noise_is_pinned_to_recorded_numbers():
     np.testing.assert_allclose(draw_noise(7, 11, (2, 2)).ravel(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["image", "state", "noise"])
+@pytest.mark.parametrize("name", ["frame", "state", "noise"])
 def test_an_argument_may_be_overwritten_after_a_call(policy, episode, image, name):
     # None of these was given before: what is the same to the bit is not taken again.
     state, noise = STATE + np.float32(0.03), np.full((10, 4), 0.3, np.float32)
-    arguments = {"image": image(30), "state": state, "noise": noise}
-    episode.act(image(31), STATE, noise=noise + 1)
-    before = episode.act(**arguments)
-    arguments[name][:] = image(3) if name == "image" else 0.5
-    after = episode.act(**arguments)
+    arguments = {"frame": image(30), "state": state, "noise": noise}
+    episode.act({"frame": image(31), "state": STATE, "noise": noise + 1})
+    before = episode.act(arguments).actions
+    arguments[name][:] = image(3) if name == "frame" else 0.5
+    after = episode.act(arguments).actions
     assert (after != before).any(), "the episode kept the caller's array, and saw no change"
     policy.forget()
-    assert (episode.act(**arguments) == after).all()
+    assert (episode.act(arguments).actions == after).all()
 
 
 def test_an_anchor_may_be_overwritten_after_it_was_given(policy, image):
@@ -87,15 +87,15 @@ def test_an_anchor_may_be_overwritten_after_it_was_given(policy, image):
     anchor = image(1)
     episode = policy.start(anchor=anchor, instruction="reach the green marker")
     anchor[:] = image(9)
-    first = episode.act(image(2), STATE, noise=noise)
+    first = episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions
     again = policy.start(anchor=image(1), instruction="reach the green marker")
-    assert (again.act(image(2), STATE, noise=noise) == first).all()
+    assert (again.act({"frame": image(2), "state": STATE, "noise": noise}).actions == first).all()
     anchor = image(3)
-    again.re_anchor(anchor)
+    again.give(anchor=anchor)
     anchor[:] = image(9)
-    moved = again.act(image(2), STATE, noise=noise)
-    again.re_anchor(image(3))
-    assert (again.act(image(2), STATE, noise=noise) == moved).all()
+    moved = again.act({"frame": image(2), "state": STATE, "noise": noise}).actions
+    again.give(anchor=image(3))
+    assert (again.act({"frame": image(2), "state": STATE, "noise": noise}).actions == moved).all()
     assert not again.stats.last_s, "it was the same picture"
     assert (moved != first).any()
 
@@ -107,7 +107,7 @@ class Watching:
         self.ticks, self.similarities, self.answers = [], [], list(answers)
 
     def wants(self, tick):
-        self.ticks.append((tick.step, tick.since_anchor, tick.state.tolist()))
+        self.ticks.append((tick.step, tick.since_anchor, tick.observation["state"].tolist()))
         self.similarities.append(tick.similarity())
         return self.answers.pop(0) if self.answers else False
 
@@ -118,8 +118,8 @@ def test_an_anchor_policy_sees_the_tick_and_how_old_the_anchor_is(policy, image)
     states = [np.full(4, number, np.float32) for number in range(6)]
     for number, state in enumerate(states):
         if number == 4:
-            episode.re_anchor(image(40))
-        episode.act(image(10 + number), state)
+            episode.give(anchor=image(40))
+        episode.act({"frame": image(10 + number), "state": state})
     since = [0, 1, 2, 1, 0, 1]  # its own anchor at tick 2, the operator's before tick 4
     assert watching.ticks == [
         (number, age, states[number].tolist()) for number, age in enumerate(since)
@@ -130,7 +130,7 @@ def test_similarity_compares_the_frame_with_the_anchor(policy, image):
     watching = Watching()
     episode = policy.start(anchor=image(1), instruction="open the drawer", anchor_policy=watching)
     for frame in (image(1), image(2), np.full_like(image(1), 200) + (image(1) > 250)):
-        episode.act(frame, STATE)
+        episode.act({"frame": frame, "state": STATE})
         means = [
             policy.memory.host(name).astype(np.float64).mean(axis=0)
             for name in ("anchor_tokens", "frame_tokens")
@@ -151,8 +151,8 @@ def test_every_counts_from_an_anchor_that_the_operator_gave(policy, image):
     anchored = []
     for number in range(8):
         if number == 2:
-            episode.re_anchor(image(99))
-        episode.act(image(10 + number), STATE)
+            episode.give(anchor=image(99))
+        episode.act({"frame": image(10 + number), "state": STATE})
         anchored.append("anchor_vision" in episode.stats.last_s)
     # The first tick has the episode's anchor to compute, the third the operator's, and three ticks
     # after that the policy asks.
@@ -162,10 +162,10 @@ def test_every_counts_from_an_anchor_that_the_operator_gave(policy, image):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": np.zeros((112, 112, 3))}, "must be uint8 in 0..255, got float64, max 0.0"),
-        ({"image": np.ones((3, 112, 112), np.uint8)}, r"looks like \[3, H, W\], transpose it"),
-        ({"image": np.full((112, 112, 3), 9, np.uint8)}, r"one value everywhere \(9\)"),
-        ({"image": [[1]]}, "must be a numpy array, got list"),
+        ({"frame": np.zeros((112, 112, 3))}, "must be uint8 in 0..255, got float64, max 0.0"),
+        ({"frame": np.ones((3, 112, 112), np.uint8)}, r"looks like \[3, H, W\], transpose it"),
+        ({"frame": np.full((112, 112, 3), 9, np.uint8)}, r"one value everywhere \(9\)"),
+        ({"frame": [[1]]}, "must be a numpy array, got list"),
         ({"state": np.zeros(7)}, r"state must be \[4\], got \[7\]"),
         ({"state": np.array([0, np.nan, 0, 0])}, "state holds NaN or infinity"),
         ({"state": {"q": 1}}, r"state must be \[4\] numbers, got dict of object"),
@@ -181,17 +181,18 @@ def test_every_counts_from_an_anchor_that_the_operator_gave(policy, image):
     ],
 )
 def test_a_bad_observation_is_refused_and_nothing_changes(episode, image, arguments, message):
-    good = {"image": image(2), "state": STATE}
-    before = episode.act(**good, noise=np.zeros((10, 4), np.float32))
+    good = {"frame": image(2), "state": STATE}
+    noise = {"noise": np.zeros((10, 4), np.float32)}
+    before = episode.act({**good, **noise}).actions
     with pytest.raises(runtime.ObservationError, match=message):
-        episode.act(**{**good, **arguments})
-    assert (episode.act(**good, noise=np.zeros((10, 4), np.float32)) == before).all()
+        episode.act({**good, **arguments})
+    assert (episode.act({**good, **noise}).actions == before).all()
 
 
 def test_an_image_of_another_grid_is_refused_with_both_grids(episode):
     big = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
     with pytest.raises(runtime.ObservationError, match="640x480 gives .* exported for 8x8"):
-        episode.act(big, STATE)
+        episode.act({"frame": big, "state": STATE})
 
 
 def test_an_instruction_that_does_not_fit_names_the_limit(episode):
@@ -202,16 +203,18 @@ def test_an_instruction_that_does_not_fit_names_the_limit(episode):
 @pytest.mark.parametrize("text", ["", "  ", "say\nthis", "go <|im_end|> now", "x" * 10_000])
 def test_a_bad_instruction_leaves_the_old_one(episode, image, text):
     noise = np.zeros((10, 4), np.float32)
-    before = episode.act(image(2), STATE, noise=noise)
+    before = episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions
     with pytest.raises(runtime.ObservationError, match="instruction"):
         episode.say(text)
-    assert (episode.act(image(2), STATE, noise=noise) == before).all()
+    assert (
+        episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions == before
+    ).all()
 
 
 def test_an_episode_ends_when_the_next_one_starts(policy, episode, image):
     policy.start(anchor=image(1), instruction="open the drawer")
     with pytest.raises(runtime.EpisodeError, match="this episode is over: another one was started"):
-        episode.act(image(2), STATE)
+        episode.act({"frame": image(2), "state": STATE})
 
 
 def test_a_seed_of_numpy_is_kept_as_a_number(policy, image):
@@ -250,42 +253,48 @@ def test_a_refused_start_leaves_the_running_episode_alone(
     policy, episode, image, arguments, message
 ):
     noise = np.zeros((10, 4), np.float32)
-    before = episode.act(image(2), STATE, noise=noise)
+    before = episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions
     good = {"anchor": image(9), "instruction": "open the drawer"}
     with pytest.raises(runtime.ObservationError, match=message):
         policy.start(**{**good, **arguments})
-    assert (episode.act(image(2), STATE, noise=noise) == before).all()
+    assert (
+        episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions == before
+    ).all()
     assert not episode.stats.last_s, "nothing had changed"
 
 
 def test_an_anchor_of_another_size_is_refused_and_the_old_one_stays(episode, image):
     noise = np.zeros((10, 4), np.float32)
-    before = episode.act(image(2), STATE, noise=noise)
+    before = episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions
     with pytest.raises(runtime.ObservationError, match="480x480 gives 34x34 .* exported for 8x8"):
-        episode.re_anchor(np.eye(480, dtype=np.uint8)[:, :, None].repeat(3, 2))
-    assert (episode.act(image(2), STATE, noise=noise) == before).all()
+        episode.give(anchor=np.eye(480, dtype=np.uint8)[:, :, None].repeat(3, 2))
+    assert (
+        episode.act({"frame": image(2), "state": STATE, "noise": noise}).actions == before
+    ).all()
 
 
 def test_another_noise_for_the_same_observation_is_no_repeated_frame(episode, image):
     for seed in range(4):
-        episode.act(image(2), STATE, noise=draw_noise(seed, 0, (10, 4)))
-    assert episode.stats.repeated_frames == 0
-    episode.act(image(2), STATE + np.float32(0.1), noise=draw_noise(9, 0, (10, 4)))
-    assert episode.stats.repeated_frames == 1, "the robot moved and the picture did not"
-    episode.act(image(2), STATE + np.float32(0.1))
-    assert episode.stats.repeated_frames == 2
+        episode.act({"frame": image(2), "state": STATE, "noise": draw_noise(seed, 0, (10, 4))})
+    assert episode.stats.repeated_frames == {"frame": 0}
+    episode.act(
+        {"frame": image(2), "state": STATE + np.float32(0.1), "noise": draw_noise(9, 0, (10, 4))}
+    )
+    assert episode.stats.repeated_frames == {"frame": 1}, "the robot moved and the picture did not"
+    episode.act({"frame": image(2), "state": STATE + np.float32(0.1)})
+    assert episode.stats.repeated_frames == {"frame": 2}
 
 
 def test_threads_on_one_episode_take_turns_and_no_noise_is_used_twice(policy, image):
     start = {"anchor": image(1), "instruction": "open the drawer", "seed": 5}
     episode = policy.start(**start)
-    alone = {episode.act(image(2), STATE).tobytes() for _ in range(12)}
+    alone = {episode.act({"frame": image(2), "state": STATE}).actions.tobytes() for _ in range(12)}
     episode = policy.start(**start)
     chunks, hurry = [], sys.getswitchinterval()
 
     def think():
         for _ in range(4):
-            chunks.append(episode.act(image(2), STATE).tobytes())
+            chunks.append(episode.act({"frame": image(2), "state": STATE}).actions.tobytes())
 
     sys.setswitchinterval(1e-6)
     try:
@@ -306,7 +315,7 @@ def test_a_closed_policy_says_so(demo_bundle, image):
             assert re.fullmatch("<Episode at step 0, seed 8, running>", repr(ended))
         assert "ended, it was closed" in repr(ended)
         with pytest.raises(runtime.EpisodeError, match="this episode is over: it was closed"):
-            ended.act(image(2), STATE)
+            ended.act({"frame": image(2), "state": STATE})
         episode = policy.start(anchor=image(1), instruction="open the drawer")
         words = (
             r"<Policy anchorvla4d \(float32\) of .* on onnxruntime: 10 actions of 4, embodiment "
@@ -315,9 +324,9 @@ def test_a_closed_policy_says_so(demo_bundle, image):
     assert repr(policy).endswith(", closed>")
     policy.close()
     for call in (
-        lambda: episode.act(image(2), STATE),
+        lambda: episode.act({"frame": image(2), "state": STATE}).actions,
         lambda: episode.say("close the drawer"),
-        lambda: episode.re_anchor(image(2)),
+        lambda: episode.give(anchor=image(2)),
         lambda: episode.stats,
         lambda: policy.start(anchor=image(1), instruction="open the drawer"),
     ):
@@ -326,8 +335,8 @@ def test_a_closed_policy_says_so(demo_bundle, image):
 
 
 def test_stats_tell_what_ran_and_what_is_kept(episode, image):
-    episode.act(image(51), STATE)
-    episode.act(image(52), STATE)
+    episode.act({"frame": image(51), "state": STATE})
+    episode.act({"frame": image(52), "state": STATE})
     stats = episode.stats
     assert stats.num_runs["frame_vision"] == 2
     assert stats.num_runs["prefix"] <= 1
@@ -335,13 +344,15 @@ def test_stats_tell_what_ran_and_what_is_kept(episode, image):
     assert "denoise_9" in stats.last_s
     # Anchor patches, tokens, projection, and the prefix's keys, values and hidden states.
     floats = 64 * 1176 + 64 * 128 + 64 * 96 + 64 * 4 * 2 * 2 * 32 + 64 * 128
-    assert stats.anchor_bytes == 4 * floats - 4 * 48 * 128
+    assert stats.kept_bytes["anchor"] == 4 * floats - 4 * 48 * 128
 
 
 def test_loading_is_warm_every_stage_has_run(demo_bundle, image):
     policy = runtime.load(demo_bundle)
     assert sum(policy.interpreter.num_runs) == 0
-    policy.start(anchor=image(1), instruction="open the drawer").act(image(2), STATE)
+    policy.start(anchor=image(1), instruction="open the drawer").act(
+        {"frame": image(2), "state": STATE}
+    )
     constants = {n for n, needs in policy.graph.stage_dependencies.items() if not needs}
     assert constants
     assert not constants & policy.interpreter.last_run.keys()
@@ -351,8 +362,8 @@ def test_the_semantic_policy_pays_the_frames_vision_only_once(policy, image):
     episode = policy.start(
         anchor=image(31), instruction="open the drawer", anchor_policy=runtime.anchor.Semantic(-1.0)
     )
-    episode.act(image(32), STATE)
-    episode.act(image(33), STATE)
+    episode.act({"frame": image(32), "state": STATE})
+    episode.act({"frame": image(33), "state": STATE})
     assert episode.stats.num_runs["frame_vision"] == 2
     assert episode.stats.num_runs["anchor_similarity"] == 1
 
@@ -361,14 +372,14 @@ def test_a_similarity_that_is_no_number_undoes_the_tick(policy, image, monkeypat
     episode = policy.start(
         anchor=image(41), instruction="open the drawer", anchor_policy=runtime.anchor.Semantic(0.5)
     )
-    episode.act(image(42), STATE)
+    episode.act({"frame": image(42), "state": STATE})
     with monkeypatch.context() as patch:
         patch.setattr("runtime.functions.similarity", lambda a, b: float("nan"))
-        told = "tick 1: the anchor's similarity is nan, and the tick was undone"
+        told = "tick 1: .* NaN or infinity in 'anchor_similarity', and the tick was undone"
         with pytest.raises(runtime.EngineError, match=told):
-            episode.act(image(43), STATE)
+            episode.act({"frame": image(43), "state": STATE})
     assert episode.step == 1
-    episode.act(image(43), STATE)
+    episode.act({"frame": image(43), "state": STATE})
     assert episode.step == 2
 
 
@@ -376,9 +387,9 @@ def test_a_semantic_change_of_scene_makes_the_frame_the_anchor(policy, image):
     episode = policy.start(
         anchor=image(41), instruction="open the drawer", anchor_policy=runtime.anchor.Semantic(1.1)
     )
-    episode.act(image(42), STATE)
+    episode.act({"frame": image(42), "state": STATE})
     before = episode.stats.num_runs["prefix"]
-    episode.act(image(43), STATE)
+    episode.act({"frame": image(43), "state": STATE})
     assert episode.stats.num_runs["prefix"] == before + 1
 
 

@@ -7,13 +7,13 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from models.demo import EPISODES
 from runtime.board.machine import PowerMode, read_machine
 from runtime.bundle import FileEntry
 from runtime.control.loop import Film, LoopConfig, Step, Trace, run_episode
-from runtime.normalization import Normalization
 from runtime.pages.benchmark import measure
 from runtime.pages.imitation import Run, action_charts, dimension_errors, error_table
 from runtime.pages.report import draw_page, processor_name
@@ -54,12 +54,6 @@ def made_up(predicted_NA, recorded_NA):
     ]
     recorded = None if recorded_NA is None else np.asarray(recorded_NA, np.float32)
     return Run(name="made up", trace=Trace("do", 0.1, first, steps), recorded_NA=recorded)
-
-
-def normalization(units):
-    n = len(units)
-    ones = np.ones(n, np.float32)
-    return Normalization(("min_max",) * n, tuple(units), ones, ones, np.zeros(n, bool))
 
 
 def test_the_page_keeps_what_every_page_promises(page):
@@ -114,7 +108,7 @@ def test_nothing_recorded_is_no_table(recorded):
 
 
 def test_what_nobody_recorded_is_drawn_alone():
-    page = Page(action_charts(made_up([[0.5]] * 4, None), normalization(["m/step"])))
+    page = Page(action_charts(made_up([[0.5]] * 4, None), ["m/step"], [1.0]))
     (name,) = page.charts()
     assert name == "action 0, m/step: predicted, by step" and len(page.charts()[name]) == 1
 
@@ -122,7 +116,7 @@ def test_what_nobody_recorded_is_drawn_alone():
 def test_twelve_joints_are_twelve_charts_with_their_own_units():
     units = ["rad"] * 6 + ["m"] * 6
     run = made_up(np.arange(36.0).reshape(3, 12), np.zeros((3, 12)))
-    page = Page(action_charts(run, normalization(units)))
+    page = Page(action_charts(run, units, [1.0] * len(units)))
     assert list(page.charts()) == [
         f"action {d}, {unit}: predicted and recorded, by step" for d, unit in enumerate(units)
     ]
@@ -131,7 +125,7 @@ def test_twelve_joints_are_twelve_charts_with_their_own_units():
 def test_dimensions_are_called_what_the_recording_calls_them():
     run = made_up([[1.0, 2.0]] * 3, np.zeros((3, 2)))
     named = dataclasses.replace(run, names=("shoulder_pan", BAD))
-    page = Page(action_charts(named, normalization(["rad", "m"])))
+    page = Page(action_charts(named, ["rad", "m"], [1.0, 1.0]))
     assert list(page.charts()) == [
         "shoulder_pan, rad: predicted and recorded, by step",
         f"{BAD}, m: predicted and recorded, by step",
@@ -144,7 +138,7 @@ def test_dimensions_are_called_what_the_recording_calls_them():
 
 
 def test_a_new_chunk_is_marked_where_the_policy_thought():
-    page = Page(action_charts(made_up([[0.0], [1.0], [2.0], [3.0]], None), normalization(["m"])))
+    page = Page(action_charts(made_up([[0.0], [1.0], [2.0], [3.0]], None), ["m"], [1.0]))
     lines = [a for tag, a in page.attributes if tag == "line"]
     marks = [a["x1"] for a in lines if a["x1"] == a["x2"]]
     (points,) = (a["points"].split() for tag, a in page.attributes if tag == "polyline")
@@ -152,7 +146,7 @@ def test_a_new_chunk_is_marked_where_the_policy_thought():
 
 
 def test_a_dimension_that_hardly_moves_looks_like_it():
-    page = Page(action_charts(made_up([[0.0], [0.01]], None), normalization(["m"])))
+    page = Page(action_charts(made_up([[0.0], [0.01]], None), ["m"], [1.0]))
     (points,) = (a["points"].split() for tag, a in page.attributes if tag == "polyline")
     first, last = (float(point.split(",")[1]) for point in points)
     # The axis spans half of what is 1 to the policy at least, and is 104 high.
@@ -199,7 +193,7 @@ def test_an_engine_is_not_given_the_files_of_one_whose_name_begins_alike(
     stem = manifest.engines["vision"].file.removesuffix(".onnx")
     size = sum(f.bytes for name, f in manifest.files.items() if name.startswith(f"{stem}."))
     files = {**manifest.files, f"{stem}_large.onnx": FileEntry(sha256="0" * 64, bytes=7)}
-    other = dataclasses.replace(manifest, files=files)
+    other = structs.replace(manifest, files=files)
     monkeypatch.setattr(policy, "bundle", dataclasses.replace(policy.bundle, manifest=other))
     page = Page(draw_page(policy, [run], timings, CONFIG, "t"))
     assert page.rows("Engines")["vision"][2] == f"{size:,}"

@@ -1,7 +1,9 @@
 """Stages that feed each other follow on one stream; what runs beside them has one of its own."""
 
 from runtime.backends.schedule import plan
-from runtime.graph import Graph, Stage, Tensor
+from runtime.declarations import Tensor
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves, vectors
 
 ROW = Tensor(shape=(64,))
 
@@ -20,7 +22,12 @@ def schedule(**reads):
     )
     tensors = {name: ROW for name in ("x", *reads)}
     return plan(
-        Graph(inputs=("source",), tensors=tensors, stages=stages, outputs=(stages[-1].name,))
+        Graph(
+            inputs=vectors("source"),
+            tensors=tensors,
+            stages=stages,
+            outputs=leaves(stages[-1].name),
+        )
     )
 
 
@@ -59,6 +66,8 @@ def test_neighbours_in_memory_do_not_wait_for_each_other():
             Stage(name="last", engine="e", inputs={"x": "x"}, outputs={"y": written_last}),
             Stage(name="reader", engine="e", inputs={"x": read}, outputs={"y": "y"}),
         )
-        found = plan(Graph(inputs=("source",), tensors=tensors, stages=stages, outputs=("y",)))
+        found = plan(
+            Graph(inputs=vectors("source"), tensors=tensors, stages=stages, outputs=leaves("y"))
+        )
         assert found.stream["reader"] == 1
         assert found.after["reader"] == ("first",)

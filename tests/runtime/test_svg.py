@@ -148,7 +148,7 @@ def contrast(one: str, other: str) -> float:
 
 TEXT = [
     *itertools.product(("ink", "muted"), ("ground", "paper")),
-    *(("ink", ground) for ground in ("note", "hot", "once", "anchor", "instruction", "tick")),
+    *(("ink", ground) for ground in ("note", "hot", "load", "episode", "event", "tick", "control")),
     ("good", "good-ground"), ("bad", "bad-ground"), ("open", "open-ground"), ("paper", "bad"),
 ]  # fmt: skip
 

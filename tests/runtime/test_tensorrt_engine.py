@@ -14,7 +14,6 @@ from runtime import policy as policy_module
 from runtime.backends import tensorrt as tensorrt_engine
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.bundle import read_golden
-from runtime.check import check
 from runtime.errors import BundleError, EngineError
 from runtime.pages.show import describe
 from tests.simulation import install, make_plan
@@ -59,7 +58,9 @@ def test_every_kind_of_tick_equals_onnx_runtime_bit_for_bit(pair, image):
     state = np.zeros(4, np.float32)
 
     def act(frame):
-        chunks = [episode.act(image(frame), state) for episode in episodes]
+        chunks = [
+            episode.act({"frame": image(frame), "state": state}).actions for episode in episodes
+        ]
         assert np.array_equal(*chunks)
 
     act(1)  # cold: the anchor and the instruction are new
@@ -69,12 +70,12 @@ def test_every_kind_of_tick_equals_onnx_runtime_bit_for_bit(pair, image):
         episode.say("close the drawer")
     act(3)
     for episode in episodes:
-        episode.re_anchor(image(3))
+        episode.give(anchor=image(3))
     act(4)
     for policy in pair:
         policy.forget()
     act(5)
-    similarity = [episode._similarity() for episode in episodes]
+    similarity = [episode.ask("anchor_similarity") for episode in episodes]
     assert similarity[0] == similarity[1]
     act(6)
     ran = [episode.stats.num_runs for episode in episodes]
@@ -82,18 +83,18 @@ def test_every_kind_of_tick_equals_onnx_runtime_bit_for_bit(pair, image):
 
 
 def test_the_golden_data_are_met(pair):
-    assert all(verdict.passed for verdict in check(pair[0]))
+    assert all(verdict.passed for verdict in pair[0].check())
 
 
 def test_a_warm_tick_and_a_re_anchor_are_one_launch_and_one_wait(pair, world, image):
     episode = pair[0].start(anchor=image(0), instruction="open the drawer")
     state = np.zeros(4, np.float32)
     for number, prepare in enumerate(
-        (lambda: None, lambda: None, lambda: episode.re_anchor(image(9)), lambda: None)
+        (lambda: None, lambda: None, lambda: episode.give(anchor=image(9)), lambda: None)
     ):
         prepare()
         before = world.num_launches, world.num_synchronizations
-        episode.act(image(number + 1), state)
+        episode.act({"frame": image(number + 1), "state": state})
         assert (world.num_launches, world.num_synchronizations) == (before[0] + 1, before[1] + 1)
 
 
@@ -102,17 +103,19 @@ def test_nothing_is_captured_once_the_policy_is_warm(pair, world, image):
     graphs = len(world.graphs)
     frame, state = image(1), np.zeros(4, np.float32)
     for _ in range(3):
-        episode.act(frame, state)  # a repeated frame: denoising only, which is rare
+        episode.act(
+            {"frame": frame, "state": state}
+        )  # a repeated frame: denoising only, which is rare
     assert len(world.graphs) == graphs
     assert 1 <= graphs <= 3
 
 
 def test_a_warm_tick_allocates_nothing_on_the_gpu(pair, world, image):
     episode = pair[0].start(anchor=image(0), instruction="open the drawer")
-    episode.act(image(1), np.zeros(4, np.float32))
+    episode.act({"frame": image(1), "state": np.zeros(4, np.float32)})
     blocks = len(world.blocks)
     for number in range(3):
-        episode.act(image(number), np.zeros(4, np.float32))
+        episode.act({"frame": image(number), "state": np.zeros(4, np.float32)})
     assert len(world.blocks) == blocks
 
 
@@ -123,7 +126,10 @@ def test_garbage_in_all_scratch_memory_changes_no_bit(pair, world, image):
     random = np.random.default_rng(0)
     episodes = [p.start(anchor=image(0), instruction="open the drawer") for p in pair]
     for number in range(3):
-        chunks = [episode.act(image(number), np.zeros(4, np.float32)) for episode in episodes]
+        chunks = [
+            episode.act({"frame": image(number), "state": np.zeros(4, np.float32)}).actions
+            for episode in episodes
+        ]
         assert np.array_equal(*chunks)
         for block in scratch:
             view = block.block.bytes
@@ -139,7 +145,7 @@ def test_spatial_runs_beside_language(pair):
 def test_seconds_are_measured_for_every_stage_of_a_replayed_graph(pair, image):
     episode = pair[0].start(anchor=image(0), instruction="open the drawer")
     for number in range(2):
-        episode.act(image(number), np.zeros(4, np.float32))
+        episode.act({"frame": image(number), "state": np.zeros(4, np.float32)})
     seconds = episode.stats.last_s
     assert {"frame_vision", "suffix", "denoise_9"} <= seconds.keys()
     assert all(value >= 0 for value in seconds.values())

@@ -26,10 +26,10 @@ from tests.simulation.faults import KINDS, Faults, FaultyBackend
 INSTRUCTIONS = ("reach the green marker", "open the drawer", "push the puck to the marker")
 BIG = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
 REFUSED = {
-    "image size": {"image": BIG},
-    "image type": {"image": np.zeros((112, 112, 3))},
-    "image list": {"image": [[1]]},
-    "flat image": {"image": np.full((112, 112, 3), 9, np.uint8)},
+    "image size": {"frame": BIG},
+    "image type": {"frame": np.zeros((112, 112, 3))},
+    "image list": {"frame": [[1]]},
+    "flat image": {"frame": np.full((112, 112, 3), 9, np.uint8)},
     "state shape": {"state": np.zeros(7)},
     "state nan": {"state": np.array([0, np.nan, 0, 0])},
     "state dict": {"state": {"q": 1}},
@@ -49,8 +49,9 @@ class Moody:
     fails: bool = False
 
     def wants(self, tick):
-        self.seen.append(float(tick.state[0]))
-        tick.state[:] = 9  # its own copy, whatever it does to it
+        self.seen.append(float(tick.observation["state"][0]))
+        with pytest.raises(ValueError, match="read-only"):
+            tick.observation["state"][:] = 9
         if self.fails:
             raise RuntimeError("an anchor policy of the user failed")
         return len(self.seen) % 3 == 0
@@ -100,7 +101,7 @@ class Story:
             case "anchor":
                 picture = self._picture()
                 for episode in self.episodes:
-                    episode.re_anchor(picture)
+                    episode.give(anchor=picture)
             case "forget":
                 self.faulty.forget()
             case "frame":
@@ -114,7 +115,7 @@ class Story:
 
     def act(self, noise=None):
         """A tick that nothing disturbs: both give the same bits."""
-        chunk = self.episodes[0].act(self.frame, self.state, noise=noise)
+        chunk = self.episodes[0].act(self._seen(noise)).actions
         self._compare(chunk, noise)
         self.counts["good acts"] += 1
 
@@ -123,7 +124,7 @@ class Story:
         fired = len(self.faults.fired)
         self.faults.arm(stage, kind)
         try:
-            chunk = self.episodes[0].act(self.frame, self.state)
+            chunk = self.episodes[0].act({"frame": self.frame, "state": self.state}).actions
         except runtime.EngineError:
             self.counts[f"failed, {kind}"] += 1
         else:
@@ -133,11 +134,11 @@ class Story:
         return len(self.faults.fired) > fired
 
     def refuse(self, name):
-        good = {"image": self._picture(), "state": self.state + np.float32(0.5)}
+        good = {"frame": self._picture(), "state": self.state + np.float32(0.5)}
         with pytest.raises(runtime.ObservationError):
-            self.episodes[0].act(**{**good, **REFUSED[name]})
+            self.episodes[0].act({**good, **REFUSED[name]})
         for call in (
-            lambda: self.episodes[0].re_anchor(BIG),
+            lambda: self.episodes[0].give(anchor=BIG),
             lambda: self.episodes[0].say("x" * 10_000),
             lambda: self.faulty.start(anchor=BIG, instruction="open the drawer"),
         ):
@@ -146,20 +147,26 @@ class Story:
         self.counts["refused values"] += 4
 
     def fail_in_the_anchor_policy(self):
-        moody = self.episodes[0]._anchor_policy
+        moody = self.episodes[0]._anchor_policies["anchor"]
         if isinstance(moody, Moody):
             moody.fails = True
             with pytest.raises(RuntimeError, match="of the user failed"):
-                self.episodes[0].act(self._picture(), self.state + np.float32(0.5))
-            self.episodes[0]._anchor_policy.fails = False
+                self.episodes[0].act(
+                    {"frame": self._picture(), "state": self.state + np.float32(0.5)}
+                )
+            self.episodes[0]._anchor_policies["anchor"].fails = False
             self.counts["failed, anchor policy"] += 1
 
     def _compare(self, chunk, noise):
         self.clean.forget()
-        want = self.episodes[1].act(self.frame, self.state, noise=noise)
+        want = self.episodes[1].act(self._seen(noise)).actions
         assert chunk.tobytes() == want.tobytes(), f"differs from a cold run after {self.counts}"
         one, other = self.episodes
-        assert (one.step, one.repeated_frames) == (other.step, other.repeated_frames)
+        assert (one.step, one.stats.repeated_frames) == (other.step, other.stats.repeated_frames)
+
+    def _seen(self, noise):
+        drawn = {} if noise is None else {"noise": noise}
+        return {"frame": self.frame, "state": self.state, **drawn}
 
     def _picture(self):
         return self.image(int(self.random.integers(1000)))
@@ -275,11 +282,11 @@ def test_a_planted_violation_is_caught(make_story, monkeypatch, planted):
 def test_a_failed_tick_is_counted_and_shows_in_no_other_number(policy, image):
     episode = policy.start(anchor=image(1), instruction="open the drawer", anchor_policy=Moody())
     state = np.zeros(4, np.float32)
-    episode.act(image(2), state)
+    episode.act({"frame": image(2), "state": state})
     before = episode.stats
-    episode._anchor_policy.fails = True
+    episode._anchor_policies["anchor"].fails = True
     with pytest.raises(RuntimeError):
-        episode.act(image(2), state)
+        episode.act({"frame": image(2), "state": state})
     after = episode.stats
     assert (before.failed_ticks, after.failed_ticks) == (0, 1)
     assert (before.num_runs, before.total_s, before.repeated_frames) == (
@@ -290,10 +297,10 @@ def test_a_failed_tick_is_counted_and_shows_in_no_other_number(policy, image):
 
 def test_what_a_failed_tick_did_not_touch_is_not_computed_again(policy, image):
     episode = policy.start(anchor=image(1), instruction="open the drawer", anchor_policy=Moody())
-    episode.act(image(2), np.zeros(4, np.float32))
-    episode._anchor_policy.fails = True
+    episode.act({"frame": image(2), "state": np.zeros(4, np.float32)})
+    episode._anchor_policies["anchor"].fails = True
     with pytest.raises(RuntimeError):
-        episode.act(image(3), np.ones(4, np.float32))
-    episode._anchor_policy.fails = False
-    episode.act(image(2), np.zeros(4, np.float32))
+        episode.act({"frame": image(3), "state": np.ones(4, np.float32)})
+    episode._anchor_policies["anchor"].fails = False
+    episode.act({"frame": image(2), "state": np.zeros(4, np.float32)})
     assert set(episode.stats.last_s) == {"x_0", "actions", *(f"denoise_{n}" for n in range(10))}

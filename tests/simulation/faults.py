@@ -18,8 +18,8 @@ import numpy as np
 
 from runtime.engine import Backend, Engine, Launch, Memory
 from runtime.errors import EngineError
-from runtime.functions import FUNCTIONS
-from runtime.graph import Graph
+from runtime.functions import HostFunction, Resources, make_call
+from runtime.graph import Graph, Stage
 from tests.simulation.world import World
 
 Kind = Literal["before", "after", "half", "nan", "one nan"]
@@ -36,7 +36,7 @@ class Faults:
     """What goes wrong next.
 
     Args:
-        monkeypatch: wraps `runtime.functions.FUNCTIONS`, so that host functions fail too.
+        monkeypatch: wraps `runtime.functions.make_call`, so that host functions fail too.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
@@ -44,8 +44,7 @@ class Faults:
         self.fired: list[tuple[str, Kind]] = []
         """Stages and kinds, in the order in which they went wrong."""
         self._armed: dict[str, list[Kind]] = {}
-        for name, factory in FUNCTIONS.items():
-            monkeypatch.setitem(FUNCTIONS, name, self._wrapped(factory))
+        monkeypatch.setattr("runtime.interpreter.make_call", self._make_call)
 
     @property
     def is_armed(self) -> bool:
@@ -79,18 +78,13 @@ class Faults:
         if kind in ("after", "half"):
             raise InjectedFault(f"stage {stage!r}: a fault was injected ({kind})")
 
-    def _wrapped(self, factory: Callable[..., Any]) -> Callable[..., Any]:
-        def make(params: Mapping[str, Any], resources: Any) -> Callable[..., None]:
-            function = factory(params, resources)
-            assert self.graph is not None
-            (stage,) = (s.name for s in self.graph.stages if s.params is params)
+    def _make_call(self, stage: Stage, resources: Resources) -> HostFunction:
+        function = make_call(stage, resources)
 
-            def call(values: Mapping[str, Any], out: Mapping[str, np.ndarray]) -> None:
-                self.run(stage, lambda: function(values, out), list(out.values()))
+        def call(values: Mapping[str, Any], out: Mapping[str, np.ndarray]) -> None:
+            self.run(stage.name, lambda: function(values, out), list(out.values()))
 
-            return call
-
-        return make
+        return call
 
 
 class FaultyBackend:

@@ -14,7 +14,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from runtime.graph import Graph, Stage, Tensor
+from runtime.declarations import Tensor
+from runtime.functions import Function
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves, vectors
 
 UNIT = 64
 """Elements: 256 bytes, so every part may be a port."""
@@ -42,12 +45,12 @@ class Generator:
         for number in range(int(self.random.integers(6, 13))):
             if self.free:
                 self._add_stage(f"s{number}", is_host=number == 0 or self.random.random() < 0.3)
-        leaves = [self._window() for _ in range(3)]
+        windows = [self._window() for _ in range(3)]
         return Graph(
-            inputs=INPUTS,
+            inputs=vectors(*INPUTS, width=UNIT),
             tensors=self.tensors,
             stages=tuple(self.stages),
-            outputs=tuple(dict.fromkeys(leaves)),
+            outputs=leaves(*windows),
         )
 
     def _add_root(self, name: str) -> None:
@@ -136,7 +139,7 @@ def write_engine(folder: Path, name: str) -> Path:
 
 
 def host_function(params: Mapping[str, Any], resources: Any) -> Callable[..., None]:
-    """For `runtime.functions.FUNCTIONS`, under the name `FUNCTION`."""
+    """Made by `GENERATED`."""
 
     def run(values: Mapping[str, Any], out: Mapping[str, np.ndarray]) -> None:
         for number, target in enumerate(out.values()):
@@ -146,6 +149,10 @@ def host_function(params: Mapping[str, Any], resources: Any) -> Callable[..., No
             target[...] = np.mod(total, LIMIT)
 
     return run
+
+
+GENERATED = Function(params=dict, make=host_function, inputs={}, outputs=())
+"""For `runtime.functions.FUNCTIONS`, under the name `FUNCTION`."""
 
 
 def in_order(graph: Graph, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

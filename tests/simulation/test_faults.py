@@ -1,25 +1,27 @@
 """A launch that fails can be made again, and whatever fails, close gives everything back."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import runtime
 from runtime.backends.cuda_launch import CudaLauncher
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.tensorrt import TensorRTBackend
+from runtime.declarations import Tensor
 from runtime.engine import Backend
 from runtime.errors import EngineError
-from runtime.graph import Graph, Stage, Tensor
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves, vectors
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import install, make_plan
 from tests.simulation.faults import KINDS, Faults, FaultyBackend, InjectedFault
 
 ROW = Tensor(shape=(64,))
 GRAPH = Graph(
-    inputs=("source",),
+    inputs=vectors("source"),
     tensors={name: ROW for name in ("x", "y", "left", "right", "sum", "result")},
     stages=(
         Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),
@@ -29,7 +31,7 @@ GRAPH = Graph(
         Stage(name="sum", engine="adder", inputs={"x": "left", "y": "right"}, outputs={"z": "sum"}),
         Stage(name="out", function="copy", inputs={"value": "sum"}, outputs={"value": "result"}),
     ),
-    outputs=("result",),
+    outputs=leaves("result"),
 )
 """left = x + y and right = x + x beside each other, sum = 3 x + y after both."""
 ENGINES = ("left", "right", "sum")
@@ -230,10 +232,10 @@ def test_what_an_engine_writes_is_copied_back_and_its_neighbours_are_not(world):
     parts = {name: Tensor(shape=(64,), part_of=place) for name, place in half.items()}
     whole = Stage(name="in", function="copy", inputs={"value": "source"}, outputs={"value": "pair"})
     graph = Graph(
-        inputs=("source",),
+        inputs=vectors("source"),
         tensors={"pair": Tensor(shape=(128,)), **parts},
         stages=(whole,),
-        outputs=("pair",),
+        outputs=leaves("pair"),
     )
     backend = TensorRTBackend(make_plan)
     memory = backend.memory(graph)

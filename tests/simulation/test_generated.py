@@ -16,14 +16,14 @@ from runtime.backends.device_memory import DeviceMemory
 from runtime.backends.tensorrt import BoundContext, TensorRTBackend
 from runtime.errors import EngineError
 from runtime.functions import FUNCTIONS
-from runtime.policy import assemble
+from runtime.interpreter import assemble
 from tests.simulation import Violation, install, make_plan
 from tests.simulation.generated import (
     FUNCTION,
+    GENERATED,
     INPUTS,
     UNIT,
     Generator,
-    host_function,
     in_order,
     write_engine,
 )
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setitem(FUNCTIONS, FUNCTION, host_function)
+    monkeypatch.setitem(FUNCTIONS, FUNCTION, GENERATED)
     world = install(monkeypatch)
     world.is_verified = True
     return world
@@ -73,7 +73,7 @@ class Run:
         for name, share in zip(INPUTS, (0.3, 0.8), strict=True):
             if self.random.random() < share:
                 self.change(name)
-        leaf = self.random.choice(self.graph.outputs)
+        leaf = str(self.random.choice(list(self.graph.outputs)))
         self.bring(leaf)
         want = in_order(self.graph, self.values)[leaf]
         assert np.array_equal(self.memory.host(leaf), want), f"tick {number}, leaf {leaf}"

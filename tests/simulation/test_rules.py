@@ -7,17 +7,19 @@ import runtime
 from runtime.backends.cuda import Cuda
 from runtime.backends.cuda_launch import CudaLauncher
 from runtime.backends.tensorrt import TensorRTBackend, TensorRTEngine
+from runtime.declarations import Tensor
 from runtime.errors import EngineError
-from runtime.graph import Graph, Stage, Tensor
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves, vectors
 from tests.runtime.stand_ins.adder import write_adder
 from tests.simulation import Violation, install, make_plan
 
 ROW = Tensor(shape=(2, 64))
 GRAPH = Graph(
-    inputs=("source",),
+    inputs=vectors("source"),
     tensors={"x": ROW, "y": ROW, "z": ROW},
     stages=(Stage(name="s", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),),
-    outputs=("x",),
+    outputs=leaves("x"),
 )
 
 

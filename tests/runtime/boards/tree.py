@@ -71,7 +71,13 @@ def plant(name: str, root: Path) -> Board:
 
 def pc(root: Path) -> Board:
     """An x86 machine: no device tree, no Jetson Linux."""
-    wheels = {"numpy": "2.4.6", "tokenizers": "0.23.3", "pillow": "13.0.0", "onnxruntime": "1.31.1"}
+    wheels = {
+        "numpy": "2.4.6",
+        "tokenizers": "0.23.3",
+        "msgspec": "0.22.0",
+        "pillow": "13.0.0",
+        "onnxruntime": "1.31.1",
+    }
     board = Board(root, {"uname -m": "x86_64\n"}, "3.11.7", wheels)
     meminfo = "MemTotal: 24684084 kB\nMemAvailable: 22377996 kB\nSwapTotal: 0 kB\n"
     board.write("proc/meminfo", meminfo)

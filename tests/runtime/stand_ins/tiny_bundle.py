@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.bundle import Bundle, EngineEntry, FileEntry, Manifest, read_bundle
-from runtime.graph import Graph, Stage, Tensor
+from runtime.bundle import (
+    Bundle,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    Quantization,
+    RecipeEntry,
+    StageFigures,
+    Table,
+    read_bundle,
+)
+from runtime.declarations import Input, Prompt, Tensor
+from runtime.graph import Graph, Stage
 from runtime.plans.key import PlanKey
+from tests.graphs import leaves
 
 TENSORRT = Path(__file__).parent / "tensorrt_without_gpu"
 KEY = PlanKey(
@@ -25,10 +38,11 @@ KEY = PlanKey(
 )
 ROWS, WIDTH = 16, 64
 INT8_PRODUCT = "layer/MatMul"
+figures = partial(StageFigures, error=0.0, allowed=1.0, where="nowhere")
 STAGES = {
-    "first": {"parity": 1e-6, "noise_floor": 2e-3, "rounding": 4e-3},
-    "second": {"parity": 2e-3, "noise_floor": 1e-3},
-    "second_again": {"parity": 4e-3, "noise_floor": 1e-3},
+    "first": figures(parity=1e-6, noise_floor=2e-3, rounding=4e-3),
+    "second": figures(parity=2e-3, noise_floor=1e-3),
+    "second_again": figures(parity=4e-3, noise_floor=1e-3),
 }
 
 
@@ -38,8 +52,10 @@ def tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
     _write(folder / "engines" / "first.onnx", *_int8_product(seed))
     _write(folder / "engines" / "second.onnx", *_float_product(seed))
     (folder / "engines" / "second.weights").write_bytes(b"weights that nothing reads")
-    for name in ("embedding.bin", "tokenizer.json", "golden.npz"):
-        (folder / name).write_bytes(b"not read here")
+    (folder / "embedding.bin").write_bytes(bytes(2 * WIDTH * 4))
+    (folder / "tokenizer.json").write_bytes(b"not read here")
+    golden = dict.fromkeys(("instruction", "d", "stage/b", "stage/c", "stage/d"), np.zeros(1))
+    np.savez(folder / "golden.npz", **golden)
     tensor = Tensor(shape=(ROWS, WIDTH))
     ports = {"inputs": {"x": tensor}, "outputs": {"y": tensor}}
     engines = {
@@ -47,12 +63,14 @@ def tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
         for name in ("first", "second")
     }
     manifest = Manifest(
-        policy="tiny", recipe="tiny", license="none", description="", source_sha256="", grid=(1, 1),
-        image={}, prompt={}, normalization={}, embedding={"file": "embedding.bin"},
-        graph=_graph(tensor), engines=engines, files=_files(folder), padded_share={}, tolerance={},
-        quantization={"stages": STAGES},
+        policy="tiny", license="none", description="", source_sha256="", twin_of="",
+        recipe=RecipeEntry(name="tiny", target="cpu", base="float32", tolerance=1e-4, rules=()),
+        graph=(graph := _graph(tensor)), dependencies=graph.listed_dependencies, statistics={},
+        tables={"words": Table(file="embedding.bin", shape=(2, WIDTH), dtype="float32")},
+        engines=engines, files=_files(folder), padded_share={}, tolerance={},
+        quantization=Quantization(layers={}, precisions={}, islands={}, stages=STAGES),
     )  # fmt: skip
-    (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / "manifest.json").write_bytes(manifest.to_json())
     return read_bundle(folder)
 
 
@@ -60,9 +78,19 @@ def _graph(tensor: Tensor) -> Graph:
     def stage(name: str, engine: str, source: str, target: str) -> Stage:
         return Stage(name=name, engine=engine, inputs={"x": source}, outputs={"y": target})
 
-    pack = Stage(name="pack", function="embed", inputs={"ids": "instruction"}, outputs={"out": "a"})
+    pack = Stage(
+        name="pack",
+        function="embed",
+        inputs={"ids": "instruction"},
+        outputs={"embeddings": "a"},
+        params={"table": "words"},
+    )
+    prompt = Prompt(tokenizer="tokenizer.json", template="{instruction}", end_ids=())
+    text = Input(
+        kind="text", source="operator", shape=(ROWS,), dtype="int64", pace="event", prompt=prompt
+    )
     return Graph(
-        inputs=("instruction",),
+        inputs={"instruction": text},
         tensors=dict.fromkeys("abcd", tensor),
         stages=(
             pack,
@@ -70,7 +98,7 @@ def _graph(tensor: Tensor) -> Graph:
             stage("second", "second", "b", "c"),
             stage("second_again", "second", "c", "d"),
         ),
-        outputs=("d",),
+        outputs=leaves("d"),
     )
 
 

@@ -1,0 +1,184 @@
+"""What goes into a policy and what comes out, each declared once.
+
+An input says what it is, where its value comes from and how often that changes. The anchor is
+nothing special: a latch of a camera. History is a ring of an input; noise is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
+
+Kind = Literal["image", "depth", "vector", "text", "video", "noise"]
+Source = Literal["robot", "operator", "latch", "ring", "drawn"]
+Pace = Literal["load", "episode", "event", "tick", "control"]
+PACES: tuple[Pace, ...] = ("load", "episode", "event", "tick", "control")
+"""From what changes least. An input's own pace is above `load`, which is that of constants."""
+
+_DTYPES: Mapping[str, str] = {
+    "image": "uint8",
+    "depth": "float32",
+    "vector": "float32",
+    "text": "int64",
+    "noise": "float32",
+}
+_RANKS = {"image": 3, "depth": 2, "vector": 1, "text": 1}
+_SOURCES: Mapping[str, tuple[Pace, ...]] = {
+    "robot": ("tick", "control"),
+    "operator": ("episode", "event"),
+    "latch": ("episode", "event"),
+    "ring": ("tick", "control"),
+    "drawn": ("tick", "control"),
+}
+"""Paces that a source's values may have."""
+
+
+class DeclarationError(ValueError):
+    """A declaration that contradicts itself or those beside it."""
+
+
+class Tensor(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A named block of memory of fixed shape."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    part_of: tuple[str, int] | None = None
+    """Name of the larger tensor this one lies in and the element it starts at."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * ITEM_SIZES[self.dtype]
+
+
+class Prompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a text becomes token ids: what it is put into, and what is appended."""
+
+    tokenizer: str
+    """File of the bundle."""
+    template: str
+    """With `{instruction}` where the text goes."""
+    end_ids: tuple[int, ...]
+    """Appended as they are."""
+
+
+class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One input of a policy.
+
+    H, W = image height and width, S = vector dimension, n = entry of a ring.
+    """
+
+    kind: Kind
+    source: Source
+    """`robot`: in every observation. `operator`: given at the start or in between. `latch`: the
+    input `of`, as it was when it was last latched, at the latest in the first tick. `ring`: the
+    last n values of the input `of`, the oldest first; the first value stands for those before it.
+    `drawn`: standard normal, from the seed and the tick."""
+    shape: tuple[int, ...]
+    """[H, W, 3] for an image as it was exported, [H, W] for depth, [S], at most so many token ids
+    for a text; with n in front for a ring or a video."""
+    dtype: str
+    pace: Pace
+    """How often it is expected to change. No result depends on it."""
+    unit: str = ""
+    """Of the numbers, where they have one."""
+    of: str = ""
+    """The input that a latch or a ring keeps."""
+    similarity: str = ""
+    """Of a latch: the output that says how like it the present value is, from -1 to 1."""
+    prompt: Prompt | None = None
+    """Of a text."""
+
+
+class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A tensor that may be asked for. The first of a graph is what a tick is for."""
+
+    axes: tuple[str, ...] = ()
+    """What each axis of the tensor counts, where that has a name."""
+    units: tuple[str, ...] = ()
+    """Per entry of the last axis."""
+    step_s: float | None = None
+    """Seconds from one entry of the first axis to the next; None where nobody stated them."""
+    statistics: str = ""
+    """Of an embodiment: the ones that its numbers were scaled by."""
+    every: int = 0
+    """A leaf that is computed in every so many ticks; 0 if only when it is asked for."""
+
+
+def check_inputs(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> None:
+    """Refuse inputs that nothing could feed.
+
+    Raises:
+        DeclarationError: says which, what is wrong with it, and what would be right.
+    """
+    for name, declared in inputs.items():
+        try:
+            _check_input(declared, inputs, outputs)
+        except DeclarationError as error:
+            raise DeclarationError(f"input {name!r}: {error}") from None
+
+
+def _check_input(
+    declared: Input, inputs: Mapping[str, Input], outputs: Mapping[str, Output]
+) -> None:
+    kind, source = declared.kind, declared.source
+    if not declared.shape or any(side < 1 for side in declared.shape):
+        raise DeclarationError(f"shape {list(declared.shape)}, every side must be at least 1")
+    if declared.pace not in _SOURCES[source]:
+        allowed = " or ".join(_SOURCES[source])
+        raise DeclarationError(f"pace {declared.pace!r}, what comes from {source!r} has {allowed}")
+    if (kind == "noise") != (source == "drawn"):
+        raise DeclarationError(f"{kind} from {source!r}; noise is drawn, and nothing else is")
+    if (kind == "text") != (declared.prompt is not None):
+        raise DeclarationError("a text needs a 'prompt', and nothing else has one")
+    if declared.prompt is not None and "{instruction}" not in declared.prompt.template:
+        raise DeclarationError("its prompt's template has no {instruction}, so no text would count")
+    if kind == "text" and source != "operator":
+        raise DeclarationError(f"a text from {source!r}; only an operator says something")
+    if bool(declared.of) != (source in ("latch", "ring")):
+        raise DeclarationError("a latch or a ring names the input it keeps in 'of', others do not")
+    if declared.similarity and source != "latch":
+        raise DeclarationError("only a latch has a 'similarity'")
+    if declared.similarity and declared.similarity not in outputs:
+        raise DeclarationError(f"its similarity {declared.similarity!r} is no output")
+    if source in ("latch", "ring"):
+        _check_keeps(declared, inputs)
+    else:
+        _check_values(kind, declared.shape, declared.dtype)
+
+
+def _check_keeps(declared: Input, inputs: Mapping[str, Input]) -> None:
+    """A latch or a ring against the input it keeps."""
+    kept = inputs.get(declared.of)
+    if kept is None or kept.source != "robot":
+        raise DeclarationError(f"keeps {declared.of!r}, which is no input that the robot gives")
+    shape: tuple[int, ...] = kept.shape
+    kind: Kind = kept.kind
+    if declared.source == "ring":
+        shape = (declared.shape[0], *kept.shape)
+        kind = "video" if kind == "image" else kind
+    if (declared.kind, declared.shape, declared.dtype) != (kind, shape, kept.dtype):
+        raise DeclarationError(
+            f"is {declared.kind} {declared.dtype} {list(declared.shape)}, but a {declared.source} "
+            f"of {declared.of!r} is {kind} {kept.dtype} {list(shape)}"
+        )
+
+
+def _check_values(kind: Kind, shape: tuple[int, ...], dtype: str) -> None:
+    if kind == "video":
+        if len(shape) != 4:
+            raise DeclarationError(f"a video is [n, H, W, 3], not {list(shape)}")
+        kind, shape = "image", shape[1:]
+    rank = _RANKS.get(kind, len(shape))
+    if dtype != _DTYPES[kind] or len(shape) != rank or (kind == "image" and shape[2] != 3):
+        axes = {"image": "[H, W, 3]", "depth": "[H, W]"}.get(kind, "[n]")
+        raise DeclarationError(f"{kind} must be {_DTYPES[kind]} {axes}, not {dtype} {list(shape)}")

@@ -1,0 +1,198 @@
+"""Values for a policy's inputs: checked whole and copied before anything is set, or drawn.
+
+Nothing of the caller's is kept, and whatever cannot be taken is an `ObservationError` that says
+what was given and what is wanted. Arrays that are taken cannot be written any more.
+
+H, W = image height and width, S = vector dimension, n = entry of a ring or a video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import prompt
+from .declarations import Input
+from .errors import ObservationError
+from .functions import Patches, constants
+from .graph import Graph
+from .image import check_grid, check_image
+
+Take = Callable[[Any], Any]
+CAMERAS = ("image", "depth", "video")
+"""Kinds of what a camera gives."""
+
+
+def takers(graph: Graph, tokenizers: Mapping[str, Any]) -> dict[str, Take]:
+    """For every input: what checks and copies a value of it.
+
+    Args:
+        graph: whose inputs they are.
+        tokenizers: a `tokenizers.Tokenizer` per file that a text names.
+    """
+    return {
+        name: _taker(name, declared, graph, tokenizers) for name, declared in graph.inputs.items()
+    }
+
+
+def draw_noise(seed: int, tick: int, shape: tuple[int, ...], stream: int = 0) -> NDArray[Any]:
+    """Standard normal noise, float32 of `shape`, of one tick, without any history.
+
+    Philox counter generator (Salmon et al., 2011) keyed by the seed, its counter placed by the
+    tick; Box-Muller on its raw words, so that the numbers do not depend on numpy's version.
+
+    Args:
+        seed: of the episode, in [0, 2**64).
+        tick: of the episode.
+        shape: of the noise.
+        stream: which of the inputs that are drawn, from 0.
+    """
+    size = math.prod(shape)
+    count = -(-size // 2)
+    generator = np.random.Philox(key=seed, counter=tick << 192 | stream << 128)
+    raw = generator.random_raw(2 * count)
+    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(uniform[:count]))
+    angle = 2.0 * np.pi * uniform[count:]
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    noise: NDArray[np.float32] = normal[:size].astype(np.float32)
+    return noise.reshape(shape)
+
+
+def push(ring: NDArray[Any] | None, value: NDArray[Any], length: int) -> NDArray[Any]:
+    """A ring [n, ...] with one more value; the first value stands for all before it."""
+    before = np.repeat(value[None], length, axis=0) if ring is None else ring
+    return _frozen(np.concatenate([before[1:], value[None]]))
+
+
+def take_seed(seed: int) -> int:
+    """A seed of the noise generator, which has a key of 64 bits."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ObservationError(f"seed must be an integer in [0, 2**64), got {seed!r}")
+    return int(seed)
+
+
+def _taker(name: str, declared: Input, graph: Graph, tokenizers: Mapping[str, Any]) -> Take:
+    if declared.prompt is not None:
+        spec, limit = declared.prompt, declared.shape[0]
+        tokenizer = tokenizers[spec.tokenizer]
+        return lambda text: _take_text(text, name, limit, tokenizer, spec.template, spec.end_ids)
+    if declared.kind == "image":
+        grids = _grids(name, graph)
+        return lambda image: _take_image(image, name, declared.shape, grids)
+    if declared.kind == "video":
+        return lambda video: _take_video(video, name, declared.shape)
+    if declared.kind == "noise":
+        return lambda noise: _take_noise(noise, name, declared.shape)
+    is_depth = declared.kind == "depth"
+    return lambda vector: _take_vector(vector, name, declared.shape, is_depth=is_depth)
+
+
+def _grids(name: str, graph: Graph) -> list[Patches] | None:
+    """What cuts the image into patches, also as a latch; None if something takes it as it is."""
+    names = {name} | {n for n, i in graph.inputs.items() if i.of == name}
+    if any(graph.inputs[n].source == "ring" for n in names):
+        return None
+    found: list[Patches] = []
+    for stage in graph.stages:
+        if not names & set(stage.inputs.values()):
+            continue
+        params = constants(stage)
+        if not isinstance(params, Patches):
+            return None
+        if params not in found:
+            found.append(params)
+    return found
+
+
+def _take_image(
+    image: NDArray[np.uint8], name: str, shape: tuple[int, ...], grids: list[Patches] | None
+) -> NDArray[np.uint8]:
+    """An image uint8 [H, W, 3] that gives the exported grid of patches."""
+    check_image(image, what=name)
+    if grids is None and image.shape != shape:
+        raise ObservationError(
+            f"{name} must be {list(shape)} as it was exported, got {list(image.shape)}; resize "
+            "the camera image, or export again with the camera's size"
+        )
+    for params in grids or ():
+        check_grid(image, params.image, params.grid)
+    return _frozen(image.copy())
+
+
+def _take_video(video: NDArray[np.uint8], name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Pictures uint8 [n, H, W, 3]."""
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.shape != shape:
+        got = f"{video.dtype} {list(video.shape)}" if isinstance(video, np.ndarray) else type(video)
+        raise ObservationError(f"{name} must be uint8 {list(shape)}, got {got}")
+    for number, image in enumerate(video):
+        check_image(image, what=f"{name}[{number}]")
+    return _frozen(video.copy())
+
+
+def _take_vector(
+    vector: NDArray[np.float32], name: str, shape: tuple[int, ...], *, is_depth: bool
+) -> NDArray[np.float32]:
+    """A vector [S] in robot units, or a depth map [H, W] in metres with 0 where nothing was
+    measured, as float32."""
+    wanted = list(shape)
+    try:
+        given = np.asarray(vector)
+    except ValueError as error:  # rows of unlike lengths
+        raise ObservationError(f"{name} must be {wanted} numbers: {error}") from None
+    if given.dtype.kind not in "fiu":
+        raise ObservationError(
+            f"{name} must be {wanted} numbers, got {type(vector).__name__} of {given.dtype}"
+        )
+    if given.shape != shape:
+        raise ObservationError(f"{name} must be {wanted}, got {list(given.shape)}")
+    taken = _float32(given)
+    if not np.isfinite(taken).all():
+        seen = "" if is_depth else f": {taken.tolist()}"
+        raise ObservationError(f"{name} holds NaN or infinity{seen}")
+    if is_depth and taken.min() < 0:
+        raise ObservationError(f"{name} holds {taken.min()} m, a depth is at least 0")
+    return _frozen(taken)
+
+
+def _take_noise(
+    noise: NDArray[np.float32], name: str, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Noise as float32."""
+    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
+        kind = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
+        raise ObservationError(f"{name} must be a numpy array of floats {list(shape)}, got {kind}")
+    if noise.shape != shape:
+        raise ObservationError(f"{name} must be {list(shape)}, got {list(noise.shape)}")
+    result = _float32(noise)
+    if not np.isfinite(result).all():
+        raise ObservationError(f"{name} must be finite in float32; it holds NaN, infinity or more")
+    return _frozen(result)
+
+
+def _take_text(
+    text: str, name: str, limit: int, tokenizer: Any, template: str, end_ids: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Token ids of a text in its frame."""
+    ids = prompt.encode_tail(tokenizer, template, end_ids, text, what=name)
+    if len(ids) > limit:
+        raise ObservationError(
+            f"the {name} with its frame takes {len(ids)} tokens, this bundle was exported for at "
+            f"most {limit}: shorten it, or export again with more --tokens"
+        )
+    return ids
+
+
+def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """A copy; what float32 cannot hold becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, np.float32)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.setflags(write=False)
+    return array
