@@ -151,7 +151,7 @@ def _render_file(path: Path) -> str:
         "warm tick against every input changed": lambda s: f"{s['warm_speedup']:.2f} x",
         "warm tick against its roofline here": lambda s: f"{s['times_roofline']:.2f} x",
         "int8 against float32, both warm": lambda s: f"{s['int8_speedup']:.2f} x",
-        "actions moved by int8": lambda s: f"{s['int8_action_error']:.1%}",
+        "actions moved by int8, on random weights": lambda s: f"{s['int8_action_error']:.1%}",
         "outside engines, warm, ms": lambda s: f"{s['overhead_ms']:.2f}",
         "of these host functions (image, state), ms": lambda s: f"{s['host_functions_ms']:.2f}",
         "padding of the language calls": lambda s: ", ".join(
