@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import pytest
 from rich.console import Console
-from runtime.noise import draw_noise
 
 import runtime
 from export import judge
@@ -27,6 +26,7 @@ from models.init import init
 from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
+from runtime.inputs import draw_noise
 from runtime.recordings.recording import load_recording
 from tests.conftest import EPISODES
 

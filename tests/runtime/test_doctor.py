@@ -511,7 +511,7 @@ def test_the_table_says_what_is_wrong_and_what_to_do(tmp_path, capsys, monkeypat
     assert lines[at].split() == ["warning", "power", "mode", "25W", "(mode", "1)"]
     assert lines[at + 1].strip() == "expected: MAXN_SUPER (mode 2)"
     assert lines[at + 2].strip().startswith("to do: sudo nvpmodel -m 2")
-    assert lines[-1] == "ok: 18, warning: 3, error: 0"
+    assert lines[-1] == "ok: 19, warning: 3, error: 0"
 
 
 def test_json_holds_the_machine_and_every_finding(tmp_path, capsys, monkeypatch, demo_bundle):

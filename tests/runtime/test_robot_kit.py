@@ -97,7 +97,7 @@ def test_the_simulated_robot_passes_whose_anchor_shows_more_than_the_rest(simula
 
 def test_the_robot_of_the_device_tests_which_never_ends_passes(policy):
     scene = Scene(policy)
-    check_robot(lambda: SceneRobot(scene))
+    check_robot(lambda: SceneRobot(scene, policy.chunk_shape[1]))
 
 
 class Silent(Cart):
