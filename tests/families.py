@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,16 @@ INPUTS = {"camera": CAMERA, "joints": JOINTS, "latent": Input(**NOISE)}
 """Of the smallest family that a robot can run."""
 
 
-def toy_graph(inputs: Mapping[str, Input], every: int = 0) -> Graph:
-    """Every input, as numbers, is averaged by one engine; the chunk is the sum of all averages.
+def toy_graph(inputs: Mapping[str, Input], every: int = 0, unread: Sequence[str] = ()) -> Graph:
+    """Every input but the `unread` is averaged by an engine; the chunk is the sum of the averages.
 
     A leaf `brightness` is the first input's average alone.
     """
     tensors, stages = {"actions": Tensor(shape=CHUNK)}, []
+    read = [name for name in inputs if name not in unread]
     for name, declared in inputs.items():
+        if name in unread:
+            continue
         if declared.kind in ("image", "video"):
             count = declared.shape[0] if declared.kind == "video" else 1
             shape: tuple[int, ...] = (count * (SIDE // PATCH) ** 2, 2 * 3 * PATCH**2)
@@ -61,9 +64,9 @@ def toy_graph(inputs: Mapping[str, Input], every: int = 0) -> Graph:
                 outputs={"y": f"{name}_mean"},
             ),
         ]
-    ports = {f"x{i}": f"{name}_mean" for i, name in enumerate(inputs)}
+    ports = {f"x{i}": f"{name}_mean" for i, name in enumerate(read)}
     stages.append(Stage(name="sum", engine="sum", inputs=ports, outputs={"y": "actions"}))
-    leaf = f"{next(iter(inputs))}_mean"
+    leaf = f"{read[0]}_mean"
     outputs = {"actions": Output(axes=("step", "action"), step_s=0.1), leaf: Output(every=every)}
     return Graph(inputs=inputs, outputs=outputs, tensors=tensors, stages=tuple(stages))
 
@@ -85,7 +88,7 @@ def golden_of(inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarra
     random = np.random.default_rng(seed)
     golden = {}
     for name, declared in inputs.items():
-        if declared.kind == "image":
+        if declared.dtype == "uint8" and declared.source != "ring":
             golden[name] = random.integers(0, 255, declared.shape, dtype=np.uint8)
         elif declared.source != "ring":
             golden[name] = random.standard_normal(declared.shape).astype(np.float32)
@@ -94,17 +97,16 @@ def golden_of(inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarra
     return golden
 
 
-def write_bundle(
-    folder: Path, graph: Graph, golden: Mapping[str, Any], chunk: np.ndarray | None = None
-) -> Path:
+def write_bundle(folder: Path, graph: Graph, golden: Mapping[str, Any]) -> Path:
     """A bundle of `toy_graph`; its golden tensors are those of `golden`, each first of its kind."""
     (folder / "engines").mkdir(parents=True)
     values = dict(golden)
     for name, declared in graph.inputs.items():
         if declared.source == "ring":
             values[name] = np.stack([golden[declared.of]] * declared.shape[0])
+    values = {n: v for n, v in values.items() if f"{n}_mean" in graph.tensors}
     means = {f"{n}_mean": np.full(CHUNK, _mean(v), np.float32) for n, v in values.items()}
-    tensors = {**means, "actions": expected(values) if chunk is None else chunk}
+    tensors = {**means, "actions": expected(values)}
     stages = {f"stage/{name}": value for name, value in tensors.items()}
     np.savez(folder / "golden.npz", **golden, **stages, actions=tensors["actions"])
     engines = {}

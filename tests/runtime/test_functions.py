@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.functions import Resources, make_call
-from runtime.graph import Stage
+from runtime.declarations import Input, Prompt, Tensor
+from runtime.errors import BundleError
+from runtime.functions import Resources, check_call, make_call
+from runtime.graph import Graph, Stage
+from tests.graphs import leaves
 
 TABLE_VD = np.arange(1, 21, dtype=np.float32).reshape(10, 2)
 STATISTICS = {"min": [-2.0, 0.0], "max": [2.0, 8.0]}
@@ -140,3 +143,130 @@ def test_patches_are_those_of_the_image_at_the_exported_grid():
     both = run("patches", params, {"image": np.stack([image[::-1], image])}, "patches", (12, 24))
     assert np.array_equal(both[6:], rows), "a video's patches stand one picture after the other"
     assert not np.array_equal(both[:6], rows)
+
+
+TEXT = Input(
+    kind="text",
+    source="operator",
+    shape=(3,),
+    dtype="int64",
+    pace="event",
+    prompt=Prompt(tokenizer="t", template="{instruction}", end_ids=()),
+)
+ROTARY = {"segments": [2, [2, 2]], "start": 0, "theta": 1e4, "sections": [1, 1]}
+
+
+def check(name, params, inputs, outputs, text=True):
+    """Check a call in a graph: shapes of what engines write, and of what the call writes."""
+    ports = {port: f"in_{port}" for port in inputs} | ({"ids": "text"} if text else {})
+    written = {f"in_{port}": tensor for port, tensor in inputs.items()}
+    targets = {f"out_{port}": tensor for port, tensor in outputs.items()}
+    call = Stage(
+        name="call",
+        function=name,
+        params=params,
+        inputs=ports,
+        outputs={port: f"out_{port}" for port in outputs},
+    )
+    makers = [Stage(name=n, engine="net", outputs={"y": n}) for n in written]
+    graph = Graph(
+        inputs={"text": TEXT},
+        outputs=leaves(next(iter(targets))),
+        tensors=written | targets,
+        stages=(*makers, call),
+    )
+    check_call(call, graph)
+
+
+def block(*shape, dtype="float32"):
+    return Tensor(shape=shape, dtype=dtype)
+
+
+CALLS = [
+    # function, constants, tensors it reads, tensors it writes, whether it reads the text: a fit,
+    # then the tensors of a misfit and what is said of it
+    ("embed", {"table": "t"}, {}, {"embeddings": block(3, 2)}, True,
+     {"embeddings": block(2, 2)}, "3 tokens do not fit 'embeddings'"),
+    ("embed", {"table": "t", "ids": [1, 2]}, {}, {"embeddings": block(2, 2)}, False,
+     {"embeddings": block(1, 2)}, "2 tokens do not fit 'embeddings'"),
+    ("rotary", ROTARY, {}, {"cos": block(9, 4), "sin": block(9, 4)}, True,
+     {"cos": block(8, 4), "sin": block(8, 4)}, "9 tokens do not fit 'cos'"),
+    ("rotary", ROTARY, {}, {"cos": block(9, 4), "sin": block(9, 4)}, True,
+     {"cos": block(9, 4), "sin": block(9, 2)}, r"'sin' is \[9, 2\], \[9, 4\] is wanted"),
+    ("rotary", ROTARY, {}, {"cos": block(9, 4), "sin": block(9, 4)}, True,
+     {"cos": block(9, 2), "sin": block(9, 4)}, r"'cos' is \[9, 2\], \[9, 4\] is wanted"),
+    ("mask", {"num_past": 4, "num_new": 2}, {}, {"mask": block(5, 9)}, True,
+     {"mask": block(4, 8)}, "5 tokens do not fit 'mask'"),
+    ("mask", {"num_past": 4, "num_new": 2}, {}, {"mask": block(5, 9)}, True,
+     {"mask": block(5, 8)}, "5 tokens do not fit 'mask'"),
+    ("pooling", {"num_spatial": 2, "num_prefix": 4, "num_suffix": 2}, {},
+     {"weights": block(3, 12)}, True, {"weights": block(3, 10)}, "5 tokens do not fit 'weights'"),
+    ("pooling", {"num_spatial": 2, "num_prefix": 6, "num_suffix": 2}, {},
+     {"weights": block(3, 14)}, True, {"weights": block(3, 12)}, "6 tokens do not fit 'weights'"),
+    ("constant", {"values": [[1, 2]]}, {}, {"value": block(1, 2)}, False,
+     {"value": block(2, 1)}, r"values \[1, 2\] do not fit \[2, 1\]"),
+    ("copy", {}, {"value": block(2, 2)}, {"value": block(2, 2)}, False,
+     {"value": block(2, 2, dtype="int32")}, "is int32, not float32"),
+    ("copy", {}, {"value": block(2, 2)}, {"value": block(2, 2)}, False,
+     {"value": block(4, 1)}, r"'in_value' is \[2, 2\], 'out_value' \[4, 1\]"),
+    ("normalize", SCALING, {"value": block(3, 2)}, {"value": block(3, 2)}, False,
+     {"value": block(2, 3)}, r"'in_value' is \[3, 2\], 'out_value' \[2, 3\]|2 modes and 2 units"),
+    ("cosine", {}, {"a": block(3, 2), "b": block(5, 2)}, {"value": block(1)}, False,
+     {"value": block(2)}, r"'value' is \[2\], \[1\] is wanted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "params", "inputs", "fits", "text", "misfit", "words"), CALLS)
+def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, misfit, words):
+    check(name, params, inputs, fits, text)
+    with pytest.raises(BundleError, match=f"stage 'call', host function '{name}': .*({words})"):
+        check(name, params, inputs, misfit, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "inputs", "outputs", "words"),
+    [
+        (
+            "copy",
+            {},
+            {"value": block(2, dtype="bfloat16")},
+            {"value": block(2)},
+            "which is bfloat1",
+        ),
+        (
+            "normalize",
+            SCALING,
+            {"value": block(3)},
+            {"value": block(3)},
+            "2 modes and 2 units for 3",
+        ),
+        (
+            "cosine",
+            {},
+            {"a": block(3, 2), "b": block(5, 3)},
+            {"value": block(1)},
+            "compares .3, 2.",
+        ),
+        ("constant", {"values": ["x"]}, {}, {"value": block(1)}, "no array of numbers"),
+        ("constant", {"values": [1, [2]]}, {}, {"value": block(1)}, "no array of numbers"),
+    ],
+)
+def test_what_no_tensor_could_mend_is_refused(name, params, inputs, outputs, words):
+    with pytest.raises(BundleError, match=words):
+        check(name, params, inputs, outputs, text=False)
+
+
+def test_constant_ids_beside_a_text_are_refused():
+    with pytest.raises(BundleError, match="constant ids beside a text"):
+        check("embed", {"table": "t", "ids": [1]}, {}, {"embeddings": block(9, 2)})
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 10]])
+def test_ids_outside_of_the_table_are_refused_at_load(ids):
+    with pytest.raises(ValueError, match=r"lie outside of table 'words' \[10\]"):
+        make("embed", {"table": "words", "ids": ids})
+
+
+def test_statistics_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"no statistics 'gone', only \['test'\]"):
+        make("normalize", {**SCALING, "statistics": "gone"})

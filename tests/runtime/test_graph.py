@@ -75,6 +75,15 @@ def test_bytes_kept_for_an_input_are_those_written_for_it_alone():
     assert make().kept_bytes("anchor") == 16
 
 
+def test_what_two_inputs_of_one_pace_decide_about_is_kept_for_neither():
+    graph = make(inputs=vectors("anchor", "frame", pace="event"))
+    assert graph.kept_stages("anchor") == {"a"}
+    faster = make(inputs=vectors("anchor", pace="episode") | vectors("frame", pace="event"))
+    assert faster.kept_stages("frame") == {"f", "both"}
+    assert [graph.pace(names) for names in ((), ("anchor", "frame"))] == ["load", "event"]
+    assert faster.pace({"anchor", "frame"}) == "event" and faster.pace({"anchor"}) == "episode"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -109,6 +109,7 @@ class Watching:
     def wants(self, tick):
         self.ticks.append((tick.step, tick.since_anchor, tick.observation["state"].tolist()))
         self.similarities.append(tick.similarity())
+        assert not any(value.flags.writeable for value in tick.observation.values())
         return self.answers.pop(0) if self.answers else False
 
 
@@ -198,6 +199,16 @@ def test_an_image_of_another_grid_is_refused_with_both_grids(episode):
 def test_an_instruction_that_does_not_fit_names_the_limit(episode):
     with pytest.raises(runtime.ObservationError, match="exported for at most 42"):
         episode.say("reach " * 40)
+
+
+def test_an_instruction_may_take_as_many_tokens_as_the_limit_and_no_more(policy):
+    taken = set()
+    for number in range(1, 60):
+        try:
+            taken.add(len(policy.take("instruction", "red " * number)))
+        except runtime.ObservationError:
+            break
+    assert max(taken) == policy.inputs["instruction"].shape[0] == 42
 
 
 @pytest.mark.parametrize("text", ["", "  ", "say\nthis", "go <|im_end|> now", "x" * 10_000])
@@ -381,6 +392,17 @@ def test_a_similarity_that_is_no_number_undoes_the_tick(policy, image, monkeypat
     assert episode.step == 1
     episode.act({"frame": image(43), "state": STATE})
     assert episode.step == 2
+
+
+def test_an_answer_that_is_no_number_is_computed_again_when_it_is_asked_for_again(
+    episode, image, monkeypatch
+):
+    episode.act({"frame": image(44), "state": STATE})
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.functions.similarity", lambda a, b: float("nan"))
+        with pytest.raises(runtime.EngineError, match="NaN or infinity in 'anchor_similarity'"):
+            episode.ask("anchor_similarity")
+    assert np.isfinite(episode.ask("anchor_similarity")).all()
 
 
 def test_a_semantic_change_of_scene_makes_the_frame_the_anchor(policy, image):

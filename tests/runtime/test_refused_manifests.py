@@ -1,0 +1,131 @@
+"""A manifest that this runtime could not load, feed and run is refused before anything loads."""
+
+import json
+
+import pytest
+
+import runtime
+from runtime.bundle import read_bundle
+from runtime.declarations import Input, Output, Prompt, check_inputs
+from tests.families import INPUTS
+from tests.runtime.test_declarations import FIRST, GOAL, HISTORY, PROMPT, family
+
+
+def _edit(path, change):
+    raw = json.loads((path / "manifest.json").read_text())
+    change(raw)
+    (path / "manifest.json").write_text(json.dumps(raw))
+
+
+def _inputs(name, **changes):
+    return lambda raw: raw["graph"]["inputs"][name].update(changes)
+
+
+def _stage(number, **changes):
+    return lambda raw: raw["graph"]["stages"][number].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_inputs("camera", shape=[8, 8]), r"'camera': image must be uint8 \[H, W, 3\], not uint8"),
+        (_inputs("camera", dtype="float32"), r"image must be uint8 \[H, W, 3\], not float32"),
+        (_inputs("camera", pace="episode"), "pace 'episode', what comes from 'robot' has tick or"),
+        (_inputs("camera", source="drawn"), "image from 'drawn'; noise is drawn, and nothing e"),
+        (_inputs("camera", of="joints"), "a latch or a ring names the input it keeps in 'of'"),
+        (_inputs("camera", kind="sound"), "Invalid enum value 'sound'"),
+        (_inputs("camera", shape=[8, 0, 3]), "every side must be at least 1"),
+        (_inputs("camera", similarity="x"), "only a latch has a 'similarity'"),
+        (_inputs("first", similarity="x"), "its similarity 'x' is no output"),
+        (_inputs("first", of="latent"), "keeps 'latent', which is no input that the robot gives"),
+        (_inputs("first", of="gone"), "keeps 'gone', which is no input that the robot gives"),
+        (_inputs("first", pace="tick"), "pace 'tick', what comes from 'latch' has episode or even"),
+        (_inputs("first", pace="load"), "pace 'load', what comes from 'latch' has episode or even"),
+        (_inputs("first", shape=[9, 8, 3]), r"a latch of 'camera' is image uint8 \[8, 8, 3\]"),
+        (_inputs("past", shape=[4, 2]), r"a ring of 'joints' is vector float32 \[4, 3\]"),
+        (_inputs("latent", prompt={}), "missing required field"),
+        (
+            _inputs("goal", kind="text", dtype="int64", shape=[4], prompt=PROMPT),
+            r"its prompt's template has no \{instruction\}",
+        ),
+        (_inputs("first", similarity="actions"), "its similarity must be one number"),
+        (
+            lambda raw: raw["graph"]["tensors"]["camera_mean"].update(dtype="bfloat16"),
+            r"outputs \['camera_mean'\] are bfloat16",
+        ),
+        (_inputs("goal", kind="text", dtype="int64"), "a text needs a 'prompt'"),
+        (_inputs("joints", width=3), "unknown field `width`"),
+        (_inputs("joints", kind="video", shape=[3, 3]), r"a video is \[n, H, W, 3\], not \[3, 3\]"),
+        (_stage(0, function="copy"), r"reads \['image'\], not \['value'\]"),
+        (_stage(0, params={}), "missing required field `grid`"),
+        (_stage(0, params={"grid": [2, 2], "image": {"min_pixels": 9, "max_pixels": 1}}), "9, 1"),
+        (
+            _stage(
+                2,
+                function="patches",
+                inputs={"image": "joints"},
+                outputs={"patches": "joints_rows"},
+            ),
+            "'image' takes image or video, 'joints' is a vector",
+        ),
+        (_stage(0, inputs={"image": "camera_mean"}), "reads 'camera_mean' before all of it is wri"),
+        (_stage(0, outputs={"rows": "camera_rows"}), r"writes \['rows'\], not \['patches'\]"),
+        (
+            lambda raw: raw["graph"]["stages"][0]["params"].update(grid=[2, 3]),
+            r"'patches' is \[4, 96\], \[6, 96\] is wanted",
+        ),
+        (
+            lambda raw: raw["graph"]["stages"][2].update(inputs={"value": "past"}),
+            "are not those the graph implies",
+        ),
+        (lambda raw: raw["graph"]["outputs"].clear(), "a graph needs at least one output"),
+        (
+            lambda raw: raw["graph"].update(outputs={"camera_rows": {}}),
+            r"no tolerance for \['camera_rows'\]",
+        ),
+        (
+            lambda raw: raw["graph"]["outputs"]["actions"].update(axes=["step"]),
+            r"is \[2, 3\], its axes are",
+        ),
+        (
+            lambda raw: raw["graph"]["outputs"]["actions"].update(units=["m"]),
+            "has 1 units for 3 entries",
+        ),
+        (lambda raw: raw["graph"]["outputs"]["actions"].update(step_s=0), "step_s is 0"),
+        (lambda raw: raw["graph"]["outputs"]["actions"].update(every=-1), "every is -1"),
+        (
+            lambda raw: raw["graph"]["inputs"].update(extra=raw["graph"]["inputs"]["joints"]),
+            "extra",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_fed_is_refused_in_one_line(tmp_path, change, message):
+    path = family(tmp_path, {**INPUTS, "first": FIRST, "goal": GOAL, "past": HISTORY})
+    read_bundle(path)
+    _edit(path, change)
+    with pytest.raises(runtime.BundleError, match=message) as caught:
+        read_bundle(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_declaration_counts():
+    with pytest.raises(ValueError, match="input 'a': a text from 'robot'; only an operator says"):
+        text = Input(
+            kind="text", source="robot", shape=(3,), dtype="int64", pace="tick",
+            prompt=Prompt(tokenizer="t", template="{instruction}", end_ids=()),
+        )  # fmt: skip
+        check_inputs({"a": text}, {"out": Output()})
+
+
+def test_manifest_bytes_are_verified_before_anything_parses_them(tmp_path):
+    path = family(tmp_path, INPUTS)
+    seen = []
+    read_bundle(path, verify=seen.append)
+    assert seen == [(path / "manifest.json").read_bytes()]
+    (path / "manifest.json").write_bytes(b"[" * 100)
+
+    def refuse(data):
+        raise runtime.BundleError(f"not signed: {len(data)} bytes")
+
+    with pytest.raises(runtime.BundleError, match="not signed: 100 bytes"):
+        read_bundle(path, verify=refuse)
