@@ -108,6 +108,11 @@ def _delete(*keys):
         (_set("files", "golden.npz", "bytes", value=3), "the manifest says 3; copy the bundle"),
         (_set("files", "golden.npz", "sha256", value="0" * 64), "SHA-256 differs"),
         (_set("tables", "tokens", "file", value="none.bin"), "lists no 'none.bin'"),
+        (
+            _delete("statistics", "metaworld_sawyer", "state"),
+            "needs statistics 'state', of every embodiment; they are missing of metaworld_sawyer",
+        ),
+        (_set("statistics", value={}), "missing of all, for there is none"),
     ],
 )
 def test_a_manifest_that_is_not_true_is_refused(bundle, change, message):
@@ -188,6 +193,18 @@ def test_an_embedding_of_another_size_is_refused(bundle):
     edit(bundle, _set("tables", "tokens", "shape", value=[3, 128]))
     with pytest.raises(runtime.BundleError, match=r"has not the size of float32 \[3, 128\]"):
         read_bundle(bundle)
+
+
+def test_a_tokenizer_with_more_ids_than_its_table_has_rows_is_refused_at_load(bundle):
+    table = read_bundle(bundle).manifest.tables["tokens"]
+    rows = table.shape[0] // 2
+    data = (bundle / "embedding.bin").read_bytes()[: rows * table.shape[1] * 4]
+    rewrite(bundle / "embedding.bin", data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(bundle, _set("files", "embedding.bin", value=entry))
+    edit(bundle, _set("tables", "tokens", "shape", value=[rows, table.shape[1]]))
+    with pytest.raises(runtime.BundleError, match=r"has the id \d+, which table 'tokens' \["):
+        runtime.load(bundle)
 
 
 def test_statistics_that_do_not_fit_are_refused_at_load(bundle):
@@ -404,6 +421,8 @@ def _tiny(tmp_path, change):
         (_set("files", "engines", value={"sha256": "0", "bytes": 1}), "engines: missing"),
         (_set("files", "a\\b", value={"sha256": "0", "bytes": 1}), "which leaves the folder"),
         (_set("files", "a/../b", value={"sha256": "0", "bytes": 1}), "which leaves the folder"),
+        (_set("tables", "words", "shape", value=[4, 32]), "rows of 'words' are 32 wide, not 64"),
+        (_delete("tables", "words"), r"needs table 'words', there are \[\]"),
         (_set("tables", "words", "shape", value=[1]), "schema 2: Expected `array` of length 2"),
         (_set("tables", "words", "shape", value=["2", 64]), "Expected `int`, got `str`"),
         (_set("tables", "words", "shape", value=[2, 1]), "has not the size of float32 .2, 1."),

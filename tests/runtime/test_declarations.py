@@ -130,6 +130,16 @@ def test_noises_of_one_tick_differ_and_the_first_is_that_of_a_policy_with_one():
     assert len({draw_noise(3, tick, (2, 2), stream).tobytes() for tick, stream in places}) == 16
 
 
+def test_the_actions_may_be_as_far_off_as_the_export_found_them(tmp_path):
+    path = family(tmp_path, INPUTS)
+    raw = json.loads((path / "manifest.json").read_text()) | {"action_error": 0.25}
+    (path / "manifest.json").write_text(json.dumps(raw))
+    with runtime.load(path) as policy:
+        *stages, actions = policy.check()
+    assert (actions.name, actions.allowed) == ("actions", pytest.approx(0.2501))
+    assert {stage.allowed for stage in stages if stage.name != "actions"} == {1e-4}
+
+
 def test_a_ring_of_a_failed_tick_is_as_it_was(tmp_path, monkeypatch):
     inputs = FAMILIES["ring of states"]
     with runtime.load(family(tmp_path, inputs)) as policy:

@@ -45,6 +45,14 @@ def test_the_first_run_runs_everything_the_leaf_needs(interpreter):
     assert set(interpreter.last_run) == {"constant", "from_a", "from_b", "joined"}
 
 
+def test_several_leaves_are_brought_up_to_date_at_once_and_what_they_share_runs_once(interpreter):
+    interpreter.reset_statistics()
+    interpreter.set("a", 5)
+    interpreter.run("z", "side")
+    assert set(interpreter.last_run) == {"from_a", "joined", "optional"}
+    assert sum(interpreter.num_runs) == 3
+
+
 def test_nothing_runs_when_nothing_changed(interpreter):
     assert interpreter.set("a", 1) is False
     interpreter.run("z")

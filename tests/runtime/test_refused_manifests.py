@@ -17,6 +17,11 @@ def _edit(path, change):
     (path / "manifest.json").write_text(json.dumps(raw))
 
 
+def _actions_of_one_axis(raw):
+    raw["graph"]["outputs"]["actions"] = {}
+    raw["graph"]["tensors"]["actions"]["shape"] = [6]
+
+
 def _inputs(name, **changes):
     return lambda raw: raw["graph"]["inputs"][name].update(changes)
 
@@ -78,6 +83,7 @@ def _stage(number, **changes):
             lambda raw: raw["graph"]["stages"][2].update(inputs={"value": "past"}),
             "are not those the graph implies",
         ),
+        (_actions_of_one_axis, r"must be a chunk of actions float32 \[T, A\], got float32 \[6\]"),
         (lambda raw: raw["graph"]["outputs"].clear(), "a graph needs at least one output"),
         (
             lambda raw: raw["graph"].update(outputs={"camera_rows": {}}),
