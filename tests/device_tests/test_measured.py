@@ -15,6 +15,8 @@ from device_tests.measure.latency import MIN_ROUNDS, WARM, WARM_PER_ROUND
 from device_tests.measured import BUSY_CORES, BUSY_MEMORY, CALM, default_backend, measure_all
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.board.machine import PowerMode, read_machine
+from tests.families import golden_of, toy_graph, write_bundle
+from tests.runtime.test_declarations import FAMILIES
 
 KINDS = (
     *("warm", "first of an episode", "new anchor", "new instruction"),
@@ -78,7 +80,7 @@ def measure(demo_bundle, x86):
         clock = FakeClock()
         on_part = (lambda part: None) if parts is None else parts.append
         return measure_all(
-            MeasureConfig(bundle=demo_bundle, **(SMALL | options)),
+            MeasureConfig(**({"bundle": demo_bundle} | SMALL | options)),
             backend=lambda bundle: PlantedBackend(clock, seconds or {}, spoiled),
             machine=x86,
             clock=clock,
@@ -319,6 +321,17 @@ def test_a_row_that_is_not_a_number_is_a_broken_promise():
     with pytest.raises(AssertionError, match="x: measured nan ms, allowed at most 3 ms"):
         book.at_most("x", float("nan"), 3.0, "ms")
     assert book.rows[0].verdict == "fail"
+
+
+def test_a_family_that_nobody_knows_is_measured_and_judged_like_any_other(measure, tmp_path):
+    inputs = FAMILIES["everything"]
+    bundle = write_bundle(tmp_path / "toy", toy_graph(inputs, every=2), golden_of(inputs))
+    measured = measure(bundle=bundle)
+    assert measured.run is not None
+    assert {"new first", "new goal"} <= measured.run.latency.keys()
+    rows, broken = judge(measured)
+    assert not broken
+    assert sum(row.verdict == "pass" for row in rows) >= 10
 
 
 @pytest.mark.parametrize("code", [0, 1])
