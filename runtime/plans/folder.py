@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from ..bundle import PLANS, Bundle
 from ..errors import EngineError
+from ..storage.files import take_lock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -26,17 +25,11 @@ def exclusive(bundle: Bundle) -> Iterator[None]:
         raise EngineError(f"{folder}: a link; plans are plain files. Remove it and build again")
     folder.mkdir(exist_ok=True)
     with (folder / "build.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+        if holder := take_lock(lock):
             raise EngineError(
-                f"{bundle.path}: another build is under way (process {lock.read().strip()}); wait "
-                "for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+                f"{bundle.path}: another build is under way (process {holder}); wait for it or "
+                "stop it"
+            )
         yield
 
 

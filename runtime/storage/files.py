@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..errors import OutputError
 
@@ -124,6 +126,27 @@ def sweep(path: Path) -> None:
                 and not _is_alive(int(found[1]))
             ):
                 Path(entry.path).unlink(missing_ok=True)
+
+
+def take_lock(lock: IO[str], mark: str = "") -> str | None:
+    """Hold a file, open for appending and reading, until it is closed or its process dies.
+
+    Args:
+        lock: the file; it tells others who holds it.
+        mark: what it says before the number of the process.
+
+    Returns:
+        Who holds it already; None where it is ours now.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        return lock.read().removeprefix(mark).strip() or "unknown"
+    lock.truncate(0)
+    lock.write(f"{mark}{os.getpid()}\n")
+    lock.flush()
+    return None
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import OutputError
-from .files import output_errors, sync
+from .files import output_errors, sync, take_lock
 
 Foreign = Callable[[Path], str | None]
 """Says what in a folder is not ours, as in "notes.txt is not in its manifest"; None if all is."""
@@ -163,23 +162,14 @@ def _lock(out: Path, place: Path) -> IO[str]:
             lock = (place / LOCK).open("a+")
         except FileNotFoundError:
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_this = os.path.samestat(os.fstat(lock.fileno()), (place / LOCK).stat())
-        except FileNotFoundError:
-            is_this = False
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().removeprefix(MARK).strip() or "unknown"
+        if holder := take_lock(lock, MARK):
             lock.close()
             raise OutputError(
                 f"{out}: another command is writing it (process {holder}); wait for it or stop it"
-            ) from None
-        if is_this:
-            lock.truncate(0)
-            lock.write(f"{MARK}{os.getpid()}\n")
-            lock.flush()
-            return lock
+            )
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (place / LOCK).stat()):
+                return lock
         lock.close()
 
 
