@@ -15,6 +15,7 @@ from device_tests.measure.scene import Scene
 from runtime.bundle import read_bundle
 from runtime.control.loop import MonotonicClock
 from runtime.declarations import Input, Tensor
+from runtime.golden import vary
 from runtime.graph import Stage
 from runtime.inputs import draw_noise
 from runtime.pages.benchmark import measure
@@ -119,6 +120,18 @@ def test_no_array_of_the_caller_is_kept(tmp_path, inputs):
                 seen[name][...] = value
             answer = episode.act(seen)
             np.testing.assert_allclose(answer.actions, expected(seen), atol=ATOL)
+
+
+def test_variations_shift_pictures_sideways_and_leave_the_original_alone():
+    inputs = FAMILIES["depth"] | {"clip": FAMILIES["clip"]["clip"]}
+    seen = observation(inputs, 0)
+    kept = {name: value.copy() for name, value in seen.items()}
+    found = vary(inputs, seen, 2)
+    assert np.array_equal(found["camera"][:, 2:], kept["camera"][:, :-2])
+    assert np.array_equal(found["depth"][:, 2:], kept["depth"][:, :-2])
+    assert np.array_equal(found["clip"][:, :, 2:], kept["clip"][:, :, :-2])
+    assert (found["joints"] != kept["joints"]).all() and found["joints"].dtype == np.float32
+    assert all(np.array_equal(seen[name], value) for name, value in kept.items())
 
 
 def test_noises_of_one_tick_differ_and_the_first_is_that_of_a_policy_with_one():

@@ -228,6 +228,15 @@ def test_an_episode_ends_when_the_next_one_starts(policy, episode, image):
         episode.act({"frame": image(2), "state": STATE})
 
 
+def test_a_policy_that_forgets_computes_everything_again(policy, episode, image):
+    seen = {"frame": image(2), "state": STATE, "noise": np.zeros((10, 4), np.float32)}
+    chunk = episode.act(seen).actions
+    assert (episode.act(seen).actions == chunk).all() and not episode.stats.last_s
+    policy.forget()
+    assert (episode.act(seen).actions == chunk).all()
+    assert {"anchor_vision", "prefix", "suffix", "denoise_0"} <= episode.stats.last_s.keys()
+
+
 def test_a_seed_of_numpy_is_kept_as_a_number(policy, image):
     episode = policy.start(anchor=image(1), instruction="open the drawer", seed=np.uint8(3))
     assert type(episode.seed) is int
