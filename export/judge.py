@@ -181,8 +181,7 @@ def allowed_in_chain(subject: Subject, exported: Mapping[str, Exported]) -> dict
     What rounding in linear layers does to the tensor is measured: the first denoise step multiplies
     its error by 204, and no single number would suit it and the last.
     """
-    stages = subject.parts.graph.stages
-    written = [n for s in stages if s.engine for n in s.outputs.values()]
+    written = subject.parts.graph.engine_outputs
     allowed = dict.fromkeys([*written, ACTIONS], subject.recipe.chain_tolerance)
     if not subject.recipe.is_quantized:
         return allowed

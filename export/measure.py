@@ -27,6 +27,7 @@ from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.parity import relative_error
 from runtime.engine import in_order
 from runtime.functions import Resources
+from runtime.golden import Golden
 from runtime.inputs import draw_noise, takers
 from runtime.interpreter import assemble
 
@@ -97,8 +98,8 @@ class Modules:
 
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, robot units."""
-        for name, declared in self._graph.inputs.items():
-            value = str(golden[name]) if declared.kind == "text" else golden[name]
+        seen = Golden.from_arrays(self._graph, golden)
+        for name, value in {**seen.given, **seen.observed, **seen.drawn}.items():
             self._interpreter.set(name, self._take[name](value))
         self._interpreter.run(ACTIONS)
         return self._memory.host(ACTIONS).copy()

@@ -347,7 +347,7 @@ def _verify_golden(folder: Path, manifest: Manifest) -> None:
     """Is there a golden value of all that the runtime feeds and compares?"""
     graph = manifest.graph
     wanted = {name for name, declared in graph.inputs.items() if declared.source != "ring"}
-    wanted |= {graph.target, *(GOLDEN_STAGE + name for name in _written(graph))}
+    wanted |= {graph.target, *(GOLDEN_STAGE + name for name in graph.engine_outputs)}
     try:
         with zipfile.ZipFile(folder / GOLDEN) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -396,14 +396,9 @@ def _verify_graph(manifest: Manifest) -> None:
             _verify_call(stage, manifest)
         else:
             _verify_engine(stage, stage.engine, manifest)
-    lacking = {graph.target, *_written(graph)} - manifest.tolerance.keys()
+    lacking = {graph.target, *graph.engine_outputs} - manifest.tolerance.keys()
     if manifest.tolerance and lacking:
         raise BundleError(f"no tolerance for {sorted(lacking)}: export the bundle again")
-
-
-def _written(graph: Graph) -> set[str]:
-    """What engines write."""
-    return {name for stage in graph.stages if stage.engine for name in stage.outputs.values()}
 
 
 def _verify_call(stage: Stage, manifest: Manifest) -> None:

@@ -114,6 +114,11 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """A leaf that is computed in every so many ticks; 0 if only when it is asked for."""
 
 
+def from_source(inputs: Mapping[str, Input], *sources: Source) -> dict[str, Input]:
+    """Those whose values come from there, in their order."""
+    return {name: declared for name, declared in inputs.items() if declared.source in sources}
+
+
 def check_inputs(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> None:
     """Refuse inputs that nothing could feed.
 

@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anchor import AnchorPolicy, Tick
+from .declarations import Source, from_source
 from .engine import Memory
 from .errors import EngineError, EpisodeError, ObservationError
 from .graph import Graph
 from .inputs import CAMERAS, draw_noise, push
 from .interpreter import Interpreter
 
-FROM_ROBOT, FROM_OPERATOR = ("robot", "drawn"), ("operator", "latch")
+FROM_ROBOT: tuple[Source, ...] = ("robot", "drawn")
+FROM_OPERATOR: tuple[Source, ...] = ("operator", "latch")
 """Sources of what `act` may be given, and of what the start and `give` may."""
 
 
@@ -105,10 +107,10 @@ class Episode:
         self.ended: str | None = None
         """Why it is over; None while it runs."""
         inputs = policy.graph.inputs
-        self._robot = [n for n, i in inputs.items() if i.source == "robot"]
-        self._drawn = [n for n, i in inputs.items() if i.source == "drawn"]
-        self._rings = [n for n, i in inputs.items() if i.source == "ring"]
-        self._operator = [n for n, i in inputs.items() if i.source == "operator"]
+        self._robot = [*from_source(inputs, "robot")]
+        self._drawn = [*from_source(inputs, "drawn")]
+        self._rings = [*from_source(inputs, "ring")]
+        self._operator = [*from_source(inputs, "operator")]
         self._by_engine = {
             name
             for name in policy.graph.outputs
@@ -253,14 +255,13 @@ class Episode:
                 last_s=dict(interpreter.last_run),
                 kept_bytes={
                     name: graph.kept_bytes(name)
-                    for name, declared in graph.inputs.items()
-                    if declared.source in FROM_OPERATOR
+                    for name in from_source(graph.inputs, *FROM_OPERATOR)
                 },
                 repeated_frames=dict(self._repeated),
                 failed_ticks=self.failed_ticks,
             )
 
-    def _take(self, values: Mapping[str, Any], sources: tuple[str, ...]) -> dict[str, Any]:
+    def _take(self, values: Mapping[str, Any], sources: tuple[Source, ...]) -> dict[str, Any]:
         """Checked and copied, before anything is set."""
         if not isinstance(values, Mapping):
             raise ObservationError(
@@ -385,13 +386,13 @@ class Episode:
             raise
 
 
-def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[str, ...]) -> None:
+def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[Source, ...]) -> None:
     """Refuse names that are no input, or whose value comes from elsewhere.
 
     Raises:
         ObservationError: says which inputs there are, or where the value belongs.
     """
-    taken = [name for name, declared in graph.inputs.items() if declared.source in sources]
+    taken = from_source(graph.inputs, *sources)
     for name in values:
         if name not in graph.inputs:
             raise ObservationError(

@@ -372,10 +372,11 @@ def check_call(stage: Stage, graph: Graph) -> None:
         port: graph.inputs[name] if name in graph.inputs else graph.tensors[name]
         for port, name in (*stage.inputs.items(), *stage.outputs.items())
     }
-    ports_out = {name: graph.tensors[name] for name in stage.outputs.values()}
-    for name, tensor in ports_out.items():
-        if not tensor.dtype.startswith("float"):
-            raise BundleError(f"{where}: writes {name!r}, which is {tensor.dtype}, not float32")
+    for port, name in stage.outputs.items():
+        if not ports[port].dtype.startswith("float"):
+            raise BundleError(
+                f"{where}: writes {name!r}, which is {ports[port].dtype}, not float32"
+            )
     wrong = function.check(constants(stage), ports)
     if not wrong and function.same_shape:
         (source,), (target,) = stage.inputs.values(), stage.outputs.values()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import GOLDEN_STAGE, Bundle, read_golden
-from .declarations import Input
+from .declarations import Input, Source, from_source
 from .graph import Graph
 from .inputs import CAMERAS
 
@@ -41,13 +41,11 @@ class Golden:
     @classmethod
     def from_arrays(cls, graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Golden:
         """Sorted by where they belong."""
-        inputs = graph.inputs
 
-        def of_source(*sources: str) -> dict[str, Any]:
+        def of_source(*sources: Source) -> dict[str, Any]:
             return {
                 name: str(arrays[name]) if declared.kind == "text" else arrays[name]
-                for name, declared in inputs.items()
-                if declared.source in sources
+                for name, declared in from_source(graph.inputs, *sources).items()
             }
 
         tensors = {n: arrays[n] for n in graph.outputs if n in arrays}

@@ -178,12 +178,25 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
 
     def kept_bytes(self, source: str) -> int:
         """What a cache holds for as long as input `source` stays."""
-        kept = self.kept_stages(source)
-        return sum(
-            (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
-            for stage, (root, start, stop) in self._writes
-            if stage.name in kept
-        )
+        return self._kept_bytes[source]
+
+    @cached_property
+    def engine_outputs(self) -> tuple[str, ...]:
+        """Tensors that engines write, in running order."""
+        return tuple(n for stage in self.stages if stage.engine for n in stage.outputs.values())
+
+    @cached_property
+    def _kept_bytes(self) -> dict[str, int]:
+        """Of every input; asked for in every tick that somebody watches."""
+        kept = {source: self.kept_stages(source) for source in self.inputs}
+        return {
+            source: sum(
+                (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
+                for stage, (root, start, stop) in self._writes
+                if stage.name in stages
+            )
+            for source, stages in kept.items()
+        }
 
     @cached_property
     def _writes(self) -> list[tuple[Stage, tuple[str, int, int]]]:

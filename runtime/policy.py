@@ -25,7 +25,7 @@ from .anchor import AnchorPolicy, First, check_anchor_policy
 from .backends.parity import Parity, relative_error
 from .backends.registry import BACKENDS, MakeBackend
 from .bundle import ITEM_TYPES, Bundle, read_bundle
-from .declarations import Input, Output
+from .declarations import Input, Output, from_source
 from .engine import Backend
 from .episode import FROM_OPERATOR, Episode, check_names
 from .errors import BundleError, EpisodeError, ObservationError, UnmeasuredWarning
@@ -212,7 +212,7 @@ class Policy:
         self.forget()
         chunk = episode.act({**golden.observed, **golden.drawn}).actions
         errors = {}
-        for name in dict.fromkeys(n for s in graph.stages if s.engine for n in s.outputs.values()):
+        for name in graph.engine_outputs:
             self.memory.download(name)
             errors[name] = relative_error(self.memory.host(name), golden.tensors[name])
         errors[graph.target] = relative_error(chunk, golden.tensors[graph.target])
@@ -287,7 +287,7 @@ class Policy:
         self, chosen: AnchorPolicy | Mapping[str, AnchorPolicy] | None
     ) -> dict[str, AnchorPolicy]:
         """One per latch, each checked."""
-        latches = [name for name, declared in self.inputs.items() if declared.source == "latch"]
+        latches = [*from_source(self.inputs, "latch")]
         if chosen is None or isinstance(chosen, Mapping):
             named = dict(chosen or {})
         elif len(latches) == 1:

@@ -14,8 +14,8 @@ import numpy as np
 
 from device_tests.measure.scene import Scene
 from runtime.control.loop import Clock
-from runtime.declarations import Input
-from runtime.episode import Episode
+from runtime.declarations import Input, from_source
+from runtime.episode import FROM_OPERATOR, Episode
 from runtime.policy import Policy
 
 WARM, AFTER_IDLE = "warm", "after a pause"
@@ -65,7 +65,7 @@ class Latency:
 
 def changes(inputs: Mapping[str, Input]) -> tuple[str, ...]:
     """Kinds of ticks in which something else than the observation is new."""
-    given = [name for name, i in inputs.items() if i.source in ("latch", "operator")]
+    given = from_source(inputs, *FROM_OPERATOR)
     return (FIRST, *(NEW + name for name in given), EVERYTHING)
 
 

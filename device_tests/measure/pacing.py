@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from device_tests.measure.latency import Spread
 from device_tests.measure.scene import Scene, SceneRobot
 from runtime.control.loop import Clock, LoopConfig, Step, run_episode
+from runtime.declarations import from_source
 from runtime.policy import Policy
 
 MIN_TICKS = 10
@@ -53,7 +54,8 @@ def pace(policy: Policy, scene: Scene, clock: Clock, *, rate_hz: float, seconds:
         late_ms.append(step.late_s * 1e3)
         act_ms.append((step.act_s or 0.0) * 1e3)
 
-    given = {n: v for n, v in scene.given().items() if policy.inputs[n].source == "operator"}
+    operator = from_source(policy.inputs, "operator")
+    given = {name: value for name, value in scene.given().items() if name in operator}
     trace = run_episode(
         policy,
         SceneRobot(scene, policy.chunk_shape[1]),

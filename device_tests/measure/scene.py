@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.declarations import from_source
 from runtime.errors import BundleError, ObservationError, RobotError
 from runtime.golden import Golden, vary
 from runtime.inputs import CAMERAS
@@ -48,11 +49,7 @@ class Scene:
     def given(self) -> dict[str, Any]:
         """What an episode starts with: new latches, the rest as it was said last."""
         self.count += 1
-        latches = {
-            name: value
-            for name, value in self._golden.given.items()
-            if self.inputs[name].source == "latch"
-        }
+        latches = {name: self._golden.given[name] for name in from_source(self.inputs, "latch")}
         return {**self._golden.given, **self.texts, **vary(self.inputs, latches, self.count)}
 
     def change(self, name: str) -> Any:
@@ -76,8 +73,7 @@ class SceneRobot:
         self.instruction = next((text for text in scene.texts.values()), "stand still")
         self.inputs = {
             name: Sensor(i.kind, i.shape, i.dtype, i.unit)  # type: ignore[arg-type]
-            for name, i in scene.inputs.items()
-            if i.source == "robot"
+            for name, i in from_source(scene.inputs, "robot").items()
         }
         infinite, nameless = np.full(num_actions, np.inf), ("",) * num_actions
         self.limits = Limits(-infinite, infinite, nameless, nameless)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anchor import AnchorPolicy
-from ..declarations import Input
+from ..declarations import Input, from_source
 from ..episode import Answer, Stats
 from ..robots.robot import Observation, Robot, check_fits
 
@@ -220,13 +220,15 @@ def run_episode(
         raise ValueError(
             f"execute={config.execute}, but a chunk of this policy has {num_actions} actions"
         )
-    wanted = {name: i for name, i in policy.inputs.items() if i.source == "robot"}
+    wanted = from_source(policy.inputs, "robot")
     check_fits(robot, wanted, dimensions)
     first = robot.reset()
     try:
         texts = (name for name, i in policy.inputs.items() if i.kind == "text")
-        latches = {n: first.values[i.of] for n, i in policy.inputs.items() if i.source == "latch"}
-        told = dict.fromkeys(texts, robot.instruction) | latches | dict(given or {})
+        latches = from_source(policy.inputs, "latch")
+        told: dict[str, Any] = dict.fromkeys(texts, robot.instruction)
+        told |= {name: first.values[latch.of] for name, latch in latches.items()}
+        told |= given or {}
         episode = policy.start(seed=seed, anchor_policy=anchor_policy, **told)
         films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
         trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films)

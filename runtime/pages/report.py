@@ -18,6 +18,7 @@ from PIL import Image
 from ..board.machine import read_machine
 from ..bundle import Bundle
 from ..control.loop import LoopConfig, Step, Trace
+from ..declarations import from_source
 from ..engine import Backend
 from ..functions import Scaling, constants, scaling
 from ..graph import Graph
@@ -61,11 +62,7 @@ class Summary:
 
 def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
     """Condense traces of episodes on one policy."""
-    by_source = {
-        source: tuple(n for n, i in graph.inputs.items() if i.source == source)
-        for source in ("latch", "operator")
-    }
-    kept = by_source["latch"] or by_source["operator"]
+    kept = from_source(graph.inputs, "latch") or from_source(graph.inputs, "operator")
     anchored = frozenset[str]().union(*map(graph.kept_stages, kept))
     thinks = [step for trace in traces for step in trace.steps if step.act_s is not None]
     cold = [step for step in thinks if anchored & step.stages_s.keys()]
@@ -77,7 +74,7 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         cold=Quantiles.of([s.act_s or 0.0 for s in cold]),
         warm_stages=_stage_quantiles(graph, warm),
         cold_stages=cold_stages,
-        kept=kept,
+        kept=tuple(kept),
         kept_bytes=sum(map(graph.kept_bytes, kept)),
         saved_ms=sum(q.p50 for name, q in cold_stages.items() if name in anchored),
         late=Quantiles.of(late),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ..backends.device_memory import layout
 from ..backends.schedule import NUM_STREAMS, plan
 from ..bundle import PLANS, Bundle
-from ..declarations import PACES, Input, Pace
+from ..declarations import PACES, Input, Pace, from_source
 from ..graph import Graph, Stage
 from ..plans.record import read_scratch
 from .markup import Markup, element
@@ -260,7 +260,7 @@ def _lane(graph: Graph, boxes: dict[str, list[Stage]], name: str) -> str:
 
 def _lanes(graph: Graph) -> list[str]:
     """From the top."""
-    latches = [name for name, i in graph.inputs.items() if i.source == "latch"]
+    latches = from_source(graph.inputs, "latch")
     others = [name for name in graph.inputs if name not in latches]
     return [*latches, SEVERAL, *sorted(others, key=lambda n: ORDER.index(graph.inputs[n].kind))]
 

@@ -170,6 +170,12 @@ def test_a_ring_of_a_failed_tick_is_as_it_was(tmp_path, monkeypatch):
         assert (answers[2] != answers[3]).any()
 
 
+def compare(episode, seen, **kept):
+    """An observation with its noise gives what plain numpy makes of it and of what is kept."""
+    answer = episode.act(seen)
+    np.testing.assert_allclose(answer.actions, expected({**seen, **kept}), atol=ATOL)
+
+
 def test_a_latch_takes_the_frame_of_the_tick_after_it_was_asked(tmp_path):
     inputs = FAMILIES["first frame"]
     seen = [observation(inputs, number) for number in range(4)]
@@ -323,13 +329,8 @@ def test_a_latch_that_was_asked_for_waits_for_a_tick_that_succeeds(tmp_path, mon
             patch.setattr(policy.interpreter, "run", lambda *leaves: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 episode.act({**seen[1], **noise})
-        for first in (2, 2):  # latched in the tick after the failed one, and then no more
-            answer = episode.act({**seen[2], **noise})
-            values = {**seen[2], **noise, "first": seen[first]["camera"]}
-            np.testing.assert_allclose(answer.actions, expected(values), atol=ATOL)
-        answer = episode.act({**seen[0], **noise})
-        values = {**seen[0], **noise, "first": seen[2]["camera"]}
-        np.testing.assert_allclose(answer.actions, expected(values), atol=ATOL)
+        for number in (2, 2, 0):  # latched in the tick after the failed one, and then no more
+            compare(episode, {**seen[number], **noise}, first=seen[2]["camera"])
 
 
 def test_what_is_given_counts_though_a_latch_was_asked_for_before(tmp_path):
@@ -341,9 +342,7 @@ def test_what_is_given_counts_though_a_latch_was_asked_for_before(tmp_path):
         episode.act({**seen[0], **noise})
         episode.latch("first")
         episode.give(first=seen[1]["camera"])
-        answer = episode.act({**seen[2], **noise})
-        values = {**seen[2], **noise, "first": seen[1]["camera"]}
-        np.testing.assert_allclose(answer.actions, expected(values), atol=ATOL)
+        compare(episode, {**seen[2], **noise}, first=seen[1]["camera"])
 
 
 def test_the_first_frame_of_an_episode_repeats_none_of_the_one_before(tmp_path):
