@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import regex
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import adaptive_avg_pool1d
 
 from models.anchorvla4d.policy import PromptParts
@@ -91,6 +95,15 @@ def test_the_pieces_of_a_prompt_are_the_tokens_of_the_whole(parts, text):
     whole = before.replace("{anchor}", image).replace("{frame}", image) + text.strip() + after
     want = tokenizer.encode(whole, add_special_tokens=False).ids
     assert got == [*want, config.placeholder_token_id, 151645]
+
+
+def test_a_tokenizer_that_frames_every_text_adds_nothing_to_the_tail():
+    """The prompt has its own frame, in its head and at its end."""
+    tokenizer = Tokenizer(WordLevel({"<s>": 0, "touch": 1, "it": 2}, unk_token="<s>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    assert tokenizer.encode("touch it").ids == [0, 1, 2]
+    assert encode_tail(tokenizer, "{instruction}", (7,), "touch it") == (1, 2, 7)
 
 
 def test_the_usual_prompt_has_102_tokens_in_either_half(parts):
