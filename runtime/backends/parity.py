@@ -62,6 +62,6 @@ def engine_errors(
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     """Norm of the difference over the norm of `want`; infinite if anything is not finite."""
     exact = want.astype(np.float64)
-    difference = np.linalg.norm(got.astype(np.float64) - exact)
+    difference = np.linalg.norm(got - exact)
     error = float(difference / max(float(np.linalg.norm(exact)), 1e-30))
     return error if np.isfinite(error) else float("inf")

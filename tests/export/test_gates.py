@@ -53,6 +53,17 @@ def test_a_gate_that_fails_stops_with_its_name_and_message():
     assert gates.verdicts == {"parity": Verdict(kind="fail", figures="parity 1 of 2")}
 
 
+def test_a_later_verdict_takes_the_place_of_one_that_passed():
+    """What was shown first and then could not be shown is not shown."""
+    gates = Gates(force=False)
+    judged(gates, passed=True)
+    gates.judge("parity", True, "parity 2 of 2", "")
+    assert gates.verdicts == {"parity": Verdict(kind="pass", figures="parity 2 of 2")}
+    gates.judge("parity", True, "parity 2 of 2", "", unproven="no held-out data")
+    words = "no held-out data; parity 2 of 2"
+    assert gates.verdicts == {"parity": Verdict(kind="not measured", figures=words)}
+
+
 def test_what_failed_once_stays_failed():
     gates = Gates(force=True)
     for passed in (True, False, True):

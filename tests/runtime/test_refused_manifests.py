@@ -34,6 +34,7 @@ def _stage(number, **changes):
     ("change", "message"),
     [
         (_inputs("camera", shape=[8, 8]), r"'camera': image must be uint8 \[H, W, 3\], not uint8"),
+        (_inputs("camera", shape=[8, 8, 4]), r"\[H, W, 3\], not uint8 \[8, 8, 4\]"),
         (_inputs("camera", dtype="float32"), r"image must be uint8 \[H, W, 3\], not float32"),
         (_inputs("camera", pace="episode"), "pace 'episode', what comes from 'robot' has tick or"),
         (_inputs("camera", source="drawn"), "image from 'drawn'; noise is drawn, and nothing e"),
