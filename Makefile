@@ -27,7 +27,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel device-test clean distclean
+.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel resolve device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -117,6 +117,9 @@ record-demo: setup mesa ## record the demo's episodes from the simulator again
 
 device-test: setup ## judge BUNDLE by its board's budgets, here or on HOST=user@orin; page in build/device
 	$(PY) -m device_tests $(call quoted,$(BUNDLE)) $(call option,--host,$(HOST)) $(ARGS)
+
+resolve: setup ## ask the package registry whether every pin of a robot exists for both JetPacks (1 minute)
+	$(PY) -m tests.resolve
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime
