@@ -24,6 +24,8 @@ class Reference:
 
     board: str
     power_mode: str
+    way_to_wait: str
+    """Of the host, for the GPU."""
     num_weights: int
     median_ms: float
     """Of warm ticks."""
@@ -78,10 +80,10 @@ def compare(now: Reference, before: Reference, *, between_runs_share: float) -> 
             memory.
 
     Raises:
-        ValueError: they cannot be compared: another board, power mode or size of policy, or one of
-            them throttled.
+        ValueError: they cannot be compared: another board, power mode, way to wait for the GPU or
+            size of policy, or one of them throttled.
     """
-    for name in ("board", "power_mode", "num_weights"):
+    for name in ("board", "power_mode", "way_to_wait", "num_weights"):
         got, expected = getattr(now, name), getattr(before, name)
         if got != expected:
             words = name.replace("_", " ")

@@ -79,7 +79,7 @@ def measure_all(
             policy.bundle.manifest,
             board=board,
             machine=machine,
-            backend=policy.backend.name,
+            backend=policy.backend,
             commit=config.commit,
         )
         run = None

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from runtime.board.machine import Clocks, Machine, read_clocks
 from runtime.bundle import Manifest
+from runtime.engine import Backend
 from runtime.pages.report import processor_name
 
 PACKAGES = (
     *("msgspec", "numpy", "tokenizers", "pillow", "onnxruntime"),
-    *("tensorrt", "pycuda", "cuda-bindings"),
+    *("tensorrt", "pycuda", "cuda-python", "cuda-bindings"),
 )
 
 
@@ -31,6 +32,8 @@ class Provenance:
     versions: dict[str, str]
     """Of the installed packages."""
     backend: str
+    way_to_wait: str
+    """Of the host, for the GPU: see `runtime.engine.Backend.waits`."""
     commit: str
     date: str
     bundle_sha256: str
@@ -47,7 +50,7 @@ class Provenance:
 
 
 def read_provenance(
-    manifest: Manifest, *, board: str, machine: Machine, backend: str, commit: str | None
+    manifest: Manifest, *, board: str, machine: Machine, backend: Backend, commit: str | None
 ) -> Provenance:
     """Look around.
 
@@ -55,7 +58,7 @@ def read_provenance(
         manifest: of the bundle.
         board: row of the budgets.
         machine: what it is.
-        backend: name of what runs the engines.
+        backend: what runs the engines.
         commit: of the checkout that the tests come from, if somebody knows; asked of git otherwise.
     """
     return Provenance(
@@ -64,7 +67,8 @@ def read_provenance(
         processor=processor_name(),
         clocks=read_clocks(),
         versions=_versions(),
-        backend=backend,
+        backend=backend.name,
+        way_to_wait=backend.waits,
         commit=commit or read_commit(),
         date=time.strftime("%Y-%m-%d %H:%M"),
         bundle_sha256=manifest.content_sha256,

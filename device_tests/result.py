@@ -89,6 +89,7 @@ class Measured:
         return Reference(
             board=self.provenance.board,
             power_mode=self.provenance.power_mode,
+            way_to_wait=self.provenance.way_to_wait,
             num_weights=self.provenance.num_weights,
             median_ms=self.run.warm_p50_ms,
             noise_ms=self.run.noise_ms,

@@ -137,7 +137,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
     line |= {"succeeded": numbers.num_successes, "judged": numbers.num_judged}
-    print(json.dumps(_compact(line)))
+    print(json.dumps(_compact(line | {"way_to_wait": policy.backend.waits})))
     return 0
 
 
@@ -172,7 +172,7 @@ def _bench(options: argparse.Namespace) -> int:
         )
         for name, stage in timing.stages.items():
             print(f"  {name:<18} {stage.p50:9.3f} ms  p99 {stage.p99:9.3f}")
-    line = {
+    line: dict[str, object] = {
         kind: {"tick": asdict(t.tick), "overhead": asdict(t.overhead)}
         for kind, t in timings.items()
     }

@@ -71,6 +71,13 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def waits(self) -> str:
+        """How the host waits for it; `not applicable` where the host computes.
+
+        A measurement has to state it: `block`, `spin`, or `auto` where the driver decides.
+        """
+
     def memory(self, graph: Graph) -> Memory:
         """Allocate every tensor of `graph`."""
 

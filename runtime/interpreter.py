@@ -126,6 +126,10 @@ class Interpreter:
             if needs:
                 self._seen[i] = NEVER
 
+    def close(self) -> None:
+        """Let go of the memory that host functions read and write: nothing can run any more."""
+        self._host_calls = {}
+
     def reset_statistics(self) -> None:
         self.num_runs = [0] * len(self._names)
         self.total_s = [0.0] * len(self._names)

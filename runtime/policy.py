@@ -85,11 +85,12 @@ def load(
             stacklevel=2,
         )
     made = BACKENDS[backend](bundle) if isinstance(backend, str) else backend(bundle)
+    policy = None
     try:
         policy = Policy(bundle, embodiment, made)
         policy.warm_up()
     except BaseException:
-        made.close()
+        (policy or made).close()
         raise
     return policy
 
@@ -257,6 +258,7 @@ class Policy:
                 return
             self._is_closed = True
             self._end_episode("its policy was closed")
+            self.interpreter.close()
             self.backend.close()
 
     @contextlib.contextmanager

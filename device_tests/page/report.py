@@ -170,6 +170,7 @@ def _facts(measured: Measured) -> Markup:
         "system": f"Jetson Linux {m.l4t or '-'}, JetPack {m.jetpack or '-'}, CUDA {m.cuda or '-'}, "
         f"TensorRT {m.tensorrt or '-'}, Python {m.python}",
         "power mode": p.power_mode,
+        "waiting for the GPU": p.way_to_wait,
         "processor": f"{p.processor}, {m.num_cpus} cores, {m.memory_bytes / 1e9:.1f} GB",
         "clocks before, MHz": _numbers(measured.before.clocks_mhz),
         "clocks after, MHz": _numbers(measured.after.clocks_mhz),

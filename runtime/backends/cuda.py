@@ -1,7 +1,8 @@
 """The CUDA calls that the runtime makes, on the primary context of the first GPU.
 
-pycuda has memory, streams and copies; cuda-bindings has what pycuda lacks: capture, and events that
-can be timed inside a captured graph. Both see the same stream handles.
+pycuda has memory, streams and copies; cuda.bindings has what pycuda lacks: capture, and events
+that can be timed inside a captured graph. Both see the same stream handles. Every call may be made
+on any thread: see `cuda_context`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..board.supported import CUDA_ERRORS
 from ..errors import EngineError
+from .cuda_context import PrimaryContext, Wait
 
 INSTALL = (
-    "on a Jetson pycuda is built from source (pip install pycuda), cuda-bindings has wheels; "
-    "anchorvla doctor says what is missing"
+    "on a Jetson pycuda is built from source and cuda.bindings has wheels "
+    "(requirements/robot-tensorrt.txt); anchorvla doctor says what is missing"
 )
 BROKEN = "if it comes again, start the process again, and look at anchorvla doctor"
 """A CUDA context that a kernel broke answers every later call with the same error."""
@@ -27,30 +30,39 @@ BROKEN = "if it comes again, start the process again, and look at anchorvla doct
 class Cuda:
     """The primary context, which other libraries of the process share.
 
+    `with cuda.context:` around many calls is cheaper than each by itself.
+
+    Args:
+        wait: how the host waits for the GPU, see `cuda_context`.
+
     Raises:
         EngineError: pycuda or cuda-bindings is missing, or there is no GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait | None = None) -> None:
         try:
             self.driver: Any = importlib.import_module("pycuda.driver")
             self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
-            importlib.import_module("pycuda.autoprimaryctx")
+            bindings = importlib.import_module("cuda.bindings.driver")
         except ImportError as error:
             raise EngineError(f"no CUDA from Python here ({error}): {INSTALL}") from None
-        except Exception as error:  # pycuda's own, which only exist once it is imported
+        try:
+            self.context = PrimaryContext(self.driver, bindings, wait)
+        except (self.driver.Error, RuntimeError) as error:
             raise EngineError(f"no usable GPU here: {error}; try anchorvla doctor") from error
 
-    def allocate(self, num_bytes: int, what: str) -> Any:
-        """Memory on the GPU, until its `free`.
+    def allocate(self, num_bytes: int, what: str) -> Owned:
+        """Memory on the GPU, until its `free`; an `int` of it is its address.
 
         Raises:
             EngineError: there is too little.
         """
         try:
-            return self.driver.mem_alloc(num_bytes)
+            with self.context:
+                return Owned(self.driver.mem_alloc(num_bytes), self.context)
         except self.driver.MemoryError:
-            free, total = (size / 1e6 for size in self.driver.mem_get_info())
+            with self.context:
+                free, total = (size / 1e6 for size in self.driver.mem_get_info())
             raise EngineError(
                 f"{what}: {num_bytes / 1e6:.1f} MB of the GPU's memory are needed, {free:.1f} of "
                 f"{total:.1f} MB are free: close what else uses it (a desktop takes some 1000 MB), "
@@ -59,37 +71,40 @@ class Cuda:
         except self.driver.Error as error:
             raise EngineError(f"CUDA: memory for {what} failed: {error}; {BROKEN}") from error
 
-    def free(self, block: Any) -> None:
+    def free(self, block: Owned) -> None:
         """Give memory back. See `destroy_event` about failures."""
-        with contextlib.suppress(self.driver.Error):
-            block.free()
+        with contextlib.suppress(self.driver.Error, EngineError), self.context:
+            block.raw.free()
 
     def page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Zeros on the host that the GPU can copy while the host goes on."""
-        array: NDArray[Any] = self._drive(
-            "page-locked memory", self.driver.pagelocked_zeros, shape, dtype
-        )
-        return array
+        """Zeros on the host that the GPU can copy while the host goes on.
 
-    def clear(self, block: Any, num_bytes: int) -> None:
+        The memory goes with the last array that looks at it.
+        """
+        zeros = self._drive("page-locked memory", self.driver.pagelocked_zeros, shape, dtype)
+        return np.asarray(_PageLocked(zeros, self.context))
+
+    def clear(self, block: Owned, num_bytes: int) -> None:
         """Fill with zeros."""
-        self._drive("clearing memory", self.driver.memset_d8, block, 0, num_bytes)
+        self._drive("clearing memory", self.driver.memset_d8, int(block), 0, num_bytes)
 
-    def stream(self) -> Any:
+    def stream(self) -> Owned:
         """One that goes when nothing refers to it any more."""
-        return self._drive("a stream", self.driver.Stream)
+        return Owned(self._drive("a stream", self.driver.Stream), self.context)
 
-    def synchronize(self, stream: Any) -> None:
+    def synchronize(self, stream: Owned) -> None:
         """Wait until `stream` has done what it was given."""
-        self._drive("waiting for the GPU", stream.synchronize)
+        self._drive("waiting for the GPU", stream.raw.synchronize)
 
-    def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: Owned) -> None:
         """From page-locked memory, when it is the stream's turn."""
-        self._drive("a copy to the GPU", self.driver.memcpy_htod_async, address, array, stream)
+        copy = self.driver.memcpy_htod_async
+        self._drive("a copy to the GPU", copy, address, array, stream.raw)
 
-    def copy_out(self, array: NDArray[Any], address: int, stream: Any) -> None:
+    def copy_out(self, array: NDArray[Any], address: int, stream: Owned) -> None:
         """Into page-locked memory, when it is the stream's turn."""
-        self._drive("a copy from the GPU", self.driver.memcpy_dtoh_async, array, address, stream)
+        copy = self.driver.memcpy_dtoh_async
+        self._drive("a copy from the GPU", copy, array, address, stream.raw)
 
     def copy_back(self, array: NDArray[Any], address: int) -> None:
         """To the host, now."""
@@ -137,30 +152,65 @@ class Cuda:
         try:
             graph.executable = self._call("cudaGraphInstantiate", captured, 0)
         finally:
-            self._runtime.cudaGraphDestroy(captured)
+            self._let_go("cudaGraphDestroy", captured)
 
     def launch(self, executable: Any, stream: Any) -> None:
         self._call("cudaGraphLaunch", executable, stream.handle)
 
     def destroy_graph(self, executable: Any) -> None:
         """See `destroy_event` about failures."""
-        self._runtime.cudaGraphExecDestroy(executable)
+        self._let_go("cudaGraphExecDestroy", executable)
 
     def destroy_event(self, event: Any) -> None:
         """Failures are not told: they mean that the context is broken, and it takes all along."""
-        self._runtime.cudaEventDestroy(event)
+        self._let_go("cudaEventDestroy", event)
+
+    def _let_go(self, name: str, thing: Any) -> None:
+        with contextlib.suppress(EngineError):
+            self._call(name, thing)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._runtime, name)(*arguments)
+        with self.context:
+            status, *values = getattr(self._runtime, name)(*arguments)
         if status != 0:
-            raise EngineError(f"CUDA: {name} answered {getattr(status, 'name', status)}; {BROKEN}")
+            word = getattr(status, "name", status)
+            remedy = CUDA_ERRORS.get(int(status), BROKEN)
+            raise EngineError(f"CUDA: {name} answered {word}; {remedy}")
         return values[0] if values else None
 
     def _drive(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call(*arguments)
+            with self.context:
+                return call(*arguments)
         except self.driver.Error as error:
             raise EngineError(f"CUDA: {what} failed: {error}; {BROKEN}") from error
+
+
+class Owned:
+    """A thing of pycuda's that is let go with the context current, on whichever thread that is."""
+
+    def __init__(self, raw: Any, context: PrimaryContext) -> None:
+        self.raw, self._context = raw, context
+
+    @property
+    def handle(self) -> int:
+        """Of a stream."""
+        return int(self.raw.handle)
+
+    def __int__(self) -> int:
+        return int(self.raw)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(EngineError), self._context:
+            del self.raw
+
+
+class _PageLocked(Owned):
+    """What an array on page-locked memory looks at."""
+
+    @property
+    def __array_interface__(self) -> Any:
+        return self.raw.__array_interface__
 
 
 class CapturedGraph:

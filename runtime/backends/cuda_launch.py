@@ -73,16 +73,17 @@ class CudaLauncher:
         written = [name for stage in stages for name in self._outputs[stage]]
         downloads = tuple(sorted(wanted.intersection(written)))
         self._memory.written(written)
-        try:
-            batch = self._start(stages, uploads, downloads)
-            self._cuda.synchronize(self._memory.stream)
-        except BaseException:
-            self._drain()
-            raise
-        self._memory.uploaded(uploads)
-        self._memory.copied(downloads if batch is None else (*downloads, *batch.downloads))
-        self._has_run.update(stages)
-        return self._seconds(stages, batch.times if batch else self._times)
+        with self._cuda.context:
+            try:
+                batch = self._start(stages, uploads, downloads)
+                self._cuda.synchronize(self._memory.stream)
+            except BaseException:
+                self._drain()
+                raise
+            self._memory.uploaded(uploads)
+            self._memory.copied(downloads if batch is None else (*downloads, *batch.downloads))
+            self._has_run.update(stages)
+            return self._seconds(stages, batch.times if batch else self._times)
 
     def _start(
         self, stages: tuple[str, ...], uploads: Sequence[str], downloads: Sequence[str]

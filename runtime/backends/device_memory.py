@@ -136,6 +136,7 @@ class DeviceMemory:
         self.drain()
         self._cuda.free(self._block)
         self._block = self.stream = None
+        self._arrays.clear()  # page-locked memory goes with the last array on it
 
     def _host_array(self, name: str) -> NDArray[Any]:
         tensor = self.graph.tensors[name]

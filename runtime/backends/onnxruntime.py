@@ -40,6 +40,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    waits = "not applicable"
 
     def __init__(self, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))

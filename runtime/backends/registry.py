@@ -38,10 +38,11 @@ def on_tensorrt(bundle: Bundle, *, name: str = "tensorrt") -> Backend:
     """
     from ..plans.key import current_key
     from ..plans.record import read_plan
+    from .cuda_context import wait_of_environment
     from .tensorrt import TensorRTBackend
 
-    key = current_key(name)
-    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), name=name)
+    key, wait = current_key(name), wait_of_environment()
+    return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), name=name, wait=wait)
 
 
 BACKENDS: Mapping[str, MakeBackend] = {

@@ -17,6 +17,7 @@ from ..graph import Graph
 from ..plans.compiler import error_logger, load_tensorrt
 from ..plans.folder import how_to_build
 from .cuda import Cuda
+from .cuda_context import Wait
 from .cuda_launch import CudaLauncher
 from .device_memory import DeviceMemory
 
@@ -37,15 +38,22 @@ class TensorRTBackend:
         read_plan: path of an engine's ONNX file in a verified bundle -> its serialized plan, which
             must have been checked: deserializing runs native code.
         name: `tensorrt`, or `tensorrt_rtx`.
+        wait: how the host waits for the GPU, see `cuda_context`.
 
     Raises:
         EngineError: TensorRT, CUDA's Python packages or a GPU are missing.
     """
 
-    def __init__(self, read_plan: Callable[[Path], bytes], *, name: str = "tensorrt") -> None:
+    def __init__(
+        self,
+        read_plan: Callable[[Path], bytes],
+        *,
+        name: str = "tensorrt",
+        wait: Wait | None = None,
+    ) -> None:
         self.name = name
         self._trt = load_tensorrt(name)
-        self.cuda = Cuda()
+        self.cuda = Cuda(wait)  # before TensorRT, which would make the context in its own way
         self._read_plan = read_plan
         self._messages: list[str] = []
         self._logger = error_logger(self._trt, self._messages)
@@ -53,6 +61,10 @@ class TensorRTBackend:
         self._engines: list[TensorRTEngine] = []
         self._memories: list[DeviceMemory] = []
         self._launchers: list[CudaLauncher] = []
+
+    @property
+    def waits(self) -> str:
+        return self.cuda.context.waits
 
     def memory(self, graph: Graph) -> DeviceMemory:
         memory = DeviceMemory(graph, self.cuda)
@@ -86,12 +98,13 @@ class TensorRTBackend:
 
     def close(self) -> None:
         """Give everything back: graphs before contexts, contexts before engines, then memory."""
-        for launcher in self._launchers:
-            launcher.close()
-        for engine in self._engines:
-            engine.close()
-        for memory in self._memories:
-            memory.close()
+        with self.cuda.context:
+            for launcher in self._launchers:
+                launcher.close()
+            for engine in self._engines:
+                engine.close()
+            for memory in self._memories:
+                memory.close()
         self._launchers.clear()
         self._engines.clear()
         self._memories.clear()

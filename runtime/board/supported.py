@@ -139,6 +139,13 @@ INSTALL = {
 """How, where it is not in requirements/robot.txt."""
 
 
+CUDA_ERRORS = {
+    35: "the driver is older than the CUDA that cuda.bindings was made for; install the one of "
+    f"this JetPack: {PIP} -r requirements/robot-tensorrt.txt",
+}
+"""Number of an error of CUDA's runtime -> what it means, and what to do."""
+
+
 def numbers_of(version: str) -> tuple[int, ...]:
     """`36.4.3` or `10.3.0.30-1+cuda12.5` -> the numbers before anything else."""
     found: list[int] = []

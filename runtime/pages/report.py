@@ -153,6 +153,8 @@ def processor_name() -> str:
 def _provenance(policy: Policy) -> str:
     m, machine = policy.bundle.manifest, read_machine()
     mode = f", power mode {machine.power_mode.name}" if machine.power_mode else ""
+    waits = policy.backend.waits
+    mode += "" if waits == "not applicable" else f", waiting for the GPU: {waits}"
     return (
         f"{m.policy}, recipe {m.title}, {len(m.engines)} engines, "
         f"on {_version(policy.backend)}, "

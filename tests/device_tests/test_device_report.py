@@ -75,6 +75,7 @@ def measured(tmp_path):
         clocks=Clocks(cpus=(), gpu=None, emc=None),
         versions={"numpy": "2.2.6", "tensorrt": "10.3.0"},
         backend="tensorrt",
+        way_to_wait="spin",
         commit="1234abc",
         date="2026-11-21 12:00",
         bundle_sha256="ab" * 32,
@@ -113,6 +114,7 @@ def test_the_json_holds_what_every_published_number_needs(measured):
     assert found["verdict"] == "fail"
     p = found["provenance"]
     assert (p["board"], p["power_mode"]) == ("orin-nano-8gb", "25W (1)")
+    assert p["way_to_wait"] == found["reference"]["way_to_wait"] == "spin"
     assert (p["commit"], p["date"]) == ("1234abc", "2026-11-21 12:00")
     assert p["versions"] == {"numpy": "2.2.6", "tensorrt": "10.3.0"}
     for when in ("before", "after"):

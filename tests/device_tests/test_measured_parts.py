@@ -59,6 +59,7 @@ def test_the_noise_of_equal_ticks_is_nothing_and_that_of_a_pattern_is_seen():
 REFERENCE = Reference(
     board="thor",
     power_mode="MAXN (0)",
+    way_to_wait="block",
     num_weights=7,
     median_ms=20.0,
     noise_ms=0.5,
@@ -96,6 +97,7 @@ def test_what_runs_differ_by_anyway_is_no_difference():
     [
         ("board", "x86-cpu", "the last accepted result has board thor, this run x86-cpu"),
         ("power_mode", "15W (1)", r"has power mode MAXN \(0\), this run 15W \(1\)"),
+        ("way_to_wait", "spin", "has way to wait block, this run spin"),
         ("num_weights", 8, "has num weights 7, this run 8"),
         ("throttled", True, "this run throttled: its times are those of a hot board"),
     ],

@@ -118,6 +118,7 @@ def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
     assert "3 ticks of each kind: 3 of 3" in streams.err
     figures = last_json(streams.out)
     assert figures["cold"]["tick"]["n"] == figures["warm"]["tick"]["n"] == 3
+    assert figures["way_to_wait"] == "not applicable", "the host computes itself"
 
 
 def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path, capsys):

@@ -45,7 +45,8 @@ def test_build_check_and_bench_work_one_after_the_other(world, bundle, capsys):
     assert main(["check", str(bundle), "--backend", "tensorrt"]) == 0
     assert "ok   actions" in capsys.readouterr().out
     assert main(["bench", str(bundle), "--backend", "tensorrt", "--ticks", "2"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["warm"]["tick"]["n"] == 2
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["warm"]["tick"]["n"], figures["way_to_wait"]) == (2, "block")
     assert main(["show", str(bundle), "--brief"]) == 0
     assert re.search(r"scratch [\d,]+ \+ [\d,]+ bytes", capsys.readouterr().out)
     assert not world.violations

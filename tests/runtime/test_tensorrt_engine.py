@@ -1,6 +1,5 @@
 """The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
 
-import importlib
 import json
 import re
 import shutil
@@ -132,7 +131,7 @@ def test_garbage_in_all_scratch_memory_changes_no_bit(pair, world, image):
         ]
         assert np.array_equal(*chunks)
         for block in scratch:
-            view = block.block.bytes
+            view = block.raw.block.bytes
             view[:] = random.integers(0, 256, len(view), np.uint8)
 
 
@@ -192,20 +191,18 @@ def test_without_tensorrt_it_is_said_what_to_do():
 
 
 def test_a_gpu_that_does_not_answer_is_told_in_its_own_words(world, monkeypatch):
-    real = importlib.import_module
+    def init():
+        raise RuntimeError("cuInit failed: no CUDA-capable device is detected")
 
-    def found(name):
-        if name == "pycuda.autoprimaryctx":
-            raise RuntimeError("cuInit failed: no CUDA-capable device is detected")
-        return real(name)
-
-    monkeypatch.setattr(importlib, "import_module", found)
+    monkeypatch.setattr(sys.modules["pycuda.driver"], "init", init)
     told = r"no usable GPU here: cuInit failed: no CUDA-capable .*; try anchorvla doctor"
     with pytest.raises(EngineError, match=told):
         TensorRTBackend(make_plan)
 
 
-@pytest.mark.parametrize("missing", ["pycuda.driver", "cuda.bindings.runtime"])
+@pytest.mark.parametrize(
+    "missing", ["pycuda.driver", "cuda.bindings.runtime", "cuda.bindings.driver"]
+)
 def test_without_cuda_from_python_it_is_said_what_to_do(world, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(EngineError, match=r"no CUDA from Python here .*anchorvla doctor"):
@@ -229,7 +226,7 @@ def test_the_memory_plan_is_told_and_is_what_is_allocated(world, demo_bundle, tm
         (folder / f"{engine.path.stem}.json").write_text(record)
     words = describe(policy.bundle, brief=True)
     assert f"tensors {policy.memory.num_bytes:,} bytes in one allocation" in words
-    blocks = [block.block.bytes.size for block in policy.backend._launchers[0].scratch]
+    blocks = [block.raw.block.bytes.size for block in policy.backend._launchers[0].scratch]
     assert f"scratch {blocks[0]:,} + {blocks[1]:,} bytes, one block per stream (board)" in words
     assert "bytes, one block per stream if a compiler fused nothing" in words
     weights = sum(p.stat().st_size for p in (bundle / "engines").iterdir())

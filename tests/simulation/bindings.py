@@ -1,4 +1,4 @@
-"""A stand-in for `cuda.bindings.runtime`."""
+"""Stand-ins for `cuda.bindings.runtime` and `cuda.bindings.driver`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.simulation.world import Capture, DriverError, Event, Unjoined, Violat
 
 class Status(enum.IntEnum):
     cudaSuccess = 0
+    cudaErrorInsufficientDriver = 35
     cudaErrorNotReady = 600
     cudaErrorStreamCaptureUnjoined = 904
     cudaErrorUnknown = 999
@@ -20,6 +21,8 @@ class Status(enum.IntEnum):
 def bindings(world: World) -> ModuleType:
     def answer(name: str, function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         def call(*arguments: Any) -> tuple[Any, ...]:
+            if world.runtime_version > world.driver_version:
+                return (Status.cudaErrorInsufficientDriver, None)
             try:
                 if "Destroy" not in name and name != "cudaStreamEndCapture":
                     world.call(name)
@@ -63,9 +66,12 @@ def bindings(world: World) -> ModuleType:
 
     def destroy_graph(graph: Capture) -> None:
         world.alive["graph"] -= 1
+        if not graph.is_alive:
+            graph.ops.clear()  # which refer to the host's memory
 
     def destroy_executable(graph: Capture) -> None:
         graph.is_alive = False
+        graph.ops.clear()
         world.alive["executable"] -= 1
 
     class cudaStreamCaptureMode(enum.IntEnum):
@@ -96,4 +102,25 @@ def bindings(world: World) -> ModuleType:
         cudaStreamCaptureMode=cudaStreamCaptureMode,
         cudaEventElapsedTime=elapsed,
         **{name: answer(name, call) for name, call in calls.items()},
+    )
+
+
+def driver_bindings(world: World) -> ModuleType:
+    """What the runtime asks of the driver where pycuda has no name for it."""
+
+    def set_flags(device: int, flags: int) -> tuple[Status]:
+        assert device == 0
+        if world.has_primary_context:
+            raise Violation("flags are set for a context that exists already")
+        world.primary_flags = flags
+        return (Status.cudaSuccess,)
+
+    return module(
+        "cuda.bindings.driver",
+        cuDevicePrimaryCtxSetFlags=set_flags,
+        cuDevicePrimaryCtxGetState=lambda device: (
+            Status.cudaSuccess,
+            world.primary_flags,
+            int(world.has_primary_context),
+        ),
     )

@@ -1,7 +1,9 @@
-"""A stand-in for `pycuda.driver`."""
+"""A stand-in for `pycuda.driver`: every call needs a context that is current on its thread."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,20 +22,47 @@ from tests.simulation.world import (
 )
 
 
+class HostAllocation:
+    """What an array on page-locked memory looks at; the memory goes with it."""
+
+    def __init__(self, world: World, shape: tuple[int, ...], dtype: Any) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.world, self.block = world, world.allocate(size, PINNED)
+        self.__array_interface__ = self.block.bytes.view(dtype).reshape(shape).__array_interface__
+
+    def __del__(self) -> None:
+        if "block" in vars(self):
+            self.world.need_context_to_let_go("page-locked memory")
+            self.world.forget(self.block)
+
+
 def driver(world: World) -> ModuleType:
+    def in_context(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def checked(*arguments: Any) -> Any:
+            world.need_context(call.__name__)
+            return call(*arguments)
+
+        return checked
+
     class Stream:
+        @in_context
         def __init__(self) -> None:
             self.handle = world.new_stream()
 
         def __del__(self) -> None:
-            world.alive["stream"] -= "handle" in vars(self)
+            if "handle" in vars(self):
+                world.need_context_to_let_go("a stream")
+                world.alive["stream"] -= 1
 
+        @in_context
         def synchronize(self) -> None:
             world.synchronize(self.handle)
 
     class DeviceAllocation:
         """Goes with the last reference to it, if nobody freed it before."""
 
+        @in_context
         def __init__(self, size: int) -> None:
             world.call("mem_alloc")
             self.block = world.allocate(size, DEVICE)
@@ -43,20 +72,27 @@ def driver(world: World) -> ModuleType:
 
         def __del__(self) -> None:
             if "block" in vars(self) and not self.block.is_freed:
+                world.need_context_to_let_go("memory on the GPU")
                 world.num_dropped += 1
                 world.forget(self.block)
 
+        @in_context
         def free(self) -> None:
             world.free(self.block)
 
-    def memset_d8(block: DeviceAllocation, value: int, size: int) -> None:
-        world.call("memset_d8")
-        world.bytes_at(int(block), size)[:] = value
+    @in_context
+    def mem_get_info() -> tuple[int, int]:
+        return world.free_bytes, 8 << 30
 
+    @in_context
+    def memset_d8(address: int, value: int, size: int) -> None:
+        world.call("memset_d8")
+        world.bytes_at(address, size)[:] = value
+
+    @in_context
     def pagelocked_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         world.call("pagelocked_zeros")
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return world.allocate(size, PINNED).bytes.view(dtype).reshape(shape)
+        return np.asarray(HostAllocation(world, shape, dtype))
 
     def host_span(array: np.ndarray) -> Span:
         block = world.block_at(array.ctypes.data, array.nbytes)
@@ -64,6 +100,7 @@ def driver(world: World) -> ModuleType:
             raise Violation("an asynchronous copy of pageable memory")
         return Span.of(array.ctypes.data, array.nbytes)
 
+    @in_context
     def memcpy_htod_async(address: int, array: np.ndarray, stream: Stream) -> None:
         world.call("memcpy_htod_async")
         source = array.reshape(-1).view(np.uint8)
@@ -81,6 +118,7 @@ def driver(world: World) -> ModuleType:
         target = Span.of(address, array.nbytes, array.dtype.name)
         world.submit(Op(stream.handle, run, (host_span(array),), (target,), begin=begin))
 
+    @in_context
     def memcpy_dtoh_async(array: np.ndarray, address: int, stream: Stream) -> None:
         world.call("memcpy_dtoh_async")
         target = array.reshape(-1).view(np.uint8)
@@ -95,6 +133,7 @@ def driver(world: World) -> ModuleType:
         source = Span.of(address, array.nbytes, array.dtype.name)
         world.submit(Op(stream.handle, run, (source,), (host_span(array),), begin=begin))
 
+    @in_context
     def memcpy_dtoh(array: np.ndarray, address: int) -> None:
         world.call("memcpy_dtoh")
         if world.capture is not None:
@@ -104,9 +143,16 @@ def driver(world: World) -> ModuleType:
         array.reshape(-1).view(np.uint8)[:] = world.bytes_at(address, array.nbytes)
         world.copies.append(("out", address, array.nbytes))
 
+    class Context:
+        push, pop = staticmethod(world.push), staticmethod(world.pop)
+
     class Device:
         def __init__(self, number: int) -> None:
             assert number == 0
+
+        def retain_primary_context(self) -> Context:
+            world.has_primary_context = True
+            return Context()
 
         def name(self) -> str:
             return world.gpu
@@ -124,10 +170,10 @@ def driver(world: World) -> ModuleType:
         Error=DriverError,
         MemoryError=DeviceFull,
         init=lambda: None,
-        get_driver_version=lambda: 12060,
+        get_driver_version=lambda: world.driver_version,
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="multiprocessors"),
         Stream=Stream,
-        mem_get_info=lambda: (world.free_bytes, 8 << 30),
+        mem_get_info=mem_get_info,
         mem_alloc=DeviceAllocation,
         memset_d8=memset_d8,
         pagelocked_zeros=pagelocked_zeros,

@@ -98,6 +98,10 @@ class FaultyBackend:
         self.inner, self.faults, self.world = inner, faults, world
         self.name = inner.name
 
+    @property
+    def waits(self) -> str:
+        return self.inner.waits
+
     def memory(self, graph: Graph) -> Memory:
         self.faults.graph = graph
         return self.inner.memory(graph)

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from tests.simulation.bindings import bindings
+from tests.simulation.bindings import bindings, driver_bindings
 from tests.simulation.compiled import tensorrt
 from tests.simulation.driver import driver
 from tests.simulation.world import World
@@ -19,10 +19,10 @@ def install(monkeypatch: Any) -> World:
         "tensorrt": tensorrt(world),
         "pycuda": ModuleType("pycuda"),
         "pycuda.driver": driver(world),
-        "pycuda.autoprimaryctx": ModuleType("pycuda.autoprimaryctx"),
         "cuda": ModuleType("cuda"),
         "cuda.bindings": ModuleType("cuda.bindings"),
         "cuda.bindings.runtime": bindings(world),
+        "cuda.bindings.driver": driver_bindings(world),
     }
     for name, stand_in in modules.items():
         monkeypatch.setitem(sys.modules, name, stand_in)

@@ -83,6 +83,10 @@ class Run:
         self.interpreter.run(leaf)
         self.memory.download(leaf)
 
+    def close(self):
+        self.interpreter.close()
+        self.backend.close()
+
     def ticks(self):
         for number in range(NUM_TICKS):
             self.tick(number)
@@ -102,7 +106,7 @@ def is_caught(seed, folder):
 def test_a_generated_graph_computes_what_plain_numpy_does(world, folder, seed):
     run = Run(seed, folder)
     run.ticks()
-    run.backend.close()
+    run.close()
     assert not world.violations
     assert not +world.alive
 
@@ -146,7 +150,7 @@ def test_a_generated_graph_goes_on_after_any_call_that_fails(world, folder, seed
         run.tick(number)
         if number == 2 * NUM_TICKS:
             run.backend.settle()
-    run.backend.close()
+    run.close()
     assert not +world.alive
 
 

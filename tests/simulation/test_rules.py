@@ -136,7 +136,10 @@ def copy_pageable(memory):
     ("fault", "rule"),
     [
         (lambda memory, run: memory.scratch(8), "allocation inside a capture"),
-        (lambda memory, run: memory.stream.synchronize(), "synchronization inside a capture"),
+        (
+            lambda memory, run: memory._cuda.synchronize(memory.stream),
+            "synchronization inside a capture",
+        ),
         (lambda memory, run: copy_pageable(memory), "pageable memory"),
         (lambda memory, run: run(), "allocation inside a capture"),
     ],
@@ -192,10 +195,10 @@ def test_a_launch_that_does_not_wait_shows_old_numbers(started, memory):
 def test_memory_on_the_gpu_begins_as_zeros(memory):
     """The driver promises nothing of what it hands out."""
     memory.copy_out(["x", "z"])
-    memory.stream.synchronize()
+    memory._cuda.synchronize(memory.stream)
     assert not memory.host("x").any()
     assert not memory.host("z").any()
-    assert memory.scratch(8).block.bytes.all()
+    assert memory.scratch(8).raw.block.bytes.all()
 
 
 def test_the_host_must_not_write_into_memory_that_is_being_copied(started, memory):
@@ -203,13 +206,13 @@ def test_the_host_must_not_write_into_memory_that_is_being_copied(started, memor
     memory.copy_in(["x"])
     memory.host("x")[:] = 4
     with pytest.raises(Violation, match="the host wrote into memory that was being copied"):
-        memory.stream.synchronize()
+        memory._cuda.synchronize(memory.stream)
 
 
 def test_what_is_being_copied_to_the_host_is_no_number_yet(started, memory):
     memory.copy_out(["z"])
     assert np.isnan(memory.host("z")).all()
-    memory.stream.synchronize()
+    memory._cuda.synchronize(memory.stream)
     assert not memory.host("z").any()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 
 ALIGNMENT = 256
 DEVICE, PINNED = "device", "page-locked"
+ALLOCATIONS = {DEVICE: "allocation", PINNED: "page-locked allocation"}
 
 
 class DriverError(Exception):
@@ -148,6 +150,13 @@ class World:
         self.is_verified = False
         self.free_bytes = 8 << 30
         self.gpu, self.num_sms = "simulated Orin", 8
+        self.driver_version = self.runtime_version = 12060
+        """CUDA that the driver implements, and that cuda-bindings were made for."""
+        self.primary_flags = 0
+        """Of the primary context: 1 spins, 4 blocks, 0 is the driver's own choice."""
+        self.has_primary_context = False
+        self.pushed: Counter[threading.Thread] = Counter()
+        """How many contexts lie on pycuda's stack of each thread."""
         self.num_deserialized = 0
         self.num_launches = 0
         self.num_synchronizations = 0
@@ -155,7 +164,8 @@ class World:
         """"in" or "out", address on the GPU, bytes; in the order in which they were done."""
         self.violations: list[str] = []
         self.alive: Counter[str] = Counter()
-        """What somebody has to give back: streams, events, graphs, contexts, allocations."""
+        """What somebody has to give back: streams, events, graphs, contexts, allocations. Memory of
+        the host goes with the last array on it."""
         self.num_dropped = 0
         """Allocations that went with the last reference to them, and nobody gave them back."""
         self.calls: list[str] = []
@@ -185,6 +195,33 @@ class World:
         if self.is_refused(name):
             raise DriverError(f"{name} was refused")
 
+    def push(self) -> None:
+        self.pushed[threading.current_thread()] += 1
+
+    def pop(self) -> None:
+        if not self.pushed[threading.current_thread()]:
+            raise DriverError("context::pop failed: cannot pop non-current context")
+        self.pushed[threading.current_thread()] -= 1
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a context is current on this thread."""
+        return self.pushed[threading.current_thread()] > 0
+
+    def need_context(self, name: str) -> None:
+        if not self.is_current:
+            raise DriverError(f"{name} failed: invalid device context")
+
+    def need_context_to_let_go(self, what: str) -> None:
+        """pycuda warns and frees nothing: what is raised in a destructor, nobody sees."""
+        if not self.is_current:
+            self.violations.append(f"{what} is let go on a thread where no context is current")
+
+    @property
+    def aborted(self) -> list[str]:
+        """Threads that ended with a context on their stack: pycuda takes the process down then."""
+        return [thread.name for thread in +self.pushed if not thread.is_alive()]
+
     def new_stream(self) -> int:
         self.call("Stream")
         self.alive["stream"] += 1
@@ -195,9 +232,9 @@ class World:
             raise Violation("allocation inside a capture")
         if kind == DEVICE and size > self.free_bytes:
             raise DeviceFull
+        self.alive[ALLOCATIONS[kind]] += 1
         if kind == DEVICE:
             self.free_bytes -= size
-            self.alive["allocation"] += 1
         raw = np.zeros(size + ALIGNMENT, np.uint8)
         if kind == DEVICE:
             raw[:] = 0xFF  # what lies there is somebody else's: no numbers
@@ -218,8 +255,8 @@ class World:
 
     def forget(self, block: Block) -> None:
         block.is_freed = True
-        self.free_bytes += len(block.bytes)
-        self.alive["allocation"] -= 1
+        self.free_bytes += len(block.bytes) if block.kind == DEVICE else 0
+        self.alive[ALLOCATIONS[block.kind]] -= 1
 
     def block_at(self, address: int, size: int) -> Block | None:
         """The newest block that holds these bytes; None if there is none."""
