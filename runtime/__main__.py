@@ -31,7 +31,7 @@ from .bundle import read_bundle
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.loop import LoopConfig, Step, run_episode
-from .errors import RecordingError, UnmeasuredWarning
+from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages.benchmark import measure
 from .pages.imitation import Run
 from .pages.report import summarize, write_report
@@ -73,7 +73,8 @@ def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
     if num_bytes > LARGE_BYTES:
         print(f"{options.bundle}: {num_bytes / 1e9:.1f} GB to verify and load", file=sys.stderr)
     with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always", UnmeasuredWarning)
+        for kind in (PowerModeWarning, UnmeasuredWarning):
+            warnings.simplefilter("always", kind)
         policy = load(
             options.bundle,
             embodiment=options.embodiment,
@@ -137,7 +138,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
     line |= {"succeeded": numbers.num_successes, "judged": numbers.num_judged}
-    print(json.dumps(_compact(line | {"way_to_wait": policy.backend.waits})))
+    print(json.dumps(_compact(line)))
     return 0
 
 
@@ -176,7 +177,7 @@ def _bench(options: argparse.Namespace) -> int:
         kind: {"tick": asdict(t.tick), "overhead": asdict(t.overhead)}
         for kind, t in timings.items()
     }
-    print(json.dumps(_compact(line)))
+    print(json.dumps(_compact(line | {"way_to_wait": policy.backend.waits})))
     return 0
 
 

@@ -29,5 +29,9 @@ class OutputError(Exception):
     """Something cannot be written, or what is in its place is not ours to replace."""
 
 
+class PowerModeWarning(UserWarning):
+    """Plans were tuned in another power mode than the one they run in."""
+
+
 class UnmeasuredWarning(UserWarning):
     """A bundle runs although nobody could judge it by every gate."""

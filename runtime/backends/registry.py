@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from ..board.arithmetic import needs_bfloat16, no_bfloat16
-from ..bundle import Bundle, read_golden
+from ..bundle import PLANS, Bundle, read_golden
 from ..engine import Backend
-from ..errors import EngineError
+from ..errors import EngineError, PowerModeWarning
+from ..plans.folder import how_to_build
 from .parity import engine_errors
 
 MakeBackend = Callable[[Bundle], Backend]
@@ -35,13 +37,25 @@ def on_tensorrt(bundle: Bundle, *, name: str = "tensorrt") -> Backend:
 
     Raises:
         EngineError: TensorRT or a GPU is missing. Later, of an engine whose plan may not be used.
+
+    Warns:
+        PowerModeWarning: plans were tuned in another power mode.
     """
-    from ..plans.key import current_key
-    from ..plans.record import read_plan
+    from ..plans.key import current_key, current_power_mode
+    from ..plans.record import other_power_modes, read_plan
     from .cuda_context import wait_of_environment
     from .tensorrt import TensorRTBackend
 
-    key, wait = current_key(name), wait_of_environment()
+    key, wait, mode = current_key(name), wait_of_environment(), current_power_mode()
+    if others := other_power_modes(bundle, key, mode):
+        warnings.warn(
+            f"{bundle.path}: its plans were tuned in power mode {', '.join(others)}, this is "
+            f"{mode}: they compute the same, perhaps not as fast as plans of this mode; for these "
+            f"remove {bundle.path / PLANS / key.folder_name} and run: "
+            f"{how_to_build(bundle.path)}",
+            PowerModeWarning,
+            stacklevel=3,
+        )
     return TensorRTBackend(lambda path: read_plan(bundle, path.stem, key), name=name, wait=wait)
 
 

@@ -16,7 +16,7 @@ ENOUGH_MEMORY_BYTES = 32 * GB
 """A board with so much builds its plans without swap."""
 USB3_MBPS = 5000.0
 IDLE_PERCENT = 20.0
-REBUILD = "build the plans again, they belong to their mode: anchorvla build BUNDLE"
+REBUILD = "build the plans again, if it has another number of SMs: anchorvla build BUNDLE"
 
 
 def check_power_mode(machine: Machine) -> Finding:

@@ -24,13 +24,14 @@ from ..storage.files import sweep
 from .audit import audit_layers
 from .compiler import Compiled, CompileSpec, OutOfMemory, compile_apart, load_tensorrt
 from .folder import check_disk, disk_errors, exclusive, how_to_build
-from .key import PlanKey, current_key
+from .key import PlanKey, current_key, current_power_mode
 from .record import (
     PlanRecord,
     allowed_parity,
     judge,
     onnx_files,
     onnx_sha256,
+    other_power_modes,
     plan_path,
     publish_plan,
     read_plan,
@@ -120,6 +121,7 @@ def build(
             inspect_engine=inspect_engine,
             free_bytes=free_bytes or available_memory,
             say=say,
+            power_mode="none" if capability else current_power_mode(),
         ).run()
 
 
@@ -154,6 +156,7 @@ class _Builder:
     inspect_engine: InspectEngine | None
     free_bytes: Callable[[], int]
     say: Callable[[str], None]
+    power_mode: str
     compiled: list[tuple[int, float]] = field(default_factory=list)
     """ONNX bytes and seconds of every engine compiled so far."""
 
@@ -163,6 +166,11 @@ class _Builder:
         records = {name: self._kept(name) for name in engines}
         left = sum(self._onnx_bytes(name) for name, record in records.items() if record is None)
         check_disk(self.bundle.path, left)
+        for mode in other_power_modes(self.bundle, self.key, self.power_mode):
+            self.say(
+                f"kept plans were tuned in power mode {mode}, this is {self.power_mode}: they run; "
+                f"for plans of this mode remove {self.bundle.path / PLANS / self.key.folder_name}"
+            )
         rows = []
         for number, (name, kept) in enumerate(records.items(), 1):
             head = f"[{number}/{len(records)}] {name}"
@@ -202,6 +210,7 @@ class _Builder:
                 seconds=compiled.seconds,
                 workspace_bytes=workspace,
                 int8_products=compiled.int8_products,
+                power_mode=self.power_mode,
             )
             record = self._measured(record, plan)
             publish_plan(self.bundle, built, record)
@@ -298,7 +307,6 @@ def _absent_gpu(backend: str, capability: str) -> PlanKey:
         gpu="none",
         compute_capability=f"{digits[1]}.{digits[2]}",
         num_sms=0,
-        power_mode="none",
         backend=backend,
         version=load_tensorrt(backend).__version__,
         cuda="none",

@@ -14,7 +14,6 @@ LABELS = {
     "gpu": "GPU",
     "compute_capability": "SM",
     "num_sms": "number of SMs",
-    "power_mode": "power mode",
     "backend": "compiler",
     "version": "TensorRT",
     "cuda": "CUDA",
@@ -30,9 +29,8 @@ class PlanKey:
     compute_capability: str
     """Such as `8.7`."""
     num_sms: int
-    """Multiprocessors in use: some power modes halve them."""
-    power_mode: str
-    """Such as `MAXN`; `unknown` where the machine has none."""
+    """Multiprocessors in use: some power modes halve them. All else of a mode is clocks, which
+    change no plan, only how well its kernels were chosen: the record beside it holds the mode."""
     backend: str
     """`tensorrt` or `tensorrt_rtx`."""
     version: str
@@ -42,15 +40,15 @@ class PlanKey:
 
     @property
     def folder_name(self) -> str:
-        """Name of the plans' folder, such as `orin-sm87-16sm-maxn-tensorrt-10.3.0`."""
+        """Name of the plans' folder, such as `orin-sm87-16sm-tensorrt-10.3.0`."""
         capability = self.compute_capability.replace(".", "")
-        words = f"{self.gpu}-sm{capability}-{self.num_sms}sm-{self.power_mode}"
-        return re.sub(r"[^a-z0-9.]+", "-", f"{words}-{self.backend}-{self.version}".lower())
+        words = f"{self.gpu}-sm{capability}-{self.num_sms}sm-{self.backend}-{self.version}"
+        return re.sub(r"[^a-z0-9.]+", "-", words.lower())
 
     def __str__(self) -> str:
         return (
-            f"{self.gpu} (SM {self.compute_capability}, {self.num_sms} SMs, power mode "
-            f"{self.power_mode}) with {self.backend} {self.version}, CUDA {self.cuda}"
+            f"{self.gpu} (SM {self.compute_capability}, {self.num_sms} SMs) with {self.backend} "
+            f"{self.version}, CUDA {self.cuda}"
         )
 
     def differences(self, other: PlanKey) -> list[str]:
@@ -70,16 +68,12 @@ class GpuFacts:
 
 
 def current_key(
-    backend: str = "tensorrt",
-    *,
-    read_gpu: Callable[[], GpuFacts] | None = None,
-    read_power_mode: Callable[[], str | None] | None = None,
+    backend: str = "tensorrt", *, read_gpu: Callable[[], GpuFacts] | None = None
 ) -> PlanKey:
     """The key of this machine.
 
     Args:
         read_gpu: how to ask for the GPU, where not through pycuda.
-        read_power_mode: how to ask for the power mode, where not of the machine.
 
     Raises:
         EngineError: the backend, pycuda or a GPU is missing.
@@ -90,7 +84,6 @@ def current_key(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         num_sms=gpu.num_sms,
-        power_mode=(read_power_mode or _power_mode_of_machine)() or "unknown",
         backend=backend,
         version=version,
         cuda=gpu.cuda,
@@ -103,7 +96,7 @@ def _gpu_of_driver() -> GpuFacts:
     except ImportError as error:
         raise EngineError(
             f"pycuda cannot be imported ({error}), so nobody can ask the GPU what it is; "
-            "install it on the machine that has the GPU: pip install pycuda"
+            "install requirements/robot-tensorrt.txt on the machine that has the GPU"
         ) from None
     try:
         driver.init()
@@ -116,8 +109,9 @@ def _gpu_of_driver() -> GpuFacts:
     return GpuFacts(name, f"{major}.{minor}", sms, f"{cuda // 1000}.{cuda % 1000 // 10}")
 
 
-def _power_mode_of_machine() -> str | None:
+def current_power_mode() -> str:
+    """NVIDIA's name of it, `unknown` where nobody says: in a container, without nvpmodel."""
     from ..board.machine import read_machine
 
     mode = read_machine().power_mode
-    return None if mode is None else mode.name
+    return "unknown" if mode is None else mode.name

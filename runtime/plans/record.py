@@ -53,6 +53,8 @@ class PlanRecord:
     """Memory for intermediate results; stages that never run at once share it."""
     layers: str = "not read"
     """What the engine's layers were seen to compute in."""
+    power_mode: str = "unknown"
+    """In which its kernels were timed and chosen. The plan runs in any with as many SMs."""
 
     def to_json(self) -> str:
         raw = asdict(self)
@@ -112,6 +114,17 @@ def read_scratch(folder: Path) -> dict[str, int]:
         if record.get("scratch_bytes") is not None:
             found[path.stem] = int(record["scratch_bytes"])
     return found
+
+
+def other_power_modes(bundle: Bundle, key: PlanKey, here: str) -> list[str]:
+    """Modes in which plans of this machine were made, if not in this one. Unknown ones are none."""
+    found = dict[str, None]()
+    for engine in bundle.manifest.engines:
+        try:
+            found[read_record(bundle, engine, key).power_mode] = None
+        except EngineError:  # `read_plan` tells it
+            continue
+    return [mode for mode in found if "unknown" not in (mode, here) and mode != here]
 
 
 def judge(record: PlanRecord, allowed: Mapping[str, float]) -> Verdict:

@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtime.__main__ import main
+from runtime.board.machine import PowerMode, read_machine
 from runtime.bundle import read_golden
 from runtime.plans.compiler import Compiled
 from tests.simulation import install, make_plan
@@ -41,7 +43,7 @@ def test_build_check_and_bench_work_one_after_the_other(world, bundle, capsys):
     assert {"frame_vision", "prefix", "suffix", "spatial", "denoise_9"} <= set(stages)
     assert "layers: 0 of 0 int8 products run on int8" in table
     (folder,) = (path for path in (bundle / "plans").iterdir() if path.is_dir())
-    assert folder.name == "simulated-orin-sm87-8sm-unknown-tensorrt-10.3.0"
+    assert folder.name == "simulated-orin-sm87-8sm-tensorrt-10.3.0"
     assert main(["check", str(bundle), "--backend", "tensorrt"]) == 0
     assert "ok   actions" in capsys.readouterr().out
     assert main(["bench", str(bundle), "--backend", "tensorrt", "--ticks", "2"]) == 0
@@ -56,6 +58,34 @@ def test_without_a_build_the_command_to_build_is_named(world, bundle, capsys):
     assert main(["check", str(bundle), "--backend", "tensorrt"]) == 5
     assert re.search(r"no plan for engine .*run: anchorvla build", capsys.readouterr().err)
     assert world.num_deserialized == 0
+
+
+def test_a_plan_of_another_power_mode_runs_with_a_warning(world, bundle, capsys, monkeypatch):
+    """Built in MAXN, run in 15W; in a container, where nobody knows the mode, there is no word."""
+    mode = [PowerMode(name="MAXN", number=0)]
+    real = read_machine
+    monkeypatch.setattr(
+        "runtime.board.machine.read_machine", lambda: replace(real(), power_mode=mode[0])
+    )
+    assert main(["build", str(bundle)]) == 0
+    for now, words in (
+        (PowerMode(name="MAXN", number=0), ""),
+        (None, ""),
+        (
+            PowerMode(name="15W", number=1),
+            f"warning: {bundle}: its plans were tuned in power mode MAXN, this is 15W: they comp",
+        ),
+    ):
+        mode[0] = now
+        capsys.readouterr()
+        assert main(["check", str(bundle), "--backend", "tensorrt"]) == 0
+        error = capsys.readouterr().err
+        assert error.startswith(words)
+        assert ("power mode" in error) == bool(words)
+    assert main(["build", str(bundle)]) == 0
+    told = capsys.readouterr().out
+    assert "kept plans were tuned in power mode MAXN, this is 15W: they run; for plans of" in told
+    assert ": compile" not in told
 
 
 def change_gpu(world):

@@ -13,11 +13,12 @@ from msgspec import structs
 
 from runtime.bundle import read_bundle
 from runtime.errors import EngineError
-from runtime.plans.key import GpuFacts, PlanKey, current_key
+from runtime.plans.key import GpuFacts, current_key, current_power_mode
 from runtime.plans.record import (
     PlanRecord,
     allowed_parity,
     onnx_sha256,
+    other_power_modes,
     plan_path,
     publish_plan,
     read_plan,
@@ -78,9 +79,9 @@ def test_a_good_plan_is_handed_out_whole(bundle, deserialize):
 
 
 def test_the_folder_says_what_the_plan_is_for():
-    assert KEY.folder_name == "orin-sm87-16sm-maxn-tensorrt-10.3.0"
-    other = replace(KEY, gpu="Orin (nvgpu)", power_mode="MODE_30W", backend="tensorrt_rtx")
-    assert other.folder_name == "orin-nvgpu-sm87-16sm-mode-30w-tensorrt-rtx-10.3.0"
+    assert KEY.folder_name == "orin-sm87-16sm-tensorrt-10.3.0"
+    other = replace(KEY, gpu="Orin (nvgpu)", backend="tensorrt_rtx")
+    assert other.folder_name == "orin-nvgpu-sm87-16sm-tensorrt-rtx-10.3.0"
 
 
 def test_no_plan_names_the_command_that_makes_one(bundle, deserialize):
@@ -97,7 +98,6 @@ OTHERS = {
     "gpu": ("Xavier", "GPU Xavier, here Orin"),
     "compute_capability": ("11.0", "SM 11.0, here 8.7"),
     "num_sms": (8, "number of SMs 8, here 16"),
-    "power_mode": ("15W", "power mode 15W, here MAXN"),
     "version": ("10.16.1", "TensorRT 10.16.1, here 10.3.0"),
     "backend": ("tensorrt_rtx", "compiler tensorrt_rtx, here tensorrt"),
     "cuda": ("13.2", "CUDA 13.2, here 12.6"),
@@ -291,28 +291,43 @@ def test_the_key_of_this_machine_is_asked_of_its_driver(monkeypatch):
     monkeypatch.syspath_prepend(str(TENSORRT))
     plant_driver(monkeypatch)
     try:
-        key = current_key("tensorrt", read_power_mode=lambda: "MAXN")
+        key = current_key("tensorrt")
     finally:
         sys.modules.pop("tensorrt", None)
     assert key == KEY
 
 
-def test_a_machine_without_power_modes_has_a_key_too(monkeypatch):
+def test_the_power_mode_decides_no_key(monkeypatch):
+    """Its name is another one under sudo, in a container, on the next release."""
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
     facts = GpuFacts("Orin", "8.7", 16, "12.6")
-    key = current_key(read_gpu=lambda: facts, read_power_mode=lambda: None)
-    assert asdict(key) == asdict(KEY) | {"power_mode": "unknown"}
-    assert isinstance(key, PlanKey)
+    for mode in (None, SimpleNamespace(name="MAXN"), SimpleNamespace(name="15W")):
+        plant_power_mode(monkeypatch, mode)
+        assert current_key(read_gpu=lambda: facts) == KEY
 
 
 def test_the_power_mode_is_read_from_the_machine(monkeypatch):
-    mode = SimpleNamespace(name="MAXN", number=0)
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
-    monkeypatch.setattr(
-        "runtime.board.machine.read_machine", lambda: SimpleNamespace(power_mode=mode)
-    )
-    facts = GpuFacts("Orin", "8.7", 16, "12.6")
-    assert current_key(read_gpu=lambda: facts) == KEY
+    plant_power_mode(monkeypatch, SimpleNamespace(name="MAXN"))
+    assert current_power_mode() == "MAXN"
+    plant_power_mode(monkeypatch, None)
+    assert current_power_mode() == "unknown"
+
+
+def plant_power_mode(monkeypatch, mode):
+    machine = SimpleNamespace(power_mode=mode)
+    monkeypatch.setattr("runtime.board.machine.read_machine", lambda: machine)
+
+
+def test_a_plan_of_another_power_mode_is_used_and_named(bundle, deserialize):
+    publish(bundle, power_mode="15W")
+    deserialize(bundle)
+    assert deserialize.seen == [PLAN]
+    assert other_power_modes(bundle, KEY, "MAXN") == ["15W"]
+    assert other_power_modes(bundle, KEY, "15W") == []
+    assert other_power_modes(bundle, KEY, "unknown") == []
+    assert other_power_modes(bundle, replace(KEY, num_sms=8), "MAXN") == [], "not of this machine"
+    publish(bundle, power_mode="unknown")
+    assert other_power_modes(bundle, KEY, "MAXN") == []
 
 
 def test_what_is_missing_for_a_key_is_said(monkeypatch):
@@ -323,7 +338,7 @@ def test_what_is_missing_for_a_key_is_said(monkeypatch):
         current_key("tensorflow")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(EngineError, match="pycuda cannot be imported .* pip install pycuda"):
+    with pytest.raises(EngineError, match="pycuda cannot be imported .*robot-tensorrt.txt"):
         current_key("tensorrt")
     plant_driver(monkeypatch, error="no CUDA-capable device is detected")
     with pytest.raises(EngineError, match=r"no GPU answers \(no CUDA-capable device is detected"):

@@ -31,7 +31,6 @@ KEY = PlanKey(
     gpu="Orin",
     compute_capability="8.7",
     num_sms=16,
-    power_mode="MAXN",
     backend="tensorrt",
     version="10.3.0",
     cuda="12.6",
