@@ -1,6 +1,7 @@
 """anchorvla doctor [BUNDLE]: what keeps this machine from running a policy, and what helps.
 
-Reads only; it changes nothing and loads no engine. Exit codes: 0 all well, 1 warnings, 2 errors. A
+Reads only; it changes nothing and loads no engine. What the runtime imports on a Jetson is tried in
+a process of its own. Exit codes: 0 all well, 1 warnings, 2 errors. A
 warning costs speed or a safeguard; with an error a policy does not run here, or not this one.
 """
 
@@ -29,6 +30,8 @@ from .checks import (
     check_throttling,
     gigabytes,
 )
+from .gpu_software import check_gpu_software
+from .imports import Imported, try_imports
 from .machine import ROOT, Machine, Run, read_machine, run_command
 from .supported import (
     RECIPES,
@@ -54,7 +57,6 @@ SPARE_BYTES = 1 * GB
 PLAN_FACTOR = 1.5
 """Plan and scratch of an engine over its ONNX file; a guess until boards are measured."""
 EVERYWHERE = ("numpy", "tokenizers", "pillow", "msgspec")
-ON_A_JETSON = ("tensorrt", "pycuda", "cuda-bindings")
 ELSEWHERE = ("onnxruntime",)
 
 
@@ -86,6 +88,8 @@ class Probe:
     version_of: Callable[[str], str | None] = installed_version
     free_bytes: Callable[[Path], int] = free_bytes
     realtime_priority: Callable[[], int] = realtime_priority
+    which: Callable[[str], str | None] = shutil.which
+    try_imports: Callable[[], Imported] = try_imports
 
 
 def doctor(
@@ -167,8 +171,16 @@ def _software(machine: Machine, probe: Probe) -> Iterator[Finding]:
         yield judge_cuda(machine.cuda, rows)
         yield judge_tensorrt(tensorrt, rows)
     yield judge_python(machine.python, rows)
-    for name in (*EVERYWHERE, *(ON_A_JETSON if machine.is_jetson else ELSEWHERE)):
+    for name in (*EVERYWHERE, *(() if machine.is_jetson else ELSEWHERE)):
         yield judge_wheel(name, probe.version_of(name))
+    if machine.is_jetson:
+        yield from check_gpu_software(
+            machine,
+            probe.root,
+            imported=probe.try_imports(),
+            version_of=probe.version_of,
+            which=probe.which,
+        )
 
 
 def _board(machine: Machine, probe: Probe) -> Iterator[Finding]:

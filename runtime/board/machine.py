@@ -153,7 +153,7 @@ def read_machine(root: Path = ROOT, run: Run = run_command, python: str | None =
         tensorrt=_tensorrt(run),
         power_mode=_power_mode(root, run),
         power_modes=_power_modes(root, run),
-        num_cpus=_num_cpus(root),
+        num_cpus=_num_cpus(root, run),
         memory_bytes=memory.get("MemTotal", 0),
         available_bytes=memory.get("MemAvailable", 0),
         swap_bytes=memory.get("SwapTotal", 0),
@@ -284,10 +284,13 @@ def _power_modes(root: Path, run: Run) -> tuple[PowerMode, ...]:
     return tuple(PowerMode(name=name, number=int(number)) for number, name in found)
 
 
-def _num_cpus(root: Path) -> int:
-    """`0-3,6` is five of them."""
+def _num_cpus(root: Path, run: Run) -> int:
+    """`0-3,6` is five of them. In a container or a changed root there may be no /sys."""
     ranges = re.findall(r"(\d+)(?:-(\d+))?", text_of(root / "sys/devices/system/cpu/online"))
-    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+    listed = sum(int(last or first) - int(first) + 1 for first, last in ranges)
+    counted = re.findall(r"^processor\s*:", text_of(root / "proc/cpuinfo"), re.MULTILINE)
+    told = run(["nproc"]).strip()
+    return listed or len(counted) or (int(told) if told.isdigit() else 0)
 
 
 def meminfo(root: Path = Path("/")) -> dict[str, int]:

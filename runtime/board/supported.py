@@ -132,8 +132,9 @@ PIP = "python3 -m pip install --no-deps"
 INSTALL = {
     "tensorrt": "sudo apt install python3-libnvinfer, and make the environment so that it sees it: "
     "python3 -m venv --system-site-packages VENV",
-    "pycuda": "python3 -m pip install pycuda (it compiles: put /usr/local/cuda/bin in PATH)",
-    "cuda-bindings": "python3 -m pip install cuda-bindings, in the version of this JetPack's CUDA",
+    "pycuda": f"{PIP} -r requirements/robot-tensorrt.txt (it compiles, which takes nvcc, g++ and "
+    "the headers of Python)",
+    "cuda-bindings": f"{PIP} -r requirements/robot-tensorrt.txt, which has the one of each JetPack",
     "onnxruntime": f"{PIP} -r requirements/robot-onnxruntime.txt",
 }
 """How, where it is not in requirements/robot.txt."""

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from runtime.board.doctor import (
     main_doctor,
     realtime_priority,
 )
+from runtime.board.imports import CudaAnswer
 from runtime.board.machine import read_machine
 from runtime.board.supported import RELEASES, releases_for
-from tests.runtime.boards.tree import BOARDS, pc, plant
+from tests.runtime.boards.tree import ANSWER, BOARDS, pc, plant
 
+NO_FILE = "cannot open shared object file: No such file or directory"
 NANO, THOR = "orin-nano-jetpack-7.2", "agx-thor-jetpack-7.2"
 
 # What is not well with each board as it was written down, and how bad it is.
@@ -49,7 +52,8 @@ def test_a_supported_board_has_warnings_only_and_each_has_a_remedy(name, tmp_pat
 def test_everything_that_matters_is_looked_at(tmp_path, demo_bundle):
     assert list(plant(NANO, tmp_path).findings(demo_bundle)) == [
         *("GPU", "JetPack", "CUDA", "TensorRT", "Python"),
-        *("numpy", "tokenizers", "pillow", "msgspec", "tensorrt", "pycuda", "cuda-bindings"),
+        *("numpy", "tokenizers", "pillow", "msgspec"),
+        *("tensorrt", "pycuda", "cuda-bindings", "CUDA driver"),
         *("power mode", "clocks", "throttling", "GPU load", "swap", "real time"),
         *("camera", "hidraw", "bundle", "recipe", "memory", "disk"),
     ]
@@ -132,16 +136,129 @@ FAULTS = {
         ("TensorRT", "error", "none", "sudo apt install tensorrt python3-libnvinfer"),
     ),
     "no bindings in the environment": (
-        lambda b: b.wheels.pop("tensorrt"),
-        ("tensorrt", "error", "not installed", "--system-site-packages"),
+        lambda b: (
+            b.wheels.pop("tensorrt"),
+            b.fail("tensorrt", "ModuleNotFoundError: No module named 'tensorrt'"),
+        ),
+        ("tensorrt", "error", "not installed: ModuleNotF", "--system-site-packages"),
+    ),
+    "a thin board support package": (
+        lambda b: b.fail("tensorrt", f"ImportError: libnvdla_compiler.so: {NO_FILE}"),
+        (
+            "tensorrt",
+            "error",
+            rf"^10\.16\.1\.11: ImportError: libnvdla_compiler\.so: {NO_FILE}$",
+            "^sudo apt install nvidia-l4t-dla-compiler, on the board: in a container",
+        ),
+    ),
+    "a placeholder that a container mounts nothing over": (
+        lambda b: b.fail("tensorrt", "ImportError: libnvdla_compiler.so: file too short"),
+        ("tensorrt", "error", "file too short", "^sudo apt install nvidia-l4t-dla-compiler"),
+    ),
+    "no cuDLA": (
+        lambda b: b.fail("tensorrt", f"ImportError: libcudla.so.1: {NO_FILE}"),
+        ("tensorrt", "error", "libcudla", "^sudo apt install libcudla-12-6"),
+    ),
+    "no library of TensorRT": (
+        lambda b: b.fail("tensorrt", f"ImportError: libnvinfer.so.10: {NO_FILE}"),
+        ("tensorrt", "error", "libnvinfer", "^sudo apt install tensorrt, the release"),
+    ),
+    "no library of CUDA": (
+        lambda b: b.fail("pycuda.driver", f"ImportError: libcurand.so.10: {NO_FILE}"),
+        ("pycuda", "error", "libcurand", "^sudo apt install nvidia-jetpack"),
+    ),
+    "a container without the driver": (
+        lambda b: b.fail("pycuda.driver", f"ImportError: libcuda.so.1: {NO_FILE}"),
+        ("pycuda", "error", r"libcuda\.so\.1", "nvidia-l4t-cuda; in a container: docker run --ru"),
+    ),
+    "pycuda built against another numpy": (
+        lambda b: b.fail("pycuda.driver", "ImportError: numpy.core.multiarray failed to import"),
+        ("pycuda", "error", "multiarray", "build it again: .*--force-reinstall pycuda=="),
+    ),
+    "an import that takes the process down": (
+        lambda b: b.fail("pycuda.driver", "it ended the process (exit code -11)"),
+        ("pycuda", "error", r"^2026\.1: it ended the process \(exit code -11\)$", "robot-tensor"),
     ),
     "no pycuda": (
-        lambda b: b.wheels.pop("pycuda"),
-        ("pycuda", "error", "not installed", "pip install pycuda .*/usr/local/cuda/bin"),
+        lambda b: (b.wheels.pop("pycuda"), b.fail("pycuda.driver", "No module named 'pycuda'")),
+        (
+            "pycuda",
+            "error",
+            "not installed",
+            r"robot-tensorrt\.txt \(it compiles, which takes nvcc",
+        ),
+    ),
+    "nothing of CUDA on PATH, as after flashing": (
+        lambda b: (
+            b.fail("pycuda.driver", "No module named 'pycuda'"),
+            b.tools.pop("nvcc"),
+            b.write("usr/local/cuda/bin/nvcc", ""),
+        ),
+        (
+            "nvcc",
+            "error",
+            "^/usr/local/cuda/bin/nvcc, which is not on PATH$",
+            r"^export PATH=/usr/local/cuda/bin:\$PATH",
+        ),
+    ),
+    "no compiler of CUDA": (
+        lambda b: (b.fail("pycuda.driver", "No module named 'pycuda'"), b.tools.pop("nvcc")),
+        ("nvcc", "error", "^none$", "^sudo apt install nvidia-jetpack, and then: export PATH="),
+    ),
+    "no compiler": (
+        lambda b: (b.fail("pycuda.driver", "No module named 'pycuda'"), b.tools.pop("g++")),
+        ("g++", "error", "^none$", r"^sudo apt install g\+\+$"),
+    ),
+    "no headers of Python": (
+        lambda b: b.fail("pycuda.driver", "No module named 'pycuda'"),
+        ("python3-dev", "error", r"no Python\.h of Python 3\.12", r"apt install python3\.12-dev"),
+    ),
+    "no environments": (
+        lambda b: b.fail("pycuda.driver", "No module named 'pycuda'"),
+        ("python3-venv", "warning", "no environment with pip", r"apt install python3\.12-venv"),
     ),
     "no cuda-bindings": (
-        lambda b: b.wheels.pop("cuda-bindings"),
-        ("cuda-bindings", "error", "not installed", "pip install cuda-bindings"),
+        lambda b: (
+            b.wheels.pop("cuda-bindings"),
+            b.fail("cuda.bindings.runtime", "No module named 'cuda'"),
+        ),
+        (
+            "cuda-bindings",
+            "error",
+            "not installed",
+            "robot-tensorrt.txt, which has the one of each",
+        ),
+    ),
+    "half of cuda-bindings": (
+        lambda b: b.fail("cuda.bindings.driver", "ImportError: no cuda.pathfinder"),
+        ("cuda-bindings", "error", r"13\.2\.0: ImportError: no cuda\.pathfinder", "robot-tensorrt"),
+    ),
+    "bindings that are newer than the driver": (
+        lambda b: setattr(
+            b,
+            "cuda",
+            CudaAnswer(
+                status=35,
+                name="cudaErrorInsufficientDriver",
+                num_gpus=0,
+                driver=12060,
+                runtime=12090,
+            ),
+        ),
+        (
+            "CUDA driver",
+            "error",
+            r"^error 35 \(cudaErrorInsufficientDriver\): driver 12\.6, cuda\.bindings for 12\.9$",
+            r"the driver is older than the CUDA .* -r requirements/robot-tensorrt\.txt$",
+        ),
+    ),
+    "a GPU that does not answer": (
+        lambda b: setattr(b, "cuda", replace(ANSWER, status=100, name="cudaErrorNoDevice")),
+        ("CUDA driver", "error", r"error 100 \(cudaErrorNoDevice\)", "usermod -aG video,render"),
+    ),
+    "a driver that counts no GPU": (
+        lambda b: setattr(b, "cuda", replace(ANSWER, num_gpus=0)),
+        ("CUDA driver", "error", r"^CUDA 13\.2, 0 GPU$", "docker run --runtime nvidia"),
     ),
     "no tokenizers": (
         lambda b: b.wheels.pop("tokenizers"),
@@ -239,6 +356,22 @@ FAULTS = {
         ("hidraw", "warning", "missing, as in the kernel of JetPack 6", "FORCE_RSUSB_BACKEND=ON"),
     ),
 }
+
+
+def test_a_board_on_which_pycuda_loads_is_not_asked_for_a_compiler(tmp_path):
+    board = plant(NANO, tmp_path)
+    board.tools.clear()
+    assert not {"nvcc", "g++", "python3-dev", "python3-venv"} & board.findings().keys()
+
+
+def test_a_board_that_can_build_pycuda_is_told_so(tmp_path):
+    board = plant(NANO, tmp_path)
+    board.fail("pycuda.driver", "No module named 'pycuda'")
+    board.write("usr/include/python3.12/Python.h", "")
+    board.write("usr/lib/python3.12/ensurepip/__init__.py", "")
+    findings = board.findings()
+    for name in ("nvcc", "g++", "python3-dev", "python3-venv"):
+        assert findings[name].severity == "ok"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -511,7 +644,7 @@ def test_the_table_says_what_is_wrong_and_what_to_do(tmp_path, capsys, monkeypat
     assert lines[at].split() == ["warning", "power", "mode", "25W", "(mode", "1)"]
     assert lines[at + 1].strip() == "expected: MAXN_SUPER (mode 2)"
     assert lines[at + 2].strip().startswith("to do: sudo nvpmodel -m 2")
-    assert lines[-1] == "ok: 19, warning: 3, error: 0"
+    assert lines[-1] == "ok: 20, warning: 3, error: 0"
 
 
 def test_json_holds_the_machine_and_every_finding(tmp_path, capsys, monkeypatch, demo_bundle):

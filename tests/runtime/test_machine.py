@@ -1,5 +1,6 @@
 """A machine says what it is by its files, and says None where it has none of them."""
 
+import os
 import sys
 
 import pytest
@@ -90,10 +91,27 @@ def test_a_machine_without_any_file_is_read_too(tmp_path):
     assert read_cameras(tmp_path) == read_clocks(tmp_path).cpus == ()
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "nproc", "number"),
+    [
+        ("processor\t: 0\nBogoMIPS : 62\nprocessor\t: 1\n\nmodel name : processor: 9\n", "7", 2),
+        ("", "4\n", 4),
+        ("", "nproc: no such thing", 0),
+    ],
+)
+def test_without_sys_the_cpus_are_counted_otherwise(cpuinfo, nproc, number, tmp_path):
+    board = plant("orin-nano-jetpack-7.2", tmp_path)
+    board.remove("sys")
+    board.write("proc/cpuinfo", cpuinfo)
+    board.commands["nproc"] = nproc
+    assert board.machine().num_cpus == number
+
+
 def test_this_machine_is_read_with_its_own_python():
     machine = read_machine()
     assert machine.python == ".".join(map(str, sys.version_info[:3]))
     assert machine.memory_bytes > 0
+    assert machine.num_cpus >= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.board.doctor import Probe, doctor
+from runtime.board.imports import CudaAnswer, Imported
 from runtime.board.machine import Machine, read_machine
 from runtime.board.supported import Finding
 
 BOARDS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.json")))
+TOOLS = {"nvcc": "/usr/local/cuda/bin/nvcc", "g++": "/usr/bin/g++"}
+ANSWER = CudaAnswer(status=0, name="cudaSuccess", num_gpus=1, driver=13020, runtime=13020)
 
 
 @dataclass
@@ -26,6 +29,17 @@ class Board:
     wheels: dict[str, str]
     free_bytes: int = 10**12
     priority: int = 99
+    tools: dict[str, str] = field(default_factory=lambda: dict(TOOLS))
+    """What is on PATH."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Module -> why it cannot be imported."""
+    cuda: CudaAnswer | None = ANSWER
+
+    def fail(self, module: str, error: str) -> None:
+        """It cannot be imported; without cuda.bindings nobody can be asked for GPUs."""
+        self.errors[module] = error
+        if module.startswith("cuda."):
+            self.cuda = None
 
     def run(self, arguments: Sequence[str]) -> str:
         return self.commands.get(" ".join(arguments), "")
@@ -54,6 +68,8 @@ class Board:
             version_of=self.wheels.get,
             free_bytes=lambda path: self.free_bytes,
             realtime_priority=lambda: self.priority,
+            which=self.tools.get,
+            try_imports=lambda: Imported(errors=self.errors, cuda=self.cuda),
         )
 
     def findings(self, bundle: Path | None = None) -> dict[str, Finding]:
