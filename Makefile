@@ -27,10 +27,10 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel resolve device-test clean distclean
+.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
 
 setup: $(STAMP) ## make .venv with the pinned dependencies and the anchorvla command; again when the pins change
 
@@ -120,6 +120,9 @@ device-test: setup ## judge BUNDLE by its board's budgets, here or on HOST=user@
 
 resolve: setup ## ask the package registry whether every pin of a robot exists for both JetPacks (1 minute)
 	$(PY) -m tests.resolve
+
+test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user space (5 minutes the first time)
+	$(PY) -m tests.aarch64 $(call quoted,$(BUNDLE)) --episode models/demo/episodes/touch-red-1.npz
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

@@ -169,6 +169,30 @@ def test_nested_calls_push_the_context_once(world, monkeypatch):
     assert pushes == [1]
 
 
+def test_each_thread_makes_it_current_for_itself(world):
+    """One thread gives memory back while another one waits for the GPU."""
+    context, seen = TensorRTBackend(make_plan).cuda.context, []
+
+    def enter():
+        with context:
+            seen.append(world.is_current)
+        seen.append(world.is_current)
+
+    with context:
+        on_thread(enter)
+        assert world.is_current
+    assert seen == [True, False]
+
+
+def test_memory_is_given_back_outside_of_a_batch_too(world):
+    cuda = TensorRTBackend(make_plan).cuda
+    blocks = [cuda.allocate(8, "a test")]
+    on_thread(lambda: cuda.free(blocks[0]))
+    assert not +world.alive
+    blocks.clear()
+    assert (world.num_dropped, world.violations) == (0, [])
+
+
 def test_the_context_goes_although_the_call_fails(world):
     context = TensorRTBackend(make_plan).cuda.context
     with contextlib.suppress(ZeroDivisionError), context:
