@@ -1,9 +1,10 @@
 """anchorvla build BUNDLE: compile the engines of a bundle into plans for this machine.
 
-One process per engine. A plan that is there, whole and made for this machine from this bundle is
-kept, so a build that was interrupted goes on where it was. A plan counts only after the stages that
-use it were compared with the exporter's figures; without a GPU nothing is compared, and the runtime
-refuses such plans.
+One process per engine, the largest first: it needs the largest piece of memory, and memory that was
+in use comes back in pieces. A plan that is there, whole and made for this machine from this bundle
+is kept, so a build that was interrupted goes on where it was. A plan counts only after the stages
+that use it were compared with the exporter's figures; without a GPU nothing is compared, and the
+runtime refuses such plans.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ..bundle import PLANS, Bundle, Verdict, read_bundle
 from ..errors import EngineError
 from ..storage.files import sweep
 from .audit import audit_layers
-from .compiler import Compiled, CompileSpec, OutOfMemory, compile_apart, load_tensorrt
+from .compiler import Compiled, CompileSpec, compile_apart, load_tensorrt
+from .diagnosis import FREE_MEMORY, OutOfMemory
 from .folder import check_disk, disk_errors, exclusive, how_to_build
 from .key import PlanKey, current_key, current_power_mode
 from .record import (
@@ -171,15 +173,15 @@ class _Builder:
                 f"kept plans were tuned in power mode {mode}, this is {self.power_mode}: they run; "
                 f"for plans of this mode remove {self.bundle.path / PLANS / self.key.folder_name}"
             )
-        rows = []
-        for number, (name, kept) in enumerate(records.items(), 1):
-            head = f"[{number}/{len(records)}] {name}"
+        rows = {}
+        for number, name in enumerate(sorted(engines, key=self._onnx_bytes, reverse=True), 1):
+            kept, head = records[name], f"[{number}/{len(records)}] {name}"
             self.say(f"{head}: kept" if kept else f"{head}: compile{self._time_left(left)}")
             record = kept or self._compile(name, head)
             left -= 0 if kept else self._onnx_bytes(name)
             verdict = judge(record, allowed[name])
-            rows.append(BuiltPlan(name, self._onnx_bytes(name), record, verdict, kept is None))
-        return rows
+            rows[name] = BuiltPlan(name, self._onnx_bytes(name), record, verdict, kept is None)
+        return [rows[name] for name in engines]
 
     def _kept(self, name: str) -> PlanRecord | None:
         """The record of a plan that need not be compiled; measured now if it was not before."""
@@ -221,19 +223,25 @@ class _Builder:
         return record
 
     def _try(self, name: str, built: Path, head: str) -> tuple[Compiled, int]:
-        """Compile with less and less workspace; returns also how much it was in the end."""
+        """Compile with less and less workspace; returns also how much it was in the end.
+
+        Less is of no use to a kernel that wants more than was offered, nor where the same block
+        was refused before: it is not workspace.
+        """
         free = self.free_bytes()
         workspace = self.workspace_bytes or workspace_for(free, self._onnx_bytes(name))
-        asked: list[str] = []
-        reason = ""
+        asked: list[int] = []
+        failed: list[OutOfMemory] = []
         while len(asked) <= RETRIES:
-            asked.append(f"{workspace // MB}")
+            asked.append(workspace // MB)
             try:
                 spec = self._spec(name, built, workspace)
                 compiled = compile_apart(spec, _progress(head))
             except OutOfMemory as error:
-                reason = str(error)
+                failed.append(error)
                 self.say(f"{head}: out of memory with {workspace // MB} MB of workspace")
+                if error.is_workspace or _is_one_block(failed):
+                    break
                 workspace //= 2
             except EngineError as error:
                 raise EngineError(f"engine {name!r} does not compile: {error}") from None
@@ -242,10 +250,9 @@ class _Builder:
                     self.say(f"{head}: {spec.timing_cache} is another version's; begun anew")
                 return compiled, workspace
         raise EngineError(
-            f"engine {name!r}: out of memory, {reason}\n{free // MB} MB were free; asked for "
-            f"{', '.join(asked)} MB of workspace in turn. Close other programs, stop the desktop "
-            "(sudo systemctl isolate multi-user.target) or add swap, then go on with: "
-            f"{how_to_build(self.bundle.path)}"
+            f"engine {name!r}: out of memory, {failed[-1]}\n{free // MB} MB were free; asked for "
+            f"{', '.join(map(str, asked))} MB of workspace in turn. {_remedy(failed)}, then go on "
+            f"with: {how_to_build(self.bundle.path)}"
         )
 
     def _spec(self, name: str, built: Path, workspace_bytes: int) -> CompileSpec:
@@ -297,6 +304,26 @@ class _Builder:
     def _onnx_bytes(self, name: str) -> int:
         manifest = self.bundle.manifest
         return sum(manifest.files[file].bytes for file in onnx_files(manifest, name))
+
+
+def _is_one_block(failed: list[OutOfMemory]) -> bool:
+    """Is the last failure the one before, whatever the workspace was?"""
+    blocks = [error.block_bytes for error in failed[-2:]]
+    return len(blocks) == 2 and blocks[0] is not None and blocks[0] == blocks[1]
+
+
+def _remedy(failed: list[OutOfMemory]) -> str:
+    if failed[-1].is_workspace:
+        return "A kernel wants more workspace than that: offer it (--workspace-mb)"
+    words = FREE_MEMORY[0].upper() + FREE_MEMORY[1:]
+    block = failed[-1].block_bytes
+    if block is None:
+        return f"{words} or add swap"
+    which = "one block" if _is_one_block(failed) else "a block"
+    return (
+        f"What failed is {which} of {block / 1e6:.1f} MB. {words}; if that is not enough, export "
+        "this engine in smaller parts, with fewer layers per part"
+    )
 
 
 def _absent_gpu(backend: str, capability: str) -> PlanKey:

@@ -27,23 +27,15 @@ from typing import Any
 
 from ..errors import EngineError
 from ..storage.files import beside
+from .diagnosis import SHORT_OF_MEMORY, OutOfMemory, diagnose, joined
 
-SHORT_OF_MEMORY = re.compile(
-    r"could not find any implementation for node|out ?of ?memory|insufficient (memory|workspace)"
-    r"|requested amount of gpu memory|bad_alloc|memoryerror",
-    re.IGNORECASE,
-)
-NODE = re.compile(r"implementation for node (.+?)(?: due to .*|\.\).*|\. .*|\.?)$", re.MULTILINE)
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+MAX_WARNINGS = 4
 OUT_OF_MEMORY = 3
 """Exit code, so that the caller knows what to try again."""
 
 OnProgress = Callable[[str, int, int], None]
 """(phase, steps done, steps in it)."""
-
-
-class OutOfMemory(EngineError):
-    """The compiler ran out of memory; the message names the layer where it says which."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +73,7 @@ def compile_apart(spec: CompileSpec, on_progress: OnProgress | None = None) -> C
     """Compile in a subprocess, which dies with this one.
 
     Raises:
-        OutOfMemory: worth another try with less workspace.
+        OutOfMemory: an allocation failed, or a kernel wanted more than there was.
         EngineError: the compiler refuses the file, in its own words, or died.
     """
     command = [sys.executable, "-m", f"{__package__}.compiler"]
@@ -109,7 +101,7 @@ def compile_apart(spec: CompileSpec, on_progress: OnProgress | None = None) -> C
             answer = dict(last["answer"])
             return Compiled(**{**answer, "int8_products": tuple(answer["int8_products"])})
         noise.seek(0)
-        raise _failure(code, last.get("error", ""), noise.read())
+        raise _failure(code, last, noise.read())
 
 
 def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
@@ -128,7 +120,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(spec.onnx):
             messages += [str(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise EngineError(_text(messages) or "the parser gave no reason")
+            raise EngineError(joined(messages) or "the parser gave no reason")
         int8_products = tuple(find_int8_products(trt, network))
         config = builder.create_builder_config()
         _configure(trt, config, spec)
@@ -137,7 +129,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
         plan = builder.build_serialized_network(network, config)
         del monitor  # the configuration does not keep it alive
         if plan is None:
-            raise _refusal(messages)
+            raise diagnose(messages)
         if spec.plan is not None:
             with beside(Path(spec.plan)) as partial:
                 partial.write_bytes(memoryview(plan))
@@ -195,8 +187,12 @@ def main() -> int:
     try:
         compiled = compile_engine(spec, _print_progress())
     except EngineError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-        return OUT_OF_MEMORY if isinstance(error, OutOfMemory) else 1
+        if not isinstance(error, OutOfMemory):
+            print(json.dumps({"error": str(error)}), flush=True)
+            return 1
+        told = {"block_bytes": error.block_bytes, "is_workspace": error.is_workspace}
+        print(json.dumps({"error": str(error), "memory": told}), flush=True)
+        return OUT_OF_MEMORY
     print(json.dumps({"answer": asdict(compiled)}), flush=True)
     return 0
 
@@ -224,30 +220,18 @@ def _talk(
     return last
 
 
-def _failure(code: int, error: str, noise: str) -> EngineError:
+def _failure(code: int, last: Mapping[str, Any], noise: str) -> EngineError:
+    error = str(last.get("error", ""))
     if code == OUT_OF_MEMORY:
-        return OutOfMemory(error)
+        return OutOfMemory(error, **last.get("memory", {}))
     if code == -signal.SIGKILL:
         return OutOfMemory(
             "the compiler was killed (signal 9), as the kernel does when memory runs out"
         )
     if code < 0:
-        return EngineError(f"the compiler died of signal {-code}")
+        words = f"the compiler died of signal {-code}: {noise.strip() or 'it said nothing'}"
+        return OutOfMemory(words) if SHORT_OF_MEMORY.search(noise) else EngineError(words)
     return EngineError(error or noise.strip() or f"the compiler ended with exit code {code}")
-
-
-def _refusal(messages: list[str]) -> EngineError:
-    text = _text(messages)
-    if not SHORT_OF_MEMORY.search(text):
-        return EngineError(text or "the compiler gave no reason")
-    node = NODE.search(text)
-    layer = f"at layer {node[1]}: " if node else ""
-    return OutOfMemory(f"{layer}{text}")
-
-
-def _text(messages: list[str]) -> str:
-    """One line each; the parser says things twice."""
-    return "\n".join(dict.fromkeys(messages))
 
 
 @contextlib.contextmanager
@@ -262,7 +246,7 @@ def _translated(messages: list[str]) -> Iterator[None]:
             raise OutOfMemory(str(error)) from None
         raise EngineError(f"{error}; a plan needs a folder and a disk with room for it") from None
     except (MemoryError, RuntimeError, TypeError) as error:
-        raise _refusal([*messages, f"{type(error).__name__}: {error}"]) from None
+        raise diagnose([*messages, f"{type(error).__name__}: {error}"]) from None
 
 
 def _configure(trt: Any, config: Any, spec: CompileSpec) -> None:
@@ -309,16 +293,28 @@ def _was_int8(trt: Any, tensor: Any, made: Mapping[str, Any]) -> bool:
 
 
 def error_logger(trt: Any, messages: list[str]) -> Any:
-    """A logger of TensorRT that keeps errors, so that an exception can say them."""
+    """A logger of TensorRT that keeps what an exception has to say: errors, and want of memory.
+
+    Which allocation failed is told in a warning. Every kernel that needs too much gives one too,
+    some thousand in a build, so only the last `MAX_WARNINGS` stay.
+    """
     severity = trt.ILogger.Severity
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the bindings carry no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.warnings: list[str] = []
 
         def log(self, level: object, message: str) -> None:
             if level in (severity.ERROR, severity.INTERNAL_ERROR):
                 messages.append(message)
+            elif level == severity.WARNING and SHORT_OF_MEMORY.search(message):
+                self.warnings.append(message)
+                messages.append(message)
+                if len(self.warnings) > MAX_WARNINGS:
+                    oldest = self.warnings.pop(0)
+                    with contextlib.suppress(ValueError):  # somebody began anew meanwhile
+                        messages.remove(oldest)
 
     return Logger()
 

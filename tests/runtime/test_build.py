@@ -6,6 +6,7 @@ one, that really compiles.
 
 import argparse
 import errno
+import importlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,8 @@ from runtime.errors import BundleError, EngineError
 from runtime.plans.audit import audit_layers
 from runtime.plans.build import MB, available_memory, build, workspace_for
 from runtime.plans.command import add_arguments, main_build, table
-from runtime.plans.compiler import CompileSpec, OutOfMemory, compile_apart
+from runtime.plans.compiler import MAX_WARNINGS, CompileSpec, compile_apart, error_logger
+from runtime.plans.diagnosis import OutOfMemory
 from runtime.plans.folder import check_disk
 from runtime.plans.record import plan_path, read_plan
 from tests.runtime.stand_ins.tiny_bundle import INT8_PRODUCT, KEY, TENSORRT, tiny_bundle
@@ -160,9 +162,52 @@ def test_memory_that_never_suffices_is_an_error_that_says_what_to_do(bundle, sta
     assert "engine 'first': out of memory, at layer model.layers.0.mlp.up_proj/MatMul: " in message
     assert "Could not find any implementation for node" in message
     assert "2048 MB were free; asked for 1535, 767, 383, 191 MB of workspace" in message
-    assert "stop the desktop (sudo systemctl isolate multi-user.target) or add swap" in message
+    last = stand_in.compiles()[-1]["workspace"]
+    assert f"Requested amount of GPU memory ({last} bytes) could not be allocated" in message
+    assert f"a block of {last / 1e6:.1f} MB. Reboot and do this before anything else" in message
+    assert "the desktop (sudo systemctl isolate multi-user.target)" in message
     assert message.endswith(f"then go on with: anchorvla build {bundle.path}")
     assert len(stand_in.compiles()) == 4
+
+
+def test_a_block_that_no_workspace_makes_smaller_is_not_asked_for_again(bundle, stand_in):
+    """An 8 GB Nano, one large decoder: 272 MB in one piece, whatever the workspace."""
+    stand_in(block_bytes=30_000)
+    size = sum(p.stat().st_size for p in (bundle.path / "engines").glob("first.*"))
+    with pytest.raises(EngineError) as error:
+        run_build(bundle, workspace_bytes=1024 * MB)
+    message = str(error.value)
+    assert f"Requested amount of GPU memory ({size} bytes) could not be allocated" in message
+    assert "asked for 1024, 512 MB of workspace in turn" in message
+    assert "What failed is one block of 0.0 MB. Reboot" in message
+    assert "export this engine in smaller parts, with fewer layers per part" in message
+    assert [c["engine"] for c in stand_in.compiles()] == ["first", "first"]
+
+
+def test_engines_whose_blocks_are_small_enough_compile(tmp_path, stand_in):
+    stand_in(block_bytes=50_000)
+    assert len(run_build(tiny_bundle(tmp_path / "bundle"))) == 2
+
+
+def test_a_kernel_that_wants_more_workspace_is_not_offered_less(bundle, stand_in):
+    words = "Could not find any implementation for node a due to insufficient workspace. See log"
+    stand_in(refuses={"first": words})
+    with pytest.raises(EngineError, match="wants more workspace than that: offer it .--workspace"):
+        run_build(bundle, workspace_bytes=64 * MB)
+    assert len(stand_in.compiles()) == 1
+
+
+@pytest.mark.parametrize("largest", ["first", "second"])
+def test_the_largest_engine_is_compiled_first_and_the_table_keeps_the_bundles_order(
+    tmp_path, stand_in, largest
+):
+    bundle = tiny_bundle(tmp_path / "bundle", largest=largest)
+    said = []
+    rows = run_build(bundle, say=said.append)
+    assert [c["engine"] for c in stand_in.compiles()][0] == largest
+    assert said[0] == f"[1/2] {largest}: compile"
+    assert [row.engine for row in rows] == ["first", "second"]
+    assert [row.onnx_bytes > 30_000 for row in rows] == [largest == "first", largest == "second"]
 
 
 def test_a_compiler_that_the_kernel_kills_was_out_of_memory(bundle, stand_in):
@@ -179,6 +224,13 @@ def test_a_compiler_that_dies_does_not_take_us_along(bundle, stand_in):
     assert files(bundle) == finished("first")
 
 
+def test_a_compiler_that_aborts_for_want_of_memory_was_out_of_memory(bundle, stand_in):
+    words = "terminate called after throwing an instance of 'std::bad_alloc'"
+    stand_in(dies={"second": signal.SIGABRT}, mutters={"second": words})
+    with pytest.raises(EngineError, match=rf"'second': out of memory, .* signal 6: {words}"):
+        run_build(bundle)
+
+
 def test_the_compilers_reason_is_passed_on_word_for_word(bundle, stand_in):
     stand_in(refuses={"second": "Error Code 9: no kernel for [FP8], really"})
     with pytest.raises(EngineError) as error:
@@ -186,6 +238,11 @@ def test_the_compilers_reason_is_passed_on_word_for_word(bundle, stand_in):
     words = "engine 'second' does not compile: Error Code 9: no kernel for [FP8], really"
     assert str(error.value) == words
     assert files(bundle) == finished("first")
+
+
+def compile_first(bundle):
+    onnx = str(bundle.path / "engines" / "first.onnx")
+    return compile_apart(CompileSpec(onnx=onnx, workspace_bytes=MB))
 
 
 @pytest.mark.parametrize(
@@ -196,28 +253,96 @@ def test_the_compilers_reason_is_passed_on_word_for_word(bundle, stand_in):
         ("implementation for node a.1/MatMul. See the log", "a.1/MatMul: "),
     ],
 )
-def test_the_layer_that_found_no_memory_is_named(bundle, stand_in, words, layer):
+def test_the_layer_that_found_no_implementation_is_named(bundle, stand_in, words, layer):
     stand_in(refuses={"first": f"Internal Error (Could not find any {words}"})
-    with pytest.raises(OutOfMemory) as error:
-        spec = CompileSpec(onnx=str(bundle.path / "engines" / "first.onnx"), workspace_bytes=MB)
-        compile_apart(spec)
+    with pytest.raises(EngineError) as error:
+        compile_first(bundle)
     assert str(error.value).startswith(f"at layer {layer}")
 
 
+NO_IMPLEMENTATION = "Error Code 10: Internal Error (Could not find any implementation for node a.)"
+NVMAP = "NvMapMemAllocInternalTagged: 1075072515 error 12"
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "warnings", "block"),
     [
-        "Error Code 2: OutOfMemory (Requested size was 5 bytes.)",
-        "Error Code 1: Cuda Runtime (out of memory)",
-        "Requested amount of GPU memory (5 bytes) could not be allocated.",
-        "std::bad_alloc",
+        ("Error Code 2: OutOfMemory (Requested size was 5 bytes.)", [], 5),
+        ("Error Code 1: Cuda Runtime (out of memory)", [], None),
+        ("Requested amount of GPU memory (5 bytes) could not be allocated.", [], 5),
+        ("Requested amount of memory (7 bytes) could not be allocated.", [], 7),
+        ("std::bad_alloc", [], None),
+        (NO_IMPLEMENTATION, ["Requested amount of GPU memory (272573440 bytes) could not be"
+         " allocated. There may not be enough free memory"], 272573440),
+        (NO_IMPLEMENTATION, ["Tactic Device request: 4229MB Available: 2658MB. Device memory is"
+         " insufficient to use tactic."], None),
+        (NO_IMPLEMENTATION, ["Skipping tactic 3 due to insuficient memory on requested size of"
+         " 4364 detected for tactic 4."], None),
+        (NO_IMPLEMENTATION, [NVMAP], None),
     ],
-)
-def test_out_of_memory_has_many_names(bundle, stand_in, words):
-    stand_in(refuses={"first": words})
-    with pytest.raises(OutOfMemory):
-        spec = CompileSpec(onnx=str(bundle.path / "engines" / "first.onnx"), workspace_bytes=MB)
-        compile_apart(spec)
+)  # fmt: skip
+def test_out_of_memory_has_many_names(bundle, stand_in, words, warnings, block):
+    stand_in(refuses={"first": words}, warns={"first": warnings})
+    with pytest.raises(OutOfMemory) as error:
+        compile_first(bundle)
+    assert error.value.block_bytes == block
+    assert not error.value.is_workspace
+    assert all(line in str(error.value) for line in (words, *warnings))
+
+
+@pytest.mark.parametrize(
+    ("words", "warnings"),
+    [
+        (NO_IMPLEMENTATION, []),
+        (NO_IMPLEMENTATION, ["Missing scale for tensor a, expect fall back"]),
+        ("Error Code 9: Skipping tactic 0x0 due to exception [type.cpp:186: infer_type] Could not "
+         "infer output types for operation: 291: dequantize ... No matching rules found for input "
+         f"operand types\n{NO_IMPLEMENTATION}", []),
+        (f"Error Code 9: no matching rules found for input operand types. {NO_IMPLEMENTATION}",
+         ["Skipping tactic 3 due to insufficient memory on requested size of 4364"]),
+        (f"Error Code 4: FP8 is not supported on SM 8.6. {NO_IMPLEMENTATION}",
+         ["Requested amount of GPU memory (5 bytes) could not be allocated."]),
+    ],
+    ids=["no reason", "another warning", "issue 4832", "and a kernel too large", "not supported"],
+)  # fmt: skip
+def test_a_graph_without_a_kernel_is_not_tried_with_less_workspace(
+    bundle, stand_in, words, warnings
+):
+    stand_in(refuses={"first": words}, warns={"first": warnings})
+    with pytest.raises(EngineError, match=r"^engine 'first' does not compile: ") as error:
+        run_build(bundle)
+    assert len(stand_in.compiles()) == 1
+    assert words in str(error.value)
+    assert "out of memory" not in str(error.value)
+    is_known = words != NO_IMPLEMENTATION
+    assert ("has no kernel for that, whatever the memory" in str(error.value)) is is_known
+
+
+def test_of_warnings_the_last_few_about_memory_are_kept(bundle, stand_in):
+    about = [f"Requested amount of GPU memory ({n} bytes) could not be" for n in range(100)]
+    mixed = [line for words in about for line in (words, "a warning about something else")]
+    stand_in(refuses={"first": NO_IMPLEMENTATION}, warns={"first": mixed})
+    with pytest.raises(OutOfMemory) as error:
+        compile_first(bundle)
+    told = str(error.value).splitlines()
+    assert told == [f"at layer a: {about[-MAX_WARNINGS]}", *about[1 - MAX_WARNINGS :],
+                    NO_IMPLEMENTATION]  # fmt: skip
+    assert error.value.block_bytes == 99
+
+
+def test_a_warning_that_no_list_holds_any_more_is_forgotten(stand_in, monkeypatch):
+    """Whoever keeps the list may empty it between two engines."""
+    monkeypatch.syspath_prepend(str(TENSORRT))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    trt, messages = importlib.import_module("tensorrt"), []
+    logger = error_logger(trt, messages)
+    for number in range(2 * MAX_WARNINGS):
+        logger.log(trt.ILogger.Severity.WARNING, f"out of memory {number}")
+        if number == MAX_WARNINGS - 1:
+            messages.clear()
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    first = MAX_WARNINGS
+    assert messages == [f"out of memory {n}" for n in range(first, first + MAX_WARNINGS)]
 
 
 def test_progress_is_reported_while_compiling(bundle, stand_in):

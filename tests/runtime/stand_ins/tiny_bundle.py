@@ -45,12 +45,18 @@ STAGES = {
 }
 
 
-def tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
-    """Engine `first` (w8a8) runs in one stage, `second` (float32) in two."""
+def tiny_bundle(folder: Path, seed: int = 0, *, largest: str = "first") -> Bundle:
+    """Engine `first` (w8a8) runs in one stage, `second` (float32) in two.
+
+    Args:
+        largest: of the two, which is so by weights that nothing reads.
+    """
     (folder / "engines").mkdir(parents=True)
     _write(folder / "engines" / "first.onnx", *_int8_product(seed))
     _write(folder / "engines" / "second.onnx", *_float_product(seed))
-    (folder / "engines" / "second.weights").write_bytes(b"weights that nothing reads")
+    for name in ("first", "second"):
+        words = b"weights that nothing reads" * (1500 if name == largest else 1)
+        (folder / "engines" / f"{name}.weights").write_bytes(words)
     (folder / "embedding.bin").write_bytes(bytes(2 * WIDTH * 4))
     (folder / "tokenizer.json").write_bytes(b"not read here")
     golden = dict.fromkeys(("instruction", "d", "stage/b", "stage/c", "stage/d"), np.zeros(1))

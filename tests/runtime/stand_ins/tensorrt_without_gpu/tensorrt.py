@@ -2,7 +2,9 @@
 
 A test puts this folder on PYTHONPATH and says in the variable STAND_IN, as JSON, how the compiler
 should behave: `log` (a file that gets a line per compile), `fits_mb` (more workspace is out of
-memory), `refuses` (engine -> message), `dies` (engine -> signal), `waits` (engine -> a named pipe,
+memory), `block_bytes` (weights go into one block, and a larger one is refused whatever the
+workspace, as on an 8 GB Nano), `warns` (engine -> warnings), `refuses` (engine -> message),
+`mutters` (engine -> words on stderr), `dies` (engine -> signal), `waits` (engine -> a named pipe,
 opened before waiting for ever), `version`. The names and the way they are called are TensorRT's;
 only those exist that 10.3, 10.16 and 11.4 have in common, so a call of any other fails.
 """
@@ -12,6 +14,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 BEHAVIOUR = json.loads(os.environ.get("STAND_IN", "{}"))
@@ -115,17 +118,33 @@ class Builder:
         config.progress_monitor.step_complete("Building engine", 0)
         if name in BEHAVIOUR.get("waits", {}):
             _wait(BEHAVIOUR["waits"][name])
+        if name in BEHAVIOUR.get("mutters", {}):
+            print(BEHAVIOUR["mutters"][name], file=sys.stderr, flush=True)
+        for words in BEHAVIOUR.get("warns", {}).get(name, []):
+            self.logger.log(ILogger.Severity.WARNING, words)
         if name in BEHAVIOUR.get("dies", {}):
             os.kill(os.getpid(), BEHAVIOUR["dies"][name])
         if name in BEHAVIOUR.get("refuses", {}):
             return self._refuse(BEHAVIOUR["refuses"][name])
+        weights = sum(f.stat().st_size for f in network.onnx.parent.glob(f"{name}.*"))
+        if weights > BEHAVIOUR.get("block_bytes", 1 << 60):
+            return self._no_room_for(weights)
         if config.seen["workspace"] > BEHAVIOUR.get("fits_mb", 1 << 20) << 20:
-            return self._refuse(
-                "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find "
-                "any implementation for node model.layers.0.mlp.up_proj/MatMul.)"
-            )
+            return self._no_room_for(config.seen["workspace"])
         config.progress_monitor.phase_finish("Building engine")
         return HostMemory(b"stand-in plan " + hashlib.sha256(network.onnx.read_bytes()).digest())
+
+    def _no_room_for(self, num_bytes):
+        self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
+        self.logger.log(
+            ILogger.Severity.WARNING,
+            f"Requested amount of GPU memory ({num_bytes} bytes) could not be allocated. There may "
+            "not be enough free memory for allocation to succeed.",
+        )
+        self._refuse(
+            "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find "
+            "any implementation for node model.layers.0.mlp.up_proj/MatMul.)"
+        )
 
     def _refuse(self, message):
         self.logger.log(ILogger.Severity.WARNING, "a warning is no reason")
