@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, shape_inference
 
 from export.engines.products import Contents, Precision, Product
 from models.anchorvla4d.split import FOLDED
@@ -74,7 +74,8 @@ def check_target(path: Path, target: str) -> None:
     """Refuse what the target's compiler cannot take, before it sees it.
 
     Raises:
-        ValueError: FP8 for an Orin, asymmetric int4, int4 below opset 21.
+        ValueError: FP8 for an Orin, asymmetric int4, int4 below opset 21, a scale of another type
+            than what it scales.
     """
     model = onnx.load(path, load_external_data=False)
     opset = max(entry.version for entry in model.opset_import if not entry.domain)
@@ -95,6 +96,11 @@ def check_target(path: Path, target: str) -> None:
             f"{path.name}: {kinds[TensorProto.UINT4]!r} is asymmetric int4 (uint4), which TensorRT "
             "does not take: make it symmetric (int4 without zero point)"
         )
+    if mistyped := mistyped_scales(model):
+        raise ValueError(
+            f"{path.name}: {mistyped[0]}, which an Orin's compiler may not take: write the scale "
+            f"in the same type ({len(mistyped)} such nodes)"
+        )
     int4 = {t.name for t in model.graph.initializer if t.data_type == TensorProto.INT4}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in int4:
@@ -105,6 +111,47 @@ def check_target(path: Path, target: str) -> None:
                     f"{path.name}: {node.input[0]!r} is asymmetric int4 (it has a zero point), "
                     "which TensorRT does not take: make it symmetric"
                 )
+
+
+def mistyped_scales(model: onnx.ModelProto) -> list[str]:
+    """Scales of another type than a QuantizeLinear's input or a DequantizeLinear's result.
+
+    ONNX allows it from opset 23 on, and graphs of other tools declare it before. One that builds on
+    Thor does not on Orin, same TensorRT (NVIDIA/TensorRT issue 4832: "No matching rules found for
+    input operand types"); TensorRT for RTX takes it for SM 8.6, so no compile check finds it.
+    """
+    graph = shape_inference.infer_shapes(model).graph
+    declared = (model.graph.value_info, model.graph.output)
+    types: dict[str, set[int]] = {}
+    for value in (
+        *graph.input,
+        *graph.value_info,
+        *graph.output,
+        *(v for d in declared for v in d),
+    ):
+        types.setdefault(value.name, set()).add(value.type.tensor_type.elem_type)
+    for tensor in graph.initializer:
+        types.setdefault(tensor.name, set()).add(tensor.data_type)
+    found = []
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        is_result = node.op_type == "DequantizeLinear"
+        scaled = types.get(node.output[0] if is_result else node.input[0], {0})
+        if is_result:
+            scaled = scaled | {a.i for a in node.attribute if a.name == "output_dtype" and a.i}
+        scale = types.get(node.input[1], {0})
+        if len(scaled | scale) > 1 or 0 in scale:
+            what = "result" if is_result else "input"
+            found.append(
+                f"{node.name or node.output[0]!r} is a {node.op_type} whose scale is "
+                f"{_names(scale)} and whose {what} is {_names(scaled)}"
+            )
+    return found
+
+
+def _names(kinds: Collection[int]) -> str:
+    return " and ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(kinds))
 
 
 def _differences(products: Sequence[Product], rule: Rule, base: Base) -> list[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from export.build import build
 from export.engines import engine as engines
-from export.engines.audit import audit, check_target
+from export.engines.audit import audit, check_target, mistyped_scales
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Precision, read_contents
 from export.errors import ExportError
@@ -353,6 +353,87 @@ def test_int4_that_tensorrt_does_not_take_is_refused(make, message, target, tmp_
     onnx.save(make(), tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=f"m.onnx: {message}"):
         check_target(tmp_path / "m.onnx", target)
+
+
+def scaled(scale, result=None, *, opset=20, declared=None):
+    """x [4, 4] float32 through a Q and its DQ; `scale` is the types of their scales."""
+    quantized, dequantized = (numpy_helper.from_array(np.ones((), t), t) for t in scale)
+    zero = numpy_helper.from_array(np.int8(0), "zero")
+    attributes = {} if result is None else {"output_dtype": result}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", quantized.name, "zero"], ["q"], name="Q"),
+        helper.make_node(
+            "DequantizeLinear", ["q", dequantized.name], ["d"], name="D", **attributes
+        ),
+        helper.make_node("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
+    ]
+    scales = {t.name: t for t in (quantized, dequantized)}.values()
+    model = model_with(nodes, [*scales, zero], opset=opset)
+    if declared is not None:
+        model.graph.value_info.append(helper.make_tensor_value_info("d", declared, [4, 4]))
+    return model
+
+
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("target", ["orin", "cpu", "thor"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: scaled(("float16", "float32"), opset=23),
+            "'Q' is a QuantizeLinear whose scale is float16 and whose input is float",
+        ),
+        (
+            lambda: scaled(("float16", "float32")),
+            "'Q' is a QuantizeLinear whose scale is float16 and whose input is float",
+        ),
+        (
+            lambda: scaled(("float32", "float16"), FLOAT, opset=23),
+            "'D' is a DequantizeLinear whose scale is float16 and whose result is float",
+        ),
+        (
+            lambda: scaled(("float32", "float32"), HALF, opset=23),
+            "'D' is a DequantizeLinear whose scale is float and whose result is float16",
+        ),
+        (
+            lambda: scaled(("float32", "float16"), declared=FLOAT),
+            "'D' is a DequantizeLinear whose scale is float16 and whose result is float",
+        ),
+    ],
+    ids=["input, opset 23", "input", "wider result", "narrower result", "declared"],
+)
+def test_a_scale_of_another_type_is_refused_for_it_builds_on_thor_alone(
+    make, message, target, tmp_path
+):
+    """NVIDIA/TensorRT issue 4832."""
+    onnx.save(make(), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=f"m.onnx: {message}.*write the scale in the same type"):
+        check_target(tmp_path / "m.onnx", target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scaled(("float32", "float32")),
+        lambda: scaled(("float32", "float16")),  # the result is float16: nobody says otherwise
+        lambda: scaled(("float32", "float16"), declared=HALF),
+        lambda: scaled(("float32", "float16"), HALF, opset=23),
+    ],
+)
+def test_scales_of_the_type_of_what_they_scale_are_taken(make, tmp_path):
+    onnx.save(make(), tmp_path / "m.onnx")
+    check_target(tmp_path / "m.onnx", "orin")
+
+
+@pytest.mark.parametrize("recipe", ["orin-w8a8", "orin-w4a16", "cpu-int8"])
+def test_no_engine_of_ours_has_a_scale_of_another_type(recipe, exported):
+    """Q and DQ of their own kind in each, so that there is something to find."""
+    files = sorted((exported(recipe) / "engines").glob("*.onnx"))
+    models = [onnx.load(path, load_external_data=False) for path in files]
+    assert any(n.op_type == "DequantizeLinear" for model in models for n in model.graph.node)
+    assert [words for model in models for words in mistyped_scales(model)] == []
 
 
 def test_a_node_that_reads_nothing_is_no_weight(tmp_path):
