@@ -27,7 +27,7 @@ from pathlib import Path
 from . import anchor
 from .backends.registry import BACKENDS, plan_errors
 from .board import doctor
-from .bundle import read_bundle
+from .bundle import PLANS, read_bundle
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.loop import LoopConfig, Step, run_episode
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
-    num_bytes = _bytes_of(options.bundle)
+    num_bytes = _bytes_of(options.bundle, options.backend)
     if num_bytes > LARGE_BYTES:
         print(f"{options.bundle}: {num_bytes / 1e9:.1f} GB to verify and load", file=sys.stderr)
     with warnings.catch_warnings(record=True) as seen:
@@ -87,10 +87,14 @@ def _loaded(options: argparse.Namespace) -> Iterator[Policy]:
         yield policy
 
 
-def _bytes_of(bundle: Path) -> int:
-    """As far as this user may see."""
+def _bytes_of(bundle: Path, backend: str) -> int:
+    """To read, as far as this user may see: engines on a CPU, plans on a GPU."""
+    unread = PLANS if backend == "onnxruntime" else "engines"
     return sum(
-        os.lstat(Path(at) / name).st_size for at, _, names in os.walk(bundle) for name in names
+        os.lstat(Path(at) / name).st_size
+        for at, _, names in os.walk(bundle)
+        for name in names
+        if Path(at).relative_to(bundle).parts[:1] != (unread,)
     )
 
 
@@ -173,11 +177,14 @@ def _bench(options: argparse.Namespace) -> int:
         )
         for name, stage in timing.stages.items():
             print(f"  {name:<18} {stage.p50:9.3f} ms  p99 {stage.p99:9.3f}")
+    print(f"start-up: {policy.start_up_s:.2f} s, {policy.bytes_read / 1e6:.1f} MB of files read")
     line: dict[str, object] = {
         kind: {"tick": asdict(t.tick), "overhead": asdict(t.overhead)}
         for kind, t in timings.items()
     }
-    print(json.dumps(_compact(line | {"way_to_wait": policy.backend.waits})))
+    line["start_up"] = {"seconds": policy.start_up_s, "bytes_read": policy.bytes_read}
+    line["way_to_wait"] = policy.backend.waits
+    print(json.dumps(_compact(line)))
     return 0
 
 

@@ -2,17 +2,19 @@
 
 This module owns the contract; `export` writes what it defines. Reading verifies everything before
 any other code sees a byte of it: names stay inside the folder, no links, sizes and SHA-256 of
-every file, and a graph that is sound and whose stored dependency sets are those it implies.
+every file, and a graph that is sound and whose stored dependency sets are those it implies. ONNX
+files alone may be left for later, for TensorRT never opens them; none is handed out unverified.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +26,8 @@ from .declarations import Tensor
 from .errors import BundleError
 from .functions import check_call, constants
 from .graph import Graph, Stage
+from .listed_files import check_hash, check_none_else, check_places, readable
+from .listed_files import sha256_of as sha256_of
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -220,24 +224,48 @@ class Manifest(Entry, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle."""
+    """A verified bundle: what it hands out holds what the manifest says."""
 
     path: Path
     manifest: Manifest
+    verified: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """Files that were read, and the hash that they had."""
+
+    @property
+    def bytes_verified(self) -> int:
+        """What was read to make sure."""
+        return sum(self.manifest.files[name].bytes for name in self.verified)
 
     def file(self, name: str) -> Path:
-        """Path of a listed file.
+        """Path of a listed file, which is verified now if it was not before.
 
         Raises:
-            BundleError: if the manifest does not list it.
+            BundleError: the manifest does not list it, or it is damaged.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: the manifest lists no {name!r}")
-        return self.path / name
+        path, entry = self.path / name, self.manifest.files[name]
+        if self.verified.get(name) != entry.sha256:
+            with readable(self.path):
+                check_hash(path, entry)
+            self.verified[name] = entry.sha256
+        return path
+
+    def engine(self, name: str) -> Path:
+        """Path of an engine's ONNX file; what opens it finds the weights beside it verified too.
+
+        Raises:
+            BundleError: as `file`.
+        """
+        path, *_ = [self.file(file) for file in onnx_files(self.manifest, name)]
+        return path
 
 
 def read_bundle(
-    path: str | os.PathLike[str], *, verify: Callable[[bytes], None] = lambda manifest: None
+    path: str | os.PathLike[str],
+    *,
+    verify: Callable[[bytes], None] = lambda manifest: None,
+    engines: bool = True,
 ) -> Bundle:
     """Read and verify a bundle.
 
@@ -245,32 +273,33 @@ def read_bundle(
         path: its folder.
         verify: is given the manifest's bytes before anything parses them, and raises
             `BundleError` to refuse them.
+        engines: read the ONNX files too, most of a bundle. If not, they are verified when the
+            bundle hands them out; that they are there and as large as they should be is checked.
 
     Raises:
         BundleError: with the file and what is wrong with it. Nothing was loaded then.
     """
     folder = Path(path)
-    try:
+    with readable(folder):
         data = _read_manifest(folder)
         verify(data)
         manifest = _parse_manifest(folder / MANIFEST, data)
-        _verify_files(folder, manifest)
-        _verify_golden(folder, manifest)
-    except OSError as error:
-        raise BundleError(
-            f"{error.filename or folder}: cannot be read ({error.strerror}); give this user the "
-            "right to read the whole bundle, or copy it again"
-        ) from error
-    return Bundle(folder, manifest)
+        check_places(folder, manifest.files)
+        bundle = Bundle(folder, manifest)
+        later = {f for n in manifest.engines if not engines for f in onnx_files(manifest, n)}
+        for name in manifest.files:
+            if name not in later:
+                bundle.file(name)
+        check_none_else(folder, {MANIFEST, *manifest.files}, but=PLANS)
+        _verify_golden(bundle)
+    return bundle
 
 
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def onnx_files(manifest: Manifest, engine: str) -> list[str]:
+    """Names of an engine's ONNX file and of the weights beside it, if there are."""
+    file = manifest.engines[engine].file
+    names = (file, file.removesuffix("onnx") + "weights")
+    return [name for name in names if name in manifest.files]
 
 
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
@@ -318,45 +347,19 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
     return manifest
 
 
-def _verify_files(folder: Path, manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or str(pure) != name:
-            raise BundleError(f"{folder}: the manifest names {name!r}, which leaves the folder")
-        path = folder / name
-        inside = [folder / p for p in (pure, *pure.parents) if str(p) != "."]
-        if any(p.is_symlink() for p in inside):
-            raise BundleError(f"{path}: a link; a bundle holds plain files only")
-        if not path.is_file():
-            raise BundleError(f"{path}: missing; copy the bundle again")
-        if path.stat().st_size != entry.bytes:
-            raise BundleError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says {entry.bytes}; "
-                "copy the bundle again"
-            )
-        if sha256_of(path) != entry.sha256:
-            raise BundleError(f"{path}: SHA-256 differs from the manifest's; copy the bundle again")
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        known = name == MANIFEST or name in manifest.files or name.split("/")[0] == PLANS
-        if not known and not path.is_dir():
-            raise BundleError(f"{path}: not in the manifest; remove it")
-
-
-def _verify_golden(folder: Path, manifest: Manifest) -> None:
+def _verify_golden(bundle: Bundle) -> None:
     """Is there a golden value of all that the runtime feeds and compares?"""
-    graph = manifest.graph
+    graph, path = bundle.manifest.graph, bundle.file(GOLDEN)
     wanted = {name for name, declared in graph.inputs.items() if declared.source != "ring"}
     wanted |= {graph.target, *(GOLDEN_STAGE + name for name in graph.engine_outputs)}
     try:
-        with zipfile.ZipFile(folder / GOLDEN) as archive:
+        with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except zipfile.BadZipFile as error:
-        raise BundleError(f"{folder / GOLDEN}: damaged ({error}); copy the bundle again") from None
+        raise BundleError(f"{path}: damaged ({error}); copy the bundle again") from None
     if missing := sorted(wanted - names):
         raise BundleError(
-            f"{folder / GOLDEN}: lacks {', '.join(missing)}, which the graph names; "
-            "export the bundle again"
+            f"{path}: lacks {', '.join(missing)}, which the graph names; export the bundle again"
         )
 
 

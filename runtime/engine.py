@@ -70,6 +70,12 @@ class Backend(Protocol):
     """A kind of machine."""
 
     name: str
+    reads_onnx: bool
+    """Whether it opens the ONNX files that it is given the paths of, which then are verified."""
+
+    @property
+    def bytes_read(self) -> int:
+        """What it has read of engines or plans so far."""
 
     @property
     def waits(self) -> str:

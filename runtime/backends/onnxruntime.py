@@ -41,15 +41,19 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     waits = "not applicable"
+    reads_onnx = True
 
     def __init__(self, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.bytes_read = 0
 
     def memory(self, graph: Graph) -> HostMemory:
         return HostMemory(graph)
 
     def engine(self, path: Path) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(path, self.num_threads)
+        engine = OnnxRuntimeEngine(path, self.num_threads)
+        self.bytes_read += engine.num_bytes
+        return engine
 
     def launcher(
         self, graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory
@@ -86,8 +90,9 @@ class HostMemory:
 class OnnxRuntimeEngine:
     def __init__(self, path: Path, num_threads: int) -> None:
         options = ort.SessionOptions()
-        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
-        options.intra_op_num_threads = num_threads if size >= SMALL_ENGINE_BYTES else 1
+        self.num_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+        is_small = self.num_bytes < SMALL_ENGINE_BYTES
+        options.intra_op_num_threads = 1 if is_small else num_threads
         options.log_severity_level = 3
         # By default a float input of a weight-only product is rounded to int8 on the way, which is
         # not what the exporter measured.

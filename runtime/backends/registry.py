@@ -66,7 +66,7 @@ BACKENDS: Mapping[str, MakeBackend] = {
 }
 
 
-def plan_errors(bundle: Bundle, path: str, plan: bytes, *, name: str) -> Mapping[str, float]:
+def plan_errors(bundle: Bundle, path: str, plan: memoryview, *, name: str) -> Mapping[str, float]:
     """Relative error of a new plan on the golden data, by stage that calls it.
 
     Args:
@@ -77,7 +77,7 @@ def plan_errors(bundle: Bundle, path: str, plan: bytes, *, name: str) -> Mapping
     """
     from .tensorrt import TensorRTBackend
 
-    backend = TensorRTBackend(lambda _: plan, name=name)
+    backend = TensorRTBackend(lambda _: memoryview(plan), name=name)
     golden = read_golden(bundle)
     tensors = {n.removeprefix("stage/"): v for n, v in golden.items() if n.startswith("stage/")}
     try:

@@ -15,6 +15,7 @@ from ..engine import ALIGNMENT, Launch, Memory
 from ..errors import EngineError
 from ..graph import Graph
 from ..plans.compiler import error_logger, load_tensorrt
+from ..plans.diagnosis import FREE_MEMORY, SHORT_OF_MEMORY, joined
 from ..plans.folder import how_to_build
 from .cuda import Cuda
 from .cuda_context import Wait
@@ -36,7 +37,7 @@ class TensorRTBackend:
 
     Args:
         read_plan: path of an engine's ONNX file in a verified bundle -> its serialized plan, which
-            must have been checked: deserializing runs native code.
+            must have been checked: deserializing runs native code. Released when it was read.
         name: `tensorrt`, or `tensorrt_rtx`.
         wait: how the host waits for the GPU, see `cuda_context`.
 
@@ -44,14 +45,17 @@ class TensorRTBackend:
         EngineError: TensorRT, CUDA's Python packages or a GPU are missing.
     """
 
+    reads_onnx = False
+
     def __init__(
         self,
-        read_plan: Callable[[Path], bytes],
+        read_plan: Callable[[Path], memoryview],
         *,
         name: str = "tensorrt",
         wait: Wait | None = None,
     ) -> None:
         self.name = name
+        self.bytes_read = 0
         self._trt = load_tensorrt(name)
         self.cuda = Cuda(wait)  # before TensorRT, which would make the context in its own way
         self._read_plan = read_plan
@@ -72,15 +76,16 @@ class TensorRTBackend:
         return memory
 
     def engine(self, path: Path) -> TensorRTEngine:
-        plan = self._read_plan(path)
-        self._messages.clear()
-        deserialized = self._runtime.deserialize_cuda_engine(plan)
+        with self._read_plan(path) as plan:
+            self._messages.clear()
+            self.bytes_read += plan.nbytes
+            deserialized = self._runtime.deserialize_cuda_engine(plan)
         if deserialized is None:
-            why = "; ".join(self._messages) or "it gave no reason"
-            raise EngineError(
-                f"{path}: TensorRT refuses the plan of this engine ({why}); "
-                f"make it again: {how_to_build(path.parents[1])}"
-            )
+            why = joined(self._messages) or "it gave no reason"
+            remedy = f"make it again: {how_to_build(path.parents[1])}"
+            if SHORT_OF_MEMORY.search(why):
+                remedy = f"its memory was too little: {FREE_MEMORY}"
+            raise EngineError(f"{path}: TensorRT refuses the plan of this engine ({why}); {remedy}")
         engine = TensorRTEngine(path, deserialized, self._trt)
         self._engines.append(engine)
         return engine
@@ -110,7 +115,7 @@ class TensorRTBackend:
         self._memories.clear()
 
 
-def inspect_plan(plan: bytes, *, name: str = "tensorrt") -> tuple[str, int]:
+def inspect_plan(plan: memoryview, *, name: str = "tensorrt") -> tuple[str, int]:
     """What TensorRT's inspector tells of a plan's layers as JSON, and bytes of scratch it needs.
 
     Raises:

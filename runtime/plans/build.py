@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..board.machine import meminfo
-from ..bundle import PLANS, Bundle, Verdict, read_bundle
+from ..bundle import PLANS, Bundle, Verdict, onnx_files, read_bundle
 from ..errors import EngineError
 from ..storage.files import sweep
 from .audit import audit_layers
@@ -31,7 +31,7 @@ from .record import (
     PlanRecord,
     allowed_parity,
     judge,
-    onnx_files,
+    map_plan,
     onnx_sha256,
     other_power_modes,
     plan_path,
@@ -50,9 +50,9 @@ MAX_WORKSPACE_BYTES = 8192 * MB
 MIN_WORKSPACE_BYTES = 64 * MB
 NO_GPU = "no GPU here"
 
-CheckEngine = Callable[[str, bytes], Mapping[str, float]]
+CheckEngine = Callable[[str, memoryview], Mapping[str, float]]
 """(ONNX path, plan) -> relative error of every stage that calls the engine, on the golden data."""
-InspectEngine = Callable[[bytes], tuple[str, int]]
+InspectEngine = Callable[[memoryview], tuple[str, int]]
 """Plan -> what `EngineInspector.get_engine_information` says as JSON, and bytes of scratch memory
 that a context of it needs."""
 
@@ -190,9 +190,10 @@ class _Builder:
             plan = read_plan(self.bundle, name, self.key, accept_unmeasured=True)
         except EngineError:
             return None
-        if not record.not_measured or self.check_engine is None:
-            return record
-        record = self._measured(record, plan)
+        with plan:
+            if not record.not_measured or self.check_engine is None:
+                return record
+            record = self._measured(record, plan)
         publish_plan(self.bundle, plan_path(self.bundle, name, self.key), record)
         return record
 
@@ -202,19 +203,19 @@ class _Builder:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             compiled, workspace = self._try(name, built, head)
-            plan = built.read_bytes()
-            record = PlanRecord(
-                engine=name,
-                key=self.key,
-                onnx_sha256=onnx_sha256(self.bundle.manifest, name),
-                plan_sha256=hashlib.sha256(plan).hexdigest(),
-                plan_bytes=len(plan),
-                seconds=compiled.seconds,
-                workspace_bytes=workspace,
-                int8_products=compiled.int8_products,
-                power_mode=self.power_mode,
-            )
-            record = self._measured(record, plan)
+            with map_plan(built) as plan:
+                record = PlanRecord(
+                    engine=name,
+                    key=self.key,
+                    onnx_sha256=onnx_sha256(self.bundle.manifest, name),
+                    plan_sha256=hashlib.sha256(plan).hexdigest(),
+                    plan_bytes=plan.nbytes,
+                    seconds=compiled.seconds,
+                    workspace_bytes=workspace,
+                    int8_products=compiled.int8_products,
+                    power_mode=self.power_mode,
+                )
+                record = self._measured(record, plan)
             publish_plan(self.bundle, built, record)
         finally:
             built.unlink(missing_ok=True)
@@ -265,7 +266,7 @@ class _Builder:
             capability=self.capability,
         )
 
-    def _measured(self, record: PlanRecord, plan: bytes) -> PlanRecord:
+    def _measured(self, record: PlanRecord, plan: memoryview) -> PlanRecord:
         """The record with what running the plan says about it."""
         if self.check_engine is None:
             return replace(record, not_measured=NO_GPU)
@@ -277,7 +278,7 @@ class _Builder:
             **self._inspected(plan, record.int8_products),
         )
 
-    def _inspected(self, plan: bytes, products: Collection[str]) -> dict[str, Any]:
+    def _inspected(self, plan: memoryview, products: Collection[str]) -> dict[str, Any]:
         """Fields of the record."""
         if self.inspect_engine is None:
             return {}
@@ -299,7 +300,7 @@ class _Builder:
         return f", about {remaining_bytes * rate / 60:.1f} min left"
 
     def _onnx(self, name: str) -> Path:
-        return self.bundle.file(self.bundle.manifest.engines[name].file).resolve()
+        return self.bundle.engine(name).resolve()
 
     def _onnx_bytes(self, name: str) -> int:
         manifest = self.bundle.manifest

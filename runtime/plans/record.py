@@ -4,7 +4,8 @@ A plan is `plans/<slug>/NAME.plan` with a record beside it, `NAME.json`. `read_p
 bytes only if they are whole, were made from this bundle's ONNX for exactly this machine, and
 passed their parity check: TensorRT runs native code of a plan and does not notice tampering. The
 record is not signed: it protects from damage and mix-ups, not from somebody who may write into
-the bundle's folder.
+the bundle's folder. Nor from one who writes into the file between the hash and TensorRT: a plan is
+mapped and not copied, because on a board its copy would take memory that its weights need.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..bundle import PLANS, Bundle, Manifest, Verdict
+from ..bundle import PLANS, Bundle, Manifest, Verdict, onnx_files
 from ..errors import EngineError
 from ..storage.files import beside
 from .folder import how_to_build
@@ -64,8 +66,8 @@ class PlanRecord:
 
 def read_plan(
     bundle: Bundle, engine: str, key: PlanKey, *, accept_unmeasured: bool = False
-) -> bytes:
-    """The bytes of a plan that may be deserialized here.
+) -> memoryview:
+    """The bytes of a plan that may be deserialized here, as `map_plan` hands them out.
 
     Args:
         bundle: a verified one.
@@ -173,13 +175,6 @@ def onnx_sha256(manifest: Manifest, engine: str) -> str:
     return digest.hexdigest()
 
 
-def onnx_files(manifest: Manifest, engine: str) -> list[str]:
-    """Names of the ONNX file and its weights."""
-    file = manifest.engines[engine].file
-    names = (file, file.removesuffix("onnx") + "weights")
-    return [name for name in names if name in manifest.files]
-
-
 def plan_path(bundle: Bundle, engine: str, key: PlanKey) -> Path:
     """Where the plan of an engine lies, or would lie.
 
@@ -209,17 +204,31 @@ def publish_plan(bundle: Bundle, built: Path, record: PlanRecord) -> None:
         partial.write_text(record.to_json())
 
 
-def _read_verified(bundle: Bundle, engine: str, key: PlanKey, record: PlanRecord) -> bytes:
+def map_plan(path: Path) -> memoryview:
+    """A plan's bytes, which are pages of its file: they take no memory that others could not have.
+
+    The caller releases them, best in a `with` statement, which unmaps the file.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    with path.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _read_verified(bundle: Bundle, engine: str, key: PlanKey, record: PlanRecord) -> memoryview:
     path = plan_path(bundle, engine, key)
-    if path.stat().st_size != record.plan_bytes:
+    size = path.stat().st_size
+    if size != record.plan_bytes or not size:
         raise EngineError(
-            f"{path}: {path.stat().st_size} bytes, its record says {record.plan_bytes}: damaged. "
+            f"{path}: {size} bytes, its record says {record.plan_bytes}: damaged. "
             f"{_rebuild(bundle)}"
         )
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != record.plan_sha256:
+    plan = map_plan(path)
+    if hashlib.sha256(plan).hexdigest() != record.plan_sha256:
+        plan.release()
         raise EngineError(f"{path}: SHA-256 differs from its record's: damaged. {_rebuild(bundle)}")
-    return data
+    return plan
 
 
 def _parse_record(bundle: Bundle, path: Path) -> PlanRecord:

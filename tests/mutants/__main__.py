@@ -33,7 +33,7 @@ from tests.mutants.score import report
 from tests.mutants.source import mutants_of
 
 NAMES = {
-    "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
+    "runtime": "graph interpreter listed_files policy episode inputs golden declarations anchor bundle "
     "functions image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.plans": "record key folder",

@@ -6,6 +6,7 @@ one, that really compiles.
 
 import argparse
 import errno
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -99,7 +100,29 @@ def test_every_engine_is_compiled_in_a_process_of_its_own(bundle, stand_in):
     assert [c["engine"] for c in compiles] == ["first", "second"]
     assert len({os.getpid(), *(c["pid"] for c in compiles)}) == 3
     assert files(bundle) == finished("first", "second")
-    assert read_plan(bundle, "first", KEY).startswith(b"stand-in plan")
+    assert bytes(read_plan(bundle, "first", KEY)).startswith(b"stand-in plan")
+
+
+def test_what_measures_a_plan_sees_its_file_and_no_copy(bundle, stand_in):
+    """A record's hash is of the same bytes, and nothing stays mapped."""
+    seen = {}
+
+    def check(path, plan):
+        maps = Path("/proc/self/maps").read_text()
+        seen[Path(path).stem] = bytes(plan), f"{Path(path).stem}.new" in maps
+        return check_engine(path, plan)
+
+    def inspect(plan):
+        assert bytes(plan) in {data for data, _ in seen.values()}
+        return json.dumps({"Layers": []}), 0
+
+    rows = run_build(bundle, check_engine=check, inspect_engine=inspect)
+    for row in rows:
+        data = plan_path(bundle, row.engine, KEY).read_bytes()
+        assert seen[row.engine] == (data, True)
+        assert row.record.plan_sha256 == hashlib.sha256(data).hexdigest()
+        assert row.record.plan_bytes == len(data)
+    assert str(bundle.path) not in Path("/proc/self/maps").read_text()
 
 
 def test_the_compiler_is_told_what_export_decided(bundle, stand_in):

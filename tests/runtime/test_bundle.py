@@ -1,5 +1,6 @@
 """A bundle is read whole and true, or refused before any engine sees a byte of it."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -119,6 +120,37 @@ def test_a_manifest_that_is_not_true_is_refused(bundle, change, message):
     edit(bundle, change)
     with pytest.raises(runtime.BundleError, match=message):
         read_bundle(bundle)
+
+
+def test_engines_that_were_left_for_later_are_handed_out_verified_or_not_at_all(bundle):
+    weights = bundle / "engines" / "vision.weights"
+    rewrite(weights, weights.read_bytes()[::-1])
+    opened = read_bundle(bundle, engines=False)
+    files = opened.manifest.files
+    engines = {name for name in files if name.startswith("engines/")}
+    assert opened.verified.keys() == files.keys() - engines
+    assert opened.bytes_verified == sum(files[n].bytes for n in files if n not in engines)
+    opened.file("engines/vision.onnx")
+    for hand_out in (
+        lambda: opened.engine("vision"),
+        lambda: opened.file(weights.relative_to(bundle).as_posix()),
+    ):
+        with pytest.raises(runtime.BundleError, match=r"vision\.weights: SHA-256 differs"):
+            hand_out()
+    assert opened.engine("language") == bundle / "engines" / "language.onnx"
+    assert {"engines/language.onnx", "engines/language.weights"} <= opened.verified.keys()
+    weights.unlink()
+    with pytest.raises(runtime.BundleError, match=r"vision\.weights: cannot be read .No such file"):
+        opened.engine("vision")
+
+
+def test_what_was_verified_by_another_manifest_is_read_again(bundle):
+    opened = read_bundle(bundle)
+    files = dict(opened.manifest.files)
+    files["golden.npz"] = replace(files["golden.npz"], sha256="0" * 64)
+    manifest = replace(opened.manifest, files=files)
+    with pytest.raises(runtime.BundleError, match=r"golden\.npz: SHA-256 differs"):
+        dataclasses.replace(opened, manifest=manifest).file("golden.npz")
 
 
 def test_text_that_is_no_json_is_refused(bundle):

@@ -119,6 +119,12 @@ def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
     figures = last_json(streams.out)
     assert figures["cold"]["tick"]["n"] == figures["warm"]["tick"]["n"] == 3
     assert figures["way_to_wait"] == "not applicable", "the host computes itself"
+    files = runtime.read_bundle(demo_bundle).manifest.files
+    engines = sum(entry.bytes for name, entry in files.items() if name.startswith("engines/"))
+    everything = sum(entry.bytes for entry in files.values())
+    assert figures["start_up"]["bytes_read"] == everything + engines, "verified, then loaded"
+    assert figures["start_up"]["seconds"] > 0
+    assert f" s, {(everything + engines) / 1e6:.1f} MB of files read" in streams.out
 
 
 def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path, capsys):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from runtime.__main__ import main
 from runtime.board.machine import PowerMode, read_machine
-from runtime.bundle import read_golden
+from runtime.bundle import read_bundle, read_golden
 from runtime.plans.compiler import Compiled
 from tests.simulation import install, make_plan
 
@@ -49,9 +50,21 @@ def test_build_check_and_bench_work_one_after_the_other(world, bundle, capsys):
     assert main(["bench", str(bundle), "--backend", "tensorrt", "--ticks", "2"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["warm"]["tick"]["n"], figures["way_to_wait"]) == (2, "block")
+    assert figures["warm"]["tick"]["n"] == 2
+    files = read_bundle(bundle).manifest.files
+    rest = sum(e.bytes for name, e in files.items() if not name.startswith("engines/"))
+    plans = sum(path.stat().st_size for path in folder.glob("*.plan"))
+    assert figures["start_up"]["bytes_read"] == rest + plans
     assert main(["show", str(bundle), "--brief"]) == 0
     assert re.search(r"scratch [\d,]+ \+ [\d,]+ bytes", capsys.readouterr().out)
     assert not world.violations
+
+
+def test_no_plan_stays_mapped_once_it_is_loaded(world, bundle):
+    assert main(["build", str(bundle)]) == 0
+    with runtime.load(bundle, backend="tensorrt") as policy:
+        assert policy.backend.bytes_read > 0
+        assert ".plan" not in Path("/proc/self/maps").read_text()
 
 
 def test_without_a_build_the_command_to_build_is_named(world, bundle, capsys):

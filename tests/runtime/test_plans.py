@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -40,7 +42,8 @@ def deserialize():
     seen = []
 
     def load(bundle, **options):
-        seen.append(read_plan(bundle, "second", KEY, **options))
+        with read_plan(bundle, "second", KEY, **options) as plan:
+            seen.append(bytes(plan))
 
     load.seen = seen
     return load
@@ -76,6 +79,44 @@ def test_a_good_plan_is_handed_out_whole(bundle, deserialize):
     deserialize(bundle)
     assert deserialize.seen == [PLAN]
     assert sorted(p.name for p in path.parent.iterdir()) == ["second.json", "second.plan"]
+
+
+def anonymous_bytes():
+    """Of this process's memory, what is no page of a file."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+
+def test_a_plan_takes_no_memory_beside_its_file(bundle):
+    """On a board its copy would take what its weights need. A copy would be all of 64 MB."""
+    data = bytes(64 << 20)
+    sizes = {"plan_sha256": hashlib.sha256(data).hexdigest(), "plan_bytes": len(data)}
+    path = publish(bundle)
+    path.write_bytes(data)
+    del data
+    edit(path.with_suffix(".json"), **sizes)
+    before = anonymous_bytes()
+    with read_plan(bundle, "second", KEY) as plan:
+        assert plan.nbytes == 64 << 20
+        assert anonymous_bytes() - before < 8 << 20
+        assert str(path) in Path("/proc/self/maps").read_text()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_plan_that_is_refused_stays_mapped_nowhere(bundle):
+    path = publish(bundle)
+    path.write_bytes(b"B" + PLAN[1:])
+    with pytest.raises(EngineError, match="SHA-256") as error:
+        read_plan(bundle, "second", KEY)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert error.value.__traceback__ is not None
+
+
+def test_a_plan_cannot_be_written_through_its_mapping(bundle):
+    path = publish(bundle)
+    with read_plan(bundle, "second", KEY) as plan, pytest.raises(TypeError, match="read-only"):
+        plan[0] = 0
+    assert path.read_bytes() == PLAN
 
 
 def test_the_folder_says_what_the_plan_is_for():
@@ -136,6 +177,13 @@ def test_a_plan_of_this_machine_is_found_beside_others(bundle, deserialize):
     assert deserialize.seen == [PLAN]
 
 
+def test_an_empty_plan_is_damaged_whatever_its_record_says(bundle, deserialize):
+    path = publish(bundle, plan_sha256=hashlib.sha256(b"").hexdigest(), plan_bytes=0)
+    path.write_bytes(b"")
+    with pytest.raises(EngineError, match=r"second\.plan: 0 bytes, its record says 0: damaged"):
+        deserialize(bundle)
+
+
 def test_another_engines_record_under_this_name_is_refused(bundle, deserialize):
     edit(publish(bundle).with_suffix(".json"), engine="first")
     with pytest.raises(
@@ -150,6 +198,7 @@ def test_another_engines_record_under_this_name_is_refused(bundle, deserialize):
     [
         (PLAN[:-1], f"{len(PLAN) - 1} bytes, its record says {len(PLAN)}: damaged. Rebuild"),
         (b"B" + PLAN[1:], "SHA-256 differs from its record's: damaged. Rebuild it here"),
+        (b"", f"0 bytes, its record says {len(PLAN)}: damaged. Rebuild"),
     ],
 )
 def test_a_damaged_plan_is_refused(bundle, deserialize, data, words):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ def world(monkeypatch):
     world = install(monkeypatch)
     read = policy_module.read_bundle
 
-    def verify(path):
-        bundle = read(path)
+    def verify(path, **options):
+        bundle = read(path, **options)
         world.is_verified = True
         return bundle
 
@@ -151,38 +152,67 @@ def test_seconds_are_measured_for_every_stage_of_a_replayed_graph(pair, image):
     assert seconds["suffix"] > 0
 
 
-def test_a_damaged_bundle_never_reaches_tensorrt(world, demo_bundle, tmp_path):
-    bundle = tmp_path / "bundle"
-    shutil.copytree(demo_bundle, bundle)
-    weights = bundle / "engines" / "vision.weights"
-    data = bytearray(weights.read_bytes())
+def damage(path):
+    data = bytearray(path.read_bytes())
     data[1000] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(BundleError, match=r"vision\.weights"):
-        runtime.load(bundle, backend=lambda _: TensorRTBackend(make_plan))
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def copied(demo_bundle, tmp_path):
+    return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("name", ["embedding.bin", "tokenizer.json", "golden.npz"])
+def test_a_damaged_bundle_never_reaches_tensorrt(world, copied, name):
+    damage(copied / name)
+    with pytest.raises(BundleError, match=f"{name}: SHA-256 differs"):
+        runtime.load(copied, backend=lambda _: TensorRTBackend(make_plan))
     assert world.num_deserialized == 0
+
+
+def test_onnx_files_are_read_by_who_opens_them_and_by_nobody_else(world, demo_bundle, copied):
+    """Here the plans lie elsewhere: what TensorRT runs is not in the damaged bundle."""
+    plans = lambda path: make_plan(demo_bundle / "engines" / path.name)  # noqa: E731
+    damage(copied / "engines" / "vision.weights")
+    with runtime.load(copied, backend=lambda _: TensorRTBackend(plans)) as policy:
+        files = policy.bundle.manifest.files
+        engines = {name for name in files if name.startswith("engines/")}
+        assert policy.bundle.verified.keys() == files.keys() - engines
+        rest = sum(entry.bytes for name, entry in files.items() if name not in engines)
+        plan_bytes = sum(plans(Path(name)).nbytes for name in engines if name.endswith(".onnx"))
+        assert policy.bytes_read == rest + plan_bytes
+        with pytest.raises(BundleError, match=r"vision\.weights: SHA-256 differs"):
+            policy.bundle.engine("vision")
+    with pytest.raises(BundleError, match=r"vision\.weights: SHA-256 differs"):
+        runtime.load(copied)
+
+
+def test_an_engine_file_that_is_missing_or_short_is_refused_on_tensorrt_too(world, copied):
+    weights = copied / "engines" / "vision.weights"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"vision\.weights: \d+ bytes, the manifest says"):
+        runtime.load(copied, backend=lambda _: TensorRTBackend(make_plan))
+    assert world.num_deserialized == 0
+
+
+def test_plans_are_released_once_they_are_read(world, demo_bundle):
+    given = []
+
+    def read_plan(path):
+        given.append(make_plan(path))
+        return given[-1]
+
+    with runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(read_plan)):
+        assert len(given) == 6
+        for plan in given:
+            with pytest.raises(ValueError, match="released"):
+                plan[0]
 
 
 def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
     with pytest.raises(EngineError, match=r"Magic tag does not match.*anchorvla build"):
-        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(lambda path: b"something else"))
-
-
-@pytest.mark.parametrize(
-    ("free_bytes", "what", "free_mb"),
-    [(100_000, "the policy's tensors", 0.1), (1_580_000, "the engines' scratch", 0.0)],
-)
-def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, free_bytes, what, free_mb):
-    """In MB of a million bytes, as the message says."""
-    world.free_bytes = free_bytes
-    with pytest.raises(EngineError) as told:
-        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
-    figures = r"(.*) MB of the GPU's memory are needed, (.*) of (.*) MB are free: close what else"
-    found = re.match(f"{what}: {figures}", str(told.value))
-    assert found, told.value
-    needed, *rest = map(float, found.groups())
-    assert rest == [free_mb, 8589.9]
-    assert 0.0 < needed < 2.0
+        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(lambda _: memoryview(b"other")))
 
 
 def test_without_tensorrt_it_is_said_what_to_do():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,9 +28,16 @@ NUMPY = {
 }
 
 
-def make_plan(path: Path) -> bytes:
+def make_plan(path: Path) -> memoryview:
     """What a build would have made of an ONNX file."""
-    return PLAN + str(path).encode()
+    return mapped(PLAN + str(path).encode())
+
+
+def mapped(plan: bytes) -> memoryview:
+    """Bytes as they would be if a file with them was mapped."""
+    mapping = mmap.mmap(-1, len(plan))
+    mapping[:] = plan
+    return memoryview(mapping)
 
 
 @functools.lru_cache(maxsize=16)
@@ -43,6 +52,7 @@ def session_of(path: Path, changed_ns: int) -> ort.InferenceSession:
 class Severity(enum.IntEnum):
     INTERNAL_ERROR = 0
     ERROR = 1
+    WARNING = 2
 
 
 class ILogger:
@@ -78,29 +88,53 @@ def tensorrt(world: World) -> ModuleType:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
 
-        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        def deserialize_cuda_engine(self, given: memoryview) -> Engine | None:
             if not world.is_verified:
                 raise Violation("a plan is deserialized before its bundle is verified")
             world.num_deserialized += 1
             if world.is_refused("deserialize_cuda_engine"):
                 return None
+            plan = bytes(given)
             if not plan.startswith(PLAN):
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
             try:
-                return Engine(Path(plan.removeprefix(PLAN).decode()))
+                path = Path(plan.removeprefix(PLAN).decode())
+                weights = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.*"))
+                # A real plan is as large as its weights, and pages of a file take nothing.
+                copied = 0 if isinstance(memoryview(given).obj, mmap.mmap) else weights
+                if weights + copied > world.free_bytes:
+                    self.say_that_memory_is_short(weights)
+                    return None
+                return Engine(path, weights)
             except Exception as error:
                 self.logger.log(Severity.ERROR, str(error))
                 return None
 
+        def say_that_memory_is_short(self, size: int) -> None:
+            words = f"Requested amount of GPU memory ({size} bytes) could not be allocated."
+            self.logger.log(Severity.WARNING, words)
+            self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (no further information)")
+
+    class Weights:
+        """Memory on the GPU that goes with its engine."""
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+            world.free_bytes -= size
+
+        def __del__(self) -> None:
+            world.free_bytes += self.size
+
     class Engine:
-        def __init__(self, path: Path) -> None:
+        def __init__(self, path: Path, weights: int) -> None:
             self.session = session_of(path, path.stat().st_mtime_ns)
             inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
             self.ports = {node.name: node for node in (*inputs, *outputs)}
             self.input_names = [node.name for node in inputs]
             self.num_io_tensors = len(self.ports)
             self.device_memory_size_v2 = sum(self.num_bytes(name) for name in self.input_names)
+            self.weights: Weights | None = Weights(weights)
 
         def get_tensor_name(self, index: int) -> str:
             return list(self.ports)[index]
@@ -129,7 +163,9 @@ def tensorrt(world: World) -> ModuleType:
                 return None
             if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
                 raise Violation("a context with scratch memory of its own")
-            return ExecutionContext(Body(self))
+            network = copy.copy(self)
+            network.weights = None  # what is enqueued may outlive the engine
+            return ExecutionContext(Body(network))
 
     class Body:
         """What a context does; enqueued work may outlive the context itself."""

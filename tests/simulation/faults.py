@@ -96,7 +96,11 @@ class FaultyBackend:
 
     def __init__(self, inner: Backend, faults: Faults, world: World | None = None) -> None:
         self.inner, self.faults, self.world = inner, faults, world
-        self.name = inner.name
+        self.name, self.reads_onnx = inner.name, inner.reads_onnx
+
+    @property
+    def bytes_read(self) -> int:
+        return self.inner.bytes_read
 
     @property
     def waits(self) -> str:
