@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..board.supported import CUDA_ERRORS
 from ..errors import EngineError
+from ..plans.diagnosis import FREE_MEMORY
 from .cuda_context import PrimaryContext, Wait
 
 INSTALL = (
@@ -57,19 +59,8 @@ class Cuda:
         Raises:
             EngineError: there is too little.
         """
-        try:
-            with self.context:
-                return Owned(self.driver.mem_alloc(num_bytes), self.context)
-        except self.driver.MemoryError:
-            with self.context:
-                free, total = (size / 1e6 for size in self.driver.mem_get_info())
-            raise EngineError(
-                f"{what}: {num_bytes / 1e6:.1f} MB of the GPU's memory are needed, {free:.1f} of "
-                f"{total:.1f} MB are free: close what else uses it (a desktop takes some 1000 MB), "
-                "or export with fewer --tokens or a smaller recipe"
-            ) from None
-        except self.driver.Error as error:
-            raise EngineError(f"CUDA: memory for {what} failed: {error}; {BROKEN}") from error
+        raw = self._allocate(num_bytes, what, self.driver.mem_alloc, num_bytes)
+        return Owned(raw, self.context)
 
     def free(self, block: Owned) -> None:
         """Give memory back. See `destroy_event` about failures."""
@@ -80,8 +71,12 @@ class Cuda:
         """Zeros on the host that the GPU can copy while the host goes on.
 
         The memory goes with the last array that looks at it.
+
+        Raises:
+            EngineError: there is too little memory, which a board's GPU and host share.
         """
-        zeros = self._drive("page-locked memory", self.driver.pagelocked_zeros, shape, dtype)
+        num_bytes, what = math.prod(shape) * dtype.itemsize, "what the host reads and writes"
+        zeros = self._allocate(num_bytes, what, self.driver.pagelocked_zeros, shape, dtype)
         return np.asarray(_PageLocked(zeros, self.context))
 
     def clear(self, block: Owned, num_bytes: int) -> None:
@@ -106,8 +101,12 @@ class Cuda:
         copy = self.driver.memcpy_dtoh_async
         self._drive("a copy from the GPU", copy, array, address, stream.raw)
 
+    def copy_over(self, address: int, array: NDArray[Any]) -> None:
+        """To the GPU, now; from any memory. Our streams wait for it: none is a non-blocking one."""
+        self._drive("a copy to the GPU", self.driver.memcpy_htod, address, array)
+
     def copy_back(self, array: NDArray[Any], address: int) -> None:
-        """To the host, now."""
+        """To the host, now; into any memory."""
         self._drive("a copy from the GPU", self.driver.memcpy_dtoh, array, address)
 
     def event(self) -> Any:
@@ -168,6 +167,28 @@ class Cuda:
     def _let_go(self, name: str, thing: Any) -> None:
         with contextlib.suppress(EngineError):
             self._call(name, thing)
+
+    def _allocate(
+        self, num_bytes: int, what: str, call: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        try:
+            with self.context:
+                return call(*arguments)
+        except self.driver.MemoryError:
+            with self.context:
+                free, total = self.driver.mem_get_info()
+            remedy = (
+                "close what else uses it (a desktop takes some 1000 MB), or export with fewer "
+                "--tokens or a smaller recipe"
+            )
+            if free > num_bytes:
+                remedy = f"they are in pieces; {FREE_MEMORY}"
+            raise EngineError(
+                f"{what}: {num_bytes / 1e6:.1f} MB of the GPU's memory are needed, "
+                f"{free / 1e6:.1f} of {total / 1e6:.1f} MB are free: {remedy}"
+            ) from None
+        except self.driver.Error as error:
+            raise EngineError(f"CUDA: memory for {what} failed: {error}; {BROKEN}") from error
 
     def _call(self, name: str, *arguments: Any) -> Any:
         with self.context:

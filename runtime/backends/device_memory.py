@@ -1,7 +1,8 @@
 """A graph's tensors on the GPU: one allocation, a permanent place for each, staging on the host.
 
 A version says that a tensor is still valid, so its bytes must be: no two tensors share memory, and
-none ever moves. The host's copies are page-locked, so that a captured graph can copy them.
+none ever moves. What a tick copies has a page-locked twin on the host, so that a captured graph can
+copy it; nothing else has one, for a board's host and GPU share one memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..declarations import ITEM_SIZES, Tensor
 from ..engine import ALIGNMENT
 from ..errors import EngineError
 from ..graph import Graph
@@ -28,11 +30,22 @@ def layout(graph: Graph) -> tuple[dict[str, int], int]:
     return offsets, total
 
 
+def host_roots(graph: Graph) -> frozenset[str]:
+    """Tensors that own memory of which the host reads or writes something in a tick.
+
+    It runs the host functions, and reads the outputs.
+    """
+    ports = (p for s in graph.stages if s.function for p in (s.inputs, s.outputs))
+    names = {name for port in ports for name in port.values() if name in graph.tensors}
+    return frozenset(graph.extent(name)[0] for name in names.union(graph.outputs))
+
+
 class DeviceMemory:
     """See `runtime.engine.Memory`. Uploads wait for the next launch; a download waits for the GPU.
 
     What the host wrote waits until a copy of it is known to have arrived: after an error it waits
-    still, and whoever tries again copies it again.
+    still, and whoever tries again copies it again. A tensor that no tick copies, which only checks
+    ask for, gets pageable memory on the host when it is first asked for, and is copied at once.
 
     Raises:
         EngineError: the GPU has too little memory.
@@ -44,14 +57,14 @@ class DeviceMemory:
         self.stream: Any = cuda.stream()
         self._block: Any = cuda.allocate(self.num_bytes, "the policy's tensors")
         cuda.clear(self._block, self.num_bytes)
-        owned = {name: self._host_array(name) for name in graph.roots}
+        self._twins = {name: self._page_locked(name) for name in sorted(host_roots(graph))}
+        self.page_locked_bytes = sum(array.nbytes for array in self._twins.values())
+        self._is_locked = {n: graph.extent(n)[0] in self._twins for n in graph.tensors}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._addresses: dict[str, int] = {}
         for name, tensor in graph.tensors.items():
-            root, start, stop = graph.extent(name)
-            array = owned[root].reshape(-1)[start:stop]
-            self._arrays[name] = array.reshape(tensor.shape)
-            offset = offsets[root] + start * array.itemsize
+            root, start, _ = graph.extent(name)
+            offset = offsets[root] + start * ITEM_SIZES[tensor.dtype]
             self._addresses[name] = int(self._block) + offset
         extents = {name: graph.extent(name) for name in graph.tensors}
         self._touching = {n: _touching(extents, n) for n in extents}
@@ -60,6 +73,13 @@ class DeviceMemory:
         self._behind: set[str] = set()
 
     def host(self, name: str) -> NDArray[Any]:
+        if name not in self._arrays:
+            root, start, stop = self.graph.extent(name)
+            if root not in self._twins:
+                tensor = self.graph.tensors[root]
+                self._twins[root] = np.zeros(tensor.shape, _numpy_type(tensor))
+            part = self._twins[root].reshape(-1)[start:stop]
+            self._arrays[name] = part.reshape(self.graph.tensors[name].shape)
         return self._arrays[name]
 
     def address(self, name: str) -> int:
@@ -67,12 +87,15 @@ class DeviceMemory:
         return self._addresses[name]
 
     def upload(self, name: str) -> None:
-        self._waiting[name] = None
+        if self._is_locked[name]:
+            self._waiting[name] = None
+        else:
+            self._cuda.copy_over(self._addresses[name], self.host(name))
 
     def download(self, name: str) -> None:
         if name in self._behind:
             self.flush()
-            self._cuda.copy_back(self._arrays[name], self._addresses[name])
+            self._cuda.copy_back(self.host(name), self._addresses[name])
             self._behind -= self._inside[name]
 
     @property
@@ -104,12 +127,12 @@ class DeviceMemory:
     def copy_in(self, names: Iterable[str]) -> None:
         """To the GPU, on the main stream; done when that is synchronized."""
         for name in names:
-            self._cuda.copy_in(self._addresses[name], self._arrays[name], self.stream)
+            self._cuda.copy_in(self._addresses[name], self.host(name), self.stream)
 
     def copy_out(self, names: Iterable[str]) -> None:
         """To the host, likewise."""
         for name in names:
-            self._cuda.copy_out(self._arrays[name], self._addresses[name], self.stream)
+            self._cuda.copy_out(self.host(name), self._addresses[name], self.stream)
 
     def written(self, names: Iterable[str]) -> None:
         """Engines write these tensors, or may have: only the GPU knows them now."""
@@ -138,10 +161,13 @@ class DeviceMemory:
         self._block = self.stream = None
         self._arrays.clear()  # page-locked memory goes with the last array on it
 
-    def _host_array(self, name: str) -> NDArray[Any]:
+    def _page_locked(self, name: str) -> NDArray[Any]:
         tensor = self.graph.tensors[name]
-        dtype = np.dtype(np.uint16 if tensor.dtype == "bfloat16" else tensor.dtype)
-        return self._cuda.page_locked(tensor.shape, dtype)
+        return self._cuda.page_locked(tensor.shape, _numpy_type(tensor))
+
+
+def _numpy_type(tensor: Tensor) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if tensor.dtype == "bfloat16" else tensor.dtype)
 
 
 Extents = Mapping[str, tuple[str, int, int]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..backends.device_memory import layout
+from ..backends.device_memory import host_roots, layout
 from ..backends.schedule import NUM_STREAMS, plan
 from ..bundle import PLANS, Bundle
 from ..declarations import PACES, Input, Pace, from_source
@@ -101,8 +101,10 @@ def memory_plan(bundle: Bundle) -> Iterator[str]:
     """Bytes of tensors and weights, and of scratch for every machine that plans were built for."""
     graph, files = bundle.manifest.graph, bundle.manifest.files
     _, tensors = layout(graph)
+    twins = sum(graph.tensors[name].num_bytes for name in host_roots(graph))
     weights = sum(e.bytes for name, e in files.items() if name.startswith("engines/"))
     yield f"tensors {tensors:,} bytes in one allocation, weights {weights:,} bytes"
+    yield f"page-locked {twins:,} bytes on the host, for what it reads and writes"
     unfused = {n: e.unfused_scratch_bytes for n, e in bundle.manifest.engines.items()}
     yield f"scratch {_shared(graph, unfused)} if a compiler fused nothing"
     for folder in sorted((bundle.path / PLANS).glob("*/")):

@@ -1,5 +1,6 @@
 """The TensorRT engine on a simulated GPU: the same actions, one launch and one wait per tick."""
 
+import gc
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from runtime.bundle import read_golden
 from runtime.errors import BundleError, EngineError
 from runtime.pages.show import describe
 from tests.simulation import install, make_plan
+from tests.simulation.world import PINNED
 
 
 @pytest.fixture
@@ -210,9 +212,63 @@ def test_plans_are_released_once_they_are_read(world, demo_bundle):
                 plan[0]
 
 
+def roots_of_copies(world, memory):
+    """Tensors that own the memory which was copied, by their addresses."""
+    graph = memory.graph
+    places = {memory.address(name): graph.extent(name)[0] for name in graph.tensors}
+    return {places[address] for _, address, _ in world.copies}
+
+
+def test_what_ticks_copy_is_page_locked_and_nothing_else(world, demo_bundle, image):
+    policy = runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
+    episode = policy.start(anchor=image(0), instruction="open the drawer")
+    episode.act({"frame": image(1), "state": np.zeros(4, np.float32)})
+    episode.ask("anchor_similarity")
+    graph, memory = policy.graph, policy.memory
+    copied = roots_of_copies(world, memory)
+    locked = sum(block.size for block in world.blocks if block.kind == PINNED)
+    assert locked == sum(graph.tensors[name].num_bytes for name in copied)
+    assert memory.page_locked_bytes == locked < memory.num_bytes
+    assert "prefix_kv" not in copied, "what is kept of the anchor stays where it is"
+    assert f"page-locked {locked:,} bytes on the host" in describe(policy.bundle, brief=True)
+    assert all(verdict.passed for verdict in policy.check()), "they ask for all the others"
+    assert "prefix_kv" in roots_of_copies(world, memory)
+    assert sum(block.size for block in world.blocks if block.kind == PINNED) == locked
+    policy.close()
+
+
 def test_what_tensorrt_refuses_is_said_with_its_reason(world, demo_bundle):
     with pytest.raises(EngineError, match=r"Magic tag does not match.*anchorvla build"):
         runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(lambda _: memoryview(b"other")))
+
+
+@pytest.mark.parametrize("what", ["the policy's tensors", "what the host reads", "plan", "scratch"])
+def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, what):
+    """In MB of a million bytes. Host and GPU have one memory, as on a board."""
+    with runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan)) as policy:
+        tensors, locked = policy.memory.num_bytes, policy.memory.page_locked_bytes
+        needed = (8 << 30) - world.free_bytes
+    del policy
+    gc.collect()
+    assert world.free_bytes == 8 << 30
+    world.free_bytes = {
+        "the policy's tensors": tensors - 1,
+        "what the host reads": tensors + locked - 1,
+        "plan": tensors + locked + 1000,
+        "scratch": needed - 1,
+    }[what]
+    with pytest.raises(EngineError) as told:
+        runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan))
+    if what == "plan":
+        assert re.search(r"Requested amount of GPU memory \(\d+ bytes\)", str(told.value))
+        assert "its memory was too little: reboot and do this before" in str(told.value)
+        return
+    figures = r"(.*) MB of the GPU's memory are needed, (.*) of (.*) MB are free: close what else"
+    found = re.search(f"{what}.*: {figures}", str(told.value))
+    assert found, told.value
+    wanted, free, total = map(float, found.groups())
+    assert total == 8589.9
+    assert free <= wanted < 2.0
 
 
 def test_without_tensorrt_it_is_said_what_to_do():

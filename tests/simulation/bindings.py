@@ -71,7 +71,7 @@ def bindings(world: World) -> ModuleType:
 
     def destroy_executable(graph: Capture) -> None:
         graph.is_alive = False
-        graph.ops.clear()
+        graph.ops.clear()  # with the arrays that it copied
         world.alive["executable"] -= 1
 
     class cudaStreamCaptureMode(enum.IntEnum):

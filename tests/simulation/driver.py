@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tests.simulation.world import (
-    DEVICE,
     PINNED,
     DeviceFull,
     DriverError,
@@ -134,6 +133,17 @@ def driver(world: World) -> ModuleType:
         world.submit(Op(stream.handle, run, (source,), (host_span(array),), begin=begin))
 
     @in_context
+    def memcpy_htod(address: int, array: np.ndarray) -> None:
+        world.call("memcpy_htod")
+        if world.capture is not None:
+            raise Violation("a synchronous copy inside a capture")
+        if world.now.ops:
+            raise Violation("a synchronous copy beside work that is not done")
+        world.bytes_at(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+        world.note_types((Span.of(address, array.nbytes, array.dtype.name),))
+        world.copies.append(("in", address, array.nbytes))
+
+    @in_context
     def memcpy_dtoh(array: np.ndarray, address: int) -> None:
         world.call("memcpy_dtoh")
         if world.capture is not None:
@@ -178,6 +188,7 @@ def driver(world: World) -> ModuleType:
         memset_d8=memset_d8,
         pagelocked_zeros=pagelocked_zeros,
         memcpy_htod_async=memcpy_htod_async,
+        memcpy_htod=memcpy_htod,
         memcpy_dtoh_async=memcpy_dtoh_async,
         memcpy_dtoh=memcpy_dtoh,
     )

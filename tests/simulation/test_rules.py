@@ -19,8 +19,9 @@ GRAPH = Graph(
     inputs=vectors("source"),
     tensors={"x": ROW, "y": ROW, "z": ROW},
     stages=(Stage(name="s", function="copy", inputs={"value": "source"}, outputs={"value": "x"}),),
-    outputs=leaves("x"),
+    outputs=leaves("x", "z"),
 )
+"""The host reads x and z, and nothing of y but what a check asks for."""
 
 
 @pytest.fixture
@@ -214,6 +215,58 @@ def test_what_is_being_copied_to_the_host_is_no_number_yet(started, memory):
     assert np.isnan(memory.host("z")).all()
     memory._cuda.synchronize(memory.stream)
     assert not memory.host("z").any()
+
+
+def test_page_locked_memory_is_taken_from_what_the_gpu_has_and_given_back(world, backend):
+    before = world.free_bytes
+    array = backend.cuda.page_locked((1024,), np.dtype(np.float32))
+    part = array[512:]
+    del array
+    assert world.free_bytes == before - 4096
+    del part
+    assert world.free_bytes == before
+    world.free_bytes = 4095
+    with pytest.raises(EngineError, match=r"^what the host reads and writes: 0\.0 MB of the GPU"):
+        backend.cuda.page_locked((1024,), np.dtype(np.float32))
+
+
+def test_an_engine_takes_as_much_memory_as_its_weights_while_it_lives(world, backend, adder):
+    size, before = adder.stat().st_size, world.free_bytes
+    engine = backend.engine(adder)
+    assert world.free_bytes == before - size
+    engine.close()
+    assert world.free_bytes == before
+    world.free_bytes = size - 1
+    with pytest.raises(EngineError, match=rf"(?s)GPU memory \({size} bytes\) .*too little: reboot"):
+        backend.engine(adder)
+
+
+def test_a_plan_that_was_copied_takes_its_size_twice(world, adder):
+    world.free_bytes = 2 * adder.stat().st_size - 1
+    TensorRTBackend(make_plan).engine(adder).close()
+    copying = TensorRTBackend(lambda path: memoryview(bytes(make_plan(path))))
+    with pytest.raises(EngineError, match=r"its memory was too little: reboot"):
+        copying.engine(adder)
+
+
+def test_a_block_must_lie_in_one_piece(world, backend):
+    world.largest_block = 1000
+    backend.cuda.allocate(1000, "x")
+    with pytest.raises(EngineError, match=r"^x: .* are free: they are in pieces; reboot and do"):
+        backend.cuda.allocate(1001, "x")
+
+
+def test_what_is_copied_at_once_must_not_lie_beside_work_that_is_not_done(started, memory):
+    memory.host("y")[:] = 1
+    memory.copy_in(["x"])
+    with pytest.raises(Violation, match="a synchronous copy beside work that is not done"):
+        memory.upload("y")
+    memory.stream.synchronize()
+    with (
+        pytest.raises(Violation, match="a synchronous copy inside a capture"),
+        memory._cuda.capture(memory.stream),
+    ):
+        memory.upload("y")
 
 
 def test_nothing_must_be_destroyed_twice(backend, memory):

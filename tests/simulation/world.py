@@ -149,6 +149,9 @@ class World:
         self.graphs: list[Capture] = []
         self.is_verified = False
         self.free_bytes = 8 << 30
+        """Of the memory that page-locked arrays, the GPU's allocations and engines share."""
+        self.largest_block = 8 << 30
+        """What lies in one piece of it."""
         self.gpu, self.num_sms = "simulated Orin", 8
         self.driver_version = self.runtime_version = 12060
         """CUDA that the driver implements, and that cuda-bindings were made for."""
@@ -228,13 +231,13 @@ class World:
         return next(self._handles)
 
     def allocate(self, size: int, kind: str) -> Block:
+        """Memory that the host and the GPU share, so everything is taken from the same."""
         if self.capture is not None:
             raise Violation("allocation inside a capture")
-        if kind == DEVICE and size > self.free_bytes:
+        if size > min(self.free_bytes, self.largest_block):
             raise DeviceFull
         self.alive[ALLOCATIONS[kind]] += 1
-        if kind == DEVICE:
-            self.free_bytes -= size
+        self.free_bytes -= size
         raw = np.zeros(size + ALIGNMENT, np.uint8)
         if kind == DEVICE:
             raw[:] = 0xFF  # what lies there is somebody else's: no numbers
@@ -255,7 +258,7 @@ class World:
 
     def forget(self, block: Block) -> None:
         block.is_freed = True
-        self.free_bytes += len(block.bytes) if block.kind == DEVICE else 0
+        self.free_bytes += len(block.bytes)
         self.alive[ALLOCATIONS[block.kind]] -= 1
 
     def block_at(self, address: int, size: int) -> Block | None:
