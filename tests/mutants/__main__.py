@@ -33,8 +33,8 @@ from tests.mutants.score import report
 from tests.mutants.source import mutants_of
 
 NAMES = {
-    "runtime": "graph interpreter listed_files policy episode inputs golden declarations anchor bundle "
-    "functions image prompt normalization engine",
+    "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
+    "listed_files functions image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply",
