@@ -120,38 +120,24 @@ def mistyped_scales(model: onnx.ModelProto) -> list[str]:
     Thor does not on Orin, same TensorRT (NVIDIA/TensorRT issue 4832: "No matching rules found for
     input operand types"); TensorRT for RTX takes it for SM 8.6, so no compile check finds it.
     """
-    graph = shape_inference.infer_shapes(model).graph
-    declared = (model.graph.value_info, model.graph.output)
-    types: dict[str, set[int]] = {}
-    for value in (
-        *graph.input,
-        *graph.value_info,
-        *graph.output,
-        *(v for d in declared for v in d),
-    ):
-        types.setdefault(value.name, set()).add(value.type.tensor_type.elem_type)
-    for tensor in graph.initializer:
-        types.setdefault(tensor.name, set()).add(tensor.data_type)
+    graph = shape_inference.infer_shapes(model).graph  # what is declared already, it keeps
+    types = {t.name: t.data_type for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
     found = []
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         is_result = node.op_type == "DequantizeLinear"
-        scaled = types.get(node.output[0] if is_result else node.input[0], {0})
-        if is_result:
-            scaled = scaled | {a.i for a in node.attribute if a.name == "output_dtype" and a.i}
-        scale = types.get(node.input[1], {0})
-        if len(scaled | scale) > 1 or 0 in scale:
-            what = "result" if is_result else "input"
+        scale = types.get(node.input[1], 0)
+        scaled = types.get(node.output[0] if is_result else node.input[0], 0)
+        if scale != scaled or not scale:
+            kinds = [TensorProto.DataType.Name(kind).lower() for kind in (scale, scaled)]
             found.append(
-                f"{node.name or node.output[0]!r} is a {node.op_type} whose scale is "
-                f"{_names(scale)} and whose {what} is {_names(scaled)}"
+                f"{node.name or node.output[0]!r} is a {node.op_type} whose scale is {kinds[0]} "
+                f"and whose {'result' if is_result else 'input'} is {kinds[1]}"
             )
     return found
-
-
-def _names(kinds: Collection[int]) -> str:
-    return " and ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(kinds))
 
 
 def _differences(products: Sequence[Product], rule: Rule, base: Base) -> list[str]:

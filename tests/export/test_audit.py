@@ -356,7 +356,12 @@ def test_int4_that_tensorrt_does_not_take_is_refused(make, message, target, tmp_
 
 
 def scaled(scale, result=None, *, opset=20, declared=None):
-    """x [4, 4] float32 through a Q and its DQ; `scale` is the types of their scales."""
+    """x [4, 4] float32 through a Q and its DQ; `scale` is the types of their scales.
+
+    Args:
+        result: `output_dtype` of the DQ.
+        declared: type that the DQ's result is declared as, beside what is written.
+    """
     quantized, dequantized = (numpy_helper.from_array(np.ones((), t), t) for t in scale)
     zero = numpy_helper.from_array(np.int8(0), "zero")
     attributes = {} if result is None else {"output_dtype": result}
@@ -371,6 +376,13 @@ def scaled(scale, result=None, *, opset=20, declared=None):
     model = model_with(nodes, [*scales, zero], opset=opset)
     if declared is not None:
         model.graph.value_info.append(helper.make_tensor_value_info("d", declared, [4, 4]))
+    return model
+
+
+def straight_out(model):
+    """The DQ writes the output, which is declared as float32."""
+    del model.graph.node[-1]
+    model.graph.node[-1].output[0] = "y"
     return model
 
 
@@ -401,8 +413,12 @@ HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
             lambda: scaled(("float32", "float16"), declared=FLOAT),
             "'D' is a DequantizeLinear whose scale is float16 and whose result is float",
         ),
+        (
+            lambda: straight_out(scaled(("float32", "float16"))),
+            "'D' is a DequantizeLinear whose scale is float16 and whose result is float",
+        ),
     ],
-    ids=["input, opset 23", "input", "wider result", "narrower result", "declared"],
+    ids=["input, opset 23", "input", "wider result", "narrower result", "declared", "an output"],
 )
 def test_a_scale_of_another_type_is_refused_for_it_builds_on_thor_alone(
     make, message, target, tmp_path
