@@ -159,7 +159,8 @@ class DeviceMemory:
         self.drain()
         self._cuda.free(self._block)
         self._block = self.stream = None
-        self._arrays.clear()  # page-locked memory goes with the last array on it
+        self._arrays.clear()
+        self._twins.clear()  # page-locked memory goes with the last array on it
 
     def _page_locked(self, name: str) -> NDArray[Any]:
         tensor = self.graph.tensors[name]

@@ -226,14 +226,14 @@ def test_what_ticks_copy_is_page_locked_and_nothing_else(world, demo_bundle, ima
     episode.ask("anchor_similarity")
     graph, memory = policy.graph, policy.memory
     copied = roots_of_copies(world, memory)
-    locked = sum(block.size for block in world.blocks if block.kind == PINNED)
+    locked = sum(len(block.bytes) for block in world.blocks if block.kind == PINNED)
     assert locked == sum(graph.tensors[name].num_bytes for name in copied)
     assert memory.page_locked_bytes == locked < memory.num_bytes
     assert "prefix_kv" not in copied, "what is kept of the anchor stays where it is"
     assert f"page-locked {locked:,} bytes on the host" in describe(policy.bundle, brief=True)
     assert all(verdict.passed for verdict in policy.check()), "they ask for all the others"
     assert "prefix_kv" in roots_of_copies(world, memory)
-    assert sum(block.size for block in world.blocks if block.kind == PINNED) == locked
+    assert sum(len(block.bytes) for block in world.blocks if block.kind == PINNED) == locked
     policy.close()
 
 

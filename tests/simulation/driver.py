@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.simulation.world import (
+    DEVICE,
     PINNED,
     DeviceFull,
     DriverError,

@@ -261,7 +261,7 @@ def test_what_is_copied_at_once_must_not_lie_beside_work_that_is_not_done(starte
     memory.copy_in(["x"])
     with pytest.raises(Violation, match="a synchronous copy beside work that is not done"):
         memory.upload("y")
-    memory.stream.synchronize()
+    memory._cuda.synchronize(memory.stream)
     with (
         pytest.raises(Violation, match="a synchronous copy inside a capture"),
         memory._cuda.capture(memory.stream),

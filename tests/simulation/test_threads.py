@@ -71,7 +71,7 @@ def test_a_policy_may_be_dropped_on_a_thread_that_never_used_it(world, demo_bund
     """Arrays on page-locked memory outlive close: they give it back wherever the last one goes."""
     kept = []
     policy = load(demo_bundle)
-    kept.append(policy.memory.host("spatial_tokens"))
+    kept.append(policy.memory.host("actions"))
     policy.close()
     assert world.alive["page-locked allocation"] == 1
     on_thread(kept.clear)
