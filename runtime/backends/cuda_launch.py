@@ -71,7 +71,8 @@ class CudaLauncher:
     def __call__(self, stages: tuple[str, ...], wanted: frozenset[str]) -> Mapping[str, float]:
         uploads = self._memory.waiting
         written = [name for stage in stages for name in self._outputs[stage]]
-        downloads = tuple(sorted(wanted.intersection(written)))
+        seen = sorted(wanted.intersection(written))
+        downloads = tuple(filter(self._memory.is_page_locked, seen))
         self._memory.written(written)
         with self._cuda.context:
             try:
@@ -83,6 +84,8 @@ class CudaLauncher:
             self._memory.uploaded(uploads)
             self._memory.copied(downloads if batch is None else (*downloads, *batch.downloads))
             self._has_run.update(stages)
+            for name in seen:
+                self._memory.download(name)  # of what the batch could not copy
             return self._seconds(stages, batch.times if batch else self._times)
 
     def _start(

@@ -59,7 +59,7 @@ class DeviceMemory:
         cuda.clear(self._block, self.num_bytes)
         self._twins = {name: self._page_locked(name) for name in sorted(host_roots(graph))}
         self.page_locked_bytes = sum(array.nbytes for array in self._twins.values())
-        self._is_locked = {n: graph.extent(n)[0] in self._twins for n in graph.tensors}
+        self._locked = {n for n in graph.tensors if graph.extent(n)[0] in self._twins}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._addresses: dict[str, int] = {}
         for name, tensor in graph.tensors.items():
@@ -86,8 +86,12 @@ class DeviceMemory:
         """Of the tensor on the GPU."""
         return self._addresses[name]
 
+    def is_page_locked(self, name: str) -> bool:
+        """Whether a batch can copy it."""
+        return name in self._locked
+
     def upload(self, name: str) -> None:
-        if self._is_locked[name]:
+        if name in self._locked:
             self._waiting[name] = None
         else:
             self._cuda.copy_over(self._addresses[name], self.host(name))

@@ -251,6 +251,19 @@ def test_what_an_engine_writes_is_copied_back_and_its_neighbours_are_not(world):
     backend.close()
 
 
+def test_a_launch_shows_what_no_tick_would_ask_for_too(world, adder):
+    """`left` has no page-locked twin, so no batch can copy it."""
+    backend = TensorRTBackend(make_plan)
+    memory, launch = start(backend, adder)
+    assert not memory.is_page_locked("left") and memory.is_page_locked("sum")
+    for x in (1, 2, 3):  # enqueued, captured, replayed
+        give(memory, x, 10)
+        launch(ENGINES, frozenset(["left", "sum"]))
+        assert (memory.host("left") == x + 10).all()
+        assert (memory.host("sum") == 3 * x + 10).all()
+    backend.close()
+
+
 def test_times_between_events_are_seconds(world):
     backend = TensorRTBackend(make_plan)
     start, stop = backend.cuda.event(), backend.cuda.event()
