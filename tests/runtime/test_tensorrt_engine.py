@@ -271,7 +271,8 @@ def test_too_little_memory_is_said_with_what_is_free(world, demo_bundle, what):
     assert free <= wanted < 2.0
 
 
-def test_without_tensorrt_it_is_said_what_to_do():
+def test_without_tensorrt_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # another test may have brought a stand-in
     with pytest.raises(EngineError, match=r"tensorrt cannot be imported .*comes with JetPack"):
         TensorRTBackend(make_plan)
 
