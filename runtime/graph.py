@@ -33,6 +33,17 @@ class GraphError(ValueError):
     """A graph whose stages, tensors and inputs do not fit together."""
 
 
+def part_name(whole: str, index: int, count: int) -> str:
+    """Of one of `count` parts or steps; what is in one piece keeps its name."""
+    return whole if count == 1 else f"{whole}_{index}"
+
+
+def whole_of(name: str) -> str:
+    """What a numbered part or step is one of: `denoise` of `denoise_3`; otherwise `name`."""
+    whole, _, number = name.rpartition("_")
+    return whole if whole and number.isdecimal() else name
+
+
 class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One call: of an engine (a compiled network) or of a named host function."""
 
@@ -124,6 +135,49 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
             kind = 1 if stage.engine else 0
             known[stage.name] = after + (after - kind) % 2
         return tuple(known.values())
+
+    @cached_property
+    def rows(self) -> dict[str, str]:
+        """Of every stage, what a reader sees it in: a chain of parts or steps is one thing.
+
+        Names say it: engine stages `prefix_0`, `prefix_1` and so on are `prefix`, if each feeds the
+        next, all depend on the same inputs, and nothing between them leaves the chain.
+        """
+        taken = {*self.inputs, *(stage.name for stage in self.stages)}
+        behind: dict[str, frozenset[str]] = {}
+        chains: dict[str, list[str]] = {}
+        for stage in self.stages:
+            tensors = (s for s in stage.inputs.values() if s not in self.inputs)
+            feeding = {w.name for source in tensors for w in self.writers(source)}
+            behind[stage.name] = frozenset(feeding).union(*(behind[name] for name in feeding))
+            whole = whole_of(stage.name)
+            if stage.engine is None or whole in taken:
+                continue
+            chain = chains.setdefault(whole, [])
+            beside = frozenset[str]().union(*(behind[n] for n in feeding.difference(chain)))
+            needs = self.stage_dependencies
+            follows = chain and chain[-1] in feeding and needs[chain[0]] == needs[stage.name]
+            if not chain or (follows and beside.isdisjoint(chain)):
+                chain.append(stage.name)
+        folded = {n: whole for whole, chain in chains.items() if len(chain) > 1 for n in chain}
+        return {stage.name: folded.get(stage.name, stage.name) for stage in self.stages}
+
+    @cached_property
+    def networks(self) -> dict[str, str]:
+        """Of every engine that is called, the network it is a part of: most stand alone.
+
+        The engines of a chain (see `rows`) are one network if they are numbered alike.
+        """
+        calls: dict[str, dict[str, None]] = {}
+        for stage in self.stages:
+            if stage.engine is not None:
+                calls.setdefault(self.rows[stage.name], {})[stage.engine] = None
+        found = {engine: engine for engines in calls.values() for engine in engines}
+        for engines in calls.values():
+            wholes = {whole_of(engine) for engine in engines}
+            if len(engines) > 1 and len(wholes) == 1 and wholes.isdisjoint(found):
+                found |= dict.fromkeys(engines, wholes.pop())
+        return found
 
     def writers(self, tensor: str) -> Iterator[Stage]:
         """Stages that write any byte of `tensor`."""

@@ -6,6 +6,7 @@ section is always there; where something was not measured, it says so and how to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from runtime.pages.page import (
     sentence,
     table,
 )
+from runtime.pages.show import networks
 from runtime.storage.files import PAGE, write_file
 
 FLOAT32_BYTES = 4
@@ -165,11 +167,14 @@ def _engines(manifest: Manifest) -> list[Markup]:
     ]  # fmt: skip
     precisions = manifest.quantization.precisions
     rows = []
-    for name, entry in manifest.engines.items():
-        kinds = [f"{count} {kind}" for kind, count in precisions.get(name, {}).items()]
-        sizes = _size_cells(entry.parameters, _engine_bytes(manifest, entry))
-        formats = ", ".join(kinds) or "not audited"
-        rows.append((name, *sizes, number(entry.parity), formats, entry.compiled))
+    for name, parts in networks(manifest).items():
+        kinds = sum((Counter(precisions.get(part, {})) for part in parts), Counter[str]())
+        held = sum(_engine_bytes(manifest, entry) for entry in parts.values())
+        sizes = _size_cells(sum(entry.parameters for entry in parts.values()), held)
+        formats = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "not audited"
+        parity = number(max(entry.parity for entry in parts.values()))
+        compiled = "; ".join(dict.fromkeys(entry.compiled for entry in parts.values()))
+        rows.append((name, *sizes, parity, formats, compiled))
     held, whole = _sizes(manifest)
     total = ("all", *_size_cells(whole // FLOAT32_BYTES, held), "", "", "")
     beside = sum(file.bytes for file in manifest.files.values()) - held

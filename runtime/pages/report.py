@@ -28,7 +28,7 @@ from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
 from .markup import Markup, element
 from .page import Column, cards, chart, document, note, panel, section, sentence, table
-from .show import draw
+from .show import draw, networks
 from .svg import bars, lines
 
 FRAMES = 9
@@ -68,6 +68,7 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
     cold = [step for step in thinks if anchored & step.stages_s.keys()]
     warm = [step for step in thinks if not anchored & step.stages_s.keys()]
     cold_stages = _stage_quantiles(graph, cold)
+    kept_rows = {graph.rows[name] for name in anchored}
     late = [step.late_s for trace in traces for step in trace.steps]
     return Summary(
         warm=Quantiles.of([s.act_s or 0.0 for s in warm]),
@@ -76,7 +77,7 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         cold_stages=cold_stages,
         kept=tuple(kept),
         kept_bytes=sum(map(graph.kept_bytes, kept)),
-        saved_ms=sum(q.p50 for name, q in cold_stages.items() if name in anchored),
+        saved_ms=sum(q.p50 for row, q in cold_stages.items() if row in kept_rows),
         late=Quantiles.of(late),
         num_dropped=sum(trace.num_dropped for trace in traces),
         num_steps=len(late),
@@ -196,7 +197,7 @@ def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> Markup:
     for stage in graph.stages:
         for series, timing in timings.items():
             if stage.name in timing.stages:
-                row = rows.setdefault(_row(stage.name, stage.label), {})
+                row = rows.setdefault(graph.rows[stage.name], {})
                 row[series] = row.get(series, 0.0) + timing.stages[stage.name].p50
     shown = {n: row for n, row in rows.items() if max(row.values()) >= SHOWN_MS}
     return bars(shown, title="Median milliseconds of every stage, warm and cold", unit="ms")
@@ -276,28 +277,24 @@ def _engines(bundle: Bundle) -> Markup:
         Column("compile check", "words"),
     ]  # fmt: skip
     rows = []
-    for name, entry in bundle.manifest.engines.items():
-        files = bundle.manifest.files.items()
-        stem = entry.file.removesuffix("onnx")
-        size = sum(file.bytes for path, file in files if path.startswith(stem))
-        rows.append(
-            (name, f"{entry.parameters:,}", f"{size:,}", f"{entry.parity:.1e}", entry.compiled)
-        )
+    files = bundle.manifest.files.items()
+    for name, parts in networks(bundle.manifest).items():
+        stems = tuple(entry.file.removesuffix("onnx") for entry in parts.values())
+        size = sum(file.bytes for path, file in files if path.startswith(stems))
+        weights = sum(entry.parameters for entry in parts.values())
+        parity = max(entry.parity for entry in parts.values())
+        compiled = "; ".join(dict.fromkeys(entry.compiled for entry in parts.values()))
+        rows.append((name, f"{weights:,}", f"{size:,}", f"{parity:.1e}", compiled))
     return table(head, rows)
 
 
 def _stage_quantiles(graph: Graph, steps: Sequence[Step]) -> dict[str, Quantiles]:
-    row_of = {stage.name: _row(stage.name, stage.label) for stage in graph.stages}
-    rows: dict[str, list[float]] = {row: [] for row in row_of.values()}
+    rows: dict[str, list[float]] = {row: [] for row in graph.rows.values()}
     for step in steps:
         sums: dict[str, float] = {}
         for stage, seconds in step.stages_s.items():
-            sums[row_of[stage]] = sums.get(row_of[stage], 0.0) + seconds
+            row = graph.rows[stage]
+            sums[row] = sums.get(row, 0.0) + seconds
         for row, total in sums.items():
             rows[row].append(total)
     return {row: Quantiles.of(values) for row, values in rows.items() if values}
-
-
-def _row(name: str, label: str) -> str:
-    """Numbered calls of one engine share a row."""
-    return label if name == f"{label}_{name.rsplit('_', 1)[-1]}" else name

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..backends.device_memory import host_roots, layout
 from ..backends.schedule import NUM_STREAMS, plan
-from ..bundle import PLANS, Bundle
+from ..bundle import PLANS, Bundle, EngineEntry, Manifest
 from ..declarations import PACES, Input, Pace, from_source
-from ..graph import Graph, Stage
+from ..graph import Graph, Stage, whole_of
 from ..plans.record import read_scratch
 from .markup import Markup, element
 from .palette import EDGE, MUTED, SERIES, colour
@@ -41,40 +41,6 @@ def when(graph: Graph, needs: Iterable[str]) -> str:
 def describe(bundle: Bundle, *, brief: bool = False) -> str:
     """The bundle, and unless `brief` its stages and its tensors, as aligned text."""
     manifest, graph = bundle.manifest, bundle.manifest.graph
-    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.target)}
-
-    def paced(stage: str, needs: Iterable[str]) -> str:
-        return when(graph, needs) + ("" if stage in every_tick else ", if asked for")
-
-    writers = {t: s for s in graph.stages for t in s.outputs.values()}
-    stages: list[tuple[str, ...]] = [("stage", "calls", "reads", "recomputed")]
-    stages += [
-        (
-            s.name,
-            s.label,
-            " ".join(s.inputs.values()) or "-",
-            paced(s.name, graph.stage_dependencies[s.name]),
-        )
-        for s in graph.stages
-    ]
-    tensors: list[tuple[str, ...]] = [
-        ("tensor", "shape", "bytes", "written by", "depends on", "recomputed")
-    ]
-    for name, tensor in graph.tensors.items():
-        needs = graph.dependencies[name]
-        writer = writers[name].name if name in writers else "its parts"
-        if tensor.part_of and name not in writers:
-            writer = f"part of {tensor.part_of[0]}"
-        tensors.append(
-            (
-                name,
-                "x".join(map(str, tensor.shape)),
-                f"{tensor.num_bytes:,}",
-                writer,
-                ", ".join(n for n in graph.inputs if n in needs) or "nothing",
-                paced(writers[name].name, needs) if name in writers else when(graph, needs),
-            )
-        )
     weights = sum(e.parameters for e in manifest.engines.values())
     size = sum(e.bytes for e in manifest.files.values())
     head = [
@@ -86,7 +52,87 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
     ]
     head += [f"on a GPU: {words}" for words in memory_plan(bundle)]
-    return "\n".join(head if brief else [*head, "", *_align(stages), "", *_align(tensors)])
+    if brief:
+        return "\n".join(head)
+    return "\n".join([*head, "", *_align(_stages(graph)), "", *_align(_tensors(graph))])
+
+
+def counted(name: str, count: int) -> str:
+    """A name, and how many go by it."""
+    return name if count == 1 else f"{name} x {count}"
+
+
+def networks(manifest: Manifest) -> dict[str, dict[str, EngineEntry]]:
+    """Engines by the network that they are parts of and their own name; most stand alone."""
+    found: dict[str, dict[str, EngineEntry]] = {}
+    for name, entry in manifest.engines.items():
+        found.setdefault(manifest.graph.networks.get(name, name), {})[name] = entry
+    return {counted(name, len(parts)): parts for name, parts in found.items()}
+
+
+def _stages(graph: Graph) -> list[tuple[str, ...]]:
+    """A table; the stages of a chain are one row."""
+    rows: dict[str, list[Stage]] = {}
+    for stage in graph.stages:
+        rows.setdefault(graph.rows[stage.name], []).append(stage)
+    table: list[tuple[str, ...]] = [("stage", "calls", "reads", "recomputed")]
+    for name, stages in rows.items():
+        made = {tensor for stage in stages for tensor in stage.outputs.values()}
+        reads = [t for stage in stages for t in stage.inputs.values() if t not in made]
+        labels = list(dict.fromkeys(stage.label for stage in stages))
+        network = graph.networks.get(labels[0], labels[0])
+        calls = counted(network, len(labels)) if network != labels[0] else " ".join(labels)
+        words = (counted(name, len(stages)), calls, " ".join(_ranges(reads)) or "-")
+        table.append((*words, _paced(graph, stages[0])))
+    return table
+
+
+def _tensors(graph: Graph) -> list[tuple[str, ...]]:
+    """A table; tensors of a chain are one row if they are numbered and recomputed alike."""
+    writers = {t: s for s in graph.stages for t in s.outputs.values()}
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, tensor in graph.tensors.items():
+        needs, writer = graph.dependencies[name], "its parts"
+        if name in writers:
+            writer = graph.rows[writers[name].name]
+            writer = counted(writer, list(graph.rows.values()).count(writer))
+        elif tensor.part_of:
+            writer = f"part of {tensor.part_of[0]}"
+        depends = ", ".join(n for n in graph.inputs if n in needs) or "nothing"
+        again = _paced(graph, writers[name]) if name in writers else when(graph, needs)
+        rows.setdefault((whole_of(name), writer, depends, again), []).append(name)
+    table: list[tuple[str, ...]] = [
+        ("tensor", "shape", "bytes", "written by", "depends on", "recomputed")
+    ]
+    for (_, *words), names in rows.items():
+        for row, inside in _ranges(names).items():
+            shapes = ("x".join(map(str, graph.tensors[n].shape)) for n in inside)
+            size = sum(graph.tensors[n].num_bytes for n in inside)
+            table.append((row, " ".join(dict.fromkeys(shapes)), f"{size:,}", *words))
+    return table
+
+
+def _paced(graph: Graph, stage: Stage) -> str:
+    """When it is recomputed, and whether a tick asks for it."""
+    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.target)}
+    asked = "" if stage.name in every_tick else ", if asked for"
+    return when(graph, graph.stage_dependencies[stage.name]) + asked
+
+
+def _ranges(names: Iterable[str]) -> dict[str, list[str]]:
+    """Each name once, in order; those that are numbered on from another as `x_1..10`."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(whole_of(name), []).append(name)
+    found: dict[str, list[str]] = {}
+    for whole, members in groups.items():
+        numbers = [name.removeprefix(f"{whole}_") for name in members]
+        first = numbers[0] if len(members) > 1 and numbers[0].isdecimal() else ""
+        if first and numbers == [str(int(first) + i) for i in range(len(numbers))]:
+            found[f"{whole}_{first}..{numbers[-1]}"] = members
+        else:
+            found |= {name: [name] for name in members}
+    return found
 
 
 def _declared(declared: Input) -> str:
@@ -171,7 +217,7 @@ def draw(graph: Graph) -> Markup:
                 stroke_width=2 if heavy else 1.1,
             )  # fmt: skip
         )
-        words = name if stages is None or len(stages) == 1 else f"{name} x {len(stages)}"
+        words = counted(name, 1 if stages is None else len(stages))
         size = 11.5 if len(words) < 18 else 10
         parts.append(label(x + width / 2, top + 20.5, words, size=size, anchor="middle"))
     constants = sum(1 for needs in graph.stage_dependencies.values() if not needs)
@@ -191,26 +237,10 @@ def draw(graph: Graph) -> Markup:
 def _boxes(graph: Graph) -> tuple[dict[str, list[Stage]], list[tuple[str, str]]]:
     """Stages grouped into boxes, and the edges between boxes and from inputs."""
     boxes: dict[str, list[Stage]] = {}
-    home: dict[str, str] = {}
     for stage in graph.stages:
-        if not graph.stage_dependencies[stage.name]:
-            continue
-        before = {
-            w.name for t in stage.inputs.values() if t in graph.tensors for w in graph.writers(t)
-        }
-        chain = next(
-            (
-                home[n]
-                for n in before
-                if n in home
-                and boxes[home[n]][-1].engine == stage.engine
-                and stage.engine is not None
-                and _numbered(stage.name)
-            ),
-            None,
-        )
-        home[stage.name] = chain or (stage.label if _numbered(stage.name) else stage.name)
-        boxes.setdefault(home[stage.name], []).append(stage)
+        if graph.stage_dependencies[stage.name]:
+            boxes.setdefault(graph.rows[stage.name], []).append(stage)
+    home = {stage.name: name for name, stages in boxes.items() for stage in stages}
     edges: dict[tuple[str, str], None] = {}
     for name, stages in boxes.items():
         for stage in stages:
@@ -222,10 +252,6 @@ def _boxes(graph: Graph) -> tuple[dict[str, list[Stage]], list[tuple[str, str]]]
                     if writer.name in home and home[writer.name] != name:
                         edges[home[writer.name], name] = None
     return boxes, list(edges)
-
-
-def _numbered(name: str) -> bool:
-    return name.rsplit("_", 1)[-1].isdigit() and not name.startswith("x_")
 
 
 def _columns(

@@ -127,13 +127,26 @@ def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
     assert f" s, {(everything + engines) / 1e6:.1f} MB of files read" in streams.out
 
 
+def named(word):
+    """The tensors that a row of `show` begins with: `x_1..3` are three."""
+    found = re.fullmatch(r"(.*_)(\d+)\.\.(\d+)", word)
+    return [f"{found[1]}{n}" for n in range(int(found[2]), int(found[3]) + 1)] if found else [word]
+
+
 def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path, capsys):
     picture = tmp_path / "graph.svg"
     assert main(["show", str(demo_bundle), "--svg", str(picture)]) == 0
     out = capsys.readouterr().out
     graph = runtime.read_bundle(demo_bundle).manifest.graph
-    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    lines = {
+        name: line for line in out.splitlines() if line.strip() for name in named(line.split()[0])
+    }
     assert all(name in lines for name in graph.tensors)
+    assert lines["x_1"] is lines["x_10"] and lines["x_0"] is not lines["x_1"]
+    assert lines["modulation_3"].split()[:4] == ["modulation_0..9", "26x128", "133,120", "part"]
+    (steps,) = (line for line in out.splitlines() if line.startswith("denoise"))
+    assert steps.split("  ")[0] == "denoise x 10"
+    assert " x_0 modulation_0..9 coefficients_0..9 " in steps
     assert lines["prefix_kv"].endswith("anchor                                    on a new anchor")
     assert lines["coefficients"].endswith("nothing                                   once, at load")
     assert "every tick" in lines["frame_tokens"]

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from runtime.declarations import Tensor
-from runtime.graph import Graph, GraphError, Stage
+from runtime.graph import Graph, GraphError, Stage, part_name, whole_of
 from tests.graphs import leaves, vectors
 
 ROW = Tensor(shape=(4,))
@@ -296,3 +296,84 @@ def test_random_graphs_say_of_themselves_what_a_walk_through_their_memory_finds(
         assert graph.kept_bytes("anchor") == sum(t.size * sizes[t.dtype] for t in targets)
         assert [t.num_bytes for t in targets] == [t.size * sizes[t.dtype] for t in targets]
     assert num_graphs >= 40 and num_refused >= 60
+
+
+SOURCES = vectors("a", "b")
+
+
+def chained(*stages, networks=None):
+    """Of stages given as (name, what it reads): each writes a tensor of its own name, in capitals.
+
+    A name in lower case that is read is an input, copied by a host function first.
+    """
+    made = [
+        Stage(name=f"copy_of_{n}", function="copy", inputs={"value": n}, outputs={"value": f"{n}_"})
+        for n in SOURCES
+    ]
+    made += [
+        Stage(
+            name=name,
+            engine=(networks or {}).get(name, f"net_{name}"),
+            inputs={str(i): f"{s}_" if s in SOURCES else s.upper() for i, s in enumerate(reads)},
+            outputs={"y": name.upper()},
+        )
+        for name, *reads in stages
+    ]
+    names = [tensor for stage in made for tensor in stage.outputs.values()]
+    return Graph(
+        inputs=SOURCES,
+        tensors=dict.fromkeys(names, ROW),
+        stages=tuple(made),
+        outputs=leaves(names[-1]),
+    )
+
+
+def test_numbered_stages_that_feed_each_other_are_one_row():
+    graph = chained(("p_0", "a"), ("p_1", "p_0"), ("p_2", "p_1", "a"), ("end", "p_2"))
+    assert [graph.rows[n] for n in ("p_0", "p_1", "p_2", "end")] == ["p", "p", "p", "end"]
+    assert graph.rows["copy_of_a"] == "copy_of_a"
+
+
+@pytest.mark.parametrize(
+    ("why", "stages"),
+    [
+        ("they depend on other inputs", [("p_0", "a"), ("p_1", "p_0", "b")]),
+        ("one does not feed the other", [("p_0", "a"), ("p_1", "a")]),
+        ("the chain leaves and comes back", [("p_0", "a"), ("x", "p_0"), ("p_1", "p_0", "x")]),
+        ("there is but one", [("p_0", "a"), ("end", "p_0")]),
+        ("the row's name is a stage's", [("p", "a"), ("p_0", "p"), ("p_1", "p_0")]),
+        ("the row's name is an input's", [("a_0", "a"), ("a_1", "a_0")]),
+        ("the end is no number", [("p_x", "a"), ("p_y", "p_x")]),
+    ],
+)
+def test_other_stages_have_rows_of_their_own(why, stages):
+    graph = chained(*stages)
+    assert all(name == row for name, row in graph.rows.items()), why
+
+
+def test_what_a_chain_reads_beside_itself_does_not_break_it():
+    """The suffix of a policy in parts: each part reads the keys of the prefix's."""
+    graph = chained(
+        ("p_0", "a"), ("p_1", "p_0"), ("s_0", "b", "p_0"), ("s_1", "s_0", "p_1"),
+        networks={"p_0": "n_0", "s_0": "n_0", "p_1": "n_1", "s_1": "n_1"},
+    )  # fmt: skip
+    assert graph.rows["p_1"] == "p" and graph.rows["s_1"] == "s"
+    assert graph.networks == {"n_0": "n", "n_1": "n"}
+
+
+def test_only_engines_that_are_numbered_alike_are_one_network():
+    stages = [("p_0", "a"), ("p_1", "p_0")]
+    same = chained(*stages, networks=dict.fromkeys(("p_0", "p_1"), "step"))
+    assert same.networks == {"step": "step"}
+    other = chained(*stages, networks={"p_0": "n_0", "p_1": "m_1"})
+    assert other.networks == {"n_0": "n_0", "m_1": "m_1"}
+    taken = chained(*stages, ("end", "p_1"), networks={"p_0": "n_0", "p_1": "n_1", "end": "n"})
+    assert taken.networks == {"n_0": "n_0", "n_1": "n_1", "n": "n"}
+
+
+def test_parts_are_named_by_their_number_and_known_by_it():
+    assert [part_name("net", i, 2) for i in range(2)] == ["net_0", "net_1"]
+    assert part_name("net", 0, 1) == "net"
+    assert [whole_of(n) for n in ("net_0", "net_12", "net", "net_a", "_3", "a_b_3")] == [
+        "net", "net", "net", "net_a", "_3", "a_b",
+    ]  # fmt: skip
