@@ -16,6 +16,7 @@ VERBS = {
     "bench": ("export.config:BenchConfig", "export.evidence.bench:bench"),
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
     "gate": ("export.config:GateConfig", "export.evidence.gate:gate"),
+    "parts": ("export.config:PartsConfig", "export.parts:print_parts"),
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
     "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
     "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),

@@ -39,6 +39,7 @@ from export.judge import (
 from export.page.failure import advise, write_failure
 from export.page.figures import read_study
 from export.page.report import write_report
+from export.parts import largest_of
 from export.subject import Subject, prepare, scanned_tensors
 from export.twin import write_twin
 from models.anchorvla4d.split import TOKENIZER, TOKENS
@@ -59,7 +60,7 @@ from runtime.bundle import (
     sha256_of,
 )
 from runtime.cli.progress import Progress
-from runtime.pages.show import memory_plan
+from runtime.pages.show import memory_plan, networks
 from runtime.storage.files import PAGE, check_output
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
@@ -222,6 +223,12 @@ def engine_bytes(manifest: Manifest) -> int:
     return sum(f.bytes for name, f in manifest.files.items() if name.startswith("engines/"))
 
 
+def file_bytes(manifest: Manifest, engine: str) -> int:
+    """Of an engine's graph and weights."""
+    stem = manifest.engines[engine].file.removesuffix("onnx")
+    return sum(f.bytes for name, f in manifest.files.items() if name.startswith(stem))
+
+
 def _recipe(recipe: Recipe) -> RecipeEntry:
     return RecipeEntry(
         name=recipe.name,
@@ -292,17 +299,15 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
     for column in ("engine", "parameters", "bytes", "parity", "weights", "compile"):
         left = column in ("engine", "weights", "compile")
         table.add_column(column, justify="left" if left else "right")
-    for name, engine in manifest.engines.items():
-        stem = engine.file.removesuffix("onnx")
-        num_bytes = sum(f.bytes for file, f in manifest.files.items() if file.startswith(stem))
-        kinds = manifest.quantization.precisions[name]
+    for name, parts in networks(manifest).items():
+        kinds = sum((Counter(manifest.quantization.precisions[p]) for p in parts), Counter[str]())
         table.add_row(
             name,
-            f"{engine.parameters:,}",
-            f"{num_bytes:,}",
-            f"{engine.parity:.1e}",
+            f"{sum(engine.parameters for engine in parts.values()):,}",
+            f"{sum(file_bytes(manifest, part) for part in parts):,}",
+            f"{max(engine.parity for engine in parts.values()):.1e}",
             ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-            engine.compiled,
+            "; ".join(dict.fromkeys(engine.compiled for engine in parts.values())),
         )
     console.print(table)
     padded = ", ".join(f"{k} {v:.0%}" for k, v in manifest.padded_share.items())
@@ -311,6 +316,7 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         f"actions against the float32 reference: {manifest.action_error:.1e}; engines: "
         f"{engine_bytes(manifest) / 1e6:.1f} MB; padding: {padded}",
     )
+    _say(console, largest_of({name: file_bytes(manifest, name) for name in manifest.engines}))
     for words in memory_plan(Bundle(out, manifest)):
         _say(console, f"on a GPU: {words}")
     for name, verdict in manifest.gates.items():

@@ -8,8 +8,10 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from models.anchorvla4d.presets import CONFIGS
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
 from quant.recipes import RECIPES
+from quant.targets import BOARDS
 
 VERDICTS = Path("docs/results/gate-demo.json")
 RESULT = "success-demo.json"
@@ -45,6 +47,14 @@ class BuildConfig:
     tokens: int | None = None
     """Tokens per call of the language engine; the prompt is padded to it, which costs time. By
     default what the prompt and the longest instruction of the episodes take, with a margin."""
+
+    board: str | None = None
+    """Board that the bundle is for, see `quant.targets.BOARDS`: an engine then holds no more layers
+    than were seen to build there. No network is cut by default."""
+
+    layers_per_part: int | None = None
+    """Layers of the language model in one engine, instead of what suits the board. Vision and
+    spatial encoder are cut so that none of their parts weighs more."""
 
     calibration: Path | None = None
     """Recorded episodes of the robot (a folder of .npz, or a LeRobot dataset), prompts included: a
@@ -90,6 +100,44 @@ class BuildConfig:
             raise ValueError(f"tokens must be positive, got {self.tokens}")
         if self.stride < 1:
             raise ValueError(f"stride must be positive, got {self.stride}")
+        _check_parts(self.board, self.layers_per_part)
+
+
+def _check_parts(board: str | None, layers_per_part: int | None) -> None:
+    if board is not None and board not in BOARDS:
+        raise ValueError(f"unknown board {board!r}; there are {sorted(BOARDS)}")
+    if layers_per_part is not None and layers_per_part < 1:
+        raise ValueError(f"layers_per_part must be positive, got {layers_per_part}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartsConfig:
+    """Print into which engines a policy is cut for a board, and their bytes; needs no weights.
+
+    example: python -m export parts --config full --board orin-nano-8gb --recipe orin-w8a8
+    """
+
+    board: str
+    """See `quant.targets.BOARDS`."""
+
+    config: str = "full"
+    """A config.json, or a named configuration: demo, full, proxy, xlerobot."""
+
+    recipe: str | None = None
+    """Precision recipe; by default all that are made for the board's kind of GPU."""
+
+    layers_per_part: int | None = None
+    """As `python -m export build` takes it."""
+
+    def __post_init__(self) -> None:
+        _check_parts(self.board, self.layers_per_part)
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise ValueError(f"unknown recipe {self.recipe!r}; there are {sorted(RECIPES)}")
+        if self.config not in CONFIGS and not Path(self.config).exists():
+            raise ValueError(
+                f"unknown configuration {self.config!r}; there are {sorted(CONFIGS)}, or name a "
+                "config.json of your own"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

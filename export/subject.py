@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from export.config import BuildConfig
 from export.held_out import Evidence, gather
 from export.measure import Modules, golden_of, made_up, reference_actions
+from export.parts import EngineSizes, choose_layers
 from export.tokens import Tokens, choose_tokens
+from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint
@@ -21,6 +23,7 @@ from quant.apply import decide, quantize
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation
 from quant.recipes import Recipe, Rule
+from quant.targets import BOARDS
 from runtime.image import grid_of
 
 SCANNED = 8
@@ -109,6 +112,7 @@ def prepare(
         image=checkpoint.image,
         image_size=config.image_size,
         slots=tokens.slots,
+        layers=_layers(config, recipe, checkpoint, rules),
     )
     exact = cut(checkpoint.model)
     step("run in float32")
@@ -143,6 +147,15 @@ def prepare(
         exact_tensors=exact_tensors,
         tensors=tensors,
     )
+
+
+def _layers(
+    config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, rules: Mapping[str, Rule]
+) -> LayersPerPart:
+    """That one engine holds at most."""
+    limit = BOARDS[config.board].largest_engine_bytes if config.board else None
+    sizes = EngineSizes(checkpoint.model, recipe, rules)
+    return choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
 
 
 def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:

@@ -40,7 +40,15 @@ class Board:
     """What recipes for it are written for."""
     source: str
     """Of the three numbers, in this order: measured, datasheet or derived."""
+    largest_engine_bytes: int | None = None
+    """Weights that one engine may hold and still build; None where no limit is known."""
 
+
+SEEN_TO_BUILD = 358_000_000
+"""Bytes of 12 layers of Qwen2.5-0.5B in float16, 14 912 384 numbers each: the largest part of a
+decoder that was seen to build every time on an Orin Nano 8 GB with TensorRT 10.3. Whole, 24 layers,
+it asked for one block of 988 MB and failed whatever the workspace (onnxsim, pull requests 1765 and
+1772). Nobody tried what lies between."""
 
 # Derived int8: SMs x 2048 x 2 x clock, at the highest GPU clock of the power mode. Derived bf16:
 # half of int8, which is how many products an Ampere tensor core makes of them.
@@ -51,6 +59,7 @@ BOARDS = {
         bf16_tflops=10.0,
         target="orin",
         source="datasheet (15 W); datasheet; derived: half of int8",
+        largest_engine_bytes=SEEN_TO_BUILD,
     ),
     "orin-nano-8gb-super": Board(
         bandwidth_gb_s=102.0,
@@ -58,6 +67,7 @@ BOARDS = {
         bf16_tflops=16.5,
         target="orin",
         source="datasheet (MAXN SUPER); derived: 8 SMs at 1.02 GHz; derived: half of int8",
+        largest_engine_bytes=SEEN_TO_BUILD,
     ),
     "orin-nx-16gb-super": Board(
         bandwidth_gb_s=102.4,

@@ -39,6 +39,7 @@ from models.verbs import Init
 from runtime.backends.onnxruntime_module import ort
 from runtime.bundle import read_golden
 from runtime.cli.progress import Progress
+from runtime.graph import whole_of
 from runtime.inputs import draw_noise
 from runtime.pages.benchmark import Quantiles, Ticker
 from runtime.pages.report import processor_name
@@ -259,7 +260,7 @@ def roofline(policy: Policy, rate: float, bandwidth: float) -> dict[str, float]:
             continue
         path = policy.bundle.file(manifest.engines[stage.engine].file)
         weights, attention = count_flops(path)
-        if stage.engine == "language":
+        if whole_of(stage.engine) == "language":
             weights, attention = weights * used, attention * used * context
         num_bytes = 4 * manifest.engines[stage.engine].parameters
         seconds[stage.name] = max((weights + attention) / rate, num_bytes / bandwidth)

@@ -14,9 +14,18 @@ import torch
 from torch import nn
 
 from models.anchorvla4d.head import ddim_step, inference_timesteps
+from models.anchorvla4d.parts import (
+    WHOLE,
+    LanguagePart,
+    LayersPerPart,
+    SpatialPart,
+    VisionPart,
+    cut,
+)
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
 from runtime.declarations import Tensor
+from runtime.graph import part_name
 
 COEFFICIENT_ROW = 64
 """Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
@@ -127,40 +136,27 @@ class DenoiseEngine(nn.Module):
         return ddim_step(x, self.head.denoise(x, modulation), coefficients[:4])
 
 
-def engines_of(model: AnchorVLA4D, grid: tuple[int, int], slots: int) -> dict[str, EngineSpec]:
+def engines_of(
+    model: AnchorVLA4D,
+    grid: tuple[int, int],
+    slots: int,
+    layers: LayersPerPart = WHOLE,
+) -> dict[str, EngineSpec]:
+    """All engines by name; a trunk in several parts has one engine for each, numbered."""
     c, num_patches = model.config, grid[0] * grid[1]
-    width, kv_heads = c.language.hidden_size, c.language.num_key_value_heads
-    cache = (slots, c.language.num_hidden_layers, 2, kv_heads, c.language.head_dim)
     patches = Tensor(shape=(num_patches, c.vision.patch_dim))
     view = Tensor(shape=(num_patches, c.spatial.dim))
-    rotary = Tensor(shape=(slots, c.language.head_dim))
-    tokens = Tensor(shape=(slots, width))
+    tokens = Tensor(shape=(slots, c.language.hidden_size))
     num_spatial = num_patches * NUM_VIEWS * (1 + len(c.spatial.indices))
     spatial = Tensor(shape=(num_spatial, c.spatial.dim))
     modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
     steps = c.head.num_inference_timesteps
     x = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
     return {
-        "vision": EngineSpec(
-            VisionEngine(model, grid),
-            {"patches": patches},
-            {"tokens": Tensor(shape=(num_patches // 4, width))},
-        ),
-        "language": EngineSpec(
-            LanguageEngine(model),
-            {
-                "embeddings": tokens,
-                "past": Tensor(shape=cache),
-                "mask": Tensor(shape=(slots, 2 * slots)),
-                "cos": rotary,
-                "sin": rotary,
-            },
-            {"kv": Tensor(shape=cache), "hidden": tokens},
-        ),
+        **_vision(model, grid, layers.vision),
+        **_language(model, slots, layers.language),
         "project": EngineSpec(ProjectEngine(model), {"patches": patches}, {"view": view}),
-        "spatial": EngineSpec(
-            SpatialEngine(model), {"anchor": view, "frame": view}, {"tokens": spatial}
-        ),
+        **_spatial(model, view, spatial, layers.spatial),
         "condition": EngineSpec(
             ConditionEngine(model),
             {
@@ -178,3 +174,67 @@ def engines_of(model: AnchorVLA4D, grid: tuple[int, int], slots: int) -> dict[st
             {"x_next": x},
         ),
     }
+
+
+def _vision(
+    model: AnchorVLA4D, grid: tuple[int, int], per_part: int | None
+) -> dict[str, EngineSpec]:
+    c, num_patches = model.config.vision, grid[0] * grid[1]
+    tokens = {"tokens": Tensor(shape=(num_patches // 4, c.out_hidden_size))}
+    patches = {"patches": Tensor(shape=(num_patches, c.patch_dim))}
+    between = Tensor(shape=(num_patches, c.hidden_size))
+    parts = cut(c.depth, per_part)
+    if len(parts) == 1:
+        return {"vision": EngineSpec(VisionEngine(model, grid), patches, tokens)}
+    return {
+        part_name("vision", i, len(parts)): EngineSpec(
+            VisionPart(model.vlm.visual, blocks, grid),
+            {"x": between} if i else patches,
+            tokens if blocks is parts[-1] else {"x_next": between},
+        )
+        for i, blocks in enumerate(parts)
+    }
+
+
+def _language(model: AnchorVLA4D, slots: int, per_part: int | None) -> dict[str, EngineSpec]:
+    c = model.config.language
+    rotary = Tensor(shape=(slots, c.head_dim))
+    tokens = Tensor(shape=(slots, c.hidden_size))
+    parts = cut(c.num_hidden_layers, per_part)
+    found = {}
+    for i, layers in enumerate(parts):
+        cache = Tensor(shape=(slots, len(layers), 2, c.num_key_value_heads, c.head_dim))
+        module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model.vlm.model, layers)
+        found[part_name("language", i, len(parts))] = EngineSpec(
+            module,
+            {
+                "x" if i else "embeddings": tokens,
+                "past": cache,
+                "mask": Tensor(shape=(slots, 2 * slots)),
+                "cos": rotary,
+                "sin": rotary,
+            },
+            {"kv": cache, "hidden" if layers is parts[-1] else "x_next": tokens},
+        )
+    return found
+
+
+def _spatial(
+    model: AnchorVLA4D, view: Tensor, whole: Tensor, per_part: int | None
+) -> dict[str, EngineSpec]:
+    parts = cut(model.config.spatial.depth, per_part)
+    if len(parts) == 1:
+        ports = {"anchor": view, "frame": view}
+        return {"spatial": EngineSpec(SpatialEngine(model), ports, {"tokens": whole})}
+    both = Tensor(shape=(NUM_VIEWS * view.shape[0], view.shape[1]))
+    scale = Tensor(shape=(1, view.shape[1]))
+    shapes = {"anchor": view, "frame": view, "scale": scale, "scale_next": scale}
+    found = {}
+    for i, blocks in enumerate(parts):
+        part = SpatialPart(model.info_sharing, blocks)
+        found[part_name("spatial", i, len(parts))] = EngineSpec(
+            part,
+            {port: shapes.get(port, both) for port in part.inputs},
+            {port: shapes.get(port, both) for port in part.outputs},
+        )
+    return found

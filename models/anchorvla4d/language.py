@@ -7,6 +7,8 @@ Oracle: `transformers` `Qwen2_5_VLTextModel`, whose parameter names are used.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -40,11 +42,23 @@ class LanguageModel(nn.Module):
             Keys and values of the S tokens in the layout of `past`, and their hidden states after
             the final norm, [..., S, D].
         """
-        x, new = embeddings, []
-        for index, layer in enumerate(self.layers):
-            x, kv = layer(x, past.select(-4, index), mask, cos, sin)
-            new.append(kv)
-        return torch.stack(new, dim=-4), self.norm(x)
+        kv, x = run_layers(self.layers, embeddings, past, mask, cos, sin)
+        return kv, self.norm(x)
+
+
+def run_layers(
+    layers: Iterable[nn.Module], x: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Some layers in a row; `past` and the new keys and values are theirs alone.
+
+    Returns:
+        New keys and values, and what the last layer puts out, before any norm.
+    """
+    new = []
+    for index, layer in enumerate(layers):
+        x, kv = layer(x, past.select(-4, index), mask, cos, sin)
+        new.append(kv)
+    return torch.stack(new, dim=-4), x
 
 
 class DecoderLayer(nn.Module):

@@ -8,6 +8,8 @@ wrapper of the published policy, whose parameter names are used.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -59,17 +61,45 @@ class AlternatingAttention(nn.Module):
         num_patches = anchor.shape[-2]
         tokens = torch.cat([anchor + self.view_pos_table, frame], dim=-2)
         scale = scale.expand_as(tokens[..., :1, :])
-        taps = []
-        for index, block in enumerate(self.self_attention_blocks):
-            if index % 2 == 0:
-                mixed = block(torch.cat([tokens, scale], dim=-2))
-                tokens, scale = mixed[..., :-1, :], mixed[..., -1:, :]
-            else:
-                views = tokens.unflatten(-2, (NUM_VIEWS, num_patches))
-                tokens = block(views).flatten(-3, -2)
-            if index in self.indices:
-                taps.append(tokens)
+        blocks = enumerate(self.self_attention_blocks)
+        tokens, _, taps = run_blocks(blocks, tokens, scale, num_patches, self.indices)
         return self.norm(torch.cat([tokens, *taps], dim=-2))
+
+
+def mixes_views(index: int) -> bool:
+    """Whether the block of this number attends over both views, and the scale token with them."""
+    return index % 2 == 0
+
+
+def run_blocks(
+    blocks: Iterable[tuple[int, nn.Module]],
+    tokens: Tensor,
+    scale: Tensor,
+    num_patches: int,
+    indices: Collection[int],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Some blocks in a row, each with its number in the trunk.
+
+    Args:
+        tokens: [..., 2 * N, D] of both views.
+        scale: [..., 1, D], read by blocks that mix the views.
+        num_patches: N.
+        indices: of the blocks whose tokens are tapped.
+
+    Returns:
+        The last tokens and scale token, and those of every tap, before any norm.
+    """
+    taps = []
+    for index, block in blocks:
+        if mixes_views(index):
+            mixed = block(torch.cat([tokens, scale], dim=-2))
+            tokens, scale = mixed[..., :-1, :], mixed[..., -1:, :]
+        else:
+            views = tokens.unflatten(-2, (NUM_VIEWS, num_patches))
+            tokens = block(views).flatten(-3, -2)
+        if index in indices:
+            taps.append(tokens)
+    return tokens, scale, taps
 
 
 class SpatialBlock(nn.Module):

@@ -18,9 +18,10 @@ import msgspec
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, EngineSpec, engines_of
 from models.anchorvla4d.head import ddim_coefficients
+from models.anchorvla4d.parts import WHOLE, LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
 from runtime.declarations import Input, Output, Prompt, Tensor
-from runtime.graph import Graph, Stage
+from runtime.graph import Graph, Stage, part_name, whole_of
 from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
@@ -62,6 +63,7 @@ def split(
     image: ImageConfig,
     image_size: tuple[int, int],
     slots: int,
+    layers: LayersPerPart = WHOLE,
 ) -> Split:
     """Cut `model` for the images of one camera and language calls of `slots` tokens.
 
@@ -71,6 +73,7 @@ def split(
         image: how an image is prepared.
         image_size: width and height of the camera's images.
         slots: tokens per call of the language engine.
+        layers: that one engine holds at most.
 
     Raises:
         ValueError: if the prompt around the images does not fit `slots`.
@@ -86,7 +89,7 @@ def split(
             f"the prompt takes {num_prefix} prefix and more than {num_suffix + shortest_tail} "
             f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
         )
-    engines = engines_of(model, grid, slots)
+    engines = engines_of(model, grid, slots, layers)
     build = _GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
     _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
     _places(build, c, prefix, suffix)
@@ -181,7 +184,7 @@ def _places(
     num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
     after_prefix = mrope_positions(prefix)[1]
     rotary = {"theta": c.language.rope_theta, "sections": list(c.language.mrope_section)}
-    language = build.engines["language"].inputs
+    language = build.parts("language")[0].inputs
     for call, places, start in (("prefix", prefix, 0), ("suffix", suffix, after_prefix)):
         for port in ("cos", "sin", "mask"):
             build.tensor(f"{call}_{port}", language[port].shape)
@@ -207,7 +210,13 @@ def _places(
 
 def _constants(build: _GraphBuilder, c: PolicyConfig) -> None:
     """No past before the prefix, and the sampler's numbers."""
-    build.tensor("empty_past", build.engines["language"].inputs["past"].shape)
+    pasts = [part.inputs["past"] for part in build.parts("language")]
+    build.tensor("empty_past", pasts[0].shape)
+    if len(pasts) > 1:  # zeros are zeros: the first part has the most layers, the others read less
+        for i, past in enumerate(pasts):
+            build.tensors[part_name("empty_past", i, len(pasts))] = Tensor(
+                shape=past.shape, part_of=("empty_past", 0)
+            )
     build.call("constant", {}, {"value": "empty_past"}, {"values": []})
     coefficients = ddim_coefficients(c.head)
     build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
@@ -217,29 +226,41 @@ def _constants(build: _GraphBuilder, c: PolicyConfig) -> None:
 def _pictures(build: _GraphBuilder) -> None:
     """The anchor with its prefix, then the frame with the instruction, then both related."""
     build.image("anchor")
-    build.engine(
+    build.chain(
         "language",
         "prefix",
         {"embeddings": "prefix_embeddings", "past": "empty_past"}
         | {port: f"prefix_{port}" for port in ("mask", "cos", "sin")},
         {"kv": "prefix_kv", "hidden": "prefix_hidden"},
+        own=("past", "kv"),
     )
 
     build.image("frame")
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
-    build.engine(
+    build.chain(
         "language",
         "suffix",
         {"embeddings": "suffix_embeddings", "past": "prefix_kv"}
         | {port: f"suffix_{port}" for port in ("mask", "cos", "sin")},
         {"kv": "suffix_kv", "hidden": "suffix_hidden"},
+        own=("past", "kv"),
     )
-    build.engine(
-        "spatial",
-        "spatial",
-        {"anchor": "anchor_view", "frame": "frame_view"},
-        {"tokens": "spatial_tokens"},
-    )
+    _spatial(build)
+
+
+def _spatial(build: _GraphBuilder) -> None:
+    """Both views related. Parts of the trunk write final tokens and taps each into its place."""
+    outputs = {"tokens": "spatial_tokens"}
+    parts = build.parts("spatial")
+    if len(parts) > 1:
+        shape = build.engines["condition"].inputs["spatial"].shape
+        build.tensor("spatial_tokens", shape)
+        names = ["tokens", *(p for part in parts for p in part.outputs if p.startswith("tap_"))]
+        outputs = {port: f"spatial_{port.replace('tokens', 'final')}" for port in names}
+        for place, tensor in enumerate(outputs.values()):
+            count = shape[0] // len(names)
+            build.rows(tensor, "spatial_tokens", place * count, count)
+    build.chain("spatial", "spatial", {"anchor": "anchor_view", "frame": "frame_view"}, outputs)
 
 
 def _condition(
@@ -318,6 +339,42 @@ class _GraphBuilder:
         self.tensors: dict[str, Tensor] = {}
         self.stages: list[Stage] = []
 
+    def parts(self, network: str) -> list[EngineSpec]:
+        """Its engines, in the order they are called."""
+        return [spec for name, spec in self.engines.items() if whole_of(name) == network]
+
+    def chain(
+        self,
+        network: str,
+        name: str,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        own: Sequence[str] = (),
+    ) -> None:
+        """The parts of a network in turn: what one puts out as `x_next` is `x` of those behind it.
+
+        Args:
+            inputs: port -> tensor; a part takes those that it has ports for.
+            outputs: likewise.
+            own: ports for which each part has a tensor of its own.
+        """
+        parts, at_hand = self.parts(network), dict(inputs)
+        for i, part in enumerate(parts):
+            numbered = partial(part_name, index=i, count=len(parts))
+            passed = {
+                port: numbered(f"{name}_{port.removesuffix('_next')}")
+                for port in part.outputs
+                if port.endswith("_next")
+            }
+            made = {port: outputs[port] for port in part.outputs if port not in passed}
+            self.engine(
+                numbered(network),
+                numbered(name),
+                {p: numbered(at_hand[p]) if p in own else at_hand[p] for p in part.inputs},
+                passed | {p: numbered(t) if p in own else t for p, t in made.items()},
+            )
+            at_hand |= {port.removesuffix("_next"): t for port, t in passed.items()}
+
     def tensor(self, name: str, shape: tuple[int, ...]) -> None:
         self.tensors[name] = Tensor(shape=shape)
 
@@ -336,9 +393,9 @@ class _GraphBuilder:
     def image(self, name: str) -> None:
         """Patches of an image, their vision tokens and their projection."""
         patches = f"{name}_patches"
-        self.tensor(patches, self.engines["vision"].inputs["patches"].shape)
+        self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
         self.call("patches", {"image": name}, {"patches": patches}, self.patches)
-        self.engine("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
+        self.chain("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
         self.engine("project", f"{name}_project", {"patches": patches}, {"view": f"{name}_view"})
 
     def embed(self, target: str, ids: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ Oracle: `transformers` `Qwen2_5_VisionTransformerPretrainedModel`, whose paramet
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +44,41 @@ class VisionTower(nn.Module):
 
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """`grid` is (rows, columns) in patches, both even."""
-        layout = window_layout(grid, self.config)
-        cos, sin = rotary_tables(grid, self.config)
-        order = torch.from_numpy(layout.order_N)
-        cos, sin = cos[order].unsqueeze(-3), sin[order].unsqueeze(-3)
-        x = self.patch_embed(patches).index_select(-2, order)
-        whole = ((1, x.shape[-2]),)
-        for index, block in enumerate(self.blocks):
-            full = index in self.config.fullatt_block_indexes
-            x = block(x, cos, sin, whole if full else layout.groups)
-        return self.merger(x).index_select(-2, torch.from_numpy(layout.inverse_M))
+        places = places_of(grid, self.config)
+        x = self.patch_embed(patches).index_select(-2, places.order)
+        x = run_blocks(enumerate(self.blocks), x, places, self.config)
+        return self.merger(x).index_select(-2, torch.from_numpy(places.layout.inverse_M))
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where patches stand, in the order in which they are processed."""
+
+    layout: WindowLayout
+    order: Tensor
+    """[N] patch at each place."""
+    cos: Tensor
+    """[1, N, d] of its rotary position."""
+    sin: Tensor
+
+
+def places_of(grid: tuple[int, int], config: VisionConfig) -> Places:
+    """Windows and rotary positions of a grid of patches; see `window_layout`."""
+    layout = window_layout(grid, config)
+    cos, sin = rotary_tables(grid, config)
+    order = torch.from_numpy(layout.order_N)
+    return Places(layout, order, cos[order].unsqueeze(-3), sin[order].unsqueeze(-3))
+
+
+def run_blocks(
+    blocks: Iterable[tuple[int, nn.Module]], x: Tensor, places: Places, config: VisionConfig
+) -> Tensor:
+    """Some blocks in a row, each with its number in the tower; `x` [..., N, D] in window order."""
+    whole = ((1, x.shape[-2]),)
+    for index, block in blocks:
+        groups = whole if index in config.fullatt_block_indexes else places.layout.groups
+        x = block(x, places.cos, places.sin, groups)
+    return x
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,130 @@
+"""The trunks of AnchorVLA4D in parts: some layers of one in a row, as a module of its own.
+
+A part is given what the part before it puts out. The first has what stands before the layers, the
+last what stands behind them. Layers are those of the policy, under their own numbers, so that a
+compiler's messages name the layer of the checkpoint. The trade-off: a compiler fuses nothing across
+a border, and every border is a tensor in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.anchorvla4d import language, spatial, vision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayersPerPart:
+    """Layers of each trunk that one engine holds at most; None is all of them."""
+
+    vision: int | None = None
+    language: int | None = None
+    spatial: int | None = None
+
+    def __post_init__(self) -> None:
+        for trunk in ("vision", "language", "spatial"):
+            count = getattr(self, trunk)
+            if count is not None and count < 1:
+                raise ValueError(f"layers per part of {trunk} must be at least 1, got {count}")
+
+
+WHOLE = LayersPerPart()
+"""No trunk is cut."""
+
+
+def cut(depth: int, per_part: int | None) -> list[range]:
+    """Numbers of the layers in each part; the last one has what is left."""
+    step = depth if per_part is None else min(per_part, depth)
+    return [range(start, min(start + step, depth)) for start in range(0, depth, step)]
+
+
+class LanguagePart(nn.Module):
+    """Some layers of the decoder; the last ones with the final norm."""
+
+    def __init__(self, model: language.LanguageModel, layers: range) -> None:
+        super().__init__()
+        self.layers = _numbered(model.layers, layers)
+        self.norm = model.norm if layers.stop == len(model.layers) else nn.Identity()
+
+    def forward(
+        self, x: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `LanguageModel.forward`; `x` [..., S, D], `past` and the result of these layers."""
+        kv, x = language.run_layers(self.layers.values(), x, past, mask, cos, sin)
+        return kv, self.norm(x)
+
+
+class VisionPart(nn.Module):
+    """Some blocks of the vision tower: the first with the patch embedding, the last with merger."""
+
+    def __init__(self, tower: vision.VisionTower, blocks: range, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.grid = tower.config, grid
+        self.patch_embed = tower.patch_embed if blocks.start == 0 else None
+        self.blocks = _numbered(tower.blocks, blocks)
+        self.merger = tower.merger if blocks.stop == len(tower.blocks) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., N, patch_dim] in the first part, [..., N, D] in window order in the others."""
+        places = vision.places_of(self.grid, self.config)
+        if self.patch_embed is not None:
+            x = self.patch_embed(x).index_select(-2, places.order)
+        x = vision.run_blocks(_by_number(self.blocks), x, places, self.config)
+        if self.merger is not None:
+            x = self.merger(x).index_select(-2, torch.from_numpy(places.layout.inverse_M))
+        return x
+
+
+class SpatialPart(nn.Module):
+    """Some blocks of the alternating-attention trunk.
+
+    The first part is given both views and adds the scale token. The others are given the tokens of
+    both views, and the scale token where one of their blocks reads it. Every tap leaves the part
+    that makes it, behind the final norm, which is a matter of each row alone.
+    """
+
+    def __init__(self, encoder: spatial.SpatialEncoder, blocks: range) -> None:
+        super().__init__()
+        trunk = encoder.info_sharing
+        depth = len(trunk.self_attention_blocks)
+        self.is_first, self.is_last = blocks.start == 0, blocks.stop == depth
+        if self.is_first:
+            self.proj_embed = trunk.proj_embed
+            self.scale_token = encoder.scale_token
+            self.register_buffer("view_pos_table", trunk.view_pos_table)
+            self.view_pos_table: Tensor
+        self.blocks = _numbered(trunk.self_attention_blocks, blocks)
+        self.norm = trunk.norm
+        self.indices = trunk.indices
+        mixes = any(map(spatial.mixes_views, blocks))
+        self.passes_scale = mixes and any(map(spatial.mixes_views, range(blocks.stop, depth)))
+        self.inputs = ("anchor", "frame") if self.is_first else ("x", "scale")[: 1 + mixes]
+        """Ports, in call order."""
+        names = ["tokens"] if self.is_last else ["x_next", "scale_next"][: 1 + self.passes_scale]
+        names += [f"tap_{n}" for n, index in enumerate(trunk.indices) if index in blocks]
+        self.outputs = tuple(names)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """[..., N, D] of each view, or [..., 2 * N, D] and [..., 1, D]: as `inputs` says."""
+        x, scale = given[0], given[-1]  # of the same tensor where no block reads the scale token
+        if self.is_first:
+            x = torch.cat([x + self.view_pos_table, scale], dim=-2)
+            scale = self.proj_embed(self.scale_token).expand_as(x[..., :1, :])
+        num_patches = x.shape[-2] // spatial.NUM_VIEWS
+        x, scale, taps = spatial.run_blocks(
+            _by_number(self.blocks), x, scale, num_patches, self.indices
+        )
+        through = (self.norm(x),) if self.is_last else (x, scale)[: 1 + self.passes_scale]
+        return (*through, *map(self.norm, taps))
+
+
+def _numbered(layers: nn.ModuleList, chosen: range) -> nn.ModuleDict:
+    return nn.ModuleDict({str(index): layers[index] for index in chosen})
+
+
+def _by_number(layers: nn.ModuleDict) -> Iterator[tuple[int, nn.Module]]:
+    return ((int(number), layer) for number, layer in layers.items())
