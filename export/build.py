@@ -60,7 +60,7 @@ from runtime.bundle import (
     sha256_of,
 )
 from runtime.cli.progress import Progress
-from runtime.pages.show import memory_plan, networks
+from runtime.pages.show import file_bytes, memory_plan, networks
 from runtime.storage.files import PAGE, check_output
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
@@ -223,12 +223,6 @@ def engine_bytes(manifest: Manifest) -> int:
     return sum(f.bytes for name, f in manifest.files.items() if name.startswith("engines/"))
 
 
-def file_bytes(manifest: Manifest, engine: str) -> int:
-    """Of an engine's graph and weights."""
-    stem = manifest.engines[engine].file.removesuffix("onnx")
-    return sum(f.bytes for name, f in manifest.files.items() if name.startswith(stem))
-
-
 def _recipe(recipe: Recipe) -> RecipeEntry:
     return RecipeEntry(
         name=recipe.name,
@@ -304,7 +298,7 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         table.add_row(
             name,
             f"{sum(engine.parameters for engine in parts.values()):,}",
-            f"{sum(file_bytes(manifest, part) for part in parts):,}",
+            f"{sum(file_bytes(manifest, engine) for engine in parts.values()):,}",
             f"{max(engine.parity for engine in parts.values()):.1e}",
             ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             "; ".join(dict.fromkeys(engine.compiled for engine in parts.values())),
@@ -316,7 +310,7 @@ def _print_table(console: Console, manifest: Manifest, out: Path) -> None:
         f"actions against the float32 reference: {manifest.action_error:.1e}; engines: "
         f"{engine_bytes(manifest) / 1e6:.1f} MB; padding: {padded}",
     )
-    _say(console, largest_of({name: file_bytes(manifest, name) for name in manifest.engines}))
+    _say(console, largest_of({n: file_bytes(manifest, e) for n, e in manifest.engines.items()}))
     for words in memory_plan(Bundle(out, manifest)):
         _say(console, f"on a GPU: {words}")
     for name, verdict in manifest.gates.items():

@@ -54,7 +54,8 @@ class BuildConfig:
 
     layers_per_part: int | None = None
     """Layers of the language model in one engine, instead of what suits the board. Vision and
-    spatial encoder are cut so that none of their parts weighs more."""
+    spatial encoder are cut so that none of their parts weighs more. Nothing is cut if it has no
+    more layers."""
 
     calibration: Path | None = None
     """Recorded episodes of the robot (a folder of .npz, or a LeRobot dataset), prompts included: a

@@ -133,14 +133,15 @@ def choose_layers(sizes: EngineSizes, *, per_part: int | None, limit: int | None
     """Layers per part of every trunk.
 
     Args:
-        per_part: layers of the language model; no part of another trunk weighs more then.
+        per_part: layers of the language model; no part of another trunk weighs more then. If it
+            has no more layers, nothing is cut.
         limit: bytes of one engine, where nothing else is said; None is no limit.
     """
-    if per_part is not None:
-        depth = sizes.depths["language"]
-        language = None if per_part >= depth else per_part
+    depth = sizes.depths["language"]
+    if per_part is not None and per_part < depth:
+        language: int | None = per_part
         limit = max(sizes.part("language", part).num_bytes for part in cut(depth, per_part))
-    elif limit is None:
+    elif per_part is not None or limit is None:
         return WHOLE
     else:
         language = sizes.most_layers("language", limit)

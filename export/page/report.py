@@ -19,7 +19,7 @@ from export.page.figures import (
 )
 from export.page.meters import bar, number, percent
 from quant.search.yardsticks import Yardstick
-from runtime.bundle import EngineEntry, Manifest, Verdict, VerdictKind
+from runtime.bundle import Manifest, Verdict, VerdictKind
 from runtime.pages.markup import Markup, element
 from runtime.pages.page import (
     Column,
@@ -32,7 +32,7 @@ from runtime.pages.page import (
     sentence,
     table,
 )
-from runtime.pages.show import networks
+from runtime.pages.show import file_bytes, networks
 from runtime.storage.files import PAGE, write_file
 
 FLOAT32_BYTES = 4
@@ -169,7 +169,7 @@ def _engines(manifest: Manifest) -> list[Markup]:
     rows = []
     for name, parts in networks(manifest).items():
         kinds = sum((Counter(precisions.get(part, {})) for part in parts), Counter[str]())
-        held = sum(_engine_bytes(manifest, entry) for entry in parts.values())
+        held = sum(file_bytes(manifest, entry) for entry in parts.values())
         sizes = _size_cells(sum(entry.parameters for entry in parts.values()), held)
         formats = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "not audited"
         parity = number(max(entry.parity for entry in parts.values()))
@@ -221,14 +221,9 @@ def _recipe(manifest: Manifest) -> list[Markup]:
     return [*parts, sentence(f"Made with {versions or 'tools that the manifest does not name'}.")]
 
 
-def _engine_bytes(manifest: Manifest, entry: EngineEntry) -> int:
-    stem = entry.file.removesuffix("onnx")
-    return sum(file.bytes for name, file in manifest.files.items() if name.startswith(stem))
-
-
 def _sizes(manifest: Manifest) -> tuple[int, int]:
     """Bytes of all engines: in their files, and in float32."""
-    held = sum(_engine_bytes(manifest, entry) for entry in manifest.engines.values())
+    held = sum(file_bytes(manifest, entry) for entry in manifest.engines.values())
     return held, FLOAT32_BYTES * sum(entry.parameters for entry in manifest.engines.values())
 
 

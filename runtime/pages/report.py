@@ -28,7 +28,7 @@ from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
 from .markup import Markup, element
 from .page import Column, cards, chart, document, note, panel, section, sentence, table
-from .show import draw, networks
+from .show import draw, file_bytes, networks
 from .svg import bars, lines
 
 FRAMES = 9
@@ -277,10 +277,8 @@ def _engines(bundle: Bundle) -> Markup:
         Column("compile check", "words"),
     ]  # fmt: skip
     rows = []
-    files = bundle.manifest.files.items()
     for name, parts in networks(bundle.manifest).items():
-        stems = tuple(entry.file.removesuffix("onnx") for entry in parts.values())
-        size = sum(file.bytes for path, file in files if path.startswith(stems))
+        size = sum(file_bytes(bundle.manifest, entry) for entry in parts.values())
         weights = sum(entry.parameters for entry in parts.values())
         parity = max(entry.parity for entry in parts.values())
         compiled = "; ".join(dict.fromkeys(entry.compiled for entry in parts.values()))

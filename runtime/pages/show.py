@@ -70,6 +70,12 @@ def networks(manifest: Manifest) -> dict[str, dict[str, EngineEntry]]:
     return {counted(name, len(parts)): parts for name, parts in found.items()}
 
 
+def file_bytes(manifest: Manifest, engine: EngineEntry) -> int:
+    """Of an engine's graph and weights."""
+    stem = engine.file.removesuffix("onnx")
+    return sum(file.bytes for name, file in manifest.files.items() if name.startswith(stem))
+
+
 def _stages(graph: Graph) -> list[tuple[str, ...]]:
     """A table; the stages of a chain are one row."""
     rows: dict[str, list[Stage]] = {}
@@ -145,11 +151,14 @@ def _declared(declared: Input) -> str:
 
 def memory_plan(bundle: Bundle) -> Iterator[str]:
     """Bytes of tensors and weights, and of scratch for every machine that plans were built for."""
-    graph, files = bundle.manifest.graph, bundle.manifest.files
+    graph, manifest = bundle.manifest.graph, bundle.manifest
     _, tensors = layout(graph)
     twins = sum(graph.tensors[name].num_bytes for name in host_roots(graph))
-    weights = sum(e.bytes for name, e in files.items() if name.startswith("engines/"))
-    yield f"tensors {tensors:,} bytes in one allocation, weights {weights:,} bytes"
+    weights = [file_bytes(manifest, engine) for engine in manifest.engines.values()]
+    yield (
+        f"tensors {tensors:,} bytes in one allocation, weights {sum(weights):,} bytes, "
+        f"{max(weights, default=0):,} of them in one engine"
+    )
     yield f"page-locked {twins:,} bytes on the host, for what it reads and writes"
     unfused = {n: e.unfused_scratch_bytes for n, e in bundle.manifest.engines.items()}
     yield f"scratch {_shared(graph, unfused)} if a compiler fused nothing"

@@ -14,8 +14,10 @@ import runtime
 from export.build import build
 from export.config import BuildConfig
 from export.engines.torch_engine import TorchEngine
+from export.evidence.bench import roofline
 from export.measure import golden_of, made_up, reference_actions
 from export.parts import EngineSizes, choose_layers
+from export.subject import prepare
 from export.twin import write_twin
 from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
 from models.anchorvla4d.presets import demo
@@ -25,6 +27,7 @@ from models.demo import CHECKPOINT
 from models.init import statistics_of
 from quant.apply import decide
 from quant.recipes import RECIPES
+from quant.targets import BOARDS
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.schedule import plan
 from runtime.control.loop import LoopConfig, Step, Trace
@@ -264,6 +267,17 @@ def test_whoever_reads_about_it_sees_each_network_once(bundle):
     assert ">prefix x 3<" in picture and ">suffix x 3<" in picture and "prefix_" not in picture
 
 
+def test_the_memory_plan_names_the_largest_engine(bundle):
+    weights: dict[str, int] = {}
+    for path in (bundle / "engines").iterdir():
+        weights[path.stem] = weights.get(path.stem, 0) + path.stat().st_size
+    (words,) = (
+        line for line in describe(runtime.read_bundle(bundle)).splitlines() if "allo" in line
+    )
+    total, largest = sum(weights.values()), max(weights.values())
+    assert words.endswith(f"weights {total:,} bytes, {largest:,} of them in one engine")
+
+
 def test_pages_add_up_the_parts_of_a_network(bundle):
     manifest = runtime.read_bundle(bundle).manifest
     parts = [manifest.engines[f"language_{i}"] for i in range(3)]
@@ -333,6 +347,27 @@ def test_a_quantized_policy_in_parts_passes_every_gate(quantized, tmp_path):
     write_twin(quantized, twin)
     with runtime.load(twin) as policy:
         assert not [verdict for verdict in policy.check() if not verdict.passed]
+
+
+def test_an_export_for_a_board_keeps_below_its_limit(tmp_path, monkeypatch):
+    board = replace(BOARDS["orin-nano-8gb"], largest_engine_bytes=2_000_000)
+    monkeypatch.setitem(BOARDS, "orin-nano-8gb", board)
+    for named, number in (("orin-nano-8gb", 2), ("agx-orin-64gb", 1)):
+        config = cut_config(CHECKPOINT, tmp_path / "bundle", "float32", board=named)
+        parts = prepare(config, RECIPES["float32"](), load_checkpoint(CHECKPOINT)).parts
+        # Four layers of 246 528 numbers in float32: two are 1.97 MB.
+        assert sum(whole_of(engine) == "language" for engine in parts.engines) == number
+
+
+def test_the_padding_of_language_calls_is_left_out_of_every_part(bundle):
+    with runtime.load(bundle) as policy:
+        seconds = roofline(policy, 1.0, 1e30)
+        share = policy.bundle.manifest.padded_share
+    used, kept = 1 - share["suffix"], 1 - sum(share.values()) / 2
+    # Per layer and token: products, and scores and sums of 128 numbers over twice 64 tokens.
+    weights = 2 * 64 * 5 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 512)
+    attention = 5 * 2 * 2 * 64 * 128 * 128
+    assert seconds["suffix_0"] == pytest.approx(weights * used + attention * used * kept)
 
 
 def engine_files(bundle) -> dict[str, int]:
