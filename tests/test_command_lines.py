@@ -124,7 +124,9 @@ IN_THE_WAY = {
     "device_tests.success, its film": ("BUNDLE --film OUT/a.gif", "a.gif"),
 }  # fmt: skip
 """A line of every command that writes, and the file of somebody's that is in its way."""
-WRITES_NOTHING = {"runtime check", "runtime bench", "runtime doctor", "export crosscheck"}
+WRITES_NOTHING = {
+    "runtime check", "runtime bench", "runtime doctor", "export crosscheck", "export parts",
+}  # fmt: skip
 TESTED_APART = {"runtime build"}
 """In tests/runtime/test_build.py: it writes into a folder of the bundle's own."""
 

@@ -66,6 +66,14 @@ def test_no_part_of_another_trunk_weighs_more_than_one_of_the_language_model():
         assert max(e.num_bytes for n, e in finer.items() if whole_of(n) == trunk) > most
 
 
+def test_what_stands_behind_the_layers_counts_to_the_last_part():
+    """32 blocks of the vision tower: the last 8 of them come with the merger, the last 4 too."""
+    sizes = sizes_of(full(), "orin-bf16")
+    limit = sizes.part("vision", range(8)).num_bytes
+    assert sizes.part("vision", range(24, 32)).num_bytes > limit
+    assert sizes.most_layers("vision", limit) == 7
+
+
 def test_what_is_small_or_has_no_limit_stays_in_one_piece():
     small, large = sizes_of(demo(), "orin-bf16"), sizes_of(full(), "orin-bf16")
     assert choose_layers(small, per_part=None, limit=NANO) == WHOLE

@@ -30,6 +30,7 @@ from quant.recipes import RECIPES
 from quant.targets import BOARDS
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.schedule import plan
+from runtime.backends.tensorrt import TensorRTBackend
 from runtime.control.loop import LoopConfig, Step, Trace
 from runtime.engine import in_order
 from runtime.functions import Resources
@@ -47,6 +48,7 @@ from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.pages import Page
 from tests.runtime.test_cache import Expectation, Pair, drive
+from tests.simulation import install, make_plan
 
 LAYERS = 12
 CUTS = {
@@ -250,6 +252,27 @@ def test_the_cache_of_a_policy_in_parts_is_right(bundle, image):
     pair = Pair(runtime.load(bundle), runtime.load(bundle), Expectation(bundle))
     pair.changed = set(pair.warm.graph.inputs)
     drive(pair, image, 5)
+
+
+def test_a_tick_of_parts_is_one_launch_of_a_captured_graph(bundle, ticks, monkeypatch):
+    world = install(monkeypatch)
+    runtime.read_bundle(bundle)
+    world.is_verified = True
+    backends = (lambda _: TensorRTBackend(make_plan), "onnxruntime")
+    gpu, cpu = (runtime.load(bundle, backend=backend) for backend in backends)
+    first = ticks["first"]
+    episodes = [p.start(anchor=first["anchor"], instruction="open the drawer") for p in (gpu, cpu)]
+    for number, frame in enumerate(("first", "frame", "first", "frame")):  # never one twice
+        for episode in episodes if number == 2 else ():
+            episode.give(anchor=ticks["anchor"]["anchor"])
+        before = world.num_launches, world.num_synchronizations
+        seen = {key: ticks[frame][key] for key in ("frame", "state", "noise")}
+        chunks = [episode.act(seen).actions for episode in episodes]
+        assert np.array_equal(*chunks), number
+        now = world.num_launches, world.num_synchronizations
+        assert number == 0 or now == (before[0] + 1, before[1] + 1), number
+    gpu.close()
+    assert not world.violations
 
 
 def test_whoever_reads_about_it_sees_each_network_once(bundle):
