@@ -1,8 +1,6 @@
 """Camera image -> normalised patches, bit for bit as the Qwen2-VL image processor makes them.
 
-A pixel has 256 values, so rescaling and normalising is a table of 256 numbers per channel, built
-with the processor's own sequence of float operations. Resizing is Pillow's bicubic filter, which
-the policy was trained with.
+Resizing is Pillow's bicubic filter, which the policy was trained with.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .errors import ObservationError
+from .resize import Resizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,20 +128,15 @@ def check_grid(image: NDArray[np.uint8], config: ImageConfig, grid: tuple[int, i
 
 
 class PatchMaker:
-    """Turns images into patches for one exported grid."""
+    """Turns images into patches for one exported grid. Threads may share one."""
 
     def __init__(self, config: ImageConfig, grid: tuple[int, int]) -> None:
         self.config = config
         self.grid = grid
-        level = (np.arange(256).astype(np.float64) * config.rescale_factor).astype(np.float32)
-        mean = np.array(config.image_mean, np.float32)[:, None]
-        std = np.array(config.image_std, np.float32)[:, None]
-        self._table = ((level - mean) / std).ravel()
-        p, m, columns = config.patch_size, config.merge_size, grid[1]
-        # Table indices of one row of merge blocks, in the order of the patches: small enough to
-        # stay in a cache while it is filled and used.
-        self._index = np.empty((columns // m, m, m, 3, p, p), np.intp)
-        self._offset = (np.arange(3) * 256).astype(np.intp)[:, None, None]
+        rows, columns = (side * config.patch_size for side in grid)
+        self._resize = Resizer(rows, columns, config.patch_size * config.merge_size)
+        self._mean = np.tile(np.array(config.image_mean, np.float32), columns)
+        self._std = np.tile(np.array(config.image_std, np.float32), columns)
 
     def __call__(self, image: NDArray[np.uint8], out_NK: NDArray[np.float32]) -> None:
         """Write the patches of `image` uint8 [H, W, 3] to `out_NK` [N, patch_dim] float32.
@@ -151,20 +144,29 @@ class PatchMaker:
         Raises:
             ObservationError: if the image would give another grid than the exported one.
         """
-        c, grid = self.config, self.grid
-        shape = (grid[0] * c.patch_size, grid[1] * c.patch_size)
-        check_grid(image, c, grid)
-        if shape != image.shape[:2]:
-            resized = Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
-            image = np.asarray(resized)
-        p, m = c.patch_size, c.merge_size
-        blocks = image.reshape(grid[0] // m, m, p, grid[1] // m, m, p, 3)
-        out = out_NK.reshape(grid[0] // m, -1, 3, c.temporal_patch_size, p * p)
-        index = self._index.reshape(-1, 3, p * p)
-        for row, patches in zip(blocks.transpose(0, 3, 1, 4, 6, 2, 5), out, strict=True):
-            np.add(row, self._offset, out=self._index)
-            np.take(self._table, index, out=patches[:, :, 0], mode="clip")
-            patches[:, :, 1:] = patches[:, :, :1]  # one image stands for all its frames
+        c, (rows, columns) = self.config, self.grid
+        check_grid(image, c, self.grid)
+        m, p = c.merge_size, c.patch_size
+        blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
+        self._resize(image, lambda part, y, x: self._cut(part, blocks[y, x]))
+
+    def _cut(self, image: NDArray[np.uint8], blocks: NDArray[np.float32]) -> None:
+        """Write part of a resized image as merge blocks, one row of blocks at a time: small enough
+        to stay in a cache.
+
+        The processor's own sequence of operations: rescaled in float64, rounded to float32, then
+        normalised.
+        """
+        c, width = self.config, 3 * image.shape[1]
+        m, p = c.merge_size, c.patch_size
+        scaled = np.empty((m * p, width), np.float32)
+        patches = scaled.reshape(m, p, -1, m, p, 3).transpose(2, 0, 3, 5, 1, 4)
+        for row, block in zip(image.reshape(-1, m * p, width), blocks, strict=True):
+            np.multiply(row, c.rescale_factor, out=scaled, dtype=np.float64, casting="same_kind")
+            np.subtract(scaled, self._mean[:width], out=scaled)
+            np.divide(scaled, self._std[:width], out=scaled)
+            block[:, :, :, :, 0] = patches
+            block[:, :, :, :, 1:] = block[:, :, :, :, :1]  # one image stands for all its frames
 
 
 def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:

@@ -1,5 +1,7 @@
 """Preprocessing against the Pillow image processor of transformers, bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,6 +61,54 @@ def test_patches_equal_those_of_transformers_bit_for_bit(picture, size, limits):
     got = np.full((grid[0] * grid[1], config.patch_dim), np.nan, np.float32)
     PatchMaker(config, grid)(image, got)
     assert want["pixel_values"].dtype == np.float32
+    assert np.array_equal(got, want["pixel_values"])
+
+
+def test_an_image_that_needs_no_resize_is_read_however_it_lies_in_memory():
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    image = noise(224, 168)[::2, ::-1][:, ::3]
+    image.setflags(write=False)
+    got, want = np.empty((2, 8 * 4, config.patch_dim), np.float32)
+    PatchMaker(config, (8, 4))(image, got)
+    PatchMaker(config, (8, 4))(np.ascontiguousarray(image), want)
+    assert np.array_equal(got, want)
+
+
+def test_threads_may_share_a_patch_maker():
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    make = PatchMaker(config, (8, 8))
+    images = [noise(*size) for size in ((112, 112), (120, 110), (110, 120), (112, 113))] * 8
+    got = np.empty((len(images), 64, config.patch_dim), np.float32)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(make, images, got))
+    for image, patches in zip(images, got, strict=True):
+        want = Qwen2VLImageProcessorPil(min_pixels=1, max_pixels=512**2)(
+            images=[Image.fromarray(image)], return_tensors="np"
+        )["pixel_values"]
+        assert np.array_equal(patches, want)
+
+
+@pytest.mark.parametrize("factor", [1 / 127.5, 0.1, 1 / 256, 3.0])
+def test_other_rescale_factors_are_followed(factor):
+    config = ImageConfig(min_pixels=1, max_pixels=512**2, rescale_factor=factor)
+    processor = Qwen2VLImageProcessorPil(min_pixels=1, max_pixels=512**2, rescale_factor=factor)
+    image = noise(56, 84)
+    got = np.empty((4 * 6, config.patch_dim), np.float32)
+    PatchMaker(config, (4, 6))(image, got)
+    want = processor(images=[Image.fromarray(image)], return_tensors="np")["pixel_values"]
+    assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize(("patch", "merge", "frames"), [(8, 1, 1), (14, 3, 2), (16, 2, 4)])
+def test_other_patches_are_followed(patch, merge, frames):
+    fields = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
+    config = ImageConfig(min_pixels=1, max_pixels=512**2, **fields)
+    processor = Qwen2VLImageProcessorPil(min_pixels=1, max_pixels=512**2, **fields)
+    image = noise(150, 130)
+    want = processor(images=[Image.fromarray(image)], return_tensors="np")
+    grid = grid_of(150, 130, config)
+    got = np.empty((grid[0] * grid[1], config.patch_dim), np.float32)
+    PatchMaker(config, grid)(image, got)
     assert np.array_equal(got, want["pixel_values"])
 
 
