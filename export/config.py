@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -43,6 +43,10 @@ class BuildConfig:
 
     image_size: tuple[int, int] = (256, 256)
     """Width and height of the camera image in pixels."""
+
+    resize_on: Literal["host", "engine"] = "host"
+    """Where images become patches: on the CPU, or in an engine, which a GPU runs sooner than most
+    CPUs (see `docs/on_the_robot.md`). The patches are the same."""
 
     tokens: int | None = None
     """Tokens per call of the language engine; the prompt is padded to it, which costs time. By

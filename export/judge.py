@@ -23,7 +23,7 @@ from export.measure import (
 )
 from export.subject import Judged, Subject
 from models.anchorvla4d.split import ACTIONS
-from quant.recipes import orin_bf16
+from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
 from runtime.bundle import Manifest, StageFigures, Verdict, read_bundle
@@ -77,10 +77,15 @@ def judge_coverage(subject: Subject, gates: Gates) -> None:
 
 def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Exported]) -> None:
     """Is every layer in its file what the recipe says?"""
+    names, rules = subject.layer_names, dict(subject.rules)
+    for engine, spec in subject.parts.engines.items():
+        for buffer in spec.fixed:
+            names[engine][buffer] = f"{engine}.{buffer}"
+            rules[f"{engine}.{buffer}"] = Rule(f"{engine}.{buffer}", "float32")
     wrong = audit(
         {engine: e.contents for engine, e in exported.items()},
-        subject.layer_names,
-        subject.rules,
+        names,
+        rules,
         subject.recipe.base,
         _island_layers(exported),
     )

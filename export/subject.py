@@ -113,6 +113,7 @@ def prepare(
         image_size=config.image_size,
         slots=tokens.slots,
         layers=_layers(config, recipe, checkpoint, rules),
+        resize_on=config.resize_on,
     )
     exact = cut(checkpoint.model)
     step("run in float32")

@@ -297,6 +297,8 @@ class Function:
     """What does not fit, in words; empty if all does."""
     same_shape: bool = False
     """Whether the output has the input's shape."""
+    same_dtype: bool = False
+    """Whether the output may also have the input's type, where that is no float."""
 
 
 NUMBERS = ("tensor", "vector", "noise", "depth", "video", "image")
@@ -325,7 +327,8 @@ FUNCTIONS: Mapping[str, Function] = {
         params=Constant, make=_constant, check=_check_constant, inputs={}, outputs=("value",),
     ),
     "copy": Function(
-        params=Nothing, make=_copy, inputs={"value": NUMBERS}, outputs=("value",), same_shape=True,
+        params=Nothing, make=_copy, inputs={"value": NUMBERS}, outputs=("value",),
+        same_shape=True, same_dtype=True,
     ),
     "normalize": Function(
         params=Scaling, make=_normalize, check=_check_scaling,
@@ -372,8 +375,10 @@ def check_call(stage: Stage, graph: Graph) -> None:
         port: graph.inputs[name] if name in graph.inputs else graph.tensors[name]
         for port, name in (*stage.inputs.items(), *stage.outputs.items())
     }
+    read = (graph.inputs.get(name) or graph.tensors[name] for name in stage.inputs.values())
+    kept = {source.dtype for source in read} if function.same_dtype else set()
     for port, name in stage.outputs.items():
-        if not ports[port].dtype.startswith("float"):
+        if not ports[port].dtype.startswith("float") and ports[port].dtype not in kept:
             raise BundleError(
                 f"{where}: writes {name!r}, which is {ports[port].dtype}, not float32"
             )

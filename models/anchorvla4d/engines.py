@@ -22,10 +22,12 @@ from models.anchorvla4d.parts import (
     VisionPart,
     cut,
 )
+from models.anchorvla4d.pixels import PixelsEngine
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
 from runtime.declarations import Tensor
 from runtime.graph import part_name
+from runtime.image import ImageConfig
 
 COEFFICIENT_ROW = 64
 """Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
@@ -38,6 +40,8 @@ class EngineSpec:
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    fixed: tuple[str, ...] = ()
+    """Buffers of the module that it multiplies by: float32, whatever a recipe says."""
 
 
 class VisionEngine(nn.Module):
@@ -238,3 +242,17 @@ def _spatial(
             {port: shapes.get(port, both) for port in part.outputs},
         )
     return found
+
+
+def pixels_engine(image: ImageConfig, size: tuple[int, int], grid: tuple[int, int]) -> EngineSpec:
+    """What makes patches of images of one size (height and width) in place of the host.
+
+    Raises:
+        ValueError: it would not make the same ones.
+    """
+    return EngineSpec(
+        PixelsEngine(image, size, grid),
+        {"image": Tensor(shape=(*size, 3), dtype="uint8")},
+        {"patches": Tensor(shape=(grid[0] * grid[1], image.patch_dim))},
+        fixed=("rows", "columns"),
+    )

@@ -11,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.engines import COEFFICIENT_ROW, EngineSpec, engines_of
+from models.anchorvla4d.engines import (
+    COEFFICIENT_ROW,
+    EngineSpec,
+    engines_of,
+    pixels_engine,
+)
 from models.anchorvla4d.head import ddim_coefficients
 from models.anchorvla4d.parts import WHOLE, LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
@@ -27,6 +32,7 @@ from runtime.prompt import Segment, mrope_positions, num_tokens
 
 ACTIONS, SIMILARITY = "actions", "anchor_similarity"
 """Outputs of the graph."""
+ResizeOn = Literal["host", "engine"]
 TOKENS, TOKENIZER = "tokens", "tokenizer.json"
 """The table of token embeddings, and the file that makes ids of a text."""
 FOLDED = ("action_head.t_embedder.*",)
@@ -64,6 +70,8 @@ def split(
     image_size: tuple[int, int],
     slots: int,
     layers: LayersPerPart = WHOLE,
+    *,
+    resize_on: ResizeOn = "host",
 ) -> Split:
     """Cut `model` for the images of one camera and language calls of `slots` tokens.
 
@@ -74,9 +82,11 @@ def split(
         image_size: width and height of the camera's images.
         slots: tokens per call of the language engine.
         layers: that one engine holds at most.
+        resize_on: where images become patches: in a host function, or in an engine of their own.
 
     Raises:
-        ValueError: if the prompt around the images does not fit `slots`.
+        ValueError: the prompt around the images does not fit `slots`, or no engine can resize
+            them exactly.
     """
     c = model.config
     width, height = image_size
@@ -90,6 +100,8 @@ def split(
             f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
         )
     engines = engines_of(model, grid, slots, layers)
+    if resize_on == "engine":
+        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = _GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
     _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
     _places(build, c, prefix, suffix)
@@ -392,9 +404,14 @@ class _GraphBuilder:
 
     def image(self, name: str) -> None:
         """Patches of an image, their vision tokens and their projection."""
-        patches = f"{name}_patches"
-        self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
-        self.call("patches", {"image": name}, {"patches": patches}, self.patches)
+        patches, pixels = f"{name}_patches", f"{name}_pixels"
+        if "pixels" in self.engines:
+            self.tensors[pixels] = self.engines["pixels"].inputs["image"]
+            self.call("copy", {"value": name}, {"value": pixels})
+            self.engine("pixels", patches, {"image": pixels}, {"patches": patches})
+        else:
+            self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
+            self.call("patches", {"image": name}, {"patches": patches}, self.patches)
         self.chain("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
         self.engine("project", f"{name}_project", {"patches": patches}, {"view": f"{name}_view"})
 

@@ -118,6 +118,12 @@ def test_copy_copies():
     assert copied.tolist() == value.tolist()
 
 
+def test_copy_keeps_whole_numbers_whole():
+    value, out = np.arange(256, dtype=np.uint8), np.zeros(256, np.uint8)
+    make("copy", {})({"value": value}, {"value": out})
+    assert out.tolist() == list(range(256))
+
+
 def test_states_and_actions_are_mapped_each_its_own_way():
     state = run("normalize", SCALING, {"value": np.float32([2, 4])}, "value", (2,))
     assert state.tolist() == [1, 0]
@@ -209,6 +215,10 @@ CALLS = [
      {"value": block(2, 2, dtype="int32")}, "is int32, not float32"),
     ("copy", {}, {"value": block(2, 2)}, {"value": block(2, 2)}, False,
      {"value": block(4, 1)}, r"'in_value' is \[2, 2\], 'out_value' \[4, 1\]"),
+    ("copy", {}, {"value": block(2, 2, dtype="uint8")}, {"value": block(2, 2, dtype="uint8")},
+     False, {"value": block(2, 2, dtype="int32")}, "is int32, not float32"),
+    ("normalize", SCALING, {"value": block(3, 2, dtype="uint8")}, {"value": block(3, 2)}, False,
+     {"value": block(3, 2, dtype="uint8")}, "is uint8, not float32"),
     ("normalize", SCALING, {"value": block(3, 2)}, {"value": block(3, 2)}, False,
      {"value": block(2, 3)}, r"'in_value' is \[3, 2\], 'out_value' \[2, 3\]|2 modes and 2 units"),
     ("cosine", {}, {"a": block(3, 2), "b": block(5, 2)}, {"value": block(1)}, False,
