@@ -46,8 +46,17 @@ class AnchorPolicy(Protocol):
         """Whether the current frame should become the anchor. Called once per tick, in order."""
 
 
+class Stateless:
+    """Keeps nothing between ticks, and so is its own copy."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stateless:
+        return self
+
+
 @dataclass(frozen=True, slots=True)
-class First:
+class First(Stateless):
     """The first frame of the episode, for good."""
 
     def wants(self, tick: Tick) -> bool:
@@ -55,7 +64,7 @@ class First:
 
 
 @dataclass(frozen=True, slots=True)
-class Manual:
+class Manual(Stateless):
     """Only what `Episode.latch` and `give` ask for. Same answer as `First`; the name says why."""
 
     def wants(self, tick: Tick) -> bool:
@@ -63,7 +72,7 @@ class Manual:
 
 
 @dataclass(frozen=True, slots=True)
-class Every:
+class Every(Stateless):
     """A new anchor every `k` ticks."""
 
     k: int
@@ -111,7 +120,7 @@ class Kinematic:
 
 
 @dataclass(frozen=True, slots=True)
-class Semantic:
+class Semantic(Stateless):
     """The scene no longer looks like the anchor: feature cosine below `threshold`."""
 
     threshold: float = 0.2

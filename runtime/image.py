@@ -105,7 +105,7 @@ def check_image(image: NDArray[np.uint8], *, what: str) -> None:
         elif image.ndim == 3 and image.shape[2] == 4:
             hint = "; drop the alpha channel"
         raise ObservationError(f"{what} must be [H, W, 3] RGB, got {list(image.shape)}{hint}")
-    if image.min() == image.max():
+    if image[0].min() == image[0].max() and image.min() == image.max():
         raise ObservationError(
             f"{what} is one value everywhere ({image.flat[0]}): "
             "is the lens covered, or the camera not started?"

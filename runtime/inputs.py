@@ -9,6 +9,7 @@ H, W = image height and width, S = vector dimension, n = entry of a ring or a vi
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from .graph import Graph
 from .image import check_grid, check_image
 
 Take = Callable[[Any], Any]
+_PHILOX, _DRAWING = np.random.Philox(key=0), threading.Lock()
 CAMERAS = ("image", "depth", "video")
 """Kinds of what a camera gives."""
 
@@ -53,14 +55,39 @@ def draw_noise(seed: int, tick: int, shape: tuple[int, ...], stream: int = 0) ->
     """
     size = math.prod(shape)
     count = -(-size // 2)
-    generator = np.random.Philox(key=seed, counter=tick << 192 | stream << 128)
-    raw = generator.random_raw(2 * count)
-    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(uniform[:count]))
-    angle = 2.0 * np.pi * uniform[count:]
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    noise: NDArray[np.float32] = normal[:size].astype(np.float32)
+    raw = _draw(seed, (0, 0, stream, tick), 2 * count)
+    raw >>= np.uint64(11)
+    uniform = raw.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-53
+    radius, angle = uniform[:count], uniform[count:]
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    angle *= 2.0 * np.pi
+    normal = np.empty((2, count))
+    np.cos(angle, out=normal[0])
+    np.sin(angle, out=normal[1])
+    normal *= radius
+    noise: NDArray[np.float32] = normal.ravel()[:size].astype(np.float32)
     return noise.reshape(shape)
+
+
+def _draw(key: int, counter: tuple[int, int, int, int], count: int) -> NDArray[np.uint64]:
+    """Raw words of the generator, from there on. A new generator would ask the system for entropy
+    first, which takes longer than the drawing."""
+    words = np.array(counter, np.uint64), np.array([key, 0], np.uint64)
+    with _DRAWING:
+        _PHILOX.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": words[0], "key": words[1]},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,  # nothing is left in it
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        raw: NDArray[np.uint64] = _PHILOX.random_raw(count)
+    return raw
 
 
 def push(ring: NDArray[Any] | None, value: NDArray[Any], length: int) -> NDArray[Any]:

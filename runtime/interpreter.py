@@ -24,6 +24,8 @@ from .functions import Resources, make_call
 from .graph import Graph, Stage
 
 NEVER = -1
+FIRST = 4096
+"""Numbers that are compared before all others."""
 HostCall = Callable[[Mapping[str, Any]], None]
 
 
@@ -205,9 +207,8 @@ def _same(old: Any, new: Any) -> bool:
         return False
     if not isinstance(old, np.ndarray):
         return bool(old == new)
-    bits = f"u{old.itemsize}"
-    return old is new or (
-        old.dtype == new.dtype
-        and old.shape == new.shape
-        and bool((old.view(bits) == new.view(bits)).all())
-    )
+    if old is new or old.dtype != new.dtype or old.shape != new.shape:
+        return old is new
+    a, b = (array.view(f"u{array.itemsize}").ravel() for array in (old, new))
+    # Two pictures of a camera differ within their first pixels, and then the rest is not read.
+    return bool((a[:FIRST] == b[:FIRST]).all() and (a[FIRST:] == b[FIRST:]).all())

@@ -1,5 +1,7 @@
 """When each anchor policy asks for a new anchor."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,18 @@ def test_every_policy_has_a_name(name, policy):
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=r"unknown anchor policy|needs k >= 1"):
         parse(name)
+
+
+@pytest.mark.parametrize("anchor_policy", [First(), Manual(), Every(3), Semantic(0.4)])
+def test_a_policy_that_keeps_nothing_is_its_own_copy(anchor_policy):
+    assert copy.deepcopy(anchor_policy) is anchor_policy
+
+
+def test_a_policy_that_keeps_something_is_copied_with_it():
+    kinematic = Kinematic()
+    kinematic.wants(Tick(0, 0, {"state": np.zeros(7, np.float32)}, lambda: 1.0))
+    other = copy.deepcopy(kinematic)
+    other.wants(Tick(1, 1, {"state": np.ones(7, np.float32)}, lambda: 1.0))
+    # Both see the same next state: a closing gripper only for the one that saw it open.
+    closing = Tick(2, 2, {"state": np.ones(7, np.float32)}, lambda: 1.0)
+    assert (kinematic.wants(closing), other.wants(closing)) == (True, False)

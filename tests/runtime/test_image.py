@@ -164,6 +164,13 @@ def test_a_good_image_passes():
     check_image(noise(8, 9), what="camera")
 
 
+@pytest.mark.parametrize("row", [0, 3, 7])
+def test_a_picture_with_something_on_one_row_passes(row):
+    image = np.full((8, 9, 3), 7, np.uint8)
+    image[row, 4, 1] = 8
+    check_image(image, what="camera")
+
+
 @pytest.mark.parametrize("size", [(1, 201), (402, 2)])
 def test_a_strip_of_an_image_is_refused(size):
     config = ImageConfig(min_pixels=1, max_pixels=512**2)

@@ -87,6 +87,16 @@ def test_an_array_counts_as_changed_by_its_bits():
     assert not interpreter.set("a", (1, 2))
 
 
+@pytest.mark.parametrize("place", [0, 4095, 4096, 4097, -1])
+def test_a_picture_counts_as_changed_wherever_it_differs(place):
+    interpreter, picture = make_interpreter(), np.full((100, 120, 3), 5, np.uint8)
+    assert interpreter.set("a", picture)
+    assert not interpreter.set("a", picture.copy())
+    changed = picture.copy()
+    changed.reshape(-1)[place] = 6
+    assert interpreter.set("a", changed)
+
+
 def test_a_host_function_sees_the_newest_values():
     seen = []
     interpreter = make_interpreter(from_a=lambda values: seen.append(dict(values)))

@@ -3,11 +3,13 @@
 import re
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import runtime
+from runtime import inputs
 from runtime.inputs import draw_noise
 
 STATE = np.array([0.0, 0.6, 0.2, 1.0], np.float32)
@@ -50,16 +52,25 @@ def test_noise_of_every_raw_word_is_finite(monkeypatch, word):
     """A draw of zero has no logarithm, and 2**-53 of all draws would be one."""
 
     class Stuck:
-        def __init__(self, **arguments):
-            pass
-
         def random_raw(self, size):
             return np.full(size, word, np.uint64)
 
-    monkeypatch.setattr(np.random, "Philox", Stuck)
+    monkeypatch.setattr(inputs, "_PHILOX", Stuck())
     drawn = draw_noise(0, 0, (3, 3))
     assert np.isfinite(drawn).all()
     assert abs(drawn).max() < 9  # sqrt(-2 log 2**-54) is 8.65
+
+
+def test_threads_that_draw_at_the_same_time_do_not_mix_their_noise():
+    keys = [(seed, tick) for seed in (0, 2**64 - 1) for tick in (0, 1, 2**40)] * 50
+    with ThreadPoolExecutor(8) as threads:
+        drawn = list(threads.map(lambda key: draw_noise(*key, (50, 12)), keys))
+    for (seed, tick), noise in zip(keys, drawn, strict=True):
+        generator = np.random.Philox(key=seed, counter=tick << 192)
+        words = generator.random_raw(600) >> np.uint64(11)
+        uniform = (words.astype(np.float64) + 0.5) * 2.0**-53
+        want = np.sqrt(-2 * np.log(uniform[:300])) * np.cos(2 * np.pi * uniform[300:])
+        np.testing.assert_allclose(noise.ravel()[:300], want, rtol=1e-6)
 
 
 def test_noise_is_pinned_to_recorded_numbers():
