@@ -17,6 +17,7 @@ VERBS = {
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
     "gate": ("export.config:GateConfig", "export.evidence.gate:gate"),
     "parts": ("export.config:PartsConfig", "export.parts:print_parts"),
+    "planted": ("export.config:PlantedConfig", "export.evidence.planted:planted"),
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
     "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
     "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),

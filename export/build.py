@@ -30,11 +30,11 @@ from export.judge import (
     allowed_in_chain,
     allowed_parity,
     judge_actions,
+    judge_closed_loop,
     judge_coverage,
     judge_precisions,
     judge_rounding,
     judge_stages,
-    judge_success,
 )
 from export.page.failure import advise, write_failure
 from export.page.figures import read_study
@@ -159,7 +159,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     step("judge the actions")
     error = judge_actions(subject, gates, runnable, allowed)
     shutil.rmtree(folder / "twin", ignore_errors=True)
-    judge_success(subject, gates, manifest)
+    judge_closed_loop(subject, gates, manifest)
     manifest = replace(
         manifest,
         engines={name: e.entry for name, e in exported.items()},

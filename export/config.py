@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from quant.recipes import RECIPES
 from quant.targets import BOARDS
 
 VERDICTS = Path("docs/results/gate-demo.json")
+PLANTED = "planted-demo.json"
 RESULT = "success-demo.json"
 DEMO_OPTIONS: dict[str, Any] = {
     "image_size": (112, 112),
@@ -215,6 +216,11 @@ class BenchConfig:
             raise ValueError(f"rounds must be at least 3, got {self.rounds}")
 
 
+def _exportable() -> tuple[str, ...]:
+    recipes = {name: make() for name, make in RECIPES.items()}
+    return tuple(n for n, r in recipes.items() if r.is_quantized and r.target != "thor")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
     """Run recipes in closed loop, paired with float32; exit code 1 if one costs too much.
@@ -222,8 +228,8 @@ class GateConfig:
     example: python -m export gate --recipes orin-w8a8
     """
 
-    recipes: tuple[str, ...] = ("orin-w8a8", "orin-mixed", "orin-w4a16", "cpu-int8")
-    """Of the demo policy."""
+    recipes: tuple[str, ...] = field(default_factory=_exportable)
+    """Of the demo policy; by default all that change anything and can be exported here."""
 
     episodes: int = 150
     """Per task; there are four."""
@@ -240,6 +246,31 @@ class GateConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.recipes) - RECIPES.keys()):
             raise ValueError(f"unknown recipes {unknown}; there are {sorted(RECIPES)}")
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be positive, got {self.episodes}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlantedConfig:
+    """Plant faults in finished bundles and run them in closed loop; exit code 1 if one that the
+    motion gate has to catch passes it.
+
+    example: python -m export planted
+    """
+
+    episodes: int = GateConfig().episodes
+    """Per task; there are four."""
+
+    seed0: int = GateConfig().seed0
+    """Of the first episode of every task."""
+
+    work: Path = GateConfig().work
+    """Folder for bundles, and the episodes that were run already, those of the gate among them."""
+
+    results: Path = Path("docs/results")
+    """Folder for the JSON."""
+
+    def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"episodes must be positive, got {self.episodes}")
 

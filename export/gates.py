@@ -7,8 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from device_tests.success.motion import FIGURES
 from export.errors import ExportError
 from runtime.bundle import Verdict
+
+MOTION_BOUND = 1.1
+"""Times float32's that each of `MOTION_FIGURES` may reach, upper end of the interval. Between what
+recipes do and what planted faults do that success does not notice (`export.evidence.planted`)."""
+MOTION_FIGURES = ("mean_jerk", "p99_jerk", "high_share", "seam_step")
 
 
 class GateFailed(ExportError):
@@ -51,7 +57,7 @@ class Gates:
             )
 
 
-def success_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None:
+def closed_loop_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None:
     """What `make gate` found for the bundle with this hash; None if it was never asked.
 
     Raises:
@@ -65,6 +71,8 @@ def success_verdict(path: Path, content_sha256: str) -> Mapping[str, Any] | None
         )
         if verdict is not None:
             words_of(verdict)  # a verdict has figures
+            if "motion" in verdict:
+                motion_words(verdict["motion"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{path}: not a file of verdicts ({error!r}); make gate writes one"
@@ -78,4 +86,21 @@ def words_of(verdict: Mapping[str, Any]) -> str:
         f"{100 * verdict['difference']:+.1f} points "
         f"[{100 * verdict['low']:+.1f}, {100 * verdict['high']:+.1f}] of success in "
         f"{verdict['episodes']} paired episodes"
+    )
+
+
+def moves_well(motion: Mapping[str, Any]) -> bool:
+    """Whether no figure of a motion verdict exceeds the bound."""
+    return all(motion["figures"][name]["high"] <= MOTION_BOUND for name in MOTION_FIGURES)
+
+
+def motion_words(motion: Mapping[str, Any]) -> str:
+    """A motion verdict in a few words."""
+    ratios = (
+        "{} {ratio:.2f} [{low:.2f}, {high:.2f}]".format(FIGURES[name], **motion["figures"][name])
+        for name in MOTION_FIGURES
+    )
+    return (
+        f"{', '.join(ratios)} times float32's in {motion['pairs']} paired episodes, at most "
+        f"{MOTION_BOUND:g} each"
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.engines.audit import audit
 from export.engines.engine import Exported, with_parity
-from export.gates import Gates, success_verdict, words_of
+from export.gates import Gates, closed_loop_verdict, motion_words, moves_well, words_of
 from export.measure import (
     Modules,
     rounding,
@@ -256,14 +256,14 @@ def judge_end_to_end(
     )
 
 
-def judge_success(subject: Subject, gates: Gates, manifest: Manifest) -> None:
-    verdict = success_verdict(subject.config.verdicts, manifest.content_sha256)
+def judge_closed_loop(subject: Subject, gates: Gates, manifest: Manifest) -> None:
+    """Success and motion, where `make gate` measured them for this bundle."""
+    verdict = closed_loop_verdict(subject.config.verdicts, manifest.content_sha256)
     if not subject.recipe.is_quantized:
         return
+    unmeasured = Verdict(kind="not measured", figures="make gate measures the demo's recipes")
     if verdict is None:
-        gates.verdicts["success"] = Verdict(
-            kind="not measured", figures="make gate measures the demo's recipes"
-        )
+        gates.verdicts |= {"success": unmeasured, "motion": unmeasured}
         return
     gates.judge(
         "success",
@@ -271,6 +271,16 @@ def judge_success(subject: Subject, gates: Gates, manifest: Manifest) -> None:
         words_of(verdict),
         f"recipe {subject.recipe.name} costs success: {words_of(verdict)}, allowed "
         f"{-100 * subject.recipe.success_margin:.0f}",
+    )
+    motion = verdict.get("motion")  # older files have none
+    if motion is None:
+        gates.verdicts["motion"] = unmeasured
+        return
+    gates.judge(
+        "motion",
+        moves_well(motion),
+        motion_words(motion),
+        f"recipe {subject.recipe.name} moves the robot worse: {motion_words(motion)}",
     )
 
 

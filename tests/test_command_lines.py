@@ -115,6 +115,7 @@ IN_THE_WAY = {
     "export demo, its page": ("demo --out OUT", "report.html"),
     "export bench": ("bench --results OUT --work OUT/w", f"bench-{SLUG}.json"),
     "export gate": ("gate --verdicts OUT/v.json --work OUT/w", "v.json"),
+    "export planted": ("planted --results OUT --work OUT/w", "planted-demo.json"),
     "export success": ("success --results OUT --work OUT/w --film OUT/f.gif", "success-demo.json"),
     "export success, its film": ("success --results OUT --work OUT/w --film OUT/f.gif", "f.gif"),
     "export results": ("results --readme OUT/README.md", "README.md"),

@@ -36,6 +36,7 @@ from device_tests.success.episodes import (
     SuccessConfig,
     evaluate,
 )
+from device_tests.success.motion import FIGURES
 from device_tests.success.pictures import write_film, write_sheet
 from runtime.cli.command import finish, wants_debug
 from runtime.cli.progress import PERIOD_S
@@ -170,7 +171,21 @@ def _row_words(row: Row) -> str:
         c = row.against_first
         words += f"  {100 * c.difference:+.1f} points [{100 * c.low:+.1f}, {100 * c.high:+.1f}], "
         words += f"{c.only_this} won, {c.only_first} lost, p = {c.p:.3g}"
-    return words
+    return words + _motion_words(row)
+
+
+def _motion_words(row: Row) -> str:
+    """A line more, where the robot tells what its actions command."""
+    if row.motion_against_first is not None:
+        found = row.motion_against_first.figures
+        return "\n    motion, times the first: " + ", ".join(
+            f"{words} {found[name].ratio:.2f} [{found[name].low:.2f}, {found[name].high:.2f}]"
+            for name, words in FIGURES.items()
+        )
+    if row.motion is not None:
+        means = asdict(row.motion)
+        return "\n    motion: " + ", ".join(f"{w} {means[n]:.3g}" for n, w in FIGURES.items())
+    return ""
 
 
 def _minutes(seconds: float) -> str:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 import runtime
 from device_tests.success.intervals import Comparison, Rate
+from device_tests.success.motion import Motion, MotionComparison, mean_motion, measure_motion
 from device_tests.success.posed import EvaluatedPolicy, PosedPolicy
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.control.loop import LoopConfig, Step, VirtualClock, run_episode
+from runtime.control.loop import LoopConfig, Step, Trace, VirtualClock, run_episode
 from runtime.errors import RobotError
 from runtime.recordings.recording import FRAME
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
@@ -110,6 +111,9 @@ class EpisodeResult:
     """Actions that the robot had to clip."""
     digest: str
     """SHA-256 over all chunks: equal if and only if the policy answered the same bits."""
+    motion: Motion | None
+    """Of the actions as they were sent; None where the robot cannot tell what they command, or the
+    episode was too short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +127,10 @@ class Row:
     """Episodes that achieved the other instruction's task; None where nobody can tell."""
     against_first: Comparison | None
     """With the first bundle, on the same seeds; None for itself."""
+    motion: Motion | None
+    """Mean over the episodes; None where none of them tells."""
+    motion_against_first: MotionComparison | None
+    """Likewise on the same seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,13 +157,17 @@ class Evaluation:
         steps = [result.num_steps for result in results if result.success]
         told = [r.other_success for r in results if r.other_success is not None]
         outcomes = [result.success for result in results]
+        motions = [result.motion for result in results]
+        is_first = bundle == self.config.bundles[0]
         return Row(
             rate=Rate.of(outcomes),
             median_steps=float(np.median(steps)) if steps else None,
             other_successes=sum(told) if told else None,
-            against_first=Comparison.of([r.success for r in first], outcomes)
-            if bundle != self.config.bundles[0]
-            else None,
+            against_first=None if is_first else Comparison.of([r.success for r in first], outcomes),
+            motion=mean_motion(motions),
+            motion_against_first=None
+            if is_first
+            else MotionComparison.of([r.motion for r in first], motions),
         )
 
 
@@ -180,6 +192,7 @@ def run(
         policy: what thinks.
         robot: driven from `reset` until `done`. If it has a method `achieved(task)`, that tells
             whether another task was achieved in this episode, or None if its scene lacks that one.
+            If it has `commands`, [A] of `motion.CommandKind`, its motion is measured.
         task: for the record.
         seed: of the action noise.
         execute: actions of a chunk that are carried out before the next thought.
@@ -215,8 +228,22 @@ def run(
         num_thoughts=sum(step.act_s is not None for step in trace.steps),
         num_clipped_actions=trace.num_clipped,
         digest=policy.digest,
+        motion=_motion(robot, trace),
     )
     return result, (trace.first.values[FRAME], *images) if keep_frames else ()
+
+
+def _motion(robot: Robot, trace: Trace) -> Motion | None:
+    kinds = getattr(robot, "commands", None)
+    if kinds is None or not trace.steps:
+        return None
+    return measure_motion(
+        np.stack([step.sent for step in trace.steps]),
+        [number for number, step in enumerate(trace.steps) if step.act_s is not None],
+        kinds,
+        (robot.limits.high - robot.limits.low) / 2,
+        trace.period_s,
+    )
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Success rates with their uncertainty: counts and paired outcomes in, intervals and p-values out.
+"""Figures of episodes with their uncertainty: outcomes and pairs in, intervals and p-values out.
 
 Closed forms, so that a board needs no scipy. `z` is the standard normal quantile: 1.96 for 95 %.
 """
@@ -118,6 +118,41 @@ def paired_difference_interval(
     below = _combine(share_a - low_a, high_b - share_b, phi)
     above = _combine(high_a - share_a, share_b - low_b, phi)
     return max(difference - below, -1.0), min(difference + above, 1.0)
+
+
+def paired_ratio(
+    y: Sequence[float], x: Sequence[float], z: float = Z_95
+) -> tuple[float, float, float]:
+    """Geometric mean of y[i] / x[i], measured in the same trial, and an interval for it.
+
+    The paired t interval of logarithms, with `z` for its quantile, which takes some thirty pairs:
+    J. M. Bland and D. G. Altman, "Transformations, means, and confidence intervals", British
+    Medical Journal 312 (1996) 1079.
+
+    Returns:
+        The ratio and its bounds. (1, 1, 1) if every pair is equal; (inf, 0, inf) if in some pair
+        one figure is 0 and the other is not, which no ratio describes; bounds of 0 and infinity
+        for a single pair.
+
+    Raises:
+        ValueError: the sequences are empty, not of one length, negative or not finite.
+    """
+    if len(x) != len(y) or not x:
+        raise ValueError(f"pairs need two sequences of one length, got {len(y)} and {len(x)}")
+    for number in (*x, *y):
+        if not 0 <= number < math.inf:
+            raise ValueError(f"a ratio needs finite figures that are not negative, got {number}")
+    pairs = list(zip(y, x, strict=True))
+    if any((u == 0) != (v == 0) for u, v in pairs):
+        return math.inf, 0.0, math.inf
+    logs = [math.log(u / v) if u else 0.0 for u, v in pairs]
+    if not any(logs):
+        return 1.0, 1.0, 1.0
+    n, mean = len(logs), math.fsum(logs) / len(logs)
+    if n == 1:
+        return math.exp(mean), 0.0, math.inf
+    half = z * math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (n * (n - 1)))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def _combine(length_a: float, length_b: float, phi: float) -> float:

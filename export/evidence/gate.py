@@ -1,4 +1,4 @@
-"""The success gate: what the robot does with a recipe, paired with what it does in float32.
+"""Success and motion: what the robot does with a recipe, paired with what it does in float32.
 
 Recipes that a CPU cannot run are judged by their float32 twins, which round as a device does. The
 verdict belongs to the bundle's hash, so an export of other weights, or on a machine whose sums
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from device_tests.success.__main__ import machine
-from device_tests.success.episodes import Row, SuccessConfig
+from device_tests.success.episodes import MEAN, SuccessConfig
 from export.build import build, engine_bytes
-from export.config import DEMO_OPTIONS, BuildConfig, GateConfig
+from export.config import DEMO_OPTIONS, BuildConfig, GateConfig, PlantedConfig, TwinConfig
 from export.errors import ExportError
 from export.evidence.kept_episodes import evaluate_kept
-from export.gates import words_of
-from export.twin import TwinConfig, make_twin
+from export.gates import motion_words, moves_well, words_of
+from export.twin import make_twin
 from models.demo import CHECKPOINT
 from models.demo.config import DEMO_TASKS
 from quant.recipes import RECIPES
@@ -29,81 +29,101 @@ from runtime import read_bundle
 from runtime.storage.files import Kind, check_output, write_file
 
 VERDICTS_FILE = Kind("a file of verdicts", (b'"verdicts"', b'"float32_successes"'))
-MEAN = "mean"
-"""Row of all tasks together."""
 
 
 def gate(config: GateConfig) -> int:
     """Judge every recipe.
 
     Returns:
-        0, or 1 if a recipe costs more success than it may.
+        0, or 1 if a recipe costs more success than it may, or moves the robot worse.
 
     Raises:
         ExportError: a numeric gate failed.
     """
     check_output(config.verdicts, VERDICTS_FILE)
-    exact = _build(config, "float32")
+    exact = build_demo(config.work, "float32")
     failed = 0
     for name in config.recipes:
-        bundle = _build(config, name)
-        runnable = bundle
-        if RECIPES[name]().base != "float32":
-            runnable = make_twin(TwinConfig(bundle=bundle, out=config.work / f"{name}-twin"))
-        evaluation = evaluate_kept(
-            config.work,
-            SuccessConfig(
-                bundles=(exact, runnable),
-                tasks=DEMO_TASKS,
-                episodes=config.episodes,
-                seed0=config.seed0,
-            ),
-        )
-        rows = {task: (row[exact], row[runnable]) for task, row in evaluation.rows.items()}
-        verdict = _verdict(name, bundle, rows)
+        bundle = build_demo(config.work, name)
+        found = in_pairs(config, exact, runnable(config.work, bundle))
+        verdict = {"recipe": name} | found | _sizes(bundle)
         _keep(config, read_bundle(bundle).manifest.content_sha256, verdict)
-        passed = verdict["low"] > -RECIPES[name]().success_margin
+        passed = keeps_success(name, verdict) and moves_well(verdict["motion"])
         failed += not passed
-        print(f"{'pass' if passed else 'FAIL'} {name}: {words_of(verdict)}", flush=True)
+        words = f"{words_of(verdict)}; {motion_words(verdict['motion'])}"
+        print(f"{'pass' if passed else 'FAIL'} {name}: {words}", flush=True)
     if failed:
-        print(f"error: {failed} of {len(config.recipes)} recipes cost success", file=sys.stderr)
+        words = f"{failed} of {len(config.recipes)} recipes cost success or motion"
+        print(f"error: {words}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _build(config: GateConfig, recipe: str) -> Path:
+def build_demo(work: Path, recipe: str) -> Path:
+    """The demo policy as every figure here has it."""
     return build(
         BuildConfig(
             recipe=recipe,
             checkpoint=CHECKPOINT,
-            out=config.work / recipe,
-            verdicts=config.work / "none.json",  # it is being measured anew
+            out=work / recipe,
+            verdicts=work / "none.json",  # it is being measured anew
             compile_check=False,
             **DEMO_OPTIONS,
         )
     )
 
 
-def _verdict(recipe: str, bundle: Path, rows: Mapping[str, tuple[Row, Row]]) -> dict[str, Any]:
-    exact, quantized = rows[MEAN]
-    against = quantized.against_first
-    if against is None:
-        raise ExportError(f"{recipe}: the float32 episodes are missing")
-    manifest = read_bundle(bundle).manifest
-    parameters = sum(e.parameters for e in manifest.engines.values())
+def runnable(work: Path, bundle: Path) -> Path:
+    """What a CPU runs in its place: a twin, or the bundle itself."""
+    recipe = read_bundle(bundle).manifest.recipe
+    if recipe.base == "float32":
+        return bundle
+    return make_twin(TwinConfig(bundle=bundle, out=work / f"{recipe.name}-twin"))
+
+
+def keeps_success(recipe: str, verdict: Mapping[str, Any]) -> bool:
+    return bool(verdict["low"] > -RECIPES[recipe]().success_margin)
+
+
+def in_pairs(config: GateConfig | PlantedConfig, exact: Path, bundle: Path) -> dict[str, Any]:
+    """What `bundle` does in the episodes of `exact`: success, and motion.
+
+    Raises:
+        ExportError: no episode was long enough to tell how the robot moved.
+    """
+    evaluation = evaluate_kept(
+        config.work,
+        SuccessConfig(
+            bundles=(exact, bundle),
+            tasks=DEMO_TASKS,
+            episodes=config.episodes,
+            seed0=config.seed0,
+        ),
+    )
+    rows = {task: row[bundle] for task, row in evaluation.rows.items()}
+    first, mean = evaluation.rows[MEAN][exact], rows[MEAN]
+    against, moves = mean.against_first, mean.motion_against_first
+    if against is None or moves is None:
+        raise ExportError(f"{bundle}: no pair of episodes tells how the robot moves; run more")
     return {
-        "recipe": recipe,
         "difference": against.difference,
         "low": against.low,
         "high": against.high,
         "p": against.p,
-        "episodes": quantized.rate.n,
-        "successes": quantized.rate.successes,
-        "float32_successes": exact.rate.successes,
-        "tasks": {t: asdict(q.rate) for t, (_, q) in rows.items()},
+        "episodes": mean.rate.n,
+        "successes": mean.rate.successes,
+        "float32_successes": first.rate.successes,
+        "tasks": {task: asdict(row.rate) for task, row in rows.items()},
+        "motion": asdict(moves),
+        "machine": machine(),
+    }
+
+
+def _sizes(bundle: Path) -> dict[str, Any]:
+    manifest = read_bundle(bundle).manifest
+    return {
         "action_error": manifest.action_error,
         "engine_bytes": engine_bytes(manifest),
-        "parameters": parameters,
-        "machine": machine(),
+        "parameters": sum(e.parameters for e in manifest.engines.values()),
     }
 
 
@@ -111,6 +131,7 @@ def _keep(config: GateConfig, content_sha256: str, verdict: Mapping[str, Any]) -
     verdicts = {}
     if config.verdicts.exists():
         verdicts = json.loads(config.verdicts.read_text())["verdicts"]
-        verdicts = {h: v for h, v in verdicts.items() if v["recipe"] != verdict["recipe"]}
+        kept = RECIPES.keys() - {verdict["recipe"]}
+        verdicts = {h: v for h, v in verdicts.items() if v["recipe"] in kept}
     verdicts[content_sha256] = verdict
     write_file(config.verdicts, json.dumps({"verdicts": verdicts}, indent=1) + "\n", VERDICTS_FILE)

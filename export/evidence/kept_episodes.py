@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device_tests.success import motion
 from device_tests.success.__main__ import show_progress
 from device_tests.success.episodes import EpisodeResult, Evaluation, SuccessConfig, evaluate
 from export.evidence.reference_policy import load_either
@@ -18,6 +19,8 @@ from runtime.bundle import MANIFEST
 from runtime.storage.files import Kind, replacing
 
 KEPT = Kind("kept episodes", (b"results.npy",))
+DEFINITIONS = hashlib.sha256(Path(motion.__file__).read_bytes()).hexdigest()
+"""Of the figures that are kept: by another definition they are measured anew."""
 
 
 def evaluate_kept(folder: Path, config: SuccessConfig, *, num_strips: int = 0) -> Evaluation:
@@ -40,7 +43,7 @@ def _one(folder: Path, config: SuccessConfig, num_strips: int) -> Evaluation:
         weights = read_bundle(policy).manifest.content_sha256
     else:
         weights = f"torch reference of {load_checkpoint(policy).sha256}"
-    key = repr((weights, replace(config, bundles=(Path(),), jobs=1), num_strips))
+    key = repr((weights, replace(config, bundles=(Path(),), jobs=1), num_strips, DEFINITIONS))
     kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if kept.exists():
         return _read(kept, config)
@@ -63,6 +66,9 @@ def _write(path: Path, evaluation: Evaluation) -> None:
 def _read(path: Path, config: SuccessConfig) -> Evaluation:
     with np.load(path, allow_pickle=False) as kept:
         arrays = dict(kept)
-    results = [EpisodeResult(**raw) for raw in json.loads(str(arrays.pop("results")))]
+    results = [
+        EpisodeResult(**raw | {"motion": motion.read_motion(raw["motion"])})
+        for raw in json.loads(str(arrays.pop("results")))
+    ]
     strips = [(results[int(i)], tuple(frames)) for i, frames in arrays.items()]
     return Evaluation(config=config, results={config.bundles[0]: results}, strips=strips)

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.config import RESULT, VERDICTS, ResultsConfig
+from device_tests.success.motion import FIGURES
+from export.config import PLANTED, RESULT, VERDICTS, ResultsConfig
+from export.gates import MOTION_BOUND, MOTION_FIGURES
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import Kind, write_file
 
@@ -28,9 +30,10 @@ WORDS = {
 def update(config: ResultsConfig) -> None:
     """Put the rendered tables where they belong."""
     success, benchmarks = render_success(config.results), render_benchmarks(config.results)
+    motion = render_motion(config.results)
     for path, tables in (
-        (config.readme, benchmarks),
-        (config.numbers, success + render_recipes(config.results) + benchmarks),
+        (config.readme, benchmarks + motion),
+        (config.numbers, success + render_recipes(config.results) + motion + benchmarks),
         (config.card, success),
     ):
         write_file(path, place(path.read_text(), tables), MARKED)
@@ -121,6 +124,47 @@ def render_recipes(folder: Path) -> str:
             f"{100 * v['difference']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] |"
         )
     return "\n".join([*lines, "", ""])
+
+
+def render_motion(folder: Path) -> str:
+    """How smoothly the robot moves, by recipe and planted fault; nothing if not measured."""
+    path, planted = folder / VERDICTS.name, folder / PLANTED
+    verdicts = list(json.loads(path.read_text())["verdicts"].values()) if path.exists() else []
+    verdicts = [v for v in verdicts if v.get("motion")]
+    if not verdicts:
+        return ""
+    machine = verdicts[0]["machine"]
+    pairs, left_out = (verdicts[0]["motion"][name] for name in ("pairs", "left_out"))
+    lines = [
+        "",
+        f"Motion in closed loop, times float32's in the same {pairs} episodes ({left_out} too "
+        "short to tell), geometric mean with its 95 % interval; the gate allows an upper end of "
+        f"{MOTION_BOUND:g}. Measured {machine['date']} at commit {machine['commit']} on "
+        f"{machine['processor']}.",
+        "",
+        "| | " + " | ".join(FIGURES[name] for name in MOTION_FIGURES) + " | success, points |",
+        "|---|" + "---:|" * (len(MOTION_FIGURES) + 1),
+    ]
+    lines += [_motion_row(f"`{v['recipe']}`", v) for v in verdicts]
+    if planted.exists():
+        for found in json.loads(planted.read_text())["faults"]:
+            fault = found["fault"]
+            words = f"{fault['words']}, `{fault['recipe']}`"
+            lines.append(_motion_row(words, found))
+    return "\n".join([*lines, "", ""])
+
+
+def _motion_row(words: str, verdict: dict[str, Any]) -> str:
+    figures = verdict["motion"]["figures"]
+    cells = [
+        "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**figures[name])
+        + " **fails**" * (figures[name]["high"] > MOTION_BOUND)
+        for name in MOTION_FIGURES
+    ]
+    success = "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * verdict[key] for key in ("difference", "low", "high"))
+    )
+    return f"| {words} | {' | '.join(cells)} | {success} |"
 
 
 def render_benchmarks(folder: Path) -> str:

@@ -28,7 +28,7 @@ FINER = {
     "cpu-int8": "float32",
 }
 """Recipe -> the next one to try where it moves the policy too far."""
-COARSE = ("stage_error", "end_to_end", "success")
+COARSE = ("stage_error", "end_to_end", "success", "motion")
 """Gates at which a recipe fails because it is too coarse for the policy."""
 SHOWN_LAYERS = 20
 

@@ -45,8 +45,21 @@ GATES = {
     "graph_parity": "the engines together compute what their modules do",
     "end_to_end": "the actions stay near those of the float32 reference",
     "success": "in closed loop, episodes succeed as often as with float32",
+    "motion": "in closed loop, the robot moves as smoothly as with float32",
 }
 """What each asks: whether ..."""
+CLOSED_LOOP: Mapping[str, Mapping[VerdictKind, str]] = {
+    "success": {
+        "pass": "The policy keeps its success in this precision",
+        "fail": "The policy loses success in this precision",
+        "not measured": "How often the policy succeeds in this precision was not measured",
+    },
+    "motion": {
+        "pass": "The robot moves as smoothly in this precision",
+        "fail": "The robot moves worse in this precision",
+        "not measured": "How smoothly the robot moves in this precision was not measured",
+    },
+}
 
 
 def write_report(
@@ -194,19 +207,22 @@ def _size_cells(parameters: int, held: int) -> tuple[str, ...]:
 
 
 def _closed_loop(manifest: Manifest) -> list[Markup]:
-    if "success" not in manifest.gates:
+    asked = [gate for gate in CLOSED_LOOP if gate in manifest.gates]
+    if not asked:
         return [sentence("Not asked: a recipe that changes no precision costs no episode.")]
-    verdict = manifest.gates["success"]
-    words = {
-        "pass": "The policy keeps its success in this precision: ",
-        "fail": "The policy loses success in this precision: ",
-        "not measured": "How often the policy succeeds in this precision was not measured: ",
-    }[verdict.kind]
+    parts = []
+    for gate in asked:
+        verdict = manifest.gates[gate]
+        words = CLOSED_LOOP[gate][verdict.kind]
+        parts.append(element("p", badge(verdict.kind), f" {words}: {verdict.figures}"))
     explained = (
-        "Points are percentage points of success, against float32 in the same episodes. The lower "
-        "end of the interval decides."
+        "Both are measured against float32 in the same episodes. Points are percentage points of "
+        "success, and the lower end of the interval decides. Motion is judged by the actions as "
+        "they are sent: the third derivative of position (jerk), the share of energy in periods "
+        "of fewer than four actions, the step from one chunk to the next. There the upper end "
+        "decides."
     )
-    return [element("p", badge(verdict.kind), f" {words}{verdict.figures}"), sentence(explained)]
+    return [*parts, sentence(explained)]
 
 
 def _recipe(manifest: Manifest) -> list[Markup]:

@@ -112,6 +112,10 @@ LIMITS = Limits(
     ("x", "y", "z", "gripper"),
 )
 
+COMMANDS = ("velocity", "velocity", "velocity", "switch")
+"""What each dimension of an action commands: the hand moves by x, y, z at every step, and no motion
+follows the gripper's effort in proportion."""
+
 
 class MetaWorldRobot:
     """A `Robot` in simulation.
@@ -119,6 +123,8 @@ class MetaWorldRobot:
     The n-th episode after construction depends on `task`, `seed` and n alone, not on the actions
     of the episodes before it.
     """
+
+    commands = COMMANDS
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from rich.console import Console
 import runtime
 from export.build import build
 from export.errors import ExportError
-from export.gates import Gates, success_verdict, words_of
+from export.gates import Gates, closed_loop_verdict, words_of
 from export.page.failure import FINER, advise
 from models.demo import EPISODES
 from quant.apply import quantize
@@ -83,7 +83,7 @@ def test_figures_that_prove_nothing_pass_no_gate_and_fail_it_all_the_same():
 
 
 @pytest.mark.parametrize(("recipe", "finer"), FINER.items())
-@pytest.mark.parametrize("gate", ["stage_error", "end_to_end", "success"])
+@pytest.mark.parametrize("gate", ["stage_error", "end_to_end", "success", "motion"])
 def test_a_recipe_that_is_too_coarse_names_the_one_to_try_next(recipe, finer, gate):
     (words,) = advise(recipe, gate)
     assert words.startswith(f"Try {finer} next")
@@ -107,14 +107,14 @@ def test_no_recipe_is_named_for_a_fault_that_is_not_its_own():
 
 
 def test_a_file_that_is_not_there_knows_no_verdict(tmp_path):
-    assert success_verdict(tmp_path / "none.json", "0" * 64) is None
+    assert closed_loop_verdict(tmp_path / "none.json", "0" * 64) is None
 
 
 def test_a_verdict_is_found_by_the_bundles_hash(tmp_path):
     file = tmp_path / "verdicts.json"
     file.write_text(json.dumps({"verdicts": {"abc": VERDICT}}))
-    assert success_verdict(file, "abc") == VERDICT
-    assert success_verdict(file, "abd") is None
+    assert closed_loop_verdict(file, "abc") == VERDICT
+    assert closed_loop_verdict(file, "abd") is None
     assert words_of(VERDICT) == "-1.0 points [-3.0, +1.0] of success in 600 paired episodes"
 
 
@@ -131,19 +131,20 @@ def test_a_verdict_does_not_outlive_a_change_of_units(demo_bundle, tmp_path):
     metres, millimetres = hashes
     file = tmp_path / "verdicts.json"
     file.write_text(json.dumps({"verdicts": {metres: VERDICT}}))
-    assert success_verdict(file, metres) == VERDICT
-    assert success_verdict(file, millimetres) is None
+    assert closed_loop_verdict(file, metres) == VERDICT
+    assert closed_loop_verdict(file, millimetres) is None
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "7", "{}", '{"verdicts": []}', '{"verdicts": {"abc": {}}}',
-     '{"verdicts": {"abc": 7}}'],
+     '{"verdicts": {"abc": 7}}', json.dumps({"verdicts": {"abc": VERDICT | {"motion": {}}}}),
+     json.dumps({"verdicts": {"abc": VERDICT | {"motion": [600]}}})],
 )  # fmt: skip
 def test_a_damaged_file_of_verdicts_is_refused(text, tmp_path):
     (tmp_path / "verdicts.json").write_text(text)
     with pytest.raises(ExportError, match=r"verdicts\.json: not a file of verdicts .* make gate"):
-        success_verdict(tmp_path / "verdicts.json", "abc")
+        closed_loop_verdict(tmp_path / "verdicts.json", "abc")
 
 
 def test_a_recipes_layer_that_does_not_exist_is_named(cut_checkpoint, tmp_path, monkeypatch):
@@ -266,9 +267,10 @@ def write_verdict(path, bundle, **changes):
     return path
 
 
-def test_without_a_verdict_success_is_not_measured(exported):
+def test_without_a_verdict_success_and_motion_are_not_measured(exported):
     gates = runtime.read_bundle(exported("orin-bf16")).manifest.gates
     assert str(gates["success"]).startswith("not measured (make gate")
+    assert str(gates["motion"]).startswith("not measured (make gate")
 
 
 def test_a_recipe_that_costs_success_is_refused(exported, cut_checkpoint, tmp_path):

@@ -1,22 +1,24 @@
 """Every verdict is about held-out observations, all of them, and its limit is where it is said."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from device_tests.success.motion import FIGURES
 from export import judge
-from export.gates import GateFailed, Gates
+from export.gates import MOTION_BOUND, MOTION_FIGURES, GateFailed, Gates
 from export.held_out import LEAST_JUDGED
 from export.judge import (
     allowed_in_chain,
     allowed_parity,
+    judge_closed_loop,
     judge_coverage,
     judge_end_to_end,
     judge_rounding,
     judge_stages,
-    judge_success,
     worst_stages,
 )
 from export.measure import Modules, rounding, stage_errors
@@ -312,13 +314,63 @@ def test_tensors_of_a_chain_may_err_by_four_times_what_rounding_does_to_them(sub
     ("low", "kind"), [(-0.05 + SLIGHTLY, "pass"), (-0.05, "fail"), (-0.05 - SLIGHTLY, "fail")]
 )
 def test_success_may_fall_by_the_recipes_margin(subject, monkeypatch, low, kind):
-    figures = {"difference": -0.01, "low": low, "high": 0.01, "episodes": 600}
-    monkeypatch.setattr(judge, "success_verdict", lambda path, content: figures)
-    manifest = SimpleNamespace(content_sha256="0")
-    assert verdict_of(judge_success, subject, manifest, name="success").startswith(kind)
+    gates = judged_closed_loop(subject, monkeypatch, SUCCESS | {"low": low})
+    assert gates.verdicts["success"].kind == kind
+    assert str(gates.verdicts["motion"]) == ("not measured (make gate measures the demo's recipes)")
+
+
+@pytest.mark.parametrize("figure", MOTION_FIGURES)
+@pytest.mark.parametrize(("times", "kind"), [(1.0, "pass"), (1 + SLIGHTLY, "fail")])
+def test_every_figure_of_motion_may_rise_to_the_bound(subject, monkeypatch, figure, times, kind):
+    motion = motion_of({figure: times * MOTION_BOUND})
+    gates = judged_closed_loop(subject, monkeypatch, SUCCESS | {"motion": motion})
+    assert gates.verdicts["success"].kind == "pass"
+    assert gates.verdicts["motion"].kind == kind
+
+
+def test_steps_within_chunks_are_told_and_not_judged(subject, monkeypatch):
+    motion = motion_of({"within_step": 9.0})
+    gates = judged_closed_loop(subject, monkeypatch, SUCCESS | {"motion": motion})
+    assert gates.verdicts["motion"].kind == "pass"
+
+
+def test_a_recipe_that_moves_the_robot_worse_is_told_by_how_much(subject, monkeypatch):
+    motion = motion_of({"mean_jerk": 1.2345})
+    with pytest.raises(GateFailed) as failure:
+        judged_closed_loop(subject, monkeypatch, SUCCESS | {"motion": motion}, force=False)
+    assert str(failure.value) == (
+        "gate motion: recipe orin-w8a8 moves the robot worse: mean jerk 1.00 [0.90, 1.23], p99 "
+        "jerk 1.00 [0.90, 1.01], high frequencies 1.00 [0.90, 1.01], step at seams 1.00 [0.90, "
+        "1.01] times float32's in 598 paired episodes, at most 1.1 each"
+    )
+
+
+def test_a_motion_that_no_ratio_describes_is_no_good_motion(subject, monkeypatch):
+    motion = motion_of({"mean_jerk": math.inf})
+    gates = judged_closed_loop(subject, monkeypatch, SUCCESS | {"motion": motion})
+    assert gates.verdicts["motion"].kind == "fail"
+
+
+SUCCESS = {"difference": -0.01, "low": -0.02, "high": 0.01, "episodes": 600}
+
+
+def motion_of(high):
+    """A verdict as `make gate` writes it, with these upper ends of intervals."""
+    figures = {
+        name: {"first": 2.0, "this": 2.0, "ratio": 1.0, "low": 0.9, "high": high.get(name, 1.01)}
+        for name in FIGURES
+    }
+    return {"pairs": 598, "left_out": 2, "figures": figures}
+
+
+def judged_closed_loop(subject, monkeypatch, verdict, *, force=True):
+    monkeypatch.setattr(judge, "closed_loop_verdict", lambda path, content: verdict)
+    gates = Gates(force=force)
+    judge_closed_loop(subject, gates, SimpleNamespace(content_sha256="0"))
+    return gates
 
 
 def test_float32_is_asked_for_no_episode(exact_subject):
     gates = Gates(force=False)
-    judge_success(exact_subject, gates, SimpleNamespace(content_sha256="0"))
+    judge_closed_loop(exact_subject, gates, SimpleNamespace(content_sha256="0"))
     assert gates.verdicts == {}
