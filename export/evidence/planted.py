@@ -46,9 +46,18 @@ class Fault:
 
 
 FAULTS = (
-    Fault(words="all input scales 4 times too large", recipe="cpu-int8", factor=4.0),
-    Fault(words="all input scales 4 times too large", recipe="orin-w8a8", factor=4.0),
-    Fault(words="all input scales 4 times too small", recipe="cpu-int8", factor=0.25),
+    Fault(words="nothing planted", recipe="cpu-int8", factor=1.0, must_fail=False),
+    Fault(words="input scales 4 times too large", recipe="cpu-int8", factor=4.0),
+    Fault(words="input scales 4 times too large", recipe="orin-w8a8", factor=4.0),
+    Fault(words="input scales 4 times too small", recipe="cpu-int8", factor=0.25),
+    Fault(words="input scales twice too large", recipe="cpu-int8", factor=2.0, must_fail=False),
+    Fault(
+        words="input scales of the denoise loop 4 times too large",
+        recipe="cpu-int8",
+        factor=4.0,
+        engines=("denoise",),
+        must_fail=False,
+    ),
 )
 
 
