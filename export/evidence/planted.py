@@ -12,13 +12,13 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from msgspec.structs import replace
 from onnx import numpy_helper
 
-from device_tests.success.__main__ import machine
 from export.config import PLANTED, PlantedConfig
 from export.destination import exclusive, publish, temporary
 from export.engines.onnx_file import save
@@ -48,7 +48,6 @@ class Fault:
 FAULTS = (
     Fault(words="nothing planted", recipe="cpu-int8", factor=1.0, must_fail=False),
     Fault(words="input scales 4 times too large", recipe="cpu-int8", factor=4.0),
-    Fault(words="input scales 4 times too large", recipe="orin-w8a8", factor=4.0),
     Fault(words="input scales 4 times too small", recipe="cpu-int8", factor=0.25),
     Fault(words="input scales twice too large", recipe="cpu-int8", factor=2.0, must_fail=False),
     Fault(
@@ -58,6 +57,7 @@ FAULTS = (
         engines=("denoise",),
         must_fail=False,
     ),
+    Fault(words="input scales 4 times too large", recipe="orin-w8a8", factor=4.0),
 )
 
 
@@ -69,28 +69,28 @@ def planted(config: PlantedConfig) -> int:
     """
     path = config.results / PLANTED
     check_output(path, PLANTED_FILE)
-    exact = build_demo(config.work, "float32")
-    found, missed = [], 0
+    recipes = {fault.recipe for fault in FAULTS}
+    exact, *healthy = (build_demo(config.work, name) for name in ("float32", *sorted(recipes)))
+    ran = {read_bundle(b).manifest.recipe.name: runnable(config.work, b) for b in healthy}
+    found: list[dict[str, Any]] = []
     for number, fault in enumerate(FAULTS):
-        healthy = runnable(config.work, build_demo(config.work, fault.recipe))
-        faulty = plant(healthy, config.work / f"fault{number}", fault)
+        faulty = plant(ran[fault.recipe], config.work / f"fault{number}", fault)
         verdict = in_pairs(config, exact, faulty)
         passes = {
             "success": keeps_success(fault.recipe, verdict),
             "motion": moves_well(verdict["motion"]),
         }
-        missed += fault.must_fail and passes["motion"]
         caught_by = [gate for gate, passed in passes.items() if not passed]
         found.append({"fault": asdict(fault), "caught_by": caught_by} | verdict)
+        write_file(path, json.dumps({"faults": found}, indent=1) + "\n", PLANTED_FILE)
         print(
             f"{fault.words}, {fault.recipe}: caught by {' and '.join(caught_by) or 'nothing'}; "
             f"{words_of(verdict)}; {motion_words(verdict['motion'])}",
             flush=True,
         )
-    document = {"machine": machine(), "faults": found}
-    write_file(path, json.dumps(document, indent=1) + "\n", PLANTED_FILE)
+    missed = [f for f in found if f["fault"]["must_fail"] and "motion" not in f["caught_by"]]
     if missed:
-        print(f"error: the motion gate missed {missed} of {len(FAULTS)} faults", file=sys.stderr)
+        print(f"error: the motion gate missed {len(missed)} of {len(FAULTS)}", file=sys.stderr)
     return 1 if missed else 0
 
 

@@ -127,30 +127,36 @@ def render_recipes(folder: Path) -> str:
 
 
 def render_motion(folder: Path) -> str:
-    """How smoothly the robot moves, by recipe and planted fault; nothing if not measured."""
-    path, planted = folder / VERDICTS.name, folder / PLANTED
-    verdicts = list(json.loads(path.read_text())["verdicts"].values()) if path.exists() else []
-    verdicts = [v for v in verdicts if v.get("motion")]
-    if not verdicts:
+    """How smoothly the robot moves, by recipe and by planted fault; nothing if not measured."""
+    recipes, faults = folder / VERDICTS.name, folder / PLANTED
+    tables = []
+    if recipes.exists():
+        verdicts = json.loads(recipes.read_text())["verdicts"].values()
+        rows = {f"`{v['recipe']}`": v for v in verdicts if v.get("motion")}
+        tables.append(_motion_table("Motion in closed loop", rows))
+    if faults.exists():
+        found = json.loads(faults.read_text())["faults"]
+        rows = {f"{f['fault']['words']}, `{f['fault']['recipe']}`": f for f in found}
+        tables.append(_motion_table("The same with faults planted in finished bundles", rows))
+    return "".join(tables)
+
+
+def _motion_table(what: str, rows: dict[str, dict[str, Any]]) -> str:
+    if not rows:
         return ""
-    machine = verdicts[0]["machine"]
-    pairs, left_out = (verdicts[0]["motion"][name] for name in ("pairs", "left_out"))
+    first = next(iter(rows.values()))
+    machine, motion = first["machine"], first["motion"]
     lines = [
         "",
-        f"Motion in closed loop, times float32's in the same {pairs} episodes ({left_out} too "
-        "short to tell), geometric mean with its 95 % interval; the gate allows an upper end of "
+        f"{what}, times float32's in the same {motion['pairs']} episodes ({motion['left_out']} "
+        "too short to tell): geometric mean, 95 % interval. The gate allows an upper end of "
         f"{MOTION_BOUND:g}. Measured {machine['date']} at commit {machine['commit']} on "
         f"{machine['processor']}.",
         "",
         "| | " + " | ".join(FIGURES[name] for name in MOTION_FIGURES) + " | success, points |",
         "|---|" + "---:|" * (len(MOTION_FIGURES) + 1),
     ]
-    lines += [_motion_row(f"`{v['recipe']}`", v) for v in verdicts]
-    if planted.exists():
-        for found in json.loads(planted.read_text())["faults"]:
-            fault = found["fault"]
-            words = f"{fault['words']}, `{fault['recipe']}`"
-            lines.append(_motion_row(words, found))
+    lines += [_motion_row(words, verdict) for words, verdict in rows.items()]
     return "\n".join([*lines, "", ""])
 
 

@@ -6,7 +6,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from device_tests.success.intervals import mcnemar, paired_difference_interval, wilson_interval
+from device_tests.success.intervals import (
+    Z_95,
+    mcnemar,
+    paired_difference_interval,
+    paired_ratio,
+    wilson_interval,
+)
 
 Z = float(stats.norm.ppf(0.975))
 """scipy's 95 % quantile; the default, 1.96, is the rounded one."""
@@ -135,3 +141,80 @@ def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
 def test_the_paired_interval_refuses_what_is_not_paired(a, b):
     with pytest.raises(ValueError, match="two sequences of one length, got"):
         paired_difference_interval(a, b)
+
+
+figures = st.lists(st.tuples(*[st.floats(1e-3, 1e3)] * 2), min_size=2, max_size=40)
+"""Pairs of what cannot be 0."""
+
+
+@given(figures)
+def test_a_ratio_of_pairs_is_scipys_paired_t_interval_of_logarithms(found):
+    y, x = zip(*found, strict=True)
+    log_y, log_x = np.log(y), np.log(x)
+    assume(np.ptp(log_y - log_x) > 1e-9)
+    theirs = stats.ttest_rel(log_y, log_x).confidence_interval(0.95)
+    ratio, low, high = paired_ratio(y, x, z=float(stats.t.ppf(0.975, len(y) - 1)))
+    assert ratio == pytest.approx(stats.gmean(y) / stats.gmean(x), rel=1e-9)
+    assert (np.log(low), np.log(high)) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_95_percent_is_what_a_ratio_is_given_with():
+    y, x = [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]
+    assert paired_ratio(y, x) == paired_ratio(y, x, Z_95)
+    assert abs(Z_95 - Z) < 1e-3
+
+
+@given(figures)
+def test_a_ratio_turns_around_when_the_sides_are_swapped(found):
+    y, x = zip(*found, strict=True)
+    ratio, low, high = paired_ratio(y, x)
+    assert paired_ratio(x, y) == pytest.approx((1 / ratio, 1 / high, 1 / low), rel=1e-6)
+
+
+@given(figures, st.floats(0.1, 10), st.randoms(use_true_random=False))
+def test_a_ratio_knows_neither_units_nor_order(found, unit, random):
+    shuffled = [(unit * u, unit * v) for u, v in found]
+    random.shuffle(shuffled)
+    sides = [tuple(zip(*pairs, strict=True)) for pairs in (found, shuffled)]
+    one, two = (paired_ratio(y, x) for y, x in sides)
+    assert one == pytest.approx(two, rel=1e-6)
+
+
+def test_equal_pairs_have_a_ratio_of_1_and_nothing_beside_it():
+    assert paired_ratio([3.0], [3.0]) == paired_ratio([3.0, 0.0], [3.0, 0.0]) == (1, 1, 1)
+
+
+def test_a_pair_of_which_one_is_0_has_no_ratio():
+    for y, x in (([0.0, 1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, 0.0])):
+        assert paired_ratio(y, x) == (np.inf, 0, np.inf)
+
+
+def test_one_pair_says_nothing_about_others():
+    assert paired_ratio([3.0], [2.0]) == (pytest.approx(1.5), 0, np.inf)
+
+
+# The standard deviation of 2000 trials is 0.5 points; z for t at 60 pairs costs 0.5 more.
+def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        x = np.exp(random.normal(size=60))
+        y = 1.1 * x * np.exp(0.3 * random.normal(size=60))
+        _, low, high = paired_ratio(y.tolist(), x.tolist())
+        covered += low <= 1.1 <= high
+    assert 0.925 < covered / 2000 < 0.97
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "message"),
+    [
+        ([], [], "two sequences of one length, got 0 and 0"),
+        ([1.0], [1.0, 2.0], "two sequences of one length, got 1 and 2"),
+        ([1.0], [-1.0], "finite figures that are not negative, got -1.0"),
+        ([np.nan], [1.0], "finite figures that are not negative, got nan"),
+        ([1.0], [np.inf], "finite figures that are not negative, got inf"),
+    ],
+)
+def test_a_ratio_refuses_what_is_no_pair_of_figures(y, x, message):
+    with pytest.raises(ValueError, match=message):
+        paired_ratio(y, x)

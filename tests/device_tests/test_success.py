@@ -279,6 +279,88 @@ def test_actions_that_the_robot_clips_are_counted():
     assert all(r.num_clipped_actions == r.num_steps for r in episodes_of(count("3")))
 
 
+class MovingRobot(CountingRobot):
+    """Never succeeds, and tells that its one number is a velocity."""
+
+    commands = ("velocity",)
+    success = False
+    done = property(lambda self: self.num_steps == 12)
+
+
+class SteppingPolicy(SteadyPolicy):
+    """Chunks of three actions, each by `value` larger than the one before; over and over."""
+
+    def act(self, observation, *, at):
+        return SimpleNamespace(actions=self.value * np.arange(3, dtype=np.float32)[:, None])
+
+
+def stepping(*bundles, make_robot=MovingRobot, **options):
+    config = SuccessConfig(
+        bundles=tuple(map(Path, bundles)), tasks=("reach", "push"), episodes=3, jobs=1, **options
+    )
+    return evaluate(config, load=SteppingPolicy, make_robot=make_robot)
+
+
+def test_motion_is_measured_where_the_robot_tells_what_it_is_told():
+    for result in episodes_of(stepping("0.5", execute=3)):
+        # In half of the robot's range, which is 4: 0, 0.25, 0.5, 0, 0.25 and so on.
+        assert (result.motion.seam_step, result.motion.within_step) == pytest.approx((0.5, 0.25))
+    for result in episodes_of(stepping("0.5", execute=2)):
+        assert (result.motion.seam_step, result.motion.within_step) == pytest.approx((0.25, 0.25))
+
+
+def test_jerk_is_per_second_of_the_loops_own_rate():
+    # Of 0, 1, 2, 0, 1, 2 quarters the second differences are 0, -3 and 3 in turn; ten of them in
+    # twelve actions, three of which are 0, over 0.1 s squared.
+    (result, *_) = episodes_of(stepping("0.5", execute=3))
+    assert result.motion.mean_jerk == pytest.approx(0.75 * 6 / 10 / 0.01, rel=0.2)
+    assert result.motion.p99_jerk == pytest.approx(75)
+
+
+def test_the_actions_that_count_are_those_that_the_robot_sent():
+    (clipped, *_) = episodes_of(stepping("9", execute=3))
+    assert clipped.num_clipped_actions > 0
+    assert clipped.motion.seam_step == pytest.approx(1)
+
+
+def test_bundles_that_move_otherwise_are_compared_in_pairs():
+    evaluation = stepping("0.25", "0.5", execute=3)
+    for row in evaluation.rows.values():
+        assert row[Path("0.25")].motion_against_first is None
+        found = row[Path("0.5")].motion_against_first
+        assert found.figures["seam_step"].ratio == pytest.approx(2)
+        assert found.figures["high_share"].ratio == pytest.approx(1)
+    assert evaluation.rows["mean"][Path("0.5")].motion_against_first.pairs == 6
+    text = write_table(evaluation)
+    assert re.search(r"motion: mean jerk 2\d\.?\d*, p99 jerk .*, step within chunks 0.125\n", text)
+    assert "motion, times the first: mean jerk 2.00 [2.00, 2.00], " in text
+
+
+def test_a_robot_that_does_not_tell_has_no_motion():
+    evaluation = stepping("0.25", "0.5", make_robot=CountingRobot, execute=3)
+    for row in evaluation.rows["mean"].values():
+        assert row.motion is row.motion_against_first is None
+    assert "motion" not in write_table(evaluation)
+
+
+def test_a_robot_without_limits_cannot_be_measured():
+    class Limitless(MovingRobot):
+        def __init__(self, **how):
+            super().__init__(**how)
+            self.limits = Limits(np.array([-np.inf]), np.array([np.inf]), ("",), ("",))
+
+    with pytest.raises(ValueError, match="half ranges must be positive and finite"):
+        stepping("0.5", make_robot=Limitless, execute=3)
+
+
+def test_the_simulated_arm_tells_what_its_actions_command(warm):
+    # Seconds between commands are the loop's 0.1, and an untrained policy moves at random.
+    for result in episodes_of(warm):
+        assert 0 < result.motion.mean_jerk <= result.motion.p99_jerk <= 4 * 3**0.5 / 0.1**2
+        assert 0 < result.motion.high_share < 1
+        assert result.motion.seam_step > 0
+
+
 def test_a_robot_that_cannot_tell_success_is_refused():
     class Mute(CountingRobot):
         done = property(lambda self: self.num_steps == 6)
