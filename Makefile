@@ -27,7 +27,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate planted sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -83,8 +83,11 @@ eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a co
 	$(PY) -m device_tests.success $(call quoted,$(BUNDLE)) --tasks $(TASKS) --json build/eval/success.json \
 		--sheet build/eval/sheet.png --film build/eval/film.gif $(ARGS)
 
-gate: setup mesa ## what each recipe costs in closed loop, 600 episodes paired with float32 (20 minutes)
+gate: setup mesa ## what each recipe costs in closed loop, success and motion, 600 episodes paired with float32 (25 minutes)
 	$(PY) -m export gate $(ARGS)
+
+planted: setup mesa ## does the motion gate catch wrong scales that success lets pass (25 minutes)
+	$(PY) -m export planted $(ARGS)
 
 sensitivity: setup ## what each group of layers costs in each format; the recipe orin-mixed is its result
 	$(PY) -m quant sensitivity --checkpoint models/demo/checkpoint --board agx-orin-64gb \
