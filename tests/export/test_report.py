@@ -287,6 +287,20 @@ def test_success_in_closed_loop_has_its_interval_or_is_said_to_be_missing(show, 
     assert words in show(make_manifest(gates={"success": verdict})).text
 
 
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (passed("mean jerk 1.02"), "moves as smoothly in this precision: mean jerk 1.02"),
+        (failed("mean jerk 1.31"), "moves worse in this precision: mean jerk 1.31"),
+        (unmeasured("make gate"), "smoothly the robot moves in this precision was not measured: m"),
+    ],
+)
+def test_motion_stands_beside_success(show, verdict, words):
+    text = show(make_manifest(gates={"success": SUCCESS, "motion": verdict})).text
+    assert words in text
+    assert text.index("keeps its success in this precision") < text.index(words)
+
+
 def test_islands_are_listed_from_the_largest_and_counted_where_they_are_many(show):
     found = {f"tensor_{n}": 40000.0 + n for n in range(32)}
     page = show(change(make_manifest(recipe=FLOAT16), islands={"language": found}))
