@@ -27,7 +27,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full check mutants export run bench eval gate planted sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export run bench eval gate planted sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -47,13 +47,19 @@ demo: setup mesa ## the whole job on the shipped policy: export, run in real tim
 	$(PY) -m export demo
 
 test: setup ## the quick tests; no GPU needed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full and not gpu" $(ARGS)
 
 help-times: setup ## how long every command takes to answer --help and a wrong argument
 	$(PY) -m tests.help_times
 
 test-full: setup ## all tests, at the published widths too
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: setup ## the runtime on a real CUDA driver, with torch's kernels for TensorRT's; needs a GPU, pycuda and torch with CUDA
+	$(PY) -m pytest -m gpu $(ARGS)
+
+bench-gpu: setup ## what a tick of BUNDLE costs there, replayed as CUDA graphs and enqueued; needs the same
+	$(PY) -m tests.on_gpu $(call quoted,$(BUNDLE)) $(ARGS)
 
 mutants: setup ## small faults planted in the core: which does no test notice (40 minutes on 2 cores)
 	$(PY) -m tests.mutants $(ARGS)

@@ -121,7 +121,7 @@ def run_pytest(files: Sequence[str], base: Path, *plugins: Any) -> int:
     settings.register_profile("mutants", derandomize=True, database=None, deadline=None)
     settings.load_profile("mutants")
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
-    arguments += ["-m", "not full", f"--basetemp={base / 'tests'}", *files]
+    arguments += ["-m", "not full and not gpu", f"--basetemp={base / 'tests'}", *files]
     return int(pytest.main(arguments, plugins=list(plugins)))
 
 
