@@ -44,6 +44,8 @@ def figures(path: Path) -> dict[str, Any]:
             "captured": len(launcher.captured),
             "replayed": _timed(policy),
         }
+        for batch in launcher._captured.values():
+            batch.graph.close()
         launcher._captured.clear()  # what follows is enqueued stage by stage
         found["enqueued"] = _timed(policy)
         return found

@@ -143,7 +143,9 @@ def test_everything_is_given_back(delays, demo_bundle):
         runtime.load(demo_bundle, backend=lambda _: TensorRTBackend(make_plan)).close()
         gc.collect()
         torch.cuda.empty_cache()
-        return Cuda().driver.mem_get_info()[0]
+        cuda = Cuda()
+        with cuda.context:
+            return cuda.driver.mem_get_info()[0]
 
     first, *_, last = [load_and_close() for _ in range(10)]
     assert first - last <= 4 << 20
