@@ -23,6 +23,7 @@ MAY_WRITE = {
     "export/engines/onnx_file.py": "into the folder that `temporary` gives",
     "export/engines/ranges.py": "into the folder that `temporary` gives",
     "export/subject.py": "statistics that calibrate kept, seen to be some",
+    "export/evidence/planted.py": "into the folder that `temporary` gives",
     "export/evidence/kept_episodes.py": "into what `replacing` gives",
     "quant/calibrate.py": "into what `replacing` gives",
     "quant/layerwise/shards.py": "into what `replacing` gives",
