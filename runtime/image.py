@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .errors import ObservationError
-from .resize import Resizer
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,10 +135,9 @@ class PatchMaker:
     def __init__(self, config: ImageConfig, grid: tuple[int, int]) -> None:
         self.config = config
         self.grid = grid
-        rows, columns = (side * config.patch_size for side in grid)
-        self._resize = Resizer(rows, columns, config.patch_size * config.merge_size)
-        self._mean = np.tile(np.array(config.image_mean, np.float32), columns)
-        self._std = np.tile(np.array(config.image_std, np.float32), columns)
+        self._rows, self._columns = (side * config.patch_size for side in grid)
+        self._mean = np.tile(np.array(config.image_mean, np.float32), self._columns)
+        self._std = np.tile(np.array(config.image_std, np.float32), self._columns)
 
     def __call__(self, image: NDArray[np.uint8], out_NK: NDArray[np.float32]) -> None:
         """Write the patches of `image` uint8 [H, W, 3] to `out_NK` [N, patch_dim] float32.
@@ -146,25 +147,19 @@ class PatchMaker:
         """
         c, (rows, columns) = self.config, self.grid
         check_grid(image, c, self.grid)
-        m, p = c.merge_size, c.patch_size
+        if image.shape[:2] != (self._rows, self._columns):
+            resized = Image.fromarray(image).resize((self._columns, self._rows), BICUBIC)
+            image = np.asarray(resized)
+        m, p, width = c.merge_size, c.patch_size, 3 * self._columns
         blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
-        self._resize(image, lambda part, y, x: self._cut(part, blocks[y, x]))
-
-    def _cut(self, image: NDArray[np.uint8], blocks: NDArray[np.float32]) -> None:
-        """Write part of a resized image as merge blocks, one row of blocks at a time: small enough
-        to stay in a cache.
-
-        The processor's own sequence of operations: rescaled in float64, rounded to float32, then
-        normalised.
-        """
-        c, width = self.config, 3 * image.shape[1]
-        m, p = c.merge_size, c.patch_size
         scaled = np.empty((m * p, width), np.float32)
         patches = scaled.reshape(m, p, -1, m, p, 3).transpose(2, 0, 3, 5, 1, 4)
         for row, block in zip(image.reshape(-1, m * p, width), blocks, strict=True):
+            # A row of blocks at a time stays in a cache. The processor's own sequence of
+            # operations: rescaled in float64, rounded to float32, then normalised.
             np.multiply(row, c.rescale_factor, out=scaled, dtype=np.float64, casting="same_kind")
-            np.subtract(scaled, self._mean[:width], out=scaled)
-            np.divide(scaled, self._std[:width], out=scaled)
+            np.subtract(scaled, self._mean, out=scaled)
+            np.divide(scaled, self._std, out=scaled)
             block[:, :, :, :, 0] = patches
             block[:, :, :, :, 1:] = block[:, :, :, :, :1]  # one image stands for all its frames
 

@@ -7,9 +7,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from models.anchorvla4d import pixels
-from models.anchorvla4d.pixels import PixelsEngine, coefficients
-from runtime.image import ImageConfig, PatchMaker, grid_of
-from runtime.resize import BICUBIC
+from models.anchorvla4d.pixels import PixelsEngine, coefficients, first_pass
+from runtime.image import BICUBIC, ImageConfig, PatchMaker, grid_of
 
 # Height and width: down, up, each axis its own way, one axis alone, as it is, long, much smaller.
 SIZES = [
@@ -99,3 +98,34 @@ def test_a_pillow_that_resizes_in_another_way_is_refused(monkeypatch):
     config = ImageConfig(min_pixels=1, max_pixels=512**2)
     with pytest.raises(ValueError, match="does not resize one axis after the other: let the host"):
         PixelsEngine(config, (256, 256), (18, 18))
+
+
+@pytest.fixture
+def ask_pillow_again():
+    first_pass.cache_clear()
+    yield
+    first_pass.cache_clear()
+
+
+@pytest.mark.parametrize("order", ["horizontal", "vertical"])
+@pytest.mark.parametrize("size", [(256, 240), (111, 113), (113, 111), (300, 90), (90, 300)])
+def test_the_axis_that_pillow_takes_first_is_learned(ask_pillow_again, size, order, monkeypatch):
+    """From a Pillow that always resizes along the same one first."""
+    whole = Image.Image.resize
+
+    def resize_ordered(self, size, *args):
+        between = (size[0], self.height) if order == "horizontal" else (self.width, size[1])
+        return whole(whole(self, between, *args), size, *args)
+
+    monkeypatch.setattr(Image.Image, "resize", resize_ordered)
+    assert first_pass(*size, 112, 112) == order
+
+
+def test_a_pillow_that_does_not_resize_axis_by_axis_is_told(ask_pillow_again, monkeypatch):
+    original = Image.Image.resize
+
+    def brightened(self, size, *args):  # in each call, so twice in two passes
+        return original(self, size, *args).point(lambda level: level // 2 + 1)
+
+    monkeypatch.setattr(Image.Image, "resize", brightened)
+    assert first_pass(100, 90, 84, 84) is None

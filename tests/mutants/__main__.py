@@ -34,7 +34,7 @@ from tests.mutants.source import mutants_of
 
 NAMES = {
     "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
-    "listed_files functions image resize prompt normalization engine",
+    "listed_files functions image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply",

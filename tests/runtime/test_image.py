@@ -210,3 +210,29 @@ def test_similarity_is_the_cosine_of_mean_features():
     assert similarity(a, -3 * a) == pytest.approx(-1)
     assert similarity(a, np.array([[1.0, -1.0]], np.float32)) == pytest.approx(0)
     assert similarity(a, np.zeros((1, 2), np.float32)) == 0.0
+
+
+LAYOUTS = {
+    "read-only": lambda image: image,
+    "flipped": lambda image: image[::-1, ::-1],
+    "every second": lambda image: np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2],
+    "transposed": lambda image: image.transpose(1, 0, 2).copy().transpose(1, 0, 2),
+    "planes": lambda image: image.transpose(2, 0, 1).copy().transpose(1, 2, 0),
+    "BGR": lambda image: image[:, :, ::-1],
+    "cut out": lambda image: np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6],
+}
+
+
+@pytest.mark.parametrize("size", [(100, 90), (84, 112)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_however_an_image_lies_in_memory_it_is_read_and_left_alone(layout, size):
+    config = ImageConfig(min_pixels=1, max_pixels=512**2)
+    image = LAYOUTS[layout](noise(*size))
+    image.setflags(write=False)
+    kept = image.copy()
+    grid = grid_of(*image.shape[:2], config)
+    got, want = np.empty((2, grid[0] * grid[1], config.patch_dim), np.float32)
+    PatchMaker(config, grid)(image, got)
+    PatchMaker(config, grid)(np.ascontiguousarray(image), want)
+    assert np.array_equal(got, want)
+    assert np.array_equal(image, kept)
