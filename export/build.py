@@ -32,6 +32,7 @@ from export.judge import (
     judge_actions,
     judge_closed_loop,
     judge_coverage,
+    judge_folding,
     judge_precisions,
     judge_rounding,
     judge_stages,
@@ -101,11 +102,12 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
             failed.unlink(missing_ok=True)  # of an export before: a page of ours, as was seen above
         bar.step("report")
         compared = config.yardsticks and subject.statistics
+        model = subject.checkpoint.model
         write_report(
             report,
             manifest,
             sensitivity=config.sensitivity,
-            yardsticks=yardsticks(checkpoint.model, subject.statistics) if compared else (),
+            yardsticks=yardsticks(model, subject.statistics) if compared else (),
         )
     _print_table(console, manifest, config.out)
     if words := subject.tokens.warning:
@@ -127,6 +129,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     """Write the bundle; every gate has a verdict then."""
     config, recipe = subject.config, subject.recipe
     if subject.statistics:
+        judge_folding(subject, gates)
         judge_coverage(subject, gates)
     step("judge the stages")
     stages = judge_stages(subject, gates)
@@ -227,6 +230,7 @@ def _recipe(recipe: Recipe) -> RecipeEntry:
     return RecipeEntry(
         name=recipe.name,
         target=recipe.target,
+        purpose=recipe.purpose,
         base=recipe.base,
         tolerance=recipe.tolerance,
         rules=tuple((r.pattern, r.format, r.method) for r in recipe.rules),
@@ -240,6 +244,7 @@ def _describe(rules: Mapping[str, Rule], exported: Mapping[str, Exported]) -> Qu
             name: dict(sorted(Counter(map(str, e.precisions.values())).items()))
             for name, e in exported.items()
         },
+        nodes={name: e.nodes for name, e in exported.items() if e.nodes is not None},
         islands={name: dict(e.islands) for name, e in exported.items() if e.islands},
     )
 

@@ -35,7 +35,11 @@ ROUNDING_FACTOR = 4.0
 ten places where the measurement rounds at three, and errors of that number add as their root."""
 COVERAGE = 1.5
 """Times the range seen in calibration that a held-out observation may reach in a layer whose input
-is rounded to int8: what lies beyond is cut off."""
+is rounded to int8 by one step for all tokens: what lies beyond is cut off. Counted after smoothing,
+which makes channels that calibration saw little of as large as others."""
+FOLDING = 1e-3
+"""Of the actions, by folding alone: float32 rounding of each weight that took a factor, taken 204
+times by the first denoise step. A factor in the wrong place is 1e-2 and more."""
 Stages = dict[str, StageFigures]
 
 
@@ -51,7 +55,11 @@ def allowed_parity(subject: Subject) -> dict[str, float]:
 
 def judge_coverage(subject: Subject, gates: Gates) -> None:
     """Was calibration shown what the policy sees?"""
-    rounded = [name for name, rule in subject.rules.items() if rule.format == "w8a8"]
+    rounded = [
+        name
+        for name, rule in subject.rules.items()
+        if rule.format == "w8a8" and rule.method != "tokens"
+    ]
     ratios = {
         (seen.where, name): seen.reached[name] / subject.statistics[name].max
         for seen in subject.judged
@@ -59,7 +67,9 @@ def judge_coverage(subject: Subject, gates: Gates) -> None:
         if name in seen.reached
     }
     if not ratios:
-        gates.judge("calibration", True, "no layer's input is rounded to int8", "")
+        gates.judge(
+            "calibration", True, "no layer's input is rounded to a step of calibration's", ""
+        )
         return
     where, layer = worst = max(ratios, key=lambda key: ratios[key])
     ratio, shown = ratios[worst], len(subject.evidence.calibration)
@@ -72,6 +82,18 @@ def judge_coverage(subject: Subject, gates: Gates) -> None:
         f"calibration, allowed {COVERAGE:g}: calibrate on more of the robot's own episodes and "
         f"instructions (--calibration, now {subject.config.calibration})",
         unproven=subject.evidence.unproven,
+    )
+
+
+def judge_folding(subject: Subject, gates: Gates) -> None:
+    """Does the float32 policy that was made ready for its formats compute what it did before?"""
+    error = relative_error(subject.exact_tensors[ACTIONS], subject.golden[ACTIONS])
+    gates.judge(
+        "folding",
+        bool(error <= FOLDING),
+        f"{subject.num_folded} layers, actions {error:.1e} of {FOLDING:.0e}",
+        f"folding factors into the weights of recipe {subject.recipe.name} moves the float32 "
+        f"actions by {error:.2e}, allowed {FOLDING:.0e}: a fault of quant.fold or quant.sites",
     )
 
 

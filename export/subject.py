@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint
-from quant.apply import decide, quantize
+from quant.apply import decide, prepare_folded, quantize_folded
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation
+from quant.fold import Folded
 from quant.recipes import Recipe, Rule
 from quant.targets import BOARDS
 from runtime.image import grid_of
@@ -51,6 +52,8 @@ class Subject:
     config: BuildConfig
     recipe: Recipe
     checkpoint: Checkpoint
+    """Its policy is folded for the recipe (`quant.fold`): it computes what the one in the folder
+    does, and is what everything is measured against."""
     rules: Mapping[str, Rule]
     """Of every layer of the policy."""
     tokens: Tokens
@@ -59,6 +62,8 @@ class Subject:
     """At least one: the golden observation where there are no episodes."""
     statistics: Mapping[str, Statistics]
     """Of the layers' inputs; none where nothing is quantized."""
+    num_folded: int
+    """Layers whose smoothing costs nothing when the policy runs."""
     model: AnchorVLA4D
     """In the recipe's formats."""
     exact: Split
@@ -115,21 +120,26 @@ def prepare(
         layers=_layers(config, recipe, checkpoint, rules),
         resize_on=config.resize_on,
     )
-    exact = cut(checkpoint.model)
     step("run in float32")
     golden = golden_of(
         checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
     )
     golden[ACTIONS] = reference_actions(checkpoint, golden)
-    modules = Modules(checkpoint, exact)
-    tensors = exact_tensors = modules.tensors(golden)
-    judged = _judge_by(checkpoint, evidence, modules, golden)
-    model, parts, statistics = checkpoint.model, exact, {}
-    if any(rule.format not in ("float32", "float") for rule in rules.values()):
+    is_quantized = any(rule.format not in ("float32", "float") for rule in rules.values())
+    folded = Folded(checkpoint.model, {}, {})
+    if is_quantized:
         step(f"calibrate on {len(evidence.calibration)} observations")
         statistics = dict(_calibrate(config, checkpoint, evidence.calibration))
         step("quantize")
-        model = quantize(model, recipe, statistics)
+        folded = prepare_folded(checkpoint.model, recipe, statistics)
+        checkpoint = replace(checkpoint, model=folded.model)
+    parts = exact = cut(checkpoint.model)
+    modules = Modules(checkpoint, exact)
+    tensors = exact_tensors = modules.tensors(golden)
+    judged = _judge_by(checkpoint, evidence, modules, golden)
+    model = checkpoint.model
+    if is_quantized:
+        model = quantize_folded(folded, recipe)
         parts = cut(model)
         tensors = Modules(checkpoint, parts).tensors(golden)
     return Subject(
@@ -140,7 +150,8 @@ def prepare(
         tokens=tokens,
         evidence=evidence,
         judged=judged,
-        statistics=statistics,
+        statistics=folded.statistics,
+        num_folded=folded.num_folded,
         model=model,
         exact=exact,
         parts=parts,

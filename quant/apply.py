@@ -1,7 +1,8 @@
 """A recipe applied: the policy with quantized layers in place of linear ones.
 
-Scales and factors are bfloat16 numbers from the start, so that lowering a file to bfloat16 changes
-none of them, and so that the last bits of a calibration on another processor seldom show.
+Scales, and factors that stay, are bfloat16 numbers from the start, so that lowering a file to
+bfloat16 changes none of them, and so that the last bits of a calibration on another processor
+seldom show.
 
 Axes: K = inputs of a layer, N = outputs.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from models.anchorvla4d.head import ScaleDP
 from models.anchorvla4d.layers import RMSNorm
 from models.anchorvla4d.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
+from quant.fold import SMOOTHED, Folded, Model, fold, smooth_factor
 from quant.formats import (
     INT4_BLOCK,
     INT8_MAX,
@@ -32,7 +33,7 @@ from quant.formats import (
     round_to_bfloat16,
     up_to_bfloat16,
 )
-from quant.methods import awq_scales, gptq, outlier_channels, smooth_scales
+from quant.methods import awq_scales, gptq, outlier_channels
 from quant.modules import QuantLinear
 from quant.recipes import Recipe, Rule
 
@@ -50,8 +51,6 @@ FLOAT_KINDS: tuple[type[nn.Module], ...] = (
 """Modules with weights of their own that no recipe names: norms are float32 everywhere, the others
 in float32 or the base format."""
 
-Model = TypeVar("Model", bound=nn.Module)
-
 
 def quantize(model: Model, recipe: Recipe, statistics: Mapping[str, Statistics]) -> Model:
     """A copy of `model` in the formats of `recipe`; layers that stay in float are shared with it.
@@ -65,14 +64,34 @@ def quantize(model: Model, recipe: Recipe, statistics: Mapping[str, Statistics])
     Raises:
         ValueError: the recipe does not fit the layers, or statistics are missing.
     """
+    return quantize_folded(prepare_folded(model, recipe, statistics), recipe)
+
+
+def prepare_folded(
+    model: Model, recipe: Recipe, statistics: Mapping[str, Statistics]
+) -> Folded[Model]:
+    """`model` made ready for the formats of `recipe`, still in float32: see `quant.fold`.
+
+    Raises:
+        ValueError: the recipe does not fit the layers, or statistics are missing.
+    """
     rules = decide(recipe, model)
     if missing := [n for n, rule in rules.items() if _looks(rule) and n not in statistics]:
         raise ValueError(
             f"recipe {recipe.name}: no calibration of {len(missing)} layers, {missing[:3]} first: "
             "the observations never reach them"
         )
+    return fold(model, rules, statistics)
+
+
+def quantize_folded(folded: Folded[Model], recipe: Recipe) -> Model:
+    """A copy of a folded policy with quantized layers in place of linear ones."""
+    model = folded.model
+    rules = decide(recipe, model)
     replaced = {
-        id(layer): quantize_layer(layer, rules[name], statistics.get(name))
+        id(layer): quantize_layer(
+            layer, rules[name], folded.statistics.get(name), folded.factors.get(name)
+        )
         for name, layer in linear_layers(model).items()
         if rules[name].format not in ("float32", "float")
     }
@@ -109,8 +128,17 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
-def quantize_layer(layer: nn.Linear, rule: Rule, seen: Statistics | None) -> QuantLinear:
+def quantize_layer(
+    layer: nn.Linear,
+    rule: Rule,
+    seen: Statistics | None,
+    factor_K: NDArray[np.float32] | None = None,
+) -> QuantLinear:
     """One layer in the format of `rule`.
+
+    Args:
+        seen: of its input.
+        factor_K: what its input is multiplied with first, where its rule is to smooth.
 
     Raises:
         ValueError: a format that nothing here can write, or NaN in the weight.
@@ -122,16 +150,38 @@ def quantize_layer(layer: nn.Linear, rule: Rule, seen: Statistics | None) -> Qua
         return _int4(weight_KN, layer, rule, seen)
     if rule.format == "w8a8":
         assert seen is not None
-        return _int8(weight_KN, layer, rule, seen)
+        return _int8(weight_KN, layer, rule, seen, factor_K)
     raise ValueError(f"{rule.pattern}: format {rule.format} has no emulation, it is only written")
 
 
+def quantize_alone(layer: nn.Linear, rule: Rule, seen: Statistics | None) -> QuantLinear:
+    """A layer that shares its input with no other, nor can move a factor: see `quantize_layer`."""
+    if rule.method in SMOOTHED:
+        assert seen is not None
+        weight_NK = layer.weight.detach().float()
+        factor_K = round_to_bfloat16(smooth_factor([weight_NK], seen.channel_max))
+        return quantize_layer(layer, rule, seen, factor_K)
+    return quantize_layer(layer, rule, seen)
+
+
 def _int8(
-    weight_KN: NDArray[np.float32], layer: nn.Linear, rule: Rule, seen: Statistics
+    weight_KN: NDArray[np.float32],
+    layer: nn.Linear,
+    rule: Rule,
+    seen: Statistics,
+    factor_K: NDArray[np.float32] | None,
 ) -> QuantLinear:
     largest_K = seen.channel_max
-    if rule.method == "smooth":
-        factor_K = round_to_bfloat16(np.reciprocal(smooth_scales(largest_K, weight_KN)))
+    if rule.method == "tokens":
+        own_K = np.ones(len(weight_KN), np.float32) if factor_K is None else factor_K
+        return QuantLinear(
+            _codes8(weight_KN / own_K[:, None]),
+            layer.bias,
+            _step(np.ones(1, np.float32)),
+            input_factor=factor_K,
+            per_token=True,
+        )
+    if factor_K is not None:
         return QuantLinear(
             _codes8(weight_KN / factor_K[:, None]),
             layer.bias,

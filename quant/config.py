@@ -16,7 +16,7 @@ class SensitivityConfig:
     """Measure what each group of layers costs in each format, and choose. Give one budget.
 
     example: python -m quant sensitivity --checkpoint dir --board agx-orin-64gb
-    --budget-ms 43 --out study
+    --budget-ms 54 --out study
     """
 
     checkpoint: Path
@@ -66,7 +66,7 @@ class SensitivityConfig:
         if self.shapes is not None and self.shapes not in CONFIGS:
             raise ValueError(f"unknown shapes {self.shapes!r}; there are {sorted(CONFIGS)}")
         if (self.budget_bytes is None) == (self.budget_ms is None):
-            raise ValueError("give one budget: --budget-bytes 0.3 or --budget-ms 43")
+            raise ValueError("give one budget: --budget-bytes 0.3 or --budget-ms 54")
         if self.tokens < 1 or min(self.image_size) < 1:
             raise ValueError(
                 f"tokens and image_size must be positive, got {self.tokens}, {self.image_size}"

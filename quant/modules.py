@@ -40,6 +40,10 @@ def _(codes: Tensor, scales: Tensor, block: int) -> Tensor:
     return torch.empty(codes.shape, dtype=scales.dtype, device=codes.device)
 
 
+TOKEN_FLOOR = 2.0**-20
+"""Least magnitude that a token is divided by: one of zeros stays zeros. A bfloat16 number."""
+
+
 class QuantLinear(nn.Module):
     """In place of an `nn.Linear`."""
 
@@ -49,6 +53,7 @@ class QuantLinear(nn.Module):
     input_factor: Tensor | None
     kept: Tensor | None
     kept_weight: Tensor | None
+    token_floor: Tensor | None
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class QuantLinear(nn.Module):
         activation_scale: float | None,
         *,
         input_factor: NDArray[np.float32] | None = None,
+        per_token: bool = False,
         kept: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
     ) -> None:
         """
@@ -66,6 +72,9 @@ class QuantLinear(nn.Module):
             activation_scale: int8 step of the input; None leaves the input as it is.
             input_factor: [K] what the input is multiplied with first, where the weight was divided
                 by it (SmoothQuant, AWQ). A factor of 0 takes a channel out.
+            per_token: each vector is divided by its own largest magnitude before it meets the step,
+                and its outputs are multiplied with it: one step then suits all of them, and none is
+                cut off.
             kept: channels [J] that are not quantized, and their rows of the weight [J, N].
 
         Raises:
@@ -82,6 +91,8 @@ class QuantLinear(nn.Module):
         self.register_buffer("activation_scale", scale)
         factor = None if input_factor is None else torch.from_numpy(input_factor.copy())
         self.register_buffer("input_factor", factor)
+        floor = torch.tensor(TOKEN_FLOOR) if per_token else None
+        self.register_buffer("token_floor", floor)
         self.register_buffer("kept", None if kept is None else torch.from_numpy(kept[0].copy()))
         rows = None if kept is None else torch.from_numpy(kept[1].copy())
         self.register_buffer("kept_weight", rows)
@@ -92,9 +103,15 @@ class QuantLinear(nn.Module):
             x = x * self.input_factor
         if missing := len(self.codes) - x.shape[-1]:
             x = functional.pad(x, (0, missing))
+        size = None
+        if self.token_floor is not None:
+            size = torch.maximum(x.abs().amax(dim=-1, keepdim=True), self.token_floor)
+            x = x / size
         if self.activation_scale is not None:
             x = fake_quantize(x, self.activation_scale)
         out = x @ dequantize(self.codes, self.scales, self.block)
+        if size is not None:
+            out = out * size
         if self.kept is not None and self.kept_weight is not None:
             out = out + whole.index_select(-1, self.kept) @ self.kept_weight
         return out if self.bias is None else out + self.bias

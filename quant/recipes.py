@@ -11,12 +11,18 @@ A recipe is a function that returns a complete configuration; `RECIPES` names th
 | w4 | int4 in blocks of 128 along K | the recipe's base |
 | fp8 | float8 | float8 |
 
+TensorRT documents int8 with int8 inputs (w8a8) and int4 weights in blocks (w4), and no int8 weights
+with float inputs (w8): "TensorRT quantizes activations and weights for INT8 ... Weight-only
+quantization is supported for INT4" (its guide, Working with Quantized Types). What a device does
+with w8 is unproved, and a recipe that asks a device for it says so in its name.
+
 The base is what everything else flows in. Whatever it is, these stay float32: norms, softmax,
 activation functions, the arithmetic between networks, the sampler, and layers of format float32.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping
@@ -25,19 +31,31 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Format = Literal["float32", "float", "w8", "w8a8", "w4", "fp8"]
-Method = Literal["plain", "smooth", "outliers", "awq", "gptq"]
+Method = Literal["plain", "smooth", "tokens", "outliers", "awq", "gptq"]
 Base = Literal["float32", "bfloat16", "float16"]
 Target = Literal["cpu", "orin", "thor"]
+Purpose = Literal["accuracy", "time", "memory"]
+"""What a recipe is for: to err as little as floats do, to answer sooner, or to take less memory."""
 
 METHODS: dict[str, tuple[Method, ...]] = {
-    "w8a8": ("plain", "smooth", "outliers"),
+    "w8a8": ("plain", "smooth", "tokens", "outliers"),
     "w4": ("plain", "awq", "gptq"),
 }
 """How codes and scales of a format can be found; the others are plain rounding.
 
-smooth: part of the input's range is moved into the weights (SmoothQuant). outliers: the channels in
-which LLM.int8 finds outliers stay in the base format. awq, gptq: see `quant.methods`.
+smooth: part of the input's range is moved into the weights (SmoothQuant). tokens: the same, and
+each token is divided by its own largest number before the one step that all share. outliers: the
+channels in which LLM.int8 finds outliers stay in the base format. awq, gptq: see `quant.methods`.
 """
+UNDOCUMENTED: dict[Target, frozenset[Format]] = {
+    "cpu": frozenset(),
+    "orin": frozenset({"w8"}),
+    "thor": frozenset({"w8"}),
+}
+"""Formats that the target's compiler takes, and that its makers promise nothing about: int8 weights
+may be written out in the base format first, and then a product reads 2.5 times as much."""
+UNPROVED = "-unproved"
+"""What the name of a recipe with such a format ends in."""
 MIXED = Path(__file__).with_name("orin-mixed.json")
 """What the sensitivity search chose (`make sensitivity`)."""
 
@@ -72,6 +90,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     """The first that matches a layer decides."""
     target: Target
+    purpose: Purpose
     base: Base = "float32"
     tolerance: float = 1e-4
     """Largest relative error of an engine against its module, norm of difference over norm, before
@@ -85,7 +104,19 @@ class Recipe:
     """Share of episodes that the recipe may cost in closed loop: the lower end of the interval."""
 
     def __post_init__(self) -> None:
-        if "fp8" in {rule.format for rule in self.rules} and self.target != "thor":
+        if self.purpose not in get_args(Purpose):
+            raise ValueError(
+                f"recipe {self.name}: unknown purpose {self.purpose!r}, there are "
+                f"{get_args(Purpose)}"
+            )
+        formats = {rule.format for rule in self.rules}
+        if formats & UNDOCUMENTED[self.target] and not self.name.endswith(UNPROVED):
+            raise ValueError(
+                f"recipe {self.name}: it has layers in w8, int8 weights with float inputs, which "
+                f"TensorRT documents no scheme for ({self.target}): make them w8a8 or w4, or end "
+                f"the recipe's name in {UNPROVED!r}"
+            )
+        if "fp8" in formats and self.target != "thor":
             raise ValueError(
                 f"recipe {self.name}: FP8 needs tensor cores of SM 8.9 or newer, and {self.target} "
                 "has none (an Orin is SM 8.7): use w8a8 (orin-w8a8), or target a Thor"
@@ -141,6 +172,26 @@ KEPT = (
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
 base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
 
+SMALL = (
+    "info_sharing.info_sharing.proj_embed",
+    "action_head.combine.*",
+    "action_head.cond_obs_emb",
+)
+"""A thousandth of the arithmetic, whose errors reach the actions undiminished: no recipe for a
+device rounds their inputs to int8."""
+
+MODULATION = "action_head.*.adaLN_modulation.*"
+"""A fiftieth of the time, in every block and step: rounding its input moved the actions of random
+weights more than any other part of the head did."""
+UNEVEN = (
+    "vlm.model.layers.*.self_attn.o_proj",
+    "vlm.model.layers.*.mlp.down_proj",
+    "vlm.visual.blocks.*.mlp.down_proj",
+)
+"""Their inputs have tokens a hundred times smaller than others, or larger than any that calibration
+saw: with one step for all, a stage moved by 0.4 of its norm, and held-out tokens reached 3.2 times
+the range. So there each token has a scale of its own in every recipe."""
+
 TIES = 5e-3
 """Engine and module round the same numbers to the same codes, but for those within float32 rounding
 of a tie. One code more or less among a row's thousands is 1/127 of the row's largest number, some
@@ -165,6 +216,7 @@ def float32() -> Recipe:
         name="float32",
         rules=(Rule("*", "float32"),),
         target="cpu",
+        purpose="accuracy",
         chain_tolerance=1e-4,
     )
 
@@ -172,30 +224,23 @@ def float32() -> Recipe:
 def cpu_int8() -> Recipe:
     """Weights and inputs in int8, for a CPU with int8 dot products; what is small stays float32.
 
-    What the language model's attention hands to its output projection has tokens a hundred times
-    smaller than others: with one scale for all the stage moves by 0.4 of its norm. That layer stays
-    float32, which here is five times as fast as int8 weights with float inputs.
     The condition and the sampler's ends are a thousandth of the arithmetic, and their errors reach
     the actions undiminished. An engine and its module, given the same numbers, round them to the
     same codes. In a chain a number that lies within float32 rounding of a tie may fall to the other
     side: a step of 1/127 of the largest in one of some thousand numbers, which the later layers
     carry on. 2e-2 is what four such steps amount to; 5e-3 was seen.
     """
-    kept = (
-        "info_sharing.info_sharing.proj_embed",
-        "action_head.combine.*",
-        "action_head.cond_obs_emb",
-        "action_head.final_layer.adaLN_modulation.*",
-    )
+    kept = (*SMALL, MODULATION)
     return Recipe(
         name="cpu-int8",
         rules=(
             *KEPT,
             *(Rule(pattern, "float32") for pattern in kept),
-            Rule("vlm.model.layers.*.self_attn.o_proj", "float32"),
+            *(Rule(pattern, "w8a8", "tokens") for pattern in UNEVEN),
             Rule("*", "w8a8", "smooth"),
         ),
         target="cpu",
+        purpose="time",
         tolerance=TIES,
         chain_tolerance=2e-2,
         stage_error=INT8_ERROR,
@@ -208,6 +253,7 @@ def orin_bf16() -> Recipe:
         name="orin-bf16",
         rules=(*KEPT, Rule("*", "float")),
         target="orin",
+        purpose="accuracy",
         base="bfloat16",
         chain_tolerance=5e-2,
     )
@@ -219,19 +265,57 @@ def orin_fp16_safe() -> Recipe:
         name="orin-fp16-safe",
         rules=(*KEPT, Rule("*", "float")),
         target="orin",
+        purpose="accuracy",
         base="float16",
         chain_tolerance=2e-2,
     )
 
 
 def orin_w8a8() -> Recipe:
-    """int8 everywhere, its inputs too where arithmetic is the limit and accuracy allows.
+    """int8 weights and inputs, a scale for each token, but where it saves little and moves much.
 
-    QKV and O are where int8 inputs cost others accuracy, and the head waits for its weights, not
-    for its arithmetic: these keep bfloat16 inputs.
+    That is the condition, the patch projection and the modulations.
     """
     return Recipe(
         name="orin-w8a8",
+        rules=(
+            *KEPT,
+            *(Rule(pattern, "float") for pattern in (*SMALL, MODULATION)),
+            Rule("*", "w8a8", "tokens"),
+        ),
+        target="orin",
+        purpose="time",
+        base="bfloat16",
+        tolerance=TIES,
+        chain_tolerance=5e-2,
+        stage_error=INT8_ERROR,
+    )
+
+
+def orin_w8a8_static() -> Recipe:
+    """`orin_w8a8` with one step for all tokens of a layer, but where they differ too much.
+
+    A scale for each token is two more operators in front of a product. What they cost on a board
+    nobody knows yet; this is what to time them against.
+    """
+    return dataclasses.replace(
+        orin_w8a8(),
+        name="orin-w8a8-static",
+        rules=(
+            *orin_w8a8().rules[:-1],
+            *(Rule(pattern, "w8a8", "tokens") for pattern in UNEVEN),
+            Rule("*", "w8a8", "smooth"),
+        ),
+    )
+
+
+def orin_w8_weight_only_unproved() -> Recipe:
+    """int8 weights with float inputs in attention and head: nobody says what a device makes of it.
+
+    Kept to be measured beside `orin_w8a8` on a board.
+    """
+    return Recipe(
+        name="orin-w8-weight-only-unproved",
         rules=(
             *KEPT,
             Rule("vlm.model.layers.*.self_attn.*", "w8"),
@@ -242,6 +326,7 @@ def orin_w8a8() -> Recipe:
             Rule("*", "w8a8", "smooth"),
         ),
         target="orin",
+        purpose="memory",
         base="bfloat16",
         tolerance=TIES,
         chain_tolerance=5e-2,
@@ -250,21 +335,24 @@ def orin_w8a8() -> Recipe:
 
 
 def orin_w4a16() -> Recipe:
-    """int4 weights where the time goes into reading them: language model and denoise loop.
+    """int4 weights where most weights are, language model and denoise loop; int8 elsewhere.
 
-    Vision and spatial encoder wait for their arithmetic, so int8 costs them nothing, and int4 there
-    doubled the actions' error (0.034 to 0.057 on the demo). GPTQ, because AWQ's was 0.057.
+    int4 in vision and spatial encoder, a fifth of the weights, doubled the actions' error (0.034 to
+    0.057 on the demo). GPTQ, because AWQ's was 0.057. It saves memory and no time:
+    `quant.targets.INT4_TIME`.
     """
     return Recipe(
         name="orin-w4a16",
         rules=(
             *KEPT,
+            *(Rule(pattern, "float") for pattern in SMALL),
             Rule("vlm.model.layers.*", "w4", "gptq"),
             Rule("action_head.blocks.*.attn.*", "w4", "gptq"),
             Rule("action_head.blocks.*.mlp.*", "w4", "gptq"),
-            Rule("*", "w8"),
+            Rule("*", "w8a8", "tokens"),
         ),
         target="orin",
+        purpose="memory",
         base="bfloat16",
         tolerance=TIES,
         chain_tolerance=5e-2,
@@ -283,6 +371,7 @@ def thor_fp8() -> Recipe:
         name="thor-fp8",
         rules=(*KEPT, Rule("action_head.*", "float"), Rule("*", "fp8")),
         target="thor",
+        purpose="time",
         base="bfloat16",
         chain_tolerance=5e-2,
         stage_error=INT8_ERROR,
@@ -295,6 +384,8 @@ RECIPES = {
     "orin-bf16": orin_bf16,
     "orin-fp16-safe": orin_fp16_safe,
     "orin-w8a8": orin_w8a8,
+    "orin-w8a8-static": orin_w8a8_static,
+    "orin-w8-weight-only-unproved": orin_w8_weight_only_unproved,
     "orin-w4a16": orin_w4a16,
     "orin-mixed": orin_mixed,
     "thor-fp8": thor_fp8,

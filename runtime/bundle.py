@@ -116,6 +116,8 @@ class RecipeEntry(Entry, frozen=True, kw_only=True):
     name: str
     target: str
     """What it is made for: a kind of GPU, or `cpu`."""
+    purpose: str = ""
+    """What it is for: accuracy, time or memory; empty in bundles older than this field."""
     base: Literal["float32", "float16", "bfloat16"]
     """What is computed in where nothing else is said."""
     tolerance: float
@@ -148,6 +150,9 @@ class Quantization(Entry, frozen=True, kw_only=True):
     """Linear layers by format and method."""
     precisions: Mapping[str, Mapping[str, int]]
     """Per engine: products with weights by format, read back from its file."""
+    nodes: Mapping[str, tuple[int, int]] = {}
+    """Per engine whose layers round their inputs: nodes as the layers were traced, one by one, and
+    after those that read one tensor came to share its rounding and their product."""
     islands: Mapping[str, Mapping[str, float]]
     """Per engine: tensors that stay float32, and their largest magnitude."""
     stages: Mapping[str, StageFigures] = field(default_factory=dict)

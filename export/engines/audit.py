@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, shape_inference
 
+from export.engines.join import layers_of
 from export.engines.products import Contents, Precision, Product
 from models.anchorvla4d.split import FOLDED
 from quant.recipes import Base, Rule
@@ -48,9 +49,11 @@ def audit(
         wrong += [f"{engine}: {fault}" for fault in contents.faults]
         found: dict[str, list[Product]] = {}
         for product in contents.products:
-            layer = names[engine].get(_layer_of(product.weight)[0], "")
-            if layer in rules:
-                found.setdefault(layer, []).append(product)
+            paths = layers_of(_layer_of(product.weight)[0])
+            layers = [names[engine].get(path, "") for path in paths]
+            if all(layer in rules for layer in layers):
+                for layer in layers:
+                    found.setdefault(layer, []).append(product)
                 continue
             wrong += [f"{engine}: {product.weight}: {fault}" for fault in product.faults]
             nameless.append(f"{engine}: {product.weight} is {product.precision}")

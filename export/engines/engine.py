@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from export.engines.audit import check_target
 from export.engines.compile_check import Compiled, check_compiles
+from export.engines.join import nodes_of
 from export.engines.lower import float32_nodes, lower, modules_beside
 from export.engines.onnx_file import OnnxFile, export_graph, save
 from export.engines.products import Contents, Precision, read_contents
@@ -50,6 +51,8 @@ class Exported:
     """Tensors that stay float32 because float16 cannot hold them, and their largest magnitude."""
     island_layers: Collection[str] = ()
     """The policy's layers that read or make one of them, and so compute in float32."""
+    nodes: tuple[int, int] | None = None
+    """As traced, and after layers came to share inputs; None where none are rounded."""
 
     @property
     def precisions(self) -> Mapping[str, Precision]:
@@ -92,7 +95,9 @@ class EngineExporter:
         path = self.folder / "engines" / f"{name}.onnx"
         is_lowered = self.recipe.base != "float32"
         first = self.folder / "float32" / path.name if is_lowered else path
-        file = save(export_graph(spec, opset=opset), first, keep_scopes=is_lowered)
+        model = export_graph(spec, opset=opset)
+        nodes = nodes_of(model)
+        file = save(model, first, keep_scopes=is_lowered)
         step(f"{name}: parity")
         parity = self._parity(name, first)
         islands: dict[str, float] = {}
@@ -119,7 +124,7 @@ class EngineExporter:
             compiled=compiled.message,
             unfused_scratch_bytes=unfused_scratch_bytes(path),
         )
-        return Exported(entry, file, parity, read_contents(path), islands, island_layers)
+        return Exported(entry, file, parity, read_contents(path), islands, island_layers, nodes)
 
     def _parity(self, name: str, path: Path) -> dict[str, float]:
         errors = engine_errors(OnnxRuntimeBackend(), path, self.graph, self.tensors)

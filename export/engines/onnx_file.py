@@ -21,11 +21,12 @@ from onnx.external_data_helper import convert_model_to_external_data
 from torch import nn
 
 import quant.modules  # noqa: F401  (registers the operators)
+from export.engines.join import share_inputs
 from models.anchorvla4d.engines import EngineSpec
 
 IR_VERSION = 10
 """The newest that ONNX Runtime 1.23 and TensorRT 10.3 both read; helpers write newer ones."""
-FORMAT_PARTS = (".scales", ".activation_scale", ".input_factor", ".kept")
+FORMAT_PARTS = (".scales", ".activation_scale", ".input_factor", ".token_floor", ".kept")
 INLINE_BYTES = 1024
 """Smaller weights stay in the graph file."""
 
@@ -87,6 +88,7 @@ def export_graph(spec: EngineSpec, *, opset: int) -> onnx.ModelProto:
     model = program.model_proto
     model.ir_version = IR_VERSION
     _name_after_modules(model, spec.module)
+    share_inputs(model)
     _pack_int4(model)
     return model
 

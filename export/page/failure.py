@@ -22,6 +22,8 @@ from runtime.storage.files import PAGE, write_file
 FINER = {
     "orin-w4a16": "orin-w8a8",
     "orin-mixed": "orin-w8a8",
+    "orin-w8-weight-only-unproved": "orin-w8a8",
+    "orin-w8a8-static": "orin-w8a8",
     "orin-w8a8": "orin-bf16",
     "orin-fp16-safe": "orin-bf16",
     "orin-bf16": "float32",

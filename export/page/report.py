@@ -37,6 +37,7 @@ from runtime.storage.files import PAGE, write_file
 
 FLOAT32_BYTES = 4
 GATES = {
+    "folding": "the float32 policy made ready for its formats computes what it did before",
     "calibration": "calibration has seen what the policy sees",
     "engine_parity": "each engine computes what its torch module does",
     "precision_audit": "the files hold the formats that the recipe names",
@@ -103,10 +104,16 @@ def write_report(
 
 def _provenance(manifest: Manifest) -> str:
     return (
-        f"Target {manifest.recipe.target}, base format {manifest.recipe.base}, "
+        f"Target {manifest.recipe.target}, {_purpose(manifest)}base format "
+        f"{manifest.recipe.base}, "
         f"{len(manifest.engines)} engines. Content {manifest.content_sha256[:16]}, made from "
         f"weights {manifest.source_sha256[:16]}."
     )
+
+
+def _purpose(manifest: Manifest) -> str:
+    purpose = manifest.recipe.purpose
+    return f"made for {purpose}, " if purpose else ""
 
 
 def _banner(manifest: Manifest) -> Markup:
@@ -197,7 +204,19 @@ def _engines(manifest: Manifest) -> list[Markup]:
         "Parity is the relative error of a file against its torch module on its worst stage. "
         "Formats were read back from the finished files."
     )
-    return [table(head, rows, total=total), sentence(words)]
+    return [table(head, rows, total=total), sentence(f"{words}{_shared(manifest)}")]
+
+
+def _shared(manifest: Manifest) -> str:
+    """How many nodes layers share."""
+    nodes = manifest.quantization.nodes
+    if not nodes:
+        return ""
+    counts = ", ".join(f"{name} {after} of {before}" for name, (before, after) in nodes.items())
+    return (
+        " Layers that read one tensor share its rounding to int8 and their product; nodes left of "
+        f"those traced: {counts}."
+    )
 
 
 def _size_cells(parameters: int, held: int) -> tuple[str, ...]:

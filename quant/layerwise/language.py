@@ -40,6 +40,7 @@ from models.anchorvla4d.language import DecoderLayer
 from models.anchorvla4d.policy import AnchorVLA4D
 from quant.apply import decide, linear_layers, quantize_layer
 from quant.calibrate import calibrate
+from quant.fold import fold
 from quant.layerwise.shards import (
     LAYERS,
     locate,
@@ -227,10 +228,17 @@ def _quantize_layer(
     given = zip(run.hidden_SD, tables, strict=True)
     try:
         seen = calibrate(layer, [partial(observe, *arguments) for arguments in given])
+        own = {name: rules[prefix + name] for name in linear_layers(layer)}
+        folded = fold(layer, own, seen)
+        before = dict(layer.named_parameters())
+        # What folding changed is no number of the checkpoint's type any more.
+        changed = {n for n, p in folded.model.named_parameters() if p is not before[n]}
+        types |= dict.fromkeys(changed, torch.float32)
+        layer = folded.model
         for name, linear in linear_layers(layer).items():
-            rule = rules[prefix + name]
-            if rule.format not in ("float32", "float"):
-                layer.set_submodule(name, quantize_layer(linear, rule, seen[name]))
+            if own[name].format not in ("float32", "float"):
+                arguments = folded.statistics[name], folded.factors.get(name)
+                layer.set_submodule(name, quantize_layer(linear, own[name], *arguments))
             progress.advance(progress.task_ids[0], linear.weight.numel())
     except ValueError as error:
         raise ValueError(f"{prefix[:-1]}: {error}") from None

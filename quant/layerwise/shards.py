@@ -189,5 +189,6 @@ def _quant_linear(parts: Mapping[str, Tensor]) -> QuantLinear:
         None if bias is None else nn.Parameter(bias.float(), requires_grad=False),
         None if step is None else float(step),
         input_factor=None if factor is None else factor.numpy(),
+        per_token="token_floor" in parts,
         kept=kept,
     )

@@ -51,8 +51,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.mlp": ("action_head.blocks.*.mlp.*",),
 }
 """Layers that get one format together; with `KEPT` they are all that there are."""
-CANDIDATES: dict[Format, Method] = {"float": "plain", "w8": "plain", "w8a8": "smooth", "w4": "awq"}
-"""What a group may become, and how it is found."""
+CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}
+"""What a group may become, and how it is found: the formats that TensorRT documents."""
 Errors = Mapping[str, Mapping[Format, float]]
 """Action error per group and format."""
 
@@ -205,7 +205,7 @@ def make_recipe(formats: Mapping[str, Format]) -> Recipe:
 
 
 def _recipe(rules: Sequence[Rule]) -> Recipe:
-    """Target and tolerances are those of the uniform recipe that goes as far."""
+    """Target, purpose and tolerances are those of the uniform recipe that goes as far."""
     like = orin_w4a16() if any(rule.format == "w4" for rule in rules) else orin_w8a8()
     return dataclasses.replace(like, name="trial", rules=tuple(rules))
 

@@ -177,6 +177,7 @@ def _report(
         make_recipe(study.points[study.chosen].formats),
         name=config.name,
         target=BOARDS[config.board].target,
+        purpose="time" if config.unit == "ms" else "memory",
     )
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     rules = [[rule.pattern, rule.format, rule.method] for rule in recipe.rules]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quant.apply import linear_layers, quantize_layer
+from quant.apply import linear_layers, quantize_alone
 from quant.calibrate import Statistics
 from quant.methods import llm_int8, nf4
 from quant.modules import QuantLinear
@@ -117,7 +117,7 @@ def _measure(layer: nn.Linear, seen: Statistics) -> dict[str, tuple[float, float
     half = Statistics(seen.channel_max, seen.rows[::2], seen.num_rows)
     found = {}
     for rule in OURS:
-        quantized = quantize_layer(layer, rule, half)
+        quantized = quantize_alone(layer, rule, half)
         outputs_RN = _product(quantized, rows_RK)
         found[_name(rule)] = (relative_error(outputs_RN, exact_RN), _num_bytes(quantized))
     coded_KN, size = nf4(weight_KN)

@@ -13,11 +13,12 @@ from torch import nn
 from export.build import build
 from export.engines import engine as engines
 from export.engines.audit import audit, check_target, mistyped_scales
+from export.engines.join import layers_of
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Precision, read_contents
 from export.errors import ExportError
 from models.checkpoint import load_checkpoint
-from quant.apply import decide, quantize
+from quant.apply import decide, quantize_folded
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime import read_bundle
 from tests.export.conftest import (
@@ -236,7 +237,8 @@ def test_the_files_of_an_export_hold_as_many_of_each_format_as_its_recipe_says(
     found = Counter(
         precision.format
         for engine in bundle.manifest.engines.values()
-        for precision in precisions_of(read_contents(bundle.file(engine.file))).values()
+        for weight, precision in precisions_of(read_contents(bundle.file(engine.file))).items()
+        for _ in layers_of(weight)
     )
     rules = decide(chosen, load_checkpoint(cut_checkpoint).model)
     formats = [rule.format for rule in rules.values()]
@@ -247,11 +249,11 @@ def test_the_files_of_an_export_hold_as_many_of_each_format_as_its_recipe_says(
 
 
 def test_one_layer_left_in_float_stops_the_export(cut_checkpoint, tmp_path, monkeypatch):
-    def lazy(model, recipe, statistics):
+    def lazy(folded, recipe):
         rules = (Rule(PLANTED, "float32"), *recipe.rules)
-        return quantize(model, replace(recipe, rules=rules), statistics)
+        return quantize_folded(folded, replace(recipe, rules=rules))
 
-    monkeypatch.setattr("export.subject.quantize", lazy)
+    monkeypatch.setattr("export.subject.quantize_folded", lazy)
     message = (
         "gate precision_audit: 1 layers are not what recipe orin-w8a8 says: "
         f"language: {PLANTED} is bfloat16, the recipe says w8a8 in bfloat16. No recipe helps"
@@ -490,7 +492,8 @@ def test_the_target_is_asked_before_the_compiler(
 
 def test_a_recipe_with_fp8_is_for_a_thor_only():
     assert RECIPES["thor-fp8"]().target == "thor"
-    fields = {"name": "trial", "rules": (Rule("*", "fp8"),), "chain_tolerance": 1.0}
+    fields = {"name": "trial", "rules": (Rule("*", "fp8"),), "purpose": "time"}
+    fields["chain_tolerance"] = 1.0
     Recipe(target="thor", **fields)
     with pytest.raises(
         ValueError, match=r"trial: FP8 needs .* SM 8\.9 or newer, and orin has none"

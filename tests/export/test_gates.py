@@ -17,7 +17,7 @@ from export.errors import ExportError
 from export.gates import Gates, closed_loop_verdict, words_of
 from export.page.failure import FINER, advise
 from models.demo import EPISODES
-from quant.apply import quantize
+from quant.apply import quantize_folded
 from quant.recipes import RECIPES, Recipe, Rule
 from runtime.__main__ import main as anchorvla
 from runtime.bundle import Verdict
@@ -149,7 +149,7 @@ def test_a_damaged_file_of_verdicts_is_refused(text, tmp_path):
 
 def test_a_recipes_layer_that_does_not_exist_is_named(cut_checkpoint, tmp_path, monkeypatch):
     rules = (Rule("vlm.misspelt.*", "w8"), Rule("*", "float32"))
-    recipe = Recipe(name="trial", rules=rules, target="cpu", chain_tolerance=1e-4)
+    recipe = Recipe(name="trial", rules=rules, target="cpu", purpose="time", chain_tolerance=1e-4)
     monkeypatch.setitem(RECIPES, "trial", lambda: recipe)
     message = r"recipe trial: \['vlm\.misspelt\.\*'\] decide about no layer: a misspelt name"
     with pytest.raises(ValueError, match=message):
@@ -158,12 +158,12 @@ def test_a_recipes_layer_that_does_not_exist_is_named(cut_checkpoint, tmp_path, 
 
 
 def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch):
-    def wrong(model, recipe, statistics):
-        model = quantize(model, recipe, statistics)
+    def wrong(folded, recipe):
+        model = quantize_folded(folded, recipe)
         model.get_submodule(WRONG).scales.mul_(1.5)
         return model
 
-    monkeypatch.setattr("export.subject.quantize", wrong)
+    monkeypatch.setattr("export.subject.quantize_folded", wrong)
     message = (
         r"^gate stage_error: recipe orin-w8a8 moves stage '\w+_vision' by [\d.e+-]+, allowed "
         r"[\d.e+-]+: 25 times what bfloat16 does to it \(\S+-2000\d, frame \d+\); a scale is "
@@ -213,7 +213,11 @@ def test_calibration_on_something_else_is_refused(cut_checkpoint, darkness, tmp_
         r"robot's own episodes and instructions \(--calibration, now .*darkness\d+\)\. No bundle"
     )
     with pytest.raises(ExportError, match=message):
-        build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8", calibration=darkness))
+        build(
+            cut_config(
+                cut_checkpoint, tmp_path / "bundle", "orin-w8a8-static", calibration=darkness
+            )
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
 
 
@@ -256,7 +260,7 @@ def test_a_gate_that_fails_writes_nothing_and_keeps_the_old_bundle(
 ):
     old = runtime.read_bundle(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     with pytest.raises(ExportError, match="gate calibration"):
-        build(cut_config(cut_checkpoint, old.path, "orin-w8a8", calibration=darkness))
+        build(cut_config(cut_checkpoint, old.path, "orin-w8a8-static", calibration=darkness))
     assert runtime.read_bundle(old.path) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle-failed.html"]
 

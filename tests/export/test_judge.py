@@ -26,7 +26,7 @@ from export.subject import prepare
 from models.anchorvla4d.split import ACTIONS
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
-from quant.recipes import RECIPES
+from quant.recipes import RECIPES, Rule
 from runtime.backends.parity import relative_error
 from runtime.bundle import StageFigures
 from tests.export.conftest import cut_config
@@ -41,7 +41,7 @@ def subject(cut_checkpoint, tmp_path_factory):
     return prepared(cut_checkpoint, tmp_path_factory.mktemp("judge"), max_observations=None)
 
 
-def prepared(checkpoint, folder, recipe="orin-w8a8", **changes):
+def prepared(checkpoint, folder, recipe="orin-w8a8-static", **changes):
     config = cut_config(checkpoint, folder / "bundle", recipe, **changes)
     return prepare(config, RECIPES[recipe](), load_checkpoint(checkpoint))
 
@@ -109,7 +109,7 @@ def test_the_policy_is_judged_by_eight_observations_of_episodes_apart(subject):
 def test_every_observation_may_reach_half_as_much_again_as_calibration_saw(
     subject, index, times, passes
 ):
-    layer = next(name for name, rule in subject.rules.items() if rule.format == "w8a8")
+    layer = next(name for name, rule in subject.rules.items() if rule.method == "smooth")
     largest = subject.statistics[layer].max
     reached = dict.fromkeys(subject.judged[index].reached, 0.0) | {layer: times * largest}
     planted = with_judged(subject, index, reached=reached)
@@ -127,8 +127,10 @@ def test_every_observation_may_reach_half_as_much_again_as_calibration_saw(
         judge_coverage(planted, gates)
 
 
-def test_a_layer_whose_input_stays_as_it_is_may_see_what_it_likes(subject):
-    layer = next(name for name, rule in subject.rules.items() if rule.format == "w8")
+@pytest.mark.parametrize("rounded", [Rule("*", "float"), Rule("*", "w8a8", "tokens")])
+def test_a_layer_whose_input_has_no_step_of_its_own_may_see_what_it_likes(subject, rounded):
+    layer = next(name for name, rule in subject.rules.items() if rule.method == "smooth")
+    subject = replace(subject, rules={**subject.rules, layer: rounded})
     reached = subject.judged[3].reached | {layer: 100 * subject.statistics[layer].max}
     planted = with_judged(subject, 3, reached=reached)
     assert verdict_of(judge_coverage, planted, name="calibration").startswith("pass")
@@ -139,7 +141,7 @@ def test_a_recipe_that_rounds_no_input_to_int8_cuts_nothing_off(subject):
         name: replace(rule, format="w8", method="plain") for name, rule in subject.rules.items()
     }
     told = verdict_of(judge_coverage, replace(subject, rules=rules), name="calibration")
-    assert told == "pass (no layer's input is rounded to int8)"
+    assert told == "pass (no layer's input is rounded to a step of calibration's)"
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_actions_may_move_by_half_of_what_another_seed_moves_them_over_all_obser
     told = verdict_of(judge_end_to_end, subject, errors * (1 - SLIGHTLY), 0.0, name="end_to_end")
     assert told.startswith(f"pass ({limit * (1 - SLIGHTLY):.1e} of {limit:.1e}, 8 held-out obs")
     message = (
-        r"^gate end_to_end: recipe orin-w8a8 moves the actions by [\d.e-]+, allowed "
+        r"^gate end_to_end: recipe orin-w8a8-static moves the actions by [\d.e-]+, allowed "
         rf"{limit:.1e}: half of what another noise seed moves them$"
     )
     with pytest.raises(GateFailed, match=message):

@@ -56,6 +56,7 @@ FIGURES = figures(
 RECIPE = RecipeEntry(
     name="orin-w8a8",
     target="orin",
+    purpose="time",
     base="bfloat16",
     tolerance=5e-3,
     rules=(("vlm.*", "w8a8", "smooth"), ("*", "w8", "plain")),
@@ -136,7 +137,7 @@ def test_the_heading_says_what_was_made_of_what(show):
     text = show(manifest).text
     for words in (
         "anchorvla4d, recipe orin-w8a8",
-        "Target orin, base format bfloat16, 2 engines",
+        "Target orin, made for time, base format bfloat16, 2 engines",
         f"Content {manifest.content_sha256[:16]},",
         "weights " + "ab" * 8 + ".",
         "Weights: made up. Licence: Apache-2.0.",

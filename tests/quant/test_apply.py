@@ -7,7 +7,7 @@ from torch import nn
 
 from models.anchorvla4d.presets import CONFIGS, shallow
 from models.anchorvla4d.spatial import AlternatingAttention
-from quant.apply import quantize, quantize_layer
+from quant.apply import quantize, quantize_alone, quantize_layer
 from quant.calibrate import Statistics, calibrate
 from quant.formats import round_to_bfloat16, up_to_bfloat16
 from quant.methods import awq_scales, gptq
@@ -29,6 +29,7 @@ def recipe(*rules):
         name="trial",
         rules=tuple(Rule(*rule) for rule in rules),
         target="cpu",
+        purpose="time",
         tolerance=1e-4,
         chain_tolerance=1e-4,
     )
@@ -115,7 +116,9 @@ def test_scales_and_factors_are_bfloat16_numbers_in_every_format(number_format, 
         for more in (layer.activation_scale, layer.input_factor):
             assert more is None or is_bfloat16(more)
     assert (layers[0].activation_scale is None) == (number_format != "w8a8")
-    assert (layers[0].input_factor is None) == (method not in ("smooth", "awq", "outliers"))
+    assert (layers[0].input_factor is None) == (
+        method not in ("smooth", "tokens", "awq", "outliers")
+    )
     assert (layers[0].kept is None) == (method != "outliers")
 
 
@@ -167,7 +170,7 @@ def layer_of(rule, *, inputs=200, outputs=24, outliers=()):
     # The sample may miss what calibration saw: ranges are those of `channel_max`.
     seen = Statistics(np.abs(rows).max(axis=0) * np.float32(1.25), rows, 64)
     weight = linear.weight.numpy().T.copy()
-    return quantize_layer(linear, Rule("*", *rule), seen), linear, weight, seen
+    return quantize_alone(linear, Rule("*", *rule), seen), linear, weight, seen
 
 
 def up(values):
@@ -222,6 +225,28 @@ def test_smoothing_divides_the_weight_by_what_inputs_are_multiplied_with():
     )
 
 
+def test_a_token_has_a_scale_of_its_own_whatever_calibration_saw():
+    layer, linear, weight, seen = layer_of(("w8a8", "tokens"))
+    smoothed = layer_of(("w8a8", "smooth"))[0]
+    factor = smoothed.input_factor.numpy()
+    check_layer(layer, linear, int8_by_hand(weight / factor[:, None]), step=1 / 127, factor=factor)
+    rows = seen.rows[:4] * np.array([[1.0], [1e-3], [1e3], [0.0]], np.float32)
+    tokens = (rows * factor).astype(np.float64)
+    size = np.maximum(np.abs(tokens).max(axis=1, keepdims=True), 2.0**-20)
+    step = float(up(1 / 127)[0])
+    codes, scales = int8_by_hand(weight / factor[:, None])
+    want = np.rint(tokens / size / step) * step @ (codes * scales) * size + linear.bias.numpy()
+    got = layer(torch.from_numpy(rows)).numpy()
+    # One code of 200, on the other side of a tie, is 1 / 127 of a largest weight.
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    assert np.array_equal(got[3], linear.bias.numpy())
+    exact = rows @ weight
+    for row in range(3):
+        off = np.linalg.norm(got[row] - linear.bias.numpy() - exact[row])
+        assert off < 0.02 * np.linalg.norm(exact[row])
+    assert (smoothed(torch.from_numpy(rows)).numpy()[2] - exact[2]).max() > exact[2].max() / 2
+
+
 def test_outliers_are_kept_out_of_codes_and_step():
     kept = [3, 70]
     layer, linear, weight, seen = layer_of(("w8a8", "outliers"), outliers=kept)
@@ -273,6 +298,7 @@ def test_gptq_pads_weight_and_rows_and_is_damped_tenfold():
 @pytest.mark.parametrize(
     ("rule", "looks"),
     [(("w8",), False), (("w4",), False), (("w8a8",), True), (("w8a8", "smooth"), True),
+     (("w8a8", "tokens"), True),
      (("w8a8", "outliers"), True), (("w4", "awq"), True), (("w4", "gptq"), True)],
 )  # fmt: skip
 def test_what_looks_at_inputs_wants_to_have_seen_them(rule, looks):

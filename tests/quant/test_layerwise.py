@@ -46,9 +46,10 @@ def recipe(number_format, method="plain"):
         Rule("*", "float32"),
     )
     return Recipe(
-        name=f"{number_format}-{method}",
+        name=f"{number_format}-{method}-unproved",
         rules=rules,
         target="thor" if number_format == "fp8" else "orin",
+        purpose="memory",
         base="bfloat16",
         chain_tolerance=1.0,
     )

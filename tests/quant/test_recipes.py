@@ -19,56 +19,59 @@ from quant.recipes import KEPT, METHODS, MIXED, RECIPES, Recipe, Rule, orin_mixe
 TABLE = """
 layer of the policy, any block       cpu      bf16     fp16     w8a8     w4a16    mixed    thor
 vlm.visual.patch_embed.proj          float    float    float    float    float    float    float
-vlm.visual.blocks.*.attn.qkv         smooth   float    float    w8       w8       smooth   fp8
-vlm.visual.blocks.*.attn.proj        smooth   float    float    w8       w8       smooth   fp8
-vlm.visual.blocks.*.mlp.gate_proj    smooth   float    float    smooth   w8       smooth   fp8
-vlm.visual.blocks.*.mlp.up_proj      smooth   float    float    smooth   w8       smooth   fp8
-vlm.visual.blocks.*.mlp.down_proj    smooth   float    float    smooth   w8       smooth   fp8
-vlm.visual.merger.mlp.0              smooth   float    float    smooth   w8       w8       fp8
-vlm.visual.merger.mlp.2              smooth   float    float    smooth   w8       w8       fp8
-vlm.model.layers.*.self_attn.q_proj  smooth   float    float    w8       gptq     w8       fp8
-vlm.model.layers.*.self_attn.k_proj  smooth   float    float    w8       gptq     w8       fp8
-vlm.model.layers.*.self_attn.v_proj  smooth   float    float    w8       gptq     w8       fp8
-vlm.model.layers.*.self_attn.o_proj  float32  float    float    w8       gptq     w8       fp8
-vlm.model.layers.*.mlp.gate_proj     smooth   float    float    smooth   gptq     smooth   fp8
-vlm.model.layers.*.mlp.up_proj       smooth   float    float    smooth   gptq     smooth   fp8
-vlm.model.layers.*.mlp.down_proj     smooth   float    float    smooth   gptq     smooth   fp8
-info_sharing.*.proj_embed            float32  float    float    w8       w8       float    fp8
-info_sharing.*.blocks.*.attn.qkv     smooth   float    float    w8       w8       smooth   fp8
-info_sharing.*.blocks.*.attn.proj    smooth   float    float    w8       w8       smooth   fp8
-info_sharing.*.blocks.*.mlp.fc1      smooth   float    float    smooth   w8       smooth   fp8
-info_sharing.*.blocks.*.mlp.fc2      smooth   float    float    smooth   w8       smooth   fp8
+vlm.visual.blocks.*.attn.qkv         smooth   float    float    tokens   tokens   tokens   fp8
+vlm.visual.blocks.*.attn.proj        smooth   float    float    tokens   tokens   tokens   fp8
+vlm.visual.blocks.*.mlp.gate_proj    smooth   float    float    tokens   tokens   tokens   fp8
+vlm.visual.blocks.*.mlp.up_proj      smooth   float    float    tokens   tokens   tokens   fp8
+vlm.visual.blocks.*.mlp.down_proj    tokens   float    float    tokens   tokens   tokens   fp8
+vlm.visual.merger.mlp.0              smooth   float    float    tokens   tokens   float    fp8
+vlm.visual.merger.mlp.2              smooth   float    float    tokens   tokens   float    fp8
+vlm.model.layers.*.self_attn.q_proj  smooth   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.self_attn.k_proj  smooth   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.self_attn.v_proj  smooth   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.self_attn.o_proj  tokens   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.mlp.gate_proj     smooth   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.mlp.up_proj       smooth   float    float    tokens   gptq     tokens   fp8
+vlm.model.layers.*.mlp.down_proj     tokens   float    float    tokens   gptq     tokens   fp8
+info_sharing.*.proj_embed            float32  float    float    float    float    float    fp8
+info_sharing.*.blocks.*.attn.qkv     smooth   float    float    tokens   tokens   tokens   fp8
+info_sharing.*.blocks.*.attn.proj    smooth   float    float    tokens   tokens   tokens   fp8
+info_sharing.*.blocks.*.mlp.fc1      smooth   float    float    tokens   tokens   tokens   fp8
+info_sharing.*.blocks.*.mlp.fc2      smooth   float    float    tokens   tokens   tokens   fp8
 info_sharing.final_projection        float32  float32  float32  float32  float32  float32  float32
 action_head.state_linear             float32  float32  float32  float32  float32  float32  float32
-action_head.combine.0                float32  float    float    w8       w8       float    float
-action_head.combine.2                float32  float    float    w8       w8       float    float
-action_head.combine.4                float32  float    float    w8       w8       float    float
-action_head.cond_obs_emb             float32  float    float    w8       w8       float    float
+action_head.combine.0                float32  float    float    float    float    float    float
+action_head.combine.2                float32  float    float    float    float    float    float
+action_head.combine.4                float32  float    float    float    float    float    float
+action_head.cond_obs_emb             float32  float    float    float    float    float    float
 action_head.t_embedder.mlp.0         float32  float32  float32  float32  float32  float32  float32
 action_head.t_embedder.mlp.2         float32  float32  float32  float32  float32  float32  float32
 action_head.x_embedder               float32  float32  float32  float32  float32  float32  float32
-action_head.blocks.*.attn.qkv        smooth   float    float    w8       gptq     w8       float
-action_head.blocks.*.attn.proj       smooth   float    float    w8       gptq     w8       float
-action_head.blocks.*.mlp.fc1         smooth   float    float    w8       gptq     awq      float
-action_head.blocks.*.mlp.fc2         smooth   float    float    w8       gptq     awq      float
-action_head.blocks.*.adaLN_mod*.1    smooth   float    float    w8       w8       w8       float
-action_head.final_layer.adaLN_mod*.1 float32  float    float    w8       w8       w8       float
+action_head.blocks.*.attn.qkv        smooth   float    float    tokens   gptq     tokens   float
+action_head.blocks.*.attn.proj       smooth   float    float    tokens   gptq     tokens   float
+action_head.blocks.*.mlp.fc1         smooth   float    float    tokens   gptq     tokens   float
+action_head.blocks.*.mlp.fc2         smooth   float    float    tokens   gptq     tokens   float
+action_head.blocks.*.adaLN_mod*.1    float32  float    float    float    tokens   float    float
+action_head.final_layer.adaLN_mod*.1 float32  float    float    float    tokens   float    float
 action_head.final_layer.linear       float32  float32  float32  float32  float32  float32  float32
 
 base                                 float32  bfloat16 float16  bfloat16 bfloat16 bfloat16 bfloat16
 target                               cpu      orin     orin     orin     orin     orin     thor
+purpose                              time     accuracy accuracy time     memory   time     time
 tolerance                            0.005    0.0001   0.0001   0.005    0.005    0.005    0.0001
 chain_tolerance                      0.02     0.05     0.02     0.05     0.05     0.05     0.05
-stage_error                          25.0     0.0      0.0      25.0     80.0     80.0     25.0
+stage_error                          25.0     0.0      0.0      25.0     80.0     25.0     25.0
 success_margin                       0.05     0.05     0.05     0.05     0.05     0.05     0.05
 """
-"""smooth is w8a8 by SmoothQuant, gptq and awq are w4 by these; all else is a format, plain."""
+"""smooth and tokens are methods of w8a8, gptq and awq of w4; all else is a format, plain."""
 # fmt: on
 _LAYERS, _FIELDS = (part.splitlines() for part in TABLE.strip().split("\n\n"))
 ALIASES = dict(cpu="cpu-int8", bf16="orin-bf16", fp16="orin-fp16-safe", thor="thor-fp8")
 COLUMNS = [ALIASES.get(alias, f"orin-{alias}") for alias in _LAYERS[0].split()[-7:]]
+STATIC, UNPROVED = "orin-w8a8-static", "orin-w8-weight-only-unproved"
 SHORT = {
     **{("w8a8", "smooth"): "smooth", ("w4", "gptq"): "gptq", ("w4", "awq"): "awq"},
+    ("w8a8", "tokens"): "tokens",
     **{(form, "plain"): form for form in ("float32", "float", "w8", "fp8")},
 }
 
@@ -112,19 +115,19 @@ def test_every_recipe_is_judged_as_the_table_says(recipe):
 
 def test_the_float32_recipe_leaves_everything_as_it_is():
     chosen = RECIPES["float32"]()
-    assert set(RECIPES) == {"float32", *COLUMNS}
+    assert set(RECIPES) == {"float32", STATIC, UNPROVED, *COLUMNS}
     rules = decide(chosen, empty_policy()).values()
     assert {(rule.format, rule.method) for rule in rules} == {("float32", "plain")}
     assert (chosen.name, chosen.base, chosen.target) == ("float32", "float32", "cpu")
+    assert chosen.purpose == "accuracy"
     assert (chosen.tolerance, chosen.chain_tolerance, chosen.stage_error) == (1e-4, 1e-4, 0.0)
     assert not chosen.is_quantized
 
 
 def trial(*rules, **fields):
     rules = tuple(Rule(*rule) for rule in rules)
-    return Recipe(
-        **{"name": "trial", "rules": rules, "target": "cpu", "chain_tolerance": 1, **fields}
-    )
+    given = {"name": "trial", "rules": rules, "target": "cpu", "purpose": "time"}
+    return Recipe(**{**given, "chain_tolerance": 1, **fields})
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_a_rule_of_an_unknown_format_is_refused():
 @pytest.mark.parametrize("number_format", ["float32", "float", "w8", "fp8", "w8a8", "w4"])
 def test_a_format_takes_its_own_methods_and_no_other(number_format):
     known = METHODS.get(number_format, ("plain",))
-    for method in ("plain", "smooth", "outliers", "awq", "gptq"):
+    for method in ("plain", "smooth", "tokens", "outliers", "awq", "gptq"):
         if method in known:
             assert Rule("x", number_format, method).method == method
         else:
@@ -250,8 +253,63 @@ def test_a_recipe_is_read_from_its_file(tmp_path):
         read_recipe(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("target", ["orin", "thor"])
+def test_a_device_is_asked_for_what_tensorrt_documents_or_the_name_says_that_it_is_not(target):
+    """Its guide: int8 and fp8 for weights with inputs, int4 for weights alone."""
+    undocumented = [("a", "w8"), ("*", "w8a8")]
+    message = "^recipe trial: it has layers in w8, .* TensorRT documents no scheme for"
+    with pytest.raises(ValueError, match=message):
+        trial(*undocumented, target=target)
+    assert trial(*undocumented, target=target, name="trial-unproved").target == target
+    assert trial(*undocumented).target == "cpu"
+    for documented in ("float32", "float", "w8a8", "w4"):
+        assert trial(("*", documented), target=target).rules[0].format == documented
+
+
+def test_the_static_recipe_has_scales_for_tokens_only_where_tokens_differ_too_much():
+    chosen, like = RECIPES[STATIC](), RECIPES["orin-w8a8"]()
+    assert chosen.name == STATIC
+    assert replace(chosen, name=like.name, rules=like.rules) == like
+    own, others = (decide(recipe, empty_policy("full")) for recipe in (chosen, like))
+    tokens = {kind(layer) for layer, rule in own.items() if rule.method == "tokens"}
+    assert tokens == {
+        "vlm.model.layers.*.self_attn.o_proj",
+        "vlm.model.layers.*.mlp.down_proj",
+        "vlm.visual.blocks.*.mlp.down_proj",
+    }
+    assert {n: r.format for n, r in own.items()} == {n: r.format for n, r in others.items()}
+    assert {rule.method for rule in own.values()} == {"plain", "smooth", "tokens"}
+
+
+def test_the_unproved_recipe_is_for_memory_and_has_float_inputs_in_attention_and_head():
+    chosen = RECIPES[UNPROVED]()
+    assert (chosen.name, chosen.target, chosen.purpose) == (UNPROVED, "orin", "memory")
+    formats = {}
+    for layer, rule in decide(chosen, empty_policy("full")).items():
+        if rule not in KEPT:
+            formats.setdefault(rule.format, set()).add(kind(layer))
+    parts = ("attn", "action_head", "proj_embed")
+    assert set(formats) == {"w8", "w8a8"}
+    assert all(any(part in layer for part in parts) for layer in formats["w8"])
+    assert not any(part in layer for part in parts for layer in formats["w8a8"])
+
+
+def test_no_shipped_recipe_for_a_device_is_unproved_but_the_one_that_says_so():
+    for name, make in RECIPES.items():
+        recipe = make()
+        formats = {rule.format for rule in recipe.rules}
+        assert (recipe.target != "cpu" and "w8" in formats) == name.endswith("-unproved")
+
+
+def test_a_purpose_is_one_of_three():
+    with pytest.raises(
+        ValueError, match=r"^recipe trial: unknown purpose 'speed', there are \('ac"
+    ):
+        trial(("*", "w8"), purpose="speed")
+
+
 def test_fp8_in_any_rule_wants_a_thor():
-    rules = (Rule("a", "w8"), Rule("*", "fp8"))
+    rules = (Rule("a", "w8a8"), Rule("*", "fp8"))
     for target in ("cpu", "orin"):
         with pytest.raises(ValueError, match=f"recipe trial: FP8 needs .*{target} has none"):
             trial(target=target, rules=rules)

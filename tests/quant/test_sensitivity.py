@@ -40,9 +40,9 @@ def test_groups_share_out_every_layer_that_is_not_kept(name):
     assert list(groups) == list(GROUPS)
     shared = [layer for layers in groups.values() for layer in layers]
     assert len(shared) == len(set(shared))
-    recipe = make_recipe({group: "w8" for group in GROUPS})
+    recipe = make_recipe({group: "w8a8" for group in GROUPS})
     decided = decide(recipe, model)
-    assert {n for n, rule in decided.items() if rule.format == "w8"} == set(shared)
+    assert {n for n, rule in decided.items() if rule.format == "w8a8"} == set(shared)
     assert {n for n, rule in decided.items() if rule in KEPT} == set(decided) - set(shared)
 
 

@@ -25,7 +25,7 @@ def study(tmp_path_factory, cut_checkpoint):
         SensitivityConfig(
             checkpoint=cut_checkpoint,
             board="agx-orin-64gb",
-            budget_ms=45,
+            budget_ms=54,
             out=out,
             limit=2,
             shapes="full",
@@ -39,10 +39,11 @@ def test_the_written_recipe_is_the_one_that_was_measured(study, cut_checkpoint):
     recipe = read_recipe(study / "recipe.json")
     report = json.loads((study / "recipe.json").read_text())
     assert (recipe.name, recipe.target, recipe.base) == ("orin-mixed", "orin", "bfloat16")
+    assert recipe.purpose == "time"
     few = list(read_observations(EPISODES, stride=8, limit=2))
     error = Trial(load_checkpoint(cut_checkpoint), few).error(recipe)
     assert report["measured"]["measured"] == pytest.approx(error, rel=1e-3)
-    assert report["measured"]["ms"] <= 45
+    assert report["measured"]["ms"] <= 54
     assert report["measured"] in report["path"]
 
 
@@ -58,7 +59,7 @@ def test_the_report_has_every_group_and_format_and_a_path_that_saves(study):
 
 def test_the_pictures_name_every_group_and_layer(study, cut_checkpoint):
     found = texts((study / "heat-map.svg").read_text())
-    assert {*GROUPS, "w8", "w8a8", "w4"} <= set(found)
+    assert {*GROUPS, "w8a8", "w4"} <= set(found)
     groups = group_layers(load_checkpoint(cut_checkpoint).model)
     num_layers = sum(map(len, groups.values()))
     cells = ElementTree.fromstring((study / "layers.svg").read_text()).iter()
@@ -82,6 +83,6 @@ def test_the_pictures_name_every_group_and_layer(study, cut_checkpoint):
     ],
 )
 def test_a_search_that_cannot_be_is_refused(change, message, tmp_path):
-    fields = {"checkpoint": CHECKPOINT, "board": "agx-orin-64gb", "budget_ms": 45, "out": tmp_path}
+    fields = {"checkpoint": CHECKPOINT, "board": "agx-orin-64gb", "budget_ms": 54, "out": tmp_path}
     with pytest.raises(ValueError, match=message):
         SensitivityConfig(**{**fields, **change})

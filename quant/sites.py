@@ -1,0 +1,147 @@
+"""Where linear layers share an input, and which weights in front of it a factor can move into.
+
+In: a policy, or a part of it. Out: sites. A site is one tensor that linear layers read. What wrote
+it channel by channel (a norm, or the outputs of another layer) can take any factor on a channel,
+and the readers its reciprocal: the product stays what it is, and nothing is left to multiply when
+the policy runs. Behind a GELU or a SiLU a factor cannot move; such a site has no writers.
+
+`SITES` holds the knowledge by kind of module; names are relative to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from models.anchorvla4d.head import ScaleDP, ScaleDPBlock
+from models.anchorvla4d.language import DecoderLayer
+from models.anchorvla4d.spatial import SpatialBlock
+from models.anchorvla4d.vision import PatchMerger, VisionBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Outputs of a norm or of a linear layer that become a tensor's channels, in order."""
+
+    module: str
+    first: int = 0
+    """Output that becomes channel 0."""
+    plus: float = 0.0
+    """Added to them before they multiply: adaLN's 1 + scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One tensor, and the linear layers that read it."""
+
+    readers: tuple[str, ...]
+    writers: tuple[Writer, ...] = ()
+    """All are scaled; none where a factor has to stay in front of the readers."""
+    channels: NDArray[np.int64] | None = None
+    """[K] the writers' output that each channel is a copy of; None where each has its own."""
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Sites of every module of a kind in `SITES`, and one for each linear layer beside them."""
+    found: list[Site] = []
+    for path, module in model.named_modules():
+        if (make := SITES.get(type(module))) is not None:
+            found += [_under(path, site) for site in make(module)]
+    read = {reader for site in found for reader in site.readers}
+    return found + [
+        Site((name,))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in read
+    ]
+
+
+def _under(path: str, site: Site) -> Site:
+    prefix = f"{path}." if path else ""
+    return Site(
+        tuple(prefix + reader for reader in site.readers),
+        tuple(Writer(prefix + w.module, w.first, w.plus) for w in site.writers),
+        site.channels,
+    )
+
+
+def _decoder_layer(layer: DecoderLayer) -> list[Site]:
+    attention = layer.self_attn
+    # Heads that share keys and values read the same outputs of v_proj.
+    shared = np.arange(attention.kv_heads * attention.head_dim).reshape(attention.kv_heads, 1, -1)
+    heads = np.broadcast_to(shared, (attention.kv_heads, attention.group, attention.head_dim))
+    return [
+        Site(
+            tuple(f"self_attn.{name}_proj" for name in "qkv"),
+            (Writer("input_layernorm"),),
+        ),
+        Site(("self_attn.o_proj",), (Writer("self_attn.v_proj"),), heads.ravel()),
+        *_gated("post_attention_layernorm"),
+    ]
+
+
+def _vision_block(block: VisionBlock) -> list[Site]:
+    return [*_fused_attention("norm1", block.attn.qkv), *_gated("norm2")]
+
+
+def _merger(merger: PatchMerger) -> list[Site]:
+    width = merger.ln_q.weight.shape[0]
+    joined = np.arange(merger.joined) % width
+    return [Site(("mlp.0",), (Writer("ln_q"),), joined), Site(("mlp.2",))]
+
+
+def _spatial_block(block: SpatialBlock) -> list[Site]:
+    return [
+        *_fused_attention("norm1", block.attn.qkv),
+        Site(("mlp.fc1",), (Writer("norm2"),)),
+        Site(("mlp.fc2",)),
+    ]
+
+
+def _head_block(block: ScaleDPBlock) -> list[Site]:
+    """n (1 + scale) + shift: rows of the modulations are shift, scale and gate, twice."""
+    width = block.attn.proj.in_features
+    adaln = "adaLN_modulation.1"
+
+    def modulated(first: int) -> tuple[Writer, ...]:
+        return Writer(adaln, first * width), Writer(adaln, (first + 1) * width, plus=1.0)
+
+    return [
+        Site(("attn.qkv",), modulated(0)),
+        Site(("attn.proj",), (Writer("attn.qkv", 2 * width),)),
+        Site(("mlp.fc1",), modulated(3)),
+        Site(("mlp.fc2",)),
+    ]
+
+
+def _head(head: ScaleDP) -> list[Site]:
+    """All modulations read the same activated condition."""
+    layers = [*(f"blocks.{index}" for index in range(len(head.blocks))), "final_layer"]
+    return [Site(tuple(f"{layer}.adaLN_modulation.1" for layer in layers))]
+
+
+def _fused_attention(norm: str, qkv: nn.Linear) -> list[Site]:
+    values = Writer("attn.qkv", 2 * qkv.out_features // 3)
+    return [Site(("attn.qkv",), (Writer(norm),)), Site(("attn.proj",), (values,))]
+
+
+def _gated(norm: str) -> list[Site]:
+    """silu(gate) * up: a factor moves through the product into `up`."""
+    return [
+        Site(("mlp.gate_proj", "mlp.up_proj"), (Writer(norm),)),
+        Site(("mlp.down_proj",), (Writer("mlp.up_proj"),)),
+    ]
+
+
+SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
+    DecoderLayer: _decoder_layer,
+    VisionBlock: _vision_block,
+    PatchMerger: _merger,
+    SpatialBlock: _spatial_block,
+    ScaleDPBlock: _head_block,
+    ScaleDP: _head,
+}
