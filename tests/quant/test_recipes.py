@@ -34,8 +34,8 @@ vlm.model.layers.*.mlp.gate_proj     smooth   float    float    tokens   gptq   
 vlm.model.layers.*.mlp.up_proj       smooth   float    float    tokens   gptq     tokens   fp8
 vlm.model.layers.*.mlp.down_proj     tokens   float    float    tokens   gptq     tokens   fp8
 info_sharing.*.proj_embed            float32  float    float    float    float    float    fp8
-info_sharing.*.blocks.*.attn.qkv     smooth   float    float    tokens   tokens   tokens   fp8
-info_sharing.*.blocks.*.attn.proj    smooth   float    float    tokens   tokens   tokens   fp8
+info_sharing.*.blocks.*.attn.qkv     smooth   float    float    tokens   tokens   float    fp8
+info_sharing.*.blocks.*.attn.proj    smooth   float    float    tokens   tokens   float    fp8
 info_sharing.*.blocks.*.mlp.fc1      smooth   float    float    tokens   tokens   tokens   fp8
 info_sharing.*.blocks.*.mlp.fc2      smooth   float    float    tokens   tokens   tokens   fp8
 info_sharing.final_projection        float32  float32  float32  float32  float32  float32  float32

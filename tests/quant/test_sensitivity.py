@@ -146,7 +146,7 @@ def test_the_shipped_recipe_is_mixed_fits_all_configurations_and_harms_less_than
     recipe = orin_mixed()
     for name in CONFIGS:
         decided = decide(recipe, empty_policy(name)).values()
-        assert {rule.format for rule in decided} >= {"float32", "float", "w8", "w8a8", "w4"}
+        assert {rule.format for rule in decided} == {"float32", "float", "w8a8"}
     report = json.loads(MIXED.read_text())
     assert report["measured"]["measured"] < report["noise_spread"] / 4
     formats = {r.pattern: r.format for r in recipe.rules}
