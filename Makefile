@@ -27,7 +27,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export run bench eval gate planted sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -94,6 +94,10 @@ gate: setup mesa ## what each recipe costs in closed loop, success and motion, 6
 
 planted: setup mesa ## does the motion gate catch wrong scales that success lets pass (25 minutes)
 	$(PY) -m export planted $(ARGS)
+
+w8a8: setup ## ways to int8 inputs side by side (none, smooth, rotate, both, per token): docs/precision.md
+	$(PY) -m export w8a8 $(ARGS)
+	$(PY) -m export results
 
 sensitivity: setup ## what each group of layers costs in each format; the recipe orin-mixed is its result
 	$(PY) -m quant sensitivity --checkpoint models/demo/checkpoint --board agx-orin-64gb \

@@ -21,6 +21,7 @@ VERBS = {
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
     "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
     "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),
+    "w8a8": ("export.config:W8A8Config", "export.evidence.w8a8:compare"),
     "results": ("export.config:ResultsConfig", "export.evidence.results:update"),
 }
 

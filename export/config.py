@@ -16,6 +16,8 @@ from quant.targets import BOARDS
 VERDICTS = Path("docs/results/gate-demo.json")
 PLANTED = "planted-demo.json"
 RESULT = "success-demo.json"
+W8A8 = "w8a8.json"
+W8A8_POLICIES = ("demo", "full width, random", "full width, outliers planted")
 DEMO_OPTIONS: dict[str, Any] = {
     "image_size": (112, 112),
     "tokens": 64,
@@ -276,6 +278,32 @@ class PlantedConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class W8A8Config:
+    """Compare ways to int8 inputs, stage by stage; renders nothing: `python -m export results`.
+
+    example: python -m export w8a8 --policies demo
+    """
+
+    policies: tuple[str, ...] = W8A8_POLICIES
+    """The shipped one, and random weights of the published widths, a layer or two of each."""
+
+    observations: int = 6
+    """Of the demo policy: so many to learn scales from, and so many held-out ones to judge by."""
+
+    work: Path = Path("build/w8a8")
+    """Folder for the random checkpoint (1 GB)."""
+
+    results: Path = Path("docs/results")
+    """Folder for the JSON."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.policies) - set(W8A8_POLICIES)):
+            raise ValueError(f"unknown policies {unknown}; there are {W8A8_POLICIES}")
+        if self.observations < 1:
+            raise ValueError(f"observations must be positive, got {self.observations}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SuccessTableConfig:
     """Measure what the demo policy does in closed loop.
 
@@ -323,6 +351,9 @@ class ResultsConfig:
 
     readme: Path = Path("README.md")
     """File whose marked section shows the benchmarks."""
+
+    precision: Path = Path("docs/precision.md")
+    """File whose marked section compares ways to int8 inputs."""
 
     card: Path = CHECKPOINT / "README.md"
     """File whose marked section shows the success rates."""

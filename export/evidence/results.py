@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device_tests.success.motion import FIGURES
-from export.config import PLANTED, RESULT, VERDICTS, ResultsConfig
+from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
 from export.gates import MOTION_BOUND, MOTION_FIGURES
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import Kind, write_file
@@ -34,6 +34,7 @@ def update(config: ResultsConfig) -> None:
     for path, tables in (
         (config.readme, benchmarks + motion),
         (config.numbers, success + render_recipes(config.results) + motion + benchmarks),
+        (config.precision, render_w8a8(config.results)),
         (config.card, success),
     ):
         write_file(path, place(path.read_text(), tables), MARKED)
@@ -171,6 +172,31 @@ def _motion_row(words: str, verdict: dict[str, Any]) -> str:
         *(100 * verdict[key] for key in ("difference", "low", "high"))
     )
     return f"| {words} | {' | '.join(cells)} | {success} |"
+
+
+def render_w8a8(folder: Path) -> str:
+    """Ways to int8 inputs as Markdown, a table per policy; nothing if they were not compared."""
+    path = folder / W8A8
+    if not path.exists():
+        return ""
+    lines = []
+    for name, policy in json.loads(path.read_text())["policies"].items():
+        machine = policy["machine"]
+        columns = list(next(iter(policy["forms"].values())))
+        titles = ["`o_proj` alone" if c == "o_proj" else c for c in columns]
+        lines += [
+            "",
+            f"{name.capitalize()}: worst of {policy['observations']} held-out observations; "
+            "networks in multiples of what bfloat16 does to them, actions relative to float32. "
+            f"Measured {machine['date']} at commit {machine['commit']} on {machine['processor']}.",
+            "",
+            "| | " + " | ".join(titles) + " |",
+            "|---|" + "---:|" * len(columns),
+        ]
+        for form, errors in policy["forms"].items():
+            cells = [f"{errors[c]:.1%}" if c == "actions" else f"{errors[c]:.1f}" for c in columns]
+            lines.append(f"| {form} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", ""])
 
 
 def render_benchmarks(folder: Path) -> str:
