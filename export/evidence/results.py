@@ -186,8 +186,9 @@ def render_w8a8(folder: Path) -> str:
         titles = ["`o_proj` alone" if c == "o_proj" else c for c in columns]
         lines += [
             "",
-            f"{name.capitalize()}: worst of {policy['observations']} held-out observations; "
-            "networks in multiples of what bfloat16 does to them, actions relative to float32. "
+            f"{name.capitalize()}: worst of {policy['observations']} observations, scales learnt "
+            "from as many others; networks in multiples of what bfloat16 does to them, actions "
+            "relative to float32. "
             f"Measured {machine['date']} at commit {machine['commit']} on {machine['processor']}.",
             "",
             "| | " + " | ".join(titles) + " |",
