@@ -37,7 +37,7 @@ NAMES = {
     "listed_files functions image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.plans": "record key folder",
-    "quant": "recipes formats methods apply",
+    "quant": "recipes formats methods apply fold",
     "export": "judge held_out gates",
     "export.engines": "audit products lower",
 }
