@@ -107,7 +107,7 @@ def _largest(values_K: Factors, channels: NDArray[np.int64]) -> Factors:
     return found_U
 
 
-def _move(edits: _Edits, site: Site, factor_K: Factors) -> None:
+def _move(edits: _Edits[Model], site: Site, factor_K: Factors) -> None:
     """The factor into the writers, its reciprocal into the readers."""
     factor_U = factor_K
     if site.channels is not None:
@@ -123,16 +123,18 @@ def _scaled(seen: Statistics, factor_K: Factors) -> Statistics:
     return Statistics(seen.channel_max * factor_K, seen.rows * factor_K, seen.num_rows)
 
 
-class _Edits:
+class _Edits(Generic[Model]):
     """Changed copies of parameters, put in place all at once; the model itself stays."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._changed: dict[int, nn.Parameter] = {}
 
     def weight(self, layer: str) -> torch.Tensor:
         """[N, K] of a linear layer, [U] of a norm; to be changed in place."""
-        return self._copy(self._model.get_submodule(layer).weight)
+        weight = self._model.get_submodule(layer).weight
+        assert isinstance(weight, nn.Parameter)
+        return self._copy(weight)
 
     def scale_outputs(self, writer: Writer, factor_U: torch.Tensor) -> None:
         """Multiply outputs of a norm or a linear layer, their bias included."""
@@ -146,10 +148,10 @@ class _Edits:
         values = self._copy(bias)
         values[part] = (values[part] + writer.plus) * factor_U - writer.plus
 
-    def applied(self) -> nn.Module:
-        keep = {id(p): p for p in self._model.parameters()}
+    def applied(self) -> Model:
+        keep: dict[int, torch.Tensor] = {id(p): p for p in self._model.parameters()}
         keep |= {id(b): b for b in self._model.buffers()}
-        return copy.deepcopy(self._model, keep | self._changed)
+        return copy.deepcopy(self._model, {**keep, **self._changed})
 
     def _copy(self, parameter: nn.Parameter) -> torch.Tensor:
         if id(parameter) not in self._changed:

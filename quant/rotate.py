@@ -20,17 +20,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.anchorvla4d.head import ScaleDP
-from models.anchorvla4d.language import LanguageModel
 from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.spatial import SpatialEncoder
-from models.anchorvla4d.vision import VisionTower
 
 Rotation = Literal["heads", "residual"]
 
@@ -81,9 +77,9 @@ def turn(width: int, random: np.random.Generator) -> Tensor:
     power = width & -width
     rest = width // power
     square, triangle = np.linalg.qr(random.standard_normal((rest, rest)))
-    square = torch.from_numpy(square * np.sign(np.diag(triangle)))
+    left = torch.from_numpy(square * np.sign(np.diag(triangle)))
     signs = torch.from_numpy(random.choice([-1.0, 1.0], width))
-    return torch.kron(square, hadamard(power)) * signs
+    return torch.kron(left, hadamard(power)) * signs
 
 
 def keep_mean(width: int, random: np.random.Generator) -> Tensor:
@@ -100,7 +96,7 @@ def keep_mean(width: int, random: np.random.Generator) -> Tensor:
     return householder @ inner @ householder
 
 
-def _turn_heads(model: AnchorVLA4D, random: np.random.Generator) -> None:
+def _turn_heads(model: Any, random: np.random.Generator) -> None:
     for layer in model.vlm.model.layers:
         attention = layer.self_attn
         matrix = turn(attention.head_dim, random)
@@ -111,8 +107,8 @@ def _turn_heads(model: AnchorVLA4D, random: np.random.Generator) -> None:
     heads = model.config.vision.num_heads, model.config.spatial.num_heads
     blocks = model.vlm.visual.blocks, model.info_sharing.info_sharing.self_attention_blocks
     fused = [(block.attn, num) for num, of in zip(heads, blocks, strict=True) for block in of]
-    head: ScaleDP = model.action_head
-    fused += [(block.attn, head.config.num_heads) for block in head.blocks]
+    action_head = model.action_head
+    fused += [(block.attn, action_head.config.num_heads) for block in action_head.blocks]
     for attention, num_heads in fused:
         width = attention.proj.in_features
         matrix = turn(width // num_heads, random)
@@ -121,7 +117,7 @@ def _turn_heads(model: AnchorVLA4D, random: np.random.Generator) -> None:
         _turn_inputs(attention.proj, matrix)
 
 
-def _turn_vision(tower: VisionTower, own: Tensor, language: Tensor) -> None:
+def _turn_vision(tower: Any, own: Tensor, language: Tensor) -> None:
     convolution = tower.patch_embed.proj
     flat = convolution.weight.flatten(1)
     convolution.weight.copy_((own @ flat.double()).view_as(convolution.weight))
@@ -138,7 +134,7 @@ def _turn_vision(tower: VisionTower, own: Tensor, language: Tensor) -> None:
     _turn_outputs(merger.mlp[2], language)
 
 
-def _turn_language(model: LanguageModel, own: Tensor) -> None:
+def _turn_language(model: Any, own: Tensor) -> None:
     table = model.embed_tokens.weight
     table.copy_(table.double() @ own.T)
     for layer in model.layers:
@@ -153,10 +149,10 @@ def _turn_language(model: LanguageModel, own: Tensor) -> None:
     back = nn.Linear(len(own), len(own), bias=False).requires_grad_(False)
     back.weight.copy_(model.norm.weight.double()[:, None] * own.T)
     model.norm.weight.fill_(1.0)
-    model.norm = nn.Sequential(model.norm, back)  # type: ignore[assignment]
+    model.norm = nn.Sequential(model.norm, back)
 
 
-def _turn_spatial(encoder: SpatialEncoder, own: Tensor) -> None:
+def _turn_spatial(encoder: Any, own: Tensor) -> None:
     trunk = encoder.info_sharing
     _turn_outputs(trunk.proj_embed, own)
     trunk.view_pos_table.copy_(trunk.view_pos_table.double() @ own.T)
@@ -171,7 +167,7 @@ def _turn_spatial(encoder: SpatialEncoder, own: Tensor) -> None:
     _turn_inputs(encoder.final_projection, own)
 
 
-def _take_norm(norm: nn.Module, *readers: nn.Linear) -> None:
+def _take_norm(norm: Any, *readers: nn.Linear) -> None:
     """A norm's weight and bias into the layers that read it; a reader may join several vectors."""
     for reader in readers:
         copies = reader.in_features // len(norm.weight)

@@ -215,7 +215,8 @@ def plant_outliers(model: AnchorVLA4D, *, seed: int = 0) -> None:
         weight_D[some(len(weight_D))] *= NORM_GAIN
         weight_D /= weight_D.square().mean().sqrt()
 
-    language, vision = model.vlm.model, model.vlm.visual
+    language: Any = model.vlm.model
+    vision: Any = model.vlm.visual
     channels = some(model.config.language.hidden_size)
     language.embed_tokens.weight[:, channels] *= STREAM_GAIN
     vision.merger.mlp[2].weight[channels] *= STREAM_GAIN
