@@ -58,11 +58,11 @@ from runtime.bundle import (
     RecipeEntry,
     Table,
     read_bundle,
-    sha256_of,
 )
 from runtime.cli.progress import Progress
 from runtime.pages.show import file_bytes, memory_plan, networks
 from runtime.storage.files import PAGE, check_output
+from runtime.storage.listed import sha256_of
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 

@@ -17,7 +17,8 @@ from export.config import TwinConfig
 from export.destination import exclusive, publish, temporary
 from export.engines.lower import twin
 from export.engines.onnx_file import save
-from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
+from runtime.bundle import MANIFEST, FileEntry, read_bundle
+from runtime.storage.listed import sha256_of
 
 
 def make_twin(config: TwinConfig) -> Path:

@@ -31,10 +31,10 @@ from models.processor import read_image_config
 from models.statistics import read_statistics
 from models.weights import INDEX, CheckpointError, load_weights, weight_files
 from models.weights import WEIGHTS as WEIGHTS  # for whoever asks what a checkpoint holds
-from runtime.bundle import sha256_of
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.normalization import Normalization, choose_embodiment
 from runtime.prompt import encode_tail
+from runtime.storage.listed import sha256_of
 
 SHARD_BYTES = 1 << 30
 

@@ -26,8 +26,7 @@ from .declarations import Tensor
 from .errors import BundleError
 from .functions import check_call, constants
 from .graph import Graph, Stage
-from .listed_files import check_hash, check_none_else, check_places, readable
-from .listed_files import sha256_of as sha256_of
+from .storage.listed import check_hash, check_none_else, check_places, readable
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -262,8 +261,7 @@ class Bundle:
         Raises:
             BundleError: as `file`.
         """
-        path, *_ = [self.file(file) for file in onnx_files(self.manifest, name)]
-        return path
+        return [self.file(file) for file in onnx_files(self.manifest, name)][0]
 
 
 def read_bundle(
@@ -292,9 +290,8 @@ def read_bundle(
         check_places(folder, manifest.files)
         bundle = Bundle(folder, manifest)
         later = {f for n in manifest.engines if not engines for f in onnx_files(manifest, n)}
-        for name in manifest.files:
-            if name not in later:
-                bundle.file(name)
+        for name in (name for name in manifest.files if name not in later):
+            bundle.file(name)
         check_none_else(folder, {MANIFEST, *manifest.files}, but=PLANS)
         _verify_golden(bundle)
     return bundle

@@ -17,10 +17,10 @@ from runtime.bundle import (
     Quantization,
     RecipeEntry,
     StageFigures,
-    sha256_of,
 )
 from runtime.declarations import Input, Output, Tensor
 from runtime.graph import Graph, Stage
+from runtime.storage.listed import sha256_of
 
 SIDE, PATCH, CHUNK = 8, 4, (2, 3)
 IMAGE = {"kind": "image", "shape": (SIDE, SIDE, 3), "dtype": "uint8"}

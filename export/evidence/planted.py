@@ -25,8 +25,9 @@ from export.engines.onnx_file import save
 from export.errors import ExportError
 from export.evidence.gate import build_demo, in_pairs, keeps_success, runnable
 from export.gates import motion_words, moves_well, words_of
-from runtime.bundle import MANIFEST, FileEntry, read_bundle, sha256_of
+from runtime.bundle import MANIFEST, FileEntry, read_bundle
 from runtime.storage.files import Kind, check_output, write_file
+from runtime.storage.listed import sha256_of
 
 PLANTED_FILE = Kind("a file of planted faults", (b'"faults"', b'"caught_by"'))
 

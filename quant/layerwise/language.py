@@ -52,8 +52,8 @@ from quant.layerwise.shards import (
 )
 from quant.recipes import Recipe, Rule
 from runtime import prompt
-from runtime.bundle import sha256_of
 from runtime.errors import OutputError
+from runtime.storage.listed import sha256_of
 
 STATE = "state.safetensors"
 

@@ -34,8 +34,9 @@ from tests.mutants.source import mutants_of
 
 NAMES = {
     "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
-    "listed_files functions image prompt normalization engine",
+    "functions image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
+    "runtime.storage": "listed",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply fold",
     "export": "judge held_out gates",

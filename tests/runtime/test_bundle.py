@@ -22,9 +22,9 @@ from runtime.bundle import (
     StageFigures,
     Verdict,
     read_bundle,
-    sha256_of,
 )
 from runtime.declarations import Output, Tensor
+from runtime.storage.listed import sha256_of
 from tests.graphs import leaves
 from tests.runtime.stand_ins.tiny_bundle import tiny_bundle
 

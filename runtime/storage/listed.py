@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from .errors import BundleError
+from ..errors import BundleError
 
 
 class Listed(Protocol):
