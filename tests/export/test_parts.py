@@ -362,9 +362,9 @@ def test_a_quantized_policy_in_parts_passes_every_gate(quantized, tmp_path):
     assert not manifest.failed_gates
     for gate in ("engine_parity", "precision_audit", "stage_error", "rounding", "graph_parity"):
         assert manifest.gates[gate].kind == "pass", gate
-    # Seven products a layer, whichever file they are in.
+    # Four products a layer, whichever file they are in: q, k and v are one, gate and up another.
     language = [manifest.quantization.precisions[f"language_{i}"] for i in range(4)]
-    assert [sum(kinds.values()) for kinds in language] == [7] * 4
+    assert [sum(kinds.values()) for kinds in language] == [4] * 4
     twin = tmp_path / "twin"
     twin.mkdir()
     write_twin(quantized, twin)
