@@ -314,8 +314,10 @@ def orin_w8_weight_only_unproved() -> Recipe:
 
     Kept to be measured beside `orin_w8a8` on a board.
     """
-    return Recipe(
+    return dataclasses.replace(
+        orin_w8a8(),
         name="orin-w8-weight-only-unproved",
+        purpose="memory",
         rules=(
             *KEPT,
             Rule("vlm.model.layers.*.self_attn.*", "w8"),
@@ -325,12 +327,6 @@ def orin_w8_weight_only_unproved() -> Recipe:
             Rule("action_head.*", "w8"),
             Rule("*", "w8a8", "smooth"),
         ),
-        target="orin",
-        purpose="memory",
-        base="bfloat16",
-        tolerance=TIES,
-        chain_tolerance=5e-2,
-        stage_error=INT8_ERROR,
     )
 
 

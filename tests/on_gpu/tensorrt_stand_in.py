@@ -14,11 +14,9 @@ from tests.simulation.compiled import (
     PLAN,
     DataType,
     ExecutionContextAllocationStrategy,
-    ILogger,
-    LayerInformationFormat,
     TensorIOMode,
+    module_of,
 )
-from tests.simulation.world import module
 
 KINDS = {
     torch.float32: DataType.FLOAT,
@@ -136,16 +134,7 @@ def tensorrt(delays: Delays) -> ModuleType:
             path = Path(bytes(plan).removeprefix(PLAN).decode())
             return Engine(graph_of(path, path.stat().st_mtime_ns, "cuda"), delays)
 
-    return module(
-        "tensorrt",
-        __version__="10.3.0",
-        DataType=DataType,
-        ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
-        ILogger=ILogger,
-        LayerInformationFormat=LayerInformationFormat,
-        Runtime=Runtime,
-        TensorIOMode=TensorIOMode,
-    )
+    return module_of(Runtime)
 
 
 def why_no_gpu() -> str:

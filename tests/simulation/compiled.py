@@ -83,6 +83,20 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+def module_of(runtime: type) -> ModuleType:
+    """`tensorrt` with this `Runtime`."""
+    return module(
+        "tensorrt",
+        __version__="10.3.0",
+        DataType=DataType,
+        ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
+        ILogger=ILogger,
+        LayerInformationFormat=LayerInformationFormat,
+        Runtime=runtime,
+        TensorIOMode=TensorIOMode,
+    )
+
+
 def tensorrt(world: World) -> ModuleType:
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -253,13 +267,4 @@ def tensorrt(world: World) -> ModuleType:
             world.submit(Op(stream, body.run, reads, writes, (body,)))
             return True
 
-    return module(
-        "tensorrt",
-        __version__="10.3.0",
-        DataType=DataType,
-        ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
-        ILogger=ILogger,
-        LayerInformationFormat=LayerInformationFormat,
-        Runtime=Runtime,
-        TensorIOMode=TensorIOMode,
-    )
+    return module_of(Runtime)
