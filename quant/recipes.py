@@ -12,9 +12,8 @@ A recipe is a function that returns a complete configuration; `RECIPES` names th
 | fp8 | float8 | float8 |
 
 TensorRT documents int8 with int8 inputs (w8a8) and int4 weights in blocks (w4), and no int8 weights
-with float inputs (w8): "TensorRT quantizes activations and weights for INT8 ... Weight-only
-quantization is supported for INT4" (its guide, Working with Quantized Types). What a device does
-with w8 is unproved, and a recipe that asks a device for it says so in its name.
+with float inputs (w8): its guide, Working with Quantized Types. What a device does with
+w8 is unproved, and a recipe that asks a device for it says so in its name.
 
 The base is what everything else flows in. Whatever it is, these stay float32: norms, softmax,
 activation functions, the arithmetic between networks, the sampler, and layers of format float32.
