@@ -44,6 +44,8 @@ class Interpreter:
         self.values: dict[str, Any] = {}
         self.num_runs = [0] * len(graph.stages)
         self.total_s = [0.0] * len(graph.stages)
+        self.own_s = 0.0
+        """Seconds of the last run that went into no stage."""
         self._host_calls, self._launch = host_calls, launch
         self._names = [stage.name for stage in graph.stages]
         self._needs = [graph.stage_dependencies[name] for name in self._names]
@@ -103,6 +105,7 @@ class Interpreter:
         Raises:
             GraphError: one is no output of the graph.
         """
+        start = time.perf_counter()
         seen, versions, needs = self._seen, self._versions, self._needs
         stale = [i for i in self._plan(leaves) if seen[i] != versions[needs[i]]]
         ran: dict[int, float] = {}
@@ -121,6 +124,7 @@ class Interpreter:
         for i, elapsed in ran.items():
             self.num_runs[i] += 1
             self.total_s[i] += elapsed
+        self.own_s = time.perf_counter() - start - sum(ran.values())
 
     def forget(self) -> None:
         """Mark every stage that depends on an input as never run."""

@@ -41,7 +41,7 @@ from runtime.bundle import read_golden
 from runtime.cli.progress import Progress
 from runtime.graph import whole_of
 from runtime.inputs import draw_noise
-from runtime.pages.benchmark import Quantiles, Ticker
+from runtime.pages.benchmark import Quantiles, Tick, Ticker
 from runtime.pages.report import processor_name
 from runtime.policy import Policy, load
 from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
@@ -130,11 +130,11 @@ class Rows:
 
     def __init__(self, checkpoint: Checkpoint, policy: Policy, int8: Policy) -> None:
         ticker, int8_ticker = Ticker(policy), Ticker(int8)
-        self.ticks: list[tuple[float, dict[str, float]]] = []
-        """Of `warm`: seconds outside engines, and of each stage."""
+        self.ticks: list[Tick] = []
+        """Of `warm`."""
         self.run = _torch_rows(checkpoint, policy) | {
             "uncached": lambda: ticker.tick(cold=True),
-            "warm": lambda: self.ticks.append(ticker.tick(cold=False)[1:]),
+            "warm": lambda: self.ticks.append(ticker.tick(cold=False)),
             "int8_warm": lambda: int8_ticker.tick(cold=False),
         }
         self._before = {"warm": ticker, "int8_warm": int8_ticker}
@@ -170,24 +170,25 @@ def _times(timed: Timed) -> dict[str, Any]:
 
 def _warm_ticks(
     policy: Policy,
-    ticks: Sequence[tuple[float, Mapping[str, float]]],
+    ticks: Sequence[Tick],
     floor: Mapping[str, float],
     warm: Quantiles,
 ) -> dict[str, Any]:
     """What warm ticks are made of, beside the least that each stage could take."""
     functions = [s.name for s in policy.graph.stages if s.function]
-    host = [sum(stages.get(name, 0.0) for name in functions) for _, stages in ticks]
+    host = [sum(tick.stages.get(name, 0.0) for name in functions) for tick in ticks]
     return {
-        "overhead_ms": round(float(np.median([outside for outside, _ in ticks])) * 1e3, 4),
+        "overhead_ms": round(float(np.median([tick.outside for tick in ticks])) * 1e3, 4),
         "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
+        "interpreter_ms": round(float(np.median([tick.interpreter for tick in ticks])) * 1e3, 4),
         "roofline_ms": round(sum(floor.values()) * 1e3, 3),
         "times_roofline": round(warm.p50 / sum(floor.values()) / 1e3, 3),
         "stages": {
             stage: {
-                "warm_ms": round(float(np.median([s[stage] for _, s in ticks])) * 1e3, 3),
+                "warm_ms": round(float(np.median([t.stages[stage] for t in ticks])) * 1e3, 3),
                 "roofline_ms": round(floor.get(stage, 0.0) * 1e3, 3),
             }
-            for stage in ticks[0][1]
+            for stage in ticks[0].stages
         },
     }
 
@@ -379,7 +380,8 @@ def _print_table(console: Console, name: str, result: dict[str, Any]) -> None:
     padded = ", ".join(f"{k} {v:.0%}" for k, v in result["padded_share"].items())
     console.print(
         f"outside engines {result['overhead_ms']} ms, of these host functions "
-        f"{result['host_functions_ms']}; {result['matrix_gflops']} GFLOP/s, "
+        f"{result['host_functions_ms']}, the interpreter {result['interpreter_ms']}; "
+        f"{result['matrix_gflops']} GFLOP/s, "
         f"{result['bandwidth_gbs']} GB/s; padding: {padded}"
     )
 

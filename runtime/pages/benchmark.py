@@ -37,8 +37,22 @@ class Timing:
 
     tick: Quantiles
     overhead: Quantiles
-    """Tick time less the time inside engines: host functions and the interpreter."""
+    """Tick time less the time inside engines: host functions, the interpreter, and what `act` does
+    besides (inputs checked and copied, noise drawn, the answer read)."""
+    interpreter: Quantiles
+    """What of this the interpreter itself takes."""
     stages: dict[str, Quantiles]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick, in seconds."""
+
+    elapsed: float
+    outside: float
+    """Not inside engines."""
+    interpreter: float
+    stages: dict[str, float]
 
 
 class Ticker:
@@ -51,12 +65,8 @@ class Ticker:
         self._count = 0
         self.episode: Episode = policy.start(**self._golden.given)
 
-    def tick(self, *, cold: bool) -> tuple[float, float, dict[str, float]]:
-        """One tick on a new observation; `cold` marks every input as changed.
-
-        Returns:
-            Seconds of the tick, seconds outside engines, and seconds per stage.
-        """
+    def tick(self, *, cold: bool) -> Tick:
+        """One tick on a new observation; `cold` marks every input as changed."""
         self._count += 1
         observation = vary(self.policy.inputs, self._golden.observed, self._count)
         if cold:
@@ -66,7 +76,7 @@ class Ticker:
         elapsed = time.perf_counter() - start
         stages = dict(self.policy.interpreter.last_run)
         inside = sum(seconds for name, seconds in stages.items() if name in self._engines)
-        return elapsed, elapsed - inside, stages
+        return Tick(elapsed, elapsed - inside, self.policy.interpreter.own_s, stages)
 
 
 def measure(
@@ -76,7 +86,7 @@ def measure(
     ticker = Ticker(policy)
     for cold in (True, False):
         ticker.tick(cold=cold)
-    rows: dict[str, list[tuple[float, float, dict[str, float]]]] = {"warm": [], "cold": []}
+    rows: dict[str, list[Tick]] = {"warm": [], "cold": []}
     for done in range(1, num_ticks + 1):
         for kind, row in rows.items():
             row.append(ticker.tick(cold=kind == "cold"))
@@ -84,10 +94,11 @@ def measure(
     return {kind: _timing(row) for kind, row in rows.items()}
 
 
-def _timing(row: list[tuple[float, float, dict[str, float]]]) -> Timing:
-    names = dict.fromkeys(name for _, _, stages in row for name in stages)
+def _timing(row: Sequence[Tick]) -> Timing:
+    names = dict.fromkeys(name for tick in row for name in tick.stages)
     return Timing(
-        tick=Quantiles.of([elapsed for elapsed, _, _ in row]),
-        overhead=Quantiles.of([outside for _, outside, _ in row]),
-        stages={n: Quantiles.of([s[n] for _, _, s in row if n in s]) for n in names},
+        tick=Quantiles.of([tick.elapsed for tick in row]),
+        overhead=Quantiles.of([tick.outside for tick in row]),
+        interpreter=Quantiles.of([tick.interpreter for tick in row]),
+        stages={n: Quantiles.of([t.stages[n] for t in row if n in t.stages]) for n in names},
     )

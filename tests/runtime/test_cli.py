@@ -118,6 +118,8 @@ def test_bench_prints_both_kinds_of_tick(demo_bundle, capsys):
     assert "3 ticks of each kind: 3 of 3" in streams.err
     figures = last_json(streams.out)
     assert figures["cold"]["tick"]["n"] == figures["warm"]["tick"]["n"] == 3
+    for kind in ("warm", "cold"):
+        assert 0 < figures[kind]["interpreter"]["p50"] < figures[kind]["overhead"]["p50"]
     assert figures["way_to_wait"] == "not applicable", "the host computes itself"
     files = runtime.read_bundle(demo_bundle).manifest.files
     engines = sum(entry.bytes for name, entry in files.items() if name.startswith("engines/"))

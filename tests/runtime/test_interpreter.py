@@ -1,5 +1,6 @@
 """Stages run when an input they depend on changed, and only then."""
 
+import itertools
 import time
 
 import numpy as np
@@ -176,6 +177,22 @@ def test_a_transaction_that_ends_well_keeps_what_it_did(interpreter):
     interpreter.run("z")
     assert not interpreter.last_run
     assert interpreter.values["a"] == 2
+
+
+def test_own_time_is_that_of_a_run_less_its_stages(monkeypatch):
+    """On a clock that advances by a second whenever it is read: at both ends of a run, and of each
+    stage."""
+    interpreter = make_interpreter()
+    interpreter.set("a", 1)
+    interpreter.set("b", 1)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    interpreter.run("z")
+    assert interpreter.last_run == dict.fromkeys(("constant", "from_a", "from_b", "joined"), 1.0)
+    assert interpreter.own_s == 9 - 4
+    interpreter.set("b", 2)
+    interpreter.run("z")
+    assert interpreter.own_s == 5 - 2
 
 
 def test_a_batch_that_failed_runs_again_whole():
