@@ -46,7 +46,7 @@ from export.twin import write_twin
 from models.anchorvla4d.split import TOKENIZER, TOKENS
 from models.checkpoint import load_checkpoint
 from models.statistics import KINDS
-from quant.recipes import RECIPES, Recipe, Rule
+from quant.recipes import Recipe, Rule
 from quant.search.yardsticks import yardsticks
 from runtime.bundle import (
     GOLDEN,
@@ -78,7 +78,7 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         ValueError: the recipe does not fit the policy.
     """
     console = console or Console()
-    recipe = RECIPES[config.recipe]()
+    recipe = config.chosen_recipe()
     if config.sensitivity is not None:
         read_study(config.sensitivity)  # a wrong one is found before the work
     report = config.out.with_name(f"{config.out.name}-report.html")
@@ -232,6 +232,7 @@ def _recipe(recipe: Recipe) -> RecipeEntry:
         target=recipe.target,
         purpose=recipe.purpose,
         base=recipe.base,
+        softmax=recipe.softmax,
         tolerance=recipe.tolerance,
         rules=tuple((r.pattern, r.format, r.method) for r in recipe.rules),
     )

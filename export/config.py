@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from tyro.conf import Positional
 
 from models.anchorvla4d.presets import CONFIGS
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
-from quant.recipes import RECIPES
+from quant.recipes import RECIPES, Recipe, Softmax
 from quant.targets import BOARDS
 
 VERDICTS = Path("docs/results/gate-demo.json")
@@ -64,6 +65,10 @@ class BuildConfig:
     spatial encoder are cut so that none of their parts weighs more. Nothing is cut if it has no
     more layers."""
 
+    softmax: Softmax | None = None
+    """Of attention, instead of the recipe's: `base` takes the casts around it away, for a compiler
+    that fuses attention only without them. The gates judge what that costs."""
+
     calibration: Path | None = None
     """Recorded episodes of the robot (a folder of .npz, or a LeRobot dataset), prompts included: a
     recipe learns its scales from them."""
@@ -109,6 +114,23 @@ class BuildConfig:
         if self.stride < 1:
             raise ValueError(f"stride must be positive, got {self.stride}")
         _check_parts(self.board, self.layers_per_part)
+        self.chosen_recipe()
+
+    def chosen_recipe(self) -> Recipe:
+        """With what was asked for beside its name.
+
+        Raises:
+            ValueError: its base is float32, which softmax has anyway.
+        """
+        recipe = RECIPES[self.recipe]()
+        if self.softmax is None:
+            return recipe
+        if recipe.base == "float32":
+            raise ValueError(
+                f"recipe {self.recipe} computes in float32, and softmax with it: --softmax is for "
+                "recipes of another base"
+            )
+        return dataclasses.replace(recipe, softmax=self.softmax)
 
 
 def _check_parts(board: str | None, layers_per_part: int | None) -> None:

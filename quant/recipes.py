@@ -15,8 +15,9 @@ TensorRT documents int8 with int8 inputs (w8a8) and int4 weights in blocks (w4),
 with float inputs (w8): its guide, Working with Quantized Types. What a device does with
 w8 is unproved, and a recipe that asks a device for it says so in its name.
 
-The base is what everything else flows in. Whatever it is, these stay float32: norms, softmax,
-activation functions, the arithmetic between networks, the sampler, and layers of format float32.
+The base is what everything else flows in. Whatever it is, these stay float32: norms, softmax
+(unless the recipe says otherwise), activation functions, the arithmetic between networks, the
+sampler, and layers of format float32.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Literal, get_args
 Format = Literal["float32", "float", "w8", "w8a8", "w4", "fp8"]
 Method = Literal["plain", "smooth", "tokens", "outliers", "awq", "gptq"]
 Base = Literal["float32", "bfloat16", "float16"]
+Softmax = Literal["float32", "base"]
 Target = Literal["cpu", "orin", "thor"]
 Purpose = Literal["accuracy", "time", "memory"]
 """What a recipe is for: to err as little as floats do, to answer sooner, or to take less memory."""
@@ -91,6 +93,10 @@ class Recipe:
     target: Target
     purpose: Purpose
     base: Base = "float32"
+    softmax: Softmax = "float32"
+    """What attention's softmax is computed in. In the base no cast stands between the two products
+    of attention, and a compiler that fuses only such a pattern may fuse it; probabilities lose
+    digits. Which is sooner on a board has not been measured."""
     tolerance: float = 1e-4
     """Largest relative error of an engine against its module, norm of difference over norm, before
     it is lowered to the base format."""

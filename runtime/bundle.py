@@ -88,8 +88,7 @@ class Table(Entry, frozen=True, kw_only=True):
     dtype: Literal["float32", "float16", "bfloat16"]
 
 
-class StageFigures(Struct, frozen=True, kw_only=True, omit_defaults=True,
-                   forbid_unknown_fields=True):  # fmt: skip
+class StageFigures(Entry, frozen=True, kw_only=True, omit_defaults=True):
     """Relative errors of a stage's worst output, given exact inputs; None where not measured."""
 
     noise_floor: float
@@ -119,6 +118,7 @@ class RecipeEntry(Entry, frozen=True, kw_only=True):
     """What it is for: accuracy, time or memory; empty in bundles older than this field."""
     base: Literal["float32", "float16", "bfloat16"]
     """What is computed in where nothing else is said."""
+    softmax: Literal["float32", "base"] = "float32"
     tolerance: float
     """Relative error that a file may have against its module."""
     rules: tuple[tuple[str, str, str], ...]
@@ -194,9 +194,10 @@ class Manifest(Entry, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The recipe, and whose twin it is."""
+        """The recipe, what was asked for beside it, and whose twin it is."""
+        softmax = f", softmax in {self.recipe.base}" if self.recipe.softmax == "base" else ""
         twin = f" (float32 twin of {self.twin_of[:16]})" if self.twin_of else ""
-        return f"{self.recipe.name}{twin}"
+        return f"{self.recipe.name}{softmax}{twin}"
 
     @property
     def failed_gates(self) -> dict[str, Verdict]:
@@ -300,8 +301,7 @@ def read_bundle(
 def onnx_files(manifest: Manifest, engine: str) -> list[str]:
     """Names of an engine's ONNX file and of the weights beside it, if there are."""
     file = manifest.engines[engine].file
-    names = (file, file.removesuffix("onnx") + "weights")
-    return [name for name in names if name in manifest.files]
+    return [n for n in (file, file.removesuffix("onnx") + "weights") if n in manifest.files]
 
 
 def read_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:

@@ -156,7 +156,9 @@ class EngineExporter:
         for left in first.parent.glob(f"{first.stem}.*"):
             left.unlink()
         exact = {path for path, layer in names.items() if self._is_float32(layer)}
-        kept = float32_nodes(model, spec.module, modules=exact, tensors=islands)
+        kept = float32_nodes(
+            model, spec.module, modules=exact, tensors=islands, softmax=self.recipe.softmax
+        )
         words, beside = _describe(model, islands), modules_beside(model, islands)
         try:
             lower(model, self.recipe.base, kept, opset)

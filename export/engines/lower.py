@@ -39,6 +39,7 @@ def float32_nodes(
     *,
     modules: Collection[str],
     tensors: Collection[str],
+    softmax: str = "float32",
 ) -> set[str]:
     """Outputs of the nodes that stay float32, by the module they come from.
 
@@ -47,7 +48,9 @@ def float32_nodes(
         module: what was exported.
         modules: paths in `module` of what stays float32, but for the layers inside of it.
         tensors: that would leave the base format's range.
+        softmax: `float32`, or `base` for attention without casts between its two products.
     """
+    operations = FLOAT32_OPS if softmax == "float32" else FLOAT32_OPS - {"Softmax"}
     norms = {n for n, m in module.named_modules() if isinstance(m, RMSNorm)}
     whole = {"", *norms, *modules}
     ports = {value.name for value in model.graph.input}
@@ -59,7 +62,7 @@ def float32_nodes(
         else:
             stays = (
                 path in whole
-                or node.op_type in FLOAT32_OPS
+                or node.op_type in operations
                 or function.startswith(FLOAT32_FUNCTIONS)
             )
         if stays or not {*node.input, *node.output}.isdisjoint(tensors):

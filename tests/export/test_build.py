@@ -154,6 +154,7 @@ def test_a_disk_that_fills_up_half_way_leaves_nothing(checkpoint, tmp_path, monk
         ({"recipe": "int1"}, r"unknown recipe 'int1'; there are \['cpu-int8', 'float32', "),
         ({"image_size": (0, 5)}, "image_size must be positive"),
         ({"tokens": 0}, "tokens must be positive"),
+        ({"softmax": "base"}, "recipe float32 computes in float32, and softmax with it"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(checkpoint, tmp_path, changes, message):

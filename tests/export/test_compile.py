@@ -11,6 +11,7 @@ from export.engines import compile_check
 from export.engines.compile_check import check_compiles, is_available
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save, write_onnx
+from models.anchorvla4d.layers import SelfAttention
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
 from models.anchorvla4d.presets import full, shallow
 from models.anchorvla4d.split import split
@@ -92,6 +93,18 @@ def test_the_compiler_finds_the_products_that_the_exporter_wrote_in_int8(
     spec = CompileSpec(onnx=str(path), backend="tensorrt_rtx", capability="SM86")
     found = compile_apart(spec).int8_products
     assert sorted(found) == products
+
+
+@pytest.mark.parametrize("softmax", ["float32", "base"])
+@pytest.mark.parametrize("base", ["bfloat16", "float16"])
+def test_attention_compiles_with_casts_around_its_softmax_and_without(base, softmax, tmp_path):
+    module = Engine(SelfAttention(INPUTS, 4).requires_grad_(False))
+    model = export_graph(spec_of(module, ROWS, INPUTS), opset=18)
+    kept = float32_nodes(model, module, modules=(), tensors=(), softmax=softmax)
+    lower(model, base, kept, opset=20)
+    save(model, tmp_path / "engine.onnx")
+    compiled = check_compiles(tmp_path / "engine.onnx")
+    assert compiled.ok and compiled.message.startswith("SM86 in"), compiled.message
 
 
 def test_the_check_prints_its_verdict_and_ends_with_it(tmp_path, capsys):

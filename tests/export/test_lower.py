@@ -130,6 +130,24 @@ def test_sums_between_layers_are_in_the_base_format(policy, kind):
     assert [types[n.output[0]] for n in sums] == [kind, kind]
 
 
+def test_softmax_in_the_base_leaves_no_cast_between_the_products_of_attention(base, kind):
+    module, exact = traced(Policy)
+    model = copy.deepcopy(exact)
+    kept = float32_nodes(model, module, modules=(), tensors=(), softmax="base")
+    lower(model, base, kept, opset=20)
+    types, made = types_of(model), {name: n for n in model.graph.node for name in n.output}
+    (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
+    assert {types[n] for n in (*softmax.input, *softmax.output)} == {kind}
+    assert made[softmax.input[0]].op_type in PRODUCTS
+    (reader,) = (n for n in model.graph.node if softmax.output[0] in n.input)
+    assert reader.op_type in PRODUCTS
+    others = [n for n in model.graph.node if n.op_type in FLOAT32_OPS - {"Softmax"}]
+    assert others and {types[node.output[0]] for node in others} == {TensorProto.FLOAT}
+    x = normal(TOKENS, WIDTH)
+    want, got = run_onnx(exact, x), run_onnx(twin(model), x)
+    assert 0 < relative_error(got, want) <= 4 * ROUNDING[base]
+
+
 @pytest.mark.parametrize(
     ("what", "count"),
     [

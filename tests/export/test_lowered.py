@@ -8,6 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from export.build import build
+from export.config import BuildConfig
 from export.engines.lower import FLOAT32_OPS, MOVING_OPS, twin
 from runtime.bundle import read_bundle
 from tests.export.conftest import (
@@ -119,3 +121,30 @@ def test_in_an_exported_policy_activations_and_norms_are_float32(exported):
                     TensorProto.INT64
                 } == {TensorProto.FLOAT}, f"{engine.file}: {node.name}"
     assert min(seen[k] for k in ("silu", "Softmax", "Erf", "Tanh", "LayerNormalization", "Sqrt"))
+
+
+def test_the_export_option_moves_every_softmax_into_the_base_and_says_so(cut_checkpoint, tmp_path):
+    """And nothing else: the gates pass, and a bundle without the option has none there."""
+    config = BuildConfig(
+        recipe="orin-bf16",
+        softmax="base",
+        checkpoint=cut_checkpoint,
+        out=tmp_path / "bundle",
+        image_size=(112, 112),
+        tokens=64,
+        compile_check=False,
+    )
+    bundle = read_bundle(build(config))
+    assert bundle.manifest.title == "orin-bf16, softmax in bfloat16"
+    assert bundle.manifest.recipe.softmax == "base"
+    kinds = {name: softmax_types(bundle, name) for name in bundle.manifest.engines}
+    assert kinds.pop("denoise") == {TensorProto.FLOAT}, "the head's attention is float32 as a whole"
+    assert kinds.pop("vision") == kinds.pop("language") == {TensorProto.BFLOAT16}
+    assert kinds.pop("spatial") == {TensorProto.BFLOAT16}
+    assert not any(kinds.values())
+
+
+def softmax_types(bundle, engine):
+    model = onnx.load(bundle.engine(engine))
+    types = types_of(model)
+    return {types[node.output[0]] for node in model.graph.node if node.op_type == "Softmax"}
