@@ -3,8 +3,9 @@
 Rows per size, each from camera image to action chunk on ever-changing input:
 (a) `eager`: transformers + UniCeption + diffusers; (b) `compiled`: (a) under torch.compile;
 (c) `reference`: our torch modules, plain; (d) `uncached`: our runtime with every input marked as
-changed; (e) `warm`: our runtime with the anchor and the instruction unchanged; (f) `int8_warm`: the
-same of recipe `cpu-int8`, with the error of its actions beside it.
+changed; (e) `warm`: our runtime with the anchor and the instruction unchanged; (f) `resized_warm`:
+the same where an engine and not the host resizes and cuts the image; (g) `int8_warm`: (e) of recipe
+`cpu-int8`, with the error of its actions beside it.
 
 The roofline of a warm tick is the sum over its stages of the larger of unpadded FLOPs at the
 matrix rate and bytes of weights at the memory bandwidth, both measured in the same run.
@@ -48,7 +49,7 @@ from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_r
 from runtime.storage.files import Kind, check_output, write_file
 
 FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
-ROWS = ("eager", "compiled", "reference", "uncached", "warm", "int8_warm")
+ROWS = ("eager", "compiled", "reference", "uncached", "warm", "resized_warm", "int8_warm")
 GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
 """M, K, N of the matrix products that the published widths are made of."""
 Timed = dict[str, Quantiles]
@@ -76,13 +77,14 @@ def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
 
 
 def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, Any]:
-    checkpoint, policy, int8 = _make_bundles(name, config, console)
-    rows = Rows(checkpoint, policy, int8)
+    checkpoint, policy, resized, int8 = _make_bundles(name, config, console)
+    rows = Rows(checkpoint, policy, resized, int8)
     lines = Progress(sys.stderr)
     for row, run in rows.run.items():  # compilers, allocators, caches have their first time here
         lines.step(f"{name}: first run, {row}")
         run()
-    rows.ticks.clear()
+    for ticks in rows.ticks.values():
+        ticks.clear()
     rate, bandwidth = matrix_rate(), read_bandwidth()
     lines.step(f"{name}: ticks of each row")
     quantiles = rows.measure(config.rounds * SIZES[name].rounds_factor, lines.count)
@@ -91,7 +93,8 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
     floor = roofline(policy, rate, bandwidth)
     return {
         **_times(quantiles),
-        **_warm_ticks(policy, rows.ticks, floor, quantiles["warm"]),
+        **_warm_ticks(policy, rows.ticks["warm"], floor, quantiles["warm"]),
+        "resized_host_functions_ms": _host_functions_ms(resized, rows.ticks["resized_warm"]),
         "matrix_gflops": round(rate / 1e9, 1),
         "bandwidth_gbs": round(bandwidth / 1e9, 1),
         "int8_action_error": round(int8.bundle.manifest.action_error, 5),
@@ -101,18 +104,24 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
 
 def _make_bundles(
     name: str, config: BenchConfig, console: Console
-) -> tuple[Checkpoint, Policy, Policy]:
-    """Random weights of a size, and their bundles in float32 and in int8, loaded."""
+) -> tuple[Checkpoint, Policy, Policy, Policy]:
+    """Random weights of a size, and their bundles loaded: in float32, with images resized in an
+    engine, and in int8."""
     size, folder = SIZES[name], config.work / name
     init(Init(config=name, out=folder / "checkpoint"))
     checkpoint = load_checkpoint(folder / "checkpoint")
     make_up_episode(checkpoint, size, folder / "episodes")
-    for recipe in ("float32", "cpu-int8"):
+    options: dict[str, dict[str, Any]] = {
+        "float32": {"recipe": "float32"},
+        "resized": {"recipe": "float32", "resize_on": "engine"},
+        "cpu-int8": {"recipe": "cpu-int8"},
+    }
+    for out, chosen in options.items():
         build(
             BuildConfig(
-                recipe=recipe,
+                **chosen,
                 checkpoint=folder / "checkpoint",
-                out=folder / recipe,
+                out=folder / out,
                 image_size=(size.image, size.image),
                 tokens=size.tokens,
                 calibration=folder / "episodes",
@@ -122,22 +131,29 @@ def _make_bundles(
             ),
             console,
         )
-    return checkpoint, load(folder / "float32"), load(folder / "cpu-int8")
+    policy, resized, int8 = (load(folder / out) for out in options)
+    return checkpoint, policy, resized, int8
 
 
 class Rows:
     """What is measured, each row a function that runs one tick."""
 
-    def __init__(self, checkpoint: Checkpoint, policy: Policy, int8: Policy) -> None:
-        ticker, int8_ticker = Ticker(policy), Ticker(int8)
-        self.ticks: list[Tick] = []
-        """Of `warm`."""
+    def __init__(
+        self, checkpoint: Checkpoint, policy: Policy, resized: Policy, int8: Policy
+    ) -> None:
+        ticker, resized_ticker, int8_ticker = Ticker(policy), Ticker(resized), Ticker(int8)
+        self.ticks: dict[str, list[Tick]] = {"warm": [], "resized_warm": []}
         self.run = _torch_rows(checkpoint, policy) | {
             "uncached": lambda: ticker.tick(cold=True),
-            "warm": lambda: self.ticks.append(ticker.tick(cold=False)),
+            "warm": lambda: self.ticks["warm"].append(ticker.tick(cold=False)),
+            "resized_warm": lambda: self.ticks["resized_warm"].append(
+                resized_ticker.tick(cold=False)
+            ),
             "int8_warm": lambda: int8_ticker.tick(cold=False),
         }
-        self._before = {"warm": ticker, "int8_warm": int8_ticker}
+        self._before = {
+            "warm": ticker, "resized_warm": resized_ticker, "int8_warm": int8_ticker
+        }  # fmt: skip
         """The rows before left the caches to other weights."""
 
     def measure(self, num_rounds: int, on_round: Callable[[int, int], None]) -> Timed:
@@ -175,11 +191,9 @@ def _warm_ticks(
     warm: Quantiles,
 ) -> dict[str, Any]:
     """What warm ticks are made of, beside the least that each stage could take."""
-    functions = [s.name for s in policy.graph.stages if s.function]
-    host = [sum(tick.stages.get(name, 0.0) for name in functions) for tick in ticks]
     return {
         "overhead_ms": round(float(np.median([tick.outside for tick in ticks])) * 1e3, 4),
-        "host_functions_ms": round(float(np.median(host)) * 1e3, 4),
+        "host_functions_ms": _host_functions_ms(policy, ticks),
         "interpreter_ms": round(float(np.median([tick.interpreter for tick in ticks])) * 1e3, 4),
         "roofline_ms": round(sum(floor.values()) * 1e3, 3),
         "times_roofline": round(warm.p50 / sum(floor.values()) / 1e3, 3),
@@ -191,6 +205,13 @@ def _warm_ticks(
             for stage in ticks[0].stages
         },
     }
+
+
+def _host_functions_ms(policy: Policy, ticks: Sequence[Tick]) -> float:
+    """What all of them take in a tick, median."""
+    functions = [s.name for s in policy.graph.stages if s.function]
+    host = [sum(tick.stages.get(name, 0.0) for name in functions) for tick in ticks]
+    return round(float(np.median(host)) * 1e3, 4)
 
 
 def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
@@ -380,7 +401,8 @@ def _print_table(console: Console, name: str, result: dict[str, Any]) -> None:
     padded = ", ".join(f"{k} {v:.0%}" for k, v in result["padded_share"].items())
     console.print(
         f"outside engines {result['overhead_ms']} ms, of these host functions "
-        f"{result['host_functions_ms']}, the interpreter {result['interpreter_ms']}; "
+        f"{result['host_functions_ms']} ({result['resized_host_functions_ms']} where an engine "
+        f"resizes), the interpreter {result['interpreter_ms']}; "
         f"{result['matrix_gflops']} GFLOP/s, "
         f"{result['bandwidth_gbs']} GB/s; padding: {padded}"
     )
