@@ -343,7 +343,7 @@ def test_a_recipe_that_moves_the_robot_worse_is_told_by_how_much(subject, monkey
     assert str(failure.value) == (
         "gate motion: recipe orin-w8a8-static moves the robot worse: mean jerk 1.00 [0.90, 1.23], "
         "p99 jerk 1.00 [0.90, 1.01], high frequencies 1.00 [0.90, 1.01], step at seams 1.00 [0.90, "
-        "1.01] times float32's in 598 paired episodes, at most 1.1 each"
+        "1.01] times float32's in 598 paired episodes, at most 1.07 each"
     )
 
 
