@@ -317,8 +317,8 @@ def orin_w8a8_static() -> Recipe:
 def orin_w8_weight_only_unproved() -> Recipe:
     """int8 weights with float inputs in attention and head: nobody says what a device makes of it.
 
-    Kept to be measured beside `orin_w8a8` on a board: the other layers are as they are there. Static
-    steps for them, as this form once had, do not cover what held-out observations reach.
+    Kept to be measured beside `orin_w8a8` on a board: the other layers are as they are there.
+    Static steps for them, as this form once had, do not cover what held-out observations reach.
     """
     return dataclasses.replace(
         orin_w8a8(),

@@ -250,9 +250,10 @@ def pixels_engine(image: ImageConfig, size: tuple[int, int], grid: tuple[int, in
     Raises:
         ValueError: it would not make the same ones.
     """
+    module = PixelsEngine(image, size, grid)
     return EngineSpec(
-        PixelsEngine(image, size, grid),
+        module,
         {"image": Tensor(shape=(*size, 3), dtype="uint8")},
         {"patches": Tensor(shape=(grid[0] * grid[1], image.patch_dim))},
-        fixed=("rows", "columns"),
+        fixed=module.matrices,
     )

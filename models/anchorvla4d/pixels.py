@@ -45,14 +45,19 @@ class PixelsEngine(nn.Module):
         self.image, self.grid = image, grid
         rows, columns = (side * image.patch_size for side in grid)
         self.passes = _passes(size, (rows, columns))
-        self.register_buffer("rows", _split_coefficients(size[0], rows))
-        self.register_buffer("columns", _split_coefficients(size[1], columns).T.contiguous())
+        """Axes along which the image is resized: the matrices of the others are not there."""
+        if "vertical" in self.passes:
+            self.register_buffer("rows", _split_coefficients(size[0], rows))
+        if "horizontal" in self.passes:
+            self.register_buffer("columns", _split_coefficients(size[1], columns).T.contiguous())
         mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (image.image_mean, image.image_std))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         # High and low part: the product with 8 bits of a pixel is rounded once, as in float64.
         high = np.float32(np.round(image.rescale_factor * 2**20) / 2**20)
         self.scale = float(high), float(np.float32(image.rescale_factor - float(high)))
+        self.matrices = tuple(name for name in ("rows", "columns") if hasattr(self, name))
+        """Names of the buffers that hold them."""
         self.rows: torch.Tensor
         self.columns: torch.Tensor
         self.mean: torch.Tensor

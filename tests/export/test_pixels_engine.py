@@ -45,6 +45,19 @@ def test_a_recipe_of_another_format_leaves_the_engine_in_float32(cut_checkpoint,
     assert onnx.TensorProto.BFLOAT16 in {tensor.data_type for tensor in vision.graph.initializer}
 
 
+@pytest.mark.parametrize("camera", [(112, 112), (112, 120)])
+def test_a_camera_that_delivers_the_size_along_an_axis_needs_no_matrix_there(
+    cut_checkpoint, tmp_path, camera
+):
+    changes = {"image_size": camera, "tokens": 96, "resize_on": "engine"}
+    changes |= {"calibration": None, "held_out": None}
+    out = build(cut_config(cut_checkpoint, tmp_path / "bundle", "float32", **changes))
+    model = onnx.load(out / "engines" / "pixels.onnx", load_external_data=False)
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert names & {"rows", "columns"} == ({"rows"} if camera[1] == 120 else set())
+    assert all(parity.passed for parity in runtime.load(out).check())
+
+
 def test_both_answer_alike_to_the_bit(bundles):
     answers = []
     for path in bundles.values():
