@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,20 @@ from .graph import Graph, Stage
 NEVER = -1
 FIRST = 4096
 """Numbers that are compared before all others."""
+MOST_BATCHES = 256
+"""Sets of stale stages whose batches are kept."""
 HostCall = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What runs at once: a host function, or engine stages of which none waits for a host."""
+
+    stages: tuple[int, ...]
+    names: tuple[str, ...]
+    """Of these."""
+    wanted: frozenset[str] | None
+    """Tensors that host functions of the same tick read later; None for a host function."""
 
 
 class Interpreter:
@@ -54,6 +68,7 @@ class Interpreter:
         self._next_version = itertools.count(1)
         self._phase = graph.phases
         self._plans: dict[tuple[str, ...], list[int]] = {}
+        self._batched: dict[tuple[int, ...], tuple[Batch, ...]] = {}
         self._reads = [frozenset(stage.inputs.values()) for stage in graph.stages]
         self._ran: dict[int, float] = {}
 
@@ -107,19 +122,14 @@ class Interpreter:
         """
         start = time.perf_counter()
         seen, versions, needs = self._seen, self._versions, self._needs
-        stale = [i for i in self._plan(leaves) if seen[i] != versions[needs[i]]]
+        stale = tuple(i for i in self._plan(leaves) if seen[i] != versions[needs[i]])
         ran: dict[int, float] = {}
         self._ran = ran
-        done = 0
         for batch in self._batches(stale):
-            done += len(batch)
-            for i in batch:
+            for i in batch.stages:
                 seen[i] = NEVER  # stays so if this raises: a half-written buffer is never reused
-            if self._phase[batch[0]] % 2:
-                ran |= self._run_engines(batch, stale[done:])
-            else:
-                ran |= self._run_host(batch[0])
-            for i in batch:
+            ran |= self._run_host(batch) if batch.wanted is None else self._run_engines(batch)
+            for i in batch.stages:
                 seen[i] = versions[needs[i]]
         for i, elapsed in ran.items():
             self.num_runs[i] += 1
@@ -147,24 +157,35 @@ class Interpreter:
             self._plans[leaves] = sorted(needed, key=lambda i: (self._phase[i], i))
         return self._plans[leaves]
 
-    def _batches(self, stale: list[int]) -> Iterator[list[int]]:
-        """Host functions one by one, engine stages together."""
+    def _batches(self, stale: tuple[int, ...]) -> tuple[Batch, ...]:
+        """Host functions one by one, engine stages together. Kept, for ticks are much alike."""
+        if (kept := self._batched.get(stale)) is not None:
+            return kept
+        batches: list[Batch] = []
+        done = 0
         for phase, group in itertools.groupby(stale, key=self._phase.__getitem__):
+            stages = tuple(group)
+            done += len(stages)
+            names = tuple(self._names[i] for i in stages)
             if phase % 2:
-                yield list(group)
+                later = (self._reads[i] for i in stale[done:] if not self._phase[i] % 2)
+                batches.append(Batch(stages, names, frozenset().union(*later)))
             else:
-                yield from ([i] for i in group)
+                batches += [Batch((i,), (self._names[i],), None) for i in stages]
+        if len(self._batched) == MOST_BATCHES:
+            self._batched.clear()
+        self._batched[stale] = tuple(batches)
+        return self._batched[stale]
 
-    def _run_host(self, index: int) -> dict[int, float]:
+    def _run_host(self, batch: Batch) -> dict[int, float]:
         start = time.perf_counter()
-        self._host_calls[self._names[index]](self.values)
-        return {index: time.perf_counter() - start}
+        self._host_calls[batch.names[0]](self.values)
+        return {batch.stages[0]: time.perf_counter() - start}
 
-    def _run_engines(self, batch: list[int], later: list[int]) -> dict[int, float]:
-        wanted = (self._reads[i] for i in later if not self._phase[i] % 2)
-        names = tuple(self._names[i] for i in batch)
-        seconds = self._launch(names, frozenset().union(*wanted))
-        return {i: seconds[self._names[i]] for i in batch}
+    def _run_engines(self, batch: Batch) -> dict[int, float]:
+        assert batch.wanted is not None
+        seconds = self._launch(batch.names, batch.wanted)
+        return {i: seconds[name] for i, name in zip(batch.stages, batch.names, strict=True)}
 
 
 def assemble(
