@@ -1,61 +1,34 @@
 """How the trunks of a policy are cut into engines, and what each engine weighs.
 
-In: a policy, which may be without weights, a recipe, and a limit: bytes that one engine may hold.
-Out: the layers per part, and bytes of every engine. A layer counts as its recipe writes it; what
-lies beside the layers of a trunk, such as the merger, counts to the part that holds it. Scratch
-memory and the constants of a graph are left out, a few megabytes.
+In: a configuration, a recipe, and a limit: bytes that one engine may hold. Out: the layers per
+part, and bytes of every engine. A layer counts as its recipe writes it; what lies beside the
+layers of a trunk, such as the merger, counts to the part that holds it. Scratch memory and the
+constants of a graph are left out, a few megabytes.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from export.config import PartsConfig
 from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import (
-    WHOLE,
-    LanguagePart,
-    LayersPerPart,
-    SpatialPart,
-    VisionPart,
-    cut,
-)
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
 from models.anchorvla4d.presets import CONFIGS
-from quant.apply import decide
-from quant.recipes import RECIPES, Base, Recipe, Rule
-from quant.targets import BOARDS, ITEM_BYTES, Product
+from models.anchorvla4d.work import Tokens, Work, engines_work, layer_names, trunk_work
+from quant.boards import find_board
+from quant.recipes import RECIPES, Recipe
+from quant.targets import held_bytes
 from runtime.graph import part_name
 
 TRUNKS = ("vision", "language", "spatial")
-OTHERS = {
-    "project": ("info_sharing.info_sharing.proj_embed",),
-    "condition": (
-        "info_sharing.final_projection",
-        "action_head.norm_after_pool",
-        "action_head.state_linear",
-        "action_head.combine.*",
-        "action_head.cond_obs_emb",
-        "action_head.*adaLN_modulation.*",
-    ),
-    "denoise": (
-        "action_head",  # positions of a chunk's steps
-        "action_head.x_embedder",
-        "action_head.blocks.*.attn.*",
-        "action_head.blocks.*.mlp.*",
-        "action_head.final_layer.linear",
-    ),
-}
-"""Engines that are no trunks, and the layers that they hold, as patterns of `fnmatch`."""
+_GRID, _TOKENS = (2, 2), Tokens.padded(1)
+"""Any: weights do not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,43 +43,31 @@ class EngineSize:
 
 
 class EngineSizes:
-    """Weighs the parts of one policy in one recipe; its weights may be on the meta device."""
+    """Weighs the parts of one policy in one recipe, by its configuration."""
 
-    def __init__(self, model: AnchorVLA4D, recipe: Recipe, rules: Mapping[str, Rule]) -> None:
-        self._model = model
-        self._modules = dict(model.named_modules())
-        self._bytes = {
-            name: _num_bytes(module, rules.get(name), recipe.base)
-            for name, module in self._modules.items()
-        }
-        self._names = {id(module): name for name, module in self._modules.items()}
+    def __init__(self, config: PolicyConfig, recipe: Recipe) -> None:
+        self._config, self._base = config, recipe.base
+        self._rules = recipe.decide(layer_names(config))
         self.depths = {
-            "vision": model.config.vision.depth,
-            "language": model.config.language.num_hidden_layers,
-            "spatial": model.config.spatial.depth,
+            "vision": config.vision.depth,
+            "language": config.language.num_hidden_layers,
+            "spatial": config.spatial.depth,
         }
 
     def part(self, trunk: str, layers: range) -> EngineSize:
         """Some layers of a trunk in an engine of their own."""
-        make: dict[str, Callable[[], nn.Module]] = {
-            "vision": lambda: VisionPart(self._model.vlm.visual, layers, (2, 2)),
-            "language": lambda: LanguagePart(self._model.vlm.model, layers),
-            "spatial": lambda: SpatialPart(self._model.info_sharing, layers),
-        }
-        inside = {self._names.get(id(module)) for module in make[trunk]().modules()}
-        return self._engine({name for name in inside if name is not None}, layers)
+        return self._engine(trunk_work(self._config, trunk, layers, _GRID, _TOKENS), layers)
 
     def engines(self, layers: LayersPerPart) -> dict[str, EngineSize]:
         """All engines of the policy, so cut."""
-        found: dict[str, EngineSize] = {}
-        for trunk in TRUNKS:
-            parts = cut(self.depths[trunk], getattr(layers, trunk))
-            for i, part in enumerate(parts):
-                found[part_name(trunk, i, len(parts))] = self.part(trunk, part)
-        for engine, patterns in OTHERS.items():
-            names = {n for n in self._modules for p in patterns if fnmatch.fnmatchcase(n, p)}
-            found[engine] = self._engine(names, None)
-        return found
+        ranges = {
+            part_name(trunk, i, len(parts)): part
+            for trunk in TRUNKS
+            for parts in [cut(self.depths[trunk], getattr(layers, trunk))]
+            for i, part in enumerate(parts)
+        }
+        works = engines_work(self._config, _GRID, _TOKENS, layers)
+        return {name: self._engine(work, ranges.get(name)) for name, work in works.items()}
 
     def most_layers(self, trunk: str, limit: float) -> int | None:
         """Layers that a part may have for none of the trunk's to weigh above `limit`; at least 1.
@@ -120,12 +81,11 @@ class EngineSizes:
                 return None if count == depth else count
         return None if depth == 1 else 1
 
-    def _engine(self, names: Collection[str], layers: range | None) -> EngineSize:
-        own = (p for name in names for p in self._modules[name].parameters(recurse=False))
+    def _engine(self, work: Work, layers: range | None) -> EngineSize:
         return EngineSize(
             layers=layers,
-            parameters=sum(p.numel() for p in own),
-            num_bytes=sum(self._bytes[name] for name in names),
+            parameters=work.parameters,
+            num_bytes=round(held_bytes(work, self._rules, self._base)),
         )
 
 
@@ -157,15 +117,13 @@ def print_parts(config: PartsConfig) -> None:
     """
     found = CONFIGS.get(config.config)
     policy = found() if found else PolicyConfig.from_json(Path(config.config))
-    with torch.device("meta"):
-        model = AnchorVLA4D(policy)
-    board = BOARDS[config.board]
+    board = find_board(config.board)
     console = Console()
     for name in [config.recipe] if config.recipe else sorted(RECIPES):
         recipe = RECIPES[name]()
         if config.recipe is None and recipe.target != board.target:
             continue
-        sizes = EngineSizes(model, recipe, decide(recipe, model))
+        sizes = EngineSizes(policy, recipe)
         limit = board.largest_engine_bytes
         layers = choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
         engines = sizes.engines(layers)
@@ -186,7 +144,7 @@ def _summary(engines: Mapping[str, EngineSize], limit: int | None) -> Iterator[s
     if limit is None:
         yield "no limit of one engine is known for this board: nothing has to be cut"
         return
-    yield f"an engine of {_mb(limit)} was seen to build on this board (quant.targets.SEEN_TO_BUILD)"
+    yield f"an engine of {_mb(limit)} was seen to build on this board (quant.boards.SEEN_TO_BUILD)"
     for name, engine in engines.items():
         if engine.num_bytes > limit:
             yield f"{name} is {_mb(engine.num_bytes)}, above that: it may fail to build"
@@ -204,16 +162,3 @@ def _table(title: str, engines: Mapping[str, EngineSize]) -> Table:
 
 def _mb(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:.1f} MB"
-
-
-def _num_bytes(module: nn.Module, rule: Rule | None, base: Base) -> int:
-    """Of a module's own weights, as an engine holds them."""
-    item = ITEM_BYTES["float32" if base == "float32" else "float"]
-    own = sum(p.numel() for p in module.parameters(recurse=False))
-    if rule is None or rule.format == "float32":  # norms and the like stay float32
-        return int(own * ITEM_BYTES["float32"])
-    if rule.format == "float" or not isinstance(module, nn.Linear):
-        return int(own * item)
-    bias = 0 if module.bias is None else module.bias.numel()
-    product = Product(module.in_features, module.out_features, rows=1, calls=1)
-    return int(product.num_bytes(rule.format) + bias * item)

@@ -20,11 +20,11 @@ from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint
 from quant.apply import decide, prepare_folded, quantize_folded
+from quant.boards import find_board
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation
 from quant.fold import Folded
 from quant.recipes import Recipe, Rule
-from quant.targets import BOARDS
 from runtime.image import grid_of
 
 SCANNED = 8
@@ -117,7 +117,7 @@ def prepare(
         image=checkpoint.image,
         image_size=config.image_size,
         slots=tokens.slots,
-        layers=_layers(config, recipe, checkpoint, rules),
+        layers=_layers(config, recipe, checkpoint),
         resize_on=config.resize_on,
     )
     step("run in float32")
@@ -161,12 +161,10 @@ def prepare(
     )
 
 
-def _layers(
-    config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, rules: Mapping[str, Rule]
-) -> LayersPerPart:
+def _layers(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> LayersPerPart:
     """That one engine holds at most."""
-    limit = BOARDS[config.board].largest_engine_bytes if config.board else None
-    sizes = EngineSizes(checkpoint.model, recipe, rules)
+    limit = find_board(config.board).largest_engine_bytes if config.board else None
+    sizes = EngineSizes(checkpoint.config, recipe)
     return choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from models.anchorvla4d.presets import CONFIGS
 from models.demo import EPISODES
+from quant.boards import name_of_board
 from quant.recipes import RECIPES
-from quant.targets import BOARDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class SensitivityConfig:
     """Folder of the policy; its errors are what is measured."""
 
     board: str
-    """Whose arithmetic and bandwidth count; see `quant.targets.BOARDS`."""
+    """Whose arithmetic and bandwidth count; see `quant.boards.BOARDS`."""
 
     out: Path
     """Folder for recipe.json, pareto.svg, heat-map.svg and layers.svg."""
@@ -61,8 +61,7 @@ class SensitivityConfig:
     """Of the recipe."""
 
     def __post_init__(self) -> None:
-        if self.board not in BOARDS:
-            raise ValueError(f"unknown board {self.board!r}; there are {sorted(BOARDS)}")
+        name_of_board(self.board)
         if self.shapes is not None and self.shapes not in CONFIGS:
             raise ValueError(f"unknown shapes {self.shapes!r}; there are {sorted(CONFIGS)}")
         if (self.budget_bytes is None) == (self.budget_ms is None):

@@ -341,7 +341,7 @@ def orin_w4a16() -> Recipe:
 
     int4 in vision and spatial encoder, a fifth of the weights, doubled the actions' error (0.034 to
     0.057 on the demo). GPTQ, because AWQ's was 0.057. It saves memory and no time:
-    `quant.targets.INT4_TIME`.
+    `quant.boards.INT4_TIME`.
     """
     return Recipe(
         name="orin-w4a16",

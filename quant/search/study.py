@@ -24,6 +24,7 @@ from rich.table import Table
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import Checkpoint, load_checkpoint
+from quant.boards import find_board
 from quant.config import SensitivityConfig
 from quant.data.observations import read_observations
 from quant.recipes import Format
@@ -40,7 +41,7 @@ from quant.search.sensitivity import (
     measure_layers,
     search,
 )
-from quant.targets import BOARDS, Costs, tick_costs, tick_products
+from quant.targets import Costs, tick_costs, tick_products
 from runtime.cli.progress import Progress as Lines
 from runtime.image import grid_of
 from runtime.pages.svg import standalone
@@ -104,7 +105,7 @@ def _costs(config: SensitivityConfig, checkpoint: Checkpoint) -> dict[str, Costs
     with torch.device("meta"):
         groups = group_layers(AnchorVLA4D(shapes))
     products = tick_products(groups, shapes, grid, config.tokens)
-    return tick_costs(products, BOARDS[config.board], CANDIDATES)
+    return tick_costs(products, find_board(config.board), CANDIDATES)
 
 
 def _study(
@@ -176,7 +177,7 @@ def _report(
     recipe = dataclasses.replace(
         make_recipe(study.points[study.chosen].formats),
         name=config.name,
-        target=BOARDS[config.board].target,
+        target=find_board(config.board).target,
         purpose="time" if config.unit == "ms" else "memory",
     )
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}

@@ -4,27 +4,20 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 
 from export.config import PartsConfig
 from export.parts import EngineSizes, choose_layers, print_parts
 from models.anchorvla4d.parts import WHOLE
-from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full
 from models.demo import CHECKPOINT
-from quant.apply import decide
+from quant.boards import BOARDS
 from quant.recipes import RECIPES
-from quant.targets import BOARDS
 from runtime.graph import whole_of
 from tests.export.conftest import cut_config
 
 
 def sizes_of(config, recipe_name):
-    """Of a policy without weights."""
-    with torch.device("meta"):
-        model = AnchorVLA4D(config)
-    recipe = RECIPES[recipe_name]()
-    return EngineSizes(model, recipe, decide(recipe, model))
+    return EngineSizes(config, RECIPES[recipe_name]())
 
 
 NANO = BOARDS["orin-nano-8gb"].largest_engine_bytes

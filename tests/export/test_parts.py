@@ -25,9 +25,8 @@ from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, split
 from models.checkpoint import load_checkpoint, write_random_checkpoint
 from models.demo import CHECKPOINT
 from models.init import statistics_of
-from quant.apply import decide
+from quant.boards import BOARDS
 from quant.recipes import RECIPES
-from quant.targets import BOARDS
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.schedule import plan
 from runtime.backends.tensorrt import TensorRTBackend
@@ -398,9 +397,8 @@ def engine_files(bundle) -> dict[str, int]:
     return {path.stem: path.stat().st_size for path in (bundle / "engines").glob("*.weights")}
 
 
-def planned(model, recipe_name, layers) -> Mapping[str, int]:
-    recipe = RECIPES[recipe_name]()
-    sizes = EngineSizes(model, recipe, decide(recipe, model))
+def planned(config, recipe_name, layers) -> Mapping[str, int]:
+    sizes = EngineSizes(config, RECIPES[recipe_name]())
     return {name: engine.num_bytes for name, engine in sizes.engines(layers).items()}
 
 
@@ -411,11 +409,10 @@ def test_engines_weigh_on_the_disk_what_the_plan_says(kind, request, checkpoint_
     They are 2.5 KB a layer and the rotary tables of the vision tower, 2 * 64 * 32 * 4 bytes.
     """
     path = request.getfixturevalue("bundle" if kind == "float32" else "quantized")
-    model = load_checkpoint(checkpoint_path if kind == "float32" else CHECKPOINT).model
-    recipe = RECIPES[kind]()
-    sizes = EngineSizes(model, recipe, decide(recipe, model))
+    config = load_checkpoint(checkpoint_path if kind == "float32" else CHECKPOINT).config
+    sizes = EngineSizes(config, RECIPES[kind]())
     layers = choose_layers(sizes, per_part=5 if kind == "float32" else 1, limit=None)
-    plan_of = planned(model, kind, layers)
+    plan_of = planned(config, kind, layers)
     found = engine_files(path)
     assert plan_of.keys() == runtime.read_bundle(path).manifest.engines.keys()
     for engine, size in plan_of.items():
