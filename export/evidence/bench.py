@@ -32,6 +32,7 @@ from rich.table import Table
 from device_tests.provenance import read_commit
 from export.build import build
 from export.config import SIZES, BenchConfig, BuildConfig, Size
+from export.engines.counts import count
 from export.evidence.composition import Composition
 from export.measure import made_up
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
@@ -281,36 +282,13 @@ def roofline(policy: Policy, rate: float, bandwidth: float) -> dict[str, float]:
         if stage.engine is None or "frame" not in policy.graph.stage_dependencies[stage.name]:
             continue
         path = policy.bundle.file(manifest.engines[stage.engine].file)
-        weights, attention = count_flops(path)
+        counts = count(path)
+        weights, attention = float(counts.by_weights), float(counts.attention_flops)
         if whole_of(stage.engine) == "language":
             weights, attention = weights * used, attention * used * context
         num_bytes = 4 * manifest.engines[stage.engine].parameters
         seconds[stage.name] = max((weights + attention) / rate, num_bytes / bandwidth)
     return seconds
-
-
-def count_flops(path: Path) -> tuple[float, float]:
-    """FLOPs of an engine's matrix products: by weights, and between activations (attention)."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
-    graph = model.graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*graph.value_info, *graph.input, *graph.output)
-    }
-    constants = {t.name for t in graph.initializer}
-    shapes |= {t.name: list(t.dims) for t in graph.initializer}
-    by_weights = between = 0.0
-    for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        left, out = shapes[node.input[0]], shapes[node.output[0]]
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        flops = 2.0 * float(np.prod(out)) * left[0 if transposed else -1]
-        if node.input[0] in constants or node.input[1] in constants:
-            by_weights += flops
-        else:
-            between += flops
-    return by_weights, between
 
 
 def matrix_rate() -> float:
