@@ -13,12 +13,16 @@ HELD_OUT   ?= $(if $(IS_DEMO),models/demo/held_out)
 GOLDEN     ?=
 STUDY      ?= $(if $(IS_DEMO),quant/orin-mixed.json)
 REPORT     ?= build/demo/report.html
+CONFIG     ?= full
+BOARD      ?= agx-orin-64gb
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
 EMBODIMENT ?=
 CAMERA     ?=
 ARGS       ?=
 
 quoted = '$(subst ','\'',$(1))'
+said = $(filter command environment,$(origin $(1)))
+given = $(if $(call said,$(2)),$(1) $(call quoted,$($(2))))
 option = $(if $(2),$(1) $(call quoted,$(2)))
 
 VENV  := .venv
@@ -27,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -76,6 +80,11 @@ export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height); RECIPE calibrate
 		$(call option,--calibration,$(EPISODES)) $(call option,--held-out,$(HELD_OUT)) \
 		$(call option,--golden,$(GOLDEN)) $(call option,--camera,$(CAMERA)) \
 		$(call option,--sensitivity,$(STUDY)) $(ARGS)
+
+forecast: setup ## what CONFIG, or CHECKPOINT, will cost and give on BOARD in RECIPE: time, memory, rate, energy; no weights
+	$(PY) -m export forecast --config $(call quoted,$(CONFIG)) --board $(BOARD) \
+		$(call given,--recipe,RECIPE) $(call given,--checkpoint,CHECKPOINT) \
+		$(call given,--tokens,TOKENS) $(if $(call said,IMAGE),--image-size $(IMAGE)) $(ARGS)
 
 run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 	$(PY) -m runtime run $(call quoted,$(BUNDLE)) $(call option,--episodes,$(EPISODES)) \

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PATHS = {
     "export": ("CHECKPOINT", "BUNDLE", "EPISODES", "GOLDEN", "STUDY", "CAMERA"),
+    "forecast": ("CHECKPOINT", "CONFIG"),
     "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
     "record-demo": ("EPISODES",),
@@ -42,3 +43,14 @@ def test_the_demo_has_options_of_its_own_and_other_checkpoints_do_not():
     for checkpoint in ("dir", "my models/demo/checkpoint"):
         words = commands("export", CHECKPOINT=checkpoint)[-1]
         assert "--sensitivity" not in words and words.count(checkpoint) == 1
+
+
+def test_a_forecast_is_of_what_was_said_and_of_no_default_of_an_export():
+    words = commands("forecast")[-1]
+    assert words[2:] == ["export", "forecast", "--config", "full", "--board", "agx-orin-64gb"]
+    asked = {"CONFIG": "demo", "RECIPE": "orin-w4a16", "BOARD": "orin-nano-8", "IMAGE": "640 480"}
+    words = commands("forecast", **asked)[-1]
+    assert words[4:] == [
+        "--config", "demo", "--board", "orin-nano-8", "--recipe", "orin-w4a16",
+        "--image-size", "640", "480",
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a policy will cost and give on a board, before anything is exported."""

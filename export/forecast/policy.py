@@ -1,0 +1,169 @@
+"""A policy without weights, cut for a board: its configuration, its graph, and the work of its
+engines.
+
+The graph is the one that an export writes, of modules on the meta device. Where there is no
+tokenizer, the fixed texts of the prompt count as many tokens as Qwen2.5's tokenizer makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from export.forecast.config import ForecastConfig
+from export.parts import EngineSizes, choose_layers
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.parts import LayersPerPart
+from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.split import split
+from models.anchorvla4d.work import Tokens, Work, engines_work
+from models.config_file import configuration
+from models.demo import CHECKPOINT
+from models.processor import read_image_config
+from quant.recipes import Recipe
+from runtime.graph import Graph
+from runtime.image import ImageConfig, grid_of
+from runtime.prompt import encode_tail
+
+QWEN_PROMPT = {"head": 20, "anchor_end": 1, "middle": 6}
+"""Tokens of the published prompt around the images."""
+QWEN_TAIL = 15
+"""Tokens behind the frame with a usual instruction, "put the spoon on the towel"."""
+INSTRUCTION = "put the spoon on the towel"
+PUBLISHED_IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
+OWN_TOKENIZER = ("demo", "proxy")
+"""Configurations with the vocabulary of the shipped policy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What surrounds the images, and how many tokens stand behind the second."""
+
+    parts: PromptParts
+    tail: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizedPolicy:
+    """A policy with all sizes fixed."""
+
+    name: str
+    config: PolicyConfig
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    slots: int
+    used: Mapping[str, Tokens]
+    """Of each language call, by its row in the graph: tokens that are no padding."""
+    layers: LayersPerPart
+    graph: Graph
+    recut: Callable[[LayersPerPart], SizedPolicy]
+    """The same policy with other layers per part."""
+
+    def work(self, tokens: Tokens | None = None) -> dict[str, Work]:
+        """Of every engine, padded unless `tokens` says which."""
+        return engines_work(
+            self.config, self.grid, tokens or Tokens.padded(self.slots), self.layers
+        )
+
+
+def size_policy(asked: ForecastConfig) -> SizedPolicy:
+    """
+    Raises:
+        ValueError: the configuration is none, or the prompt does not fit the tokens.
+    """
+    config = configuration(asked.policy)
+    return size(
+        config,
+        name=str(asked.policy),
+        prompt=_prompt(asked, config),
+        image=_image(asked),
+        image_size=asked.image_size or (asked.size.image, asked.size.image),
+        slots=asked.tokens or asked.size.tokens,
+        layers=_layers(asked, config),
+    )
+
+
+def size(
+    config: PolicyConfig,
+    *,
+    name: str,
+    prompt: Prompt,
+    image: ImageConfig,
+    image_size: tuple[int, int],
+    slots: int,
+    layers: LayersPerPart,
+) -> SizedPolicy:
+    """Cut a policy that has no weights."""
+    with torch.device("meta"):
+        model = AnchorVLA4D(config)
+    model.action_head.t_embedder.to_empty(device="cpu")  # splitting computes with it
+    cut = split(model, prompt.parts, image, image_size, slots, layers)
+    prefix, suffix = cut.num_prefix, cut.num_suffix + prompt.tail
+    if suffix > slots:
+        raise ValueError(
+            f"the prompt takes {suffix} suffix tokens with a usual instruction, but --tokens is "
+            f"{slots}: raise it"
+        )
+    return SizedPolicy(
+        name=name,
+        config=config,
+        image_size=image_size,
+        grid=grid_of(image_size[1], image_size[0], image),
+        slots=slots,
+        used={
+            "prefix": Tokens(new=prefix, seen=prefix),
+            "suffix": Tokens(new=suffix, seen=prefix + suffix),
+        },
+        layers=layers,
+        graph=cut.graph,
+        recut=lambda other: size(
+            config,
+            name=name,
+            prompt=prompt,
+            image=image,
+            image_size=image_size,
+            slots=slots,
+            layers=other,
+        ),
+    )
+
+
+def cut_for_board(
+    config: PolicyConfig, recipe: Recipe, limit: int | None, per_part: int | None
+) -> LayersPerPart:
+    """As an export for the board does."""
+    return choose_layers(EngineSizes(config, recipe), per_part=per_part, limit=limit)
+
+
+def _layers(asked: ForecastConfig, config: PolicyConfig) -> LayersPerPart:
+    limit = asked.board_figures.largest_engine_bytes
+    return cut_for_board(config, asked.made_recipe, limit, asked.layers_per_part)
+
+
+def _image(asked: ForecastConfig) -> ImageConfig:
+    path = asked.checkpoint and asked.checkpoint / "preprocessor_config.json"
+    return read_image_config(path) if path and path.exists() else PUBLISHED_IMAGE
+
+
+def _prompt(asked: ForecastConfig, config: PolicyConfig) -> Prompt:
+    folder = asked.checkpoint
+    if folder is None and asked.config in OWN_TOKENIZER:
+        folder = CHECKPOINT
+    return prompt_of(config, folder and folder / "tokenizer.json")
+
+
+def prompt_of(config: PolicyConfig, tokenizer: Path | None = None) -> Prompt:
+    """By a tokenizer's file, or as Qwen2.5's would count if there is none."""
+    if tokenizer is not None and tokenizer.exists():
+        found = Tokenizer.from_file(str(tokenizer))
+        parts = PromptParts.of(config.prompt, found)
+        tail = encode_tail(found, parts.tail, parts.end_ids, INSTRUCTION)
+        return Prompt(parts=parts, tail=len(tail))
+    counted = {name: (0,) * count for name, count in QWEN_PROMPT.items()}
+    end = (config.prompt.placeholder_token_id, 0)
+    parts = PromptParts(**counted, tail="{instruction}", end_ids=end)
+    return Prompt(parts=parts, tail=QWEN_TAIL)

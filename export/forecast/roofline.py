@@ -1,0 +1,127 @@
+"""The roofline plot: roofs of a board, and every stage of a tick below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from export.forecast.forecast import Forecast
+from export.forecast.stages import StageCost
+from export.forecast.words import counted, digits
+from quant.boards import EFFICIENCY
+from runtime.pages.markup import Markup, element
+from runtime.pages.palette import MUTED, RULE, SERIES
+from runtime.pages.svg import CHARACTER, label, svg
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860.0, 430.0, 66.0, 24.0, 40.0, 46.0
+ROOFS = {"int8_tops": "int8", "fp8_tflops": "FP8", "bf16_tflops": "bfloat16"}
+GAP = 15.0
+"""Least distance of two lines of text."""
+Place = Callable[[float, float], tuple[float, float]]
+"""FLOPs a byte and 1e12 FLOPs a second to x and y."""
+
+
+def roofline_svg(made: Forecast) -> Markup:
+    """Stages at their intensity and at FLOPs over roofline time; a line down for the band."""
+    stages = [stage for stage in made.stages if stage.cost.roofline_ms]
+    roofs = {rate: value for rate in made.rates if (value := getattr(made.board, rate)) is not None}
+    points = {stage.name: _point(stage) for stage in stages}
+    place, x_decades, y_decades = _scales(
+        [x for x, _ in points.values()],
+        [*(y * EFFICIENCY[0] for _, y in points.values()), *roofs.values()],
+    )
+    parts = [*_grid(place, x_decades, y_decades)]
+    for number, (rate, roof) in enumerate(roofs.items()):
+        words = f"{ROOFS[rate]} {roof:g} T/s"
+        parts += _roof(place, made.board.bandwidth_gb_s, roof, words, x_decades, SERIES[number])
+    parts += _dots(place, stages, points)
+    parts.append(label(8, 18, "1e12 FLOPs a second", fill=MUTED))
+    words = f"FLOPs a byte; memory at {made.board.bandwidth_gb_s:g} GB/s"
+    parts.append(label(WIDTH - RIGHT, HEIGHT - 8, words, fill=MUTED, anchor="end"))
+    return svg(WIDTH, HEIGHT, parts, title=f"Roofline of {made.board_name}, stages below it")
+
+
+def _point(stage: StageCost) -> tuple[float, float]:
+    """FLOPs a byte, and 1e12 FLOPs a second by the roofline."""
+    assert stage.cost.roofline_ms
+    return stage.cost.intensity, stage.cost.flops / stage.cost.roofline_ms / 1e9
+
+
+def _scales(xs: list[float], ys: list[float]) -> tuple[Place, range, range]:
+    """Whole decades that enclose all; both axes are logarithmic."""
+    decades = []
+    for values in (xs or [1.0], ys or [1.0]):
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        decades.append(range(low, max(high, low + 1) + 1))
+    x_decades, y_decades = decades
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        x_share = (math.log10(x) - x_decades[0]) / (x_decades[-1] - x_decades[0])
+        y_share = (math.log10(y) - y_decades[0]) / (y_decades[-1] - y_decades[0])
+        return (
+            round(LEFT + x_share * (WIDTH - LEFT - RIGHT), 1),
+            round(HEIGHT - BOTTOM - y_share * (HEIGHT - TOP - BOTTOM), 1),
+        )
+
+    return place, x_decades, y_decades
+
+
+def _grid(place: Place, x_decades: range, y_decades: range) -> Iterator[Markup]:
+    left, bottom = place(10.0 ** x_decades[0], 10.0 ** y_decades[0])
+    right, top = place(10.0 ** x_decades[-1], 10.0 ** y_decades[-1])
+    for decade in y_decades:
+        y = place(1.0, 10.0**decade)[1]
+        yield _line((left, y), (right, y), RULE)
+        yield label(left - 8, y + 4, f"{10.0**decade:g}", fill=MUTED, anchor="end")
+    for decade in x_decades:
+        x = place(10.0**decade, 1.0)[0]
+        yield _line((x, top), (x, bottom), RULE)
+        yield label(x, bottom + 18, f"{10.0**decade:g}", fill=MUTED, anchor="middle")
+
+
+def _roof(
+    place: Place, bandwidth_gb_s: float, roof: float, words: str, x_decades: range, stroke: str
+) -> Iterator[Markup]:
+    """The slope of memory up to the ridge, and flat from there."""
+    ridge = roof * 1e3 / bandwidth_gb_s
+    low, high = 10.0 ** x_decades[0], 10.0 ** x_decades[-1]
+    start = place(low, max(low * bandwidth_gb_s / 1e3, 1e-12))
+    bends = [place(min(max(ridge, low), high), roof), place(high, roof)]
+    path = " ".join(f"{x},{y}" for x, y in (start, *bends))
+    clip = element("title", f"{words}, ridge at {digits(ridge)} FLOPs a byte")
+    yield element("polyline", clip, points=path, fill="none", stroke=stroke, stroke_width=2)
+    yield label(bends[1][0] - 4, bends[1][1] - 6, words, size=11, fill=stroke, anchor="end")
+
+
+def _dots(
+    place: Place, stages: list[StageCost], points: dict[str, tuple[float, float]]
+) -> Iterator[Markup]:
+    """Each with its name where no other name stands."""
+    taken: list[tuple[float, float]] = []
+    fills = {True: SERIES[3], False: SERIES[2]}
+    for number, (is_kept, words) in enumerate(((False, "every tick"), (True, "with a new anchor"))):
+        x = LEFT + 150 + number * 130
+        yield element("circle", cx=x, cy=14, r=5, fill=fills[is_kept])
+        yield label(x + 10, 18, words, fill=MUTED)
+    for stage in sorted(stages, key=lambda stage: points[stage.name]):
+        intensity, speed = points[stage.name]
+        x, y = place(intensity, speed)
+        best, worst = (place(intensity, speed * share)[1] for share in reversed(EFFICIENCY))
+        fill = fills[stage.is_kept]
+        yield element(
+            "line", x1=x, x2=x, y1=best, y2=worst, stroke=fill, stroke_width=4, stroke_opacity=0.35
+        )
+        says = element("title", f"{stage.name}: {digits(stage.cost.roofline_ms or 0.0)} ms")
+        yield element("circle", says, cx=x, cy=y, r=5, fill=fill)
+        words = counted(stage.name, stage.cost.calls)
+        wide = CHARACTER * 11 * len(words)
+        left = x + 9 if x + 9 + wide < WIDTH - RIGHT else x - 9 - wide
+        top = y + 4
+        while any(abs(top - y) < GAP and abs(left - x) < 110 for x, y in taken):
+            top += GAP
+        taken.append((left, top))
+        yield label(left, top, words, size=11)
+
+
+def _line(start: tuple[float, float], stop: tuple[float, float], stroke: str) -> Markup:
+    return element("line", x1=start[0], y1=start[1], x2=stop[0], y2=stop[1], stroke=stroke)
