@@ -105,7 +105,8 @@ class Forecast:
     @property
     def fitting(self) -> list[str]:
         """Recipes whose resident memory the board has, the smallest first."""
-        fit = [name for name in self.recipes if (self.room_for(name) or -1) >= 0]
+        rooms = {name: self.room_for(name) for name in self.recipes}
+        fit = [name for name, room in rooms.items() if room is not None and room >= 0]
         return sorted(fit, key=lambda name: self.recipes[name])
 
     @property
@@ -139,8 +140,8 @@ class Forecast:
     @property
     def energy_j(self) -> Band | None:
         """At most so many joules for a warm tick: the module at its limit all the while."""
-        band = self.band(self.warm)
-        return band and self.board.power_w and band.times(self.board.power_w / 1e3) or None
+        band, power_w = self.band(self.warm), self.board.power_w
+        return None if band is None or power_w is None else band.times(power_w / 1e3)
 
     def to_json(self) -> str:
         """One line."""
@@ -248,4 +249,4 @@ def _cost(cost: Cost) -> dict[str, Any]:
 
 
 def _band(band: Band | None) -> list[float] | None:
-    return band and [band.best, band.worst]
+    return None if band is None else [band.best, band.worst]

@@ -123,7 +123,6 @@ def _cells(made: Forecast, cost: Cost) -> list[str]:
 
 
 def _ticks(made: Forecast) -> Iterator[Markup]:
-    yield sentence(sentence_of(tick_words(made)))
     ticks = {"anchor kept": made.warm, "every input changed": made.cold}
     bands = {name: made.band(tick) for name, tick in ticks.items()}
     rows = {
@@ -137,6 +136,7 @@ def _ticks(made: Forecast) -> Iterator[Markup]:
     }
     if rows:
         yield chart(bars(rows, title="A tick with and without the cache", unit="ms"))
+    yield sentence(sentence_of(tick_words(made)))
     kept = [stage for stage in made.stages if stage.is_kept]
     names = ", ".join(counted(s.name, s.cost.calls) for s in kept)
     yield sentence(
@@ -149,6 +149,7 @@ def _ticks(made: Forecast) -> Iterator[Markup]:
 def _memory(made: Forecast) -> Iterator[Markup]:
     yield sentence(f"{sentence_of(fit_words(made))} {sentence_of(block_words(made))}")
     memory = made.memory
+    yield element("h4", "What stays resident")
     yield facts(
         {
             "weights": gb(memory.weights),
@@ -157,9 +158,10 @@ def _memory(made: Forecast) -> Iterator[Markup]:
             "page-locked on the host": gb(memory.twins),
             "scratch, estimated": gb(memory.scratch),
             "rows of the embedding table": gb(memory.embedding_rows),
-            "the table on the disk": gb(made.table_bytes),
+            "the table on the disk": f"{gb(made.table_bytes)}, not resident",
         }
     )
+    yield element("h4", f"Recipes that {made.board_name} can run")
     columns = [Column("recipe", "name"), Column("resident"), Column("left"), Column("", "name")]
     rows = []
     for name, size in sorted(made.recipes.items(), key=lambda row: row[1]):

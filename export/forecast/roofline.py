@@ -10,13 +10,16 @@ from export.forecast.stages import StageCost
 from export.forecast.words import counted, digits
 from quant.boards import EFFICIENCY
 from runtime.pages.markup import Markup, element
-from runtime.pages.palette import MUTED, RULE, SERIES
+from runtime.pages.palette import INK, MUTED, RULE, SERIES, colour
 from runtime.pages.svg import CHARACTER, label, svg
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860.0, 430.0, 66.0, 24.0, 40.0, 46.0
 ROOFS = {"int8_tops": "int8", "fp8_tflops": "FP8", "bf16_tflops": "bfloat16"}
 GAP = 15.0
 """Least distance of two lines of text."""
+PAPER = colour("paper")
+KEYS = {"every tick": False, "with a new anchor too": True}
+"""Words of the legend, and whether the dot has a ring."""
 Place = Callable[[float, float], tuple[float, float]]
 """FLOPs a byte and 1e12 FLOPs a second to x and y."""
 
@@ -96,31 +99,45 @@ def _roof(
 def _dots(
     place: Place, stages: list[StageCost], points: dict[str, tuple[float, float]]
 ) -> Iterator[Markup]:
-    """Each with its name where no other name stands."""
-    taken: list[tuple[float, float]] = []
-    fills = {True: SERIES[3], False: SERIES[2]}
-    for number, (is_kept, words) in enumerate(((False, "every tick"), (True, "with a new anchor"))):
+    """Each with its band and its name; stages at one place share a dot, and a ring if one waits."""
+    for number, (words, ring) in enumerate(KEYS.items()):
         x = LEFT + 150 + number * 130
-        yield element("circle", cx=x, cy=14, r=5, fill=fills[is_kept])
-        yield label(x + 10, 18, words, fill=MUTED)
+        yield _dot(x, 14, words, ring)
+        yield label(x + 13, 18, words, fill=MUTED)
+    together: dict[tuple[float, float], list[StageCost]] = {}
     for stage in sorted(stages, key=lambda stage: points[stage.name]):
-        intensity, speed = points[stage.name]
+        together.setdefault(points[stage.name], []).append(stage)
+    taken: list[tuple[float, float]] = []
+    for (intensity, speed), here in together.items():
         x, y = place(intensity, speed)
         best, worst = (place(intensity, speed * share)[1] for share in reversed(EFFICIENCY))
-        fill = fills[stage.is_kept]
         yield element(
-            "line", x1=x, x2=x, y1=best, y2=worst, stroke=fill, stroke_width=4, stroke_opacity=0.35
-        )
-        says = element("title", f"{stage.name}: {digits(stage.cost.roofline_ms or 0.0)} ms")
-        yield element("circle", says, cx=x, cy=y, r=5, fill=fill)
-        words = counted(stage.name, stage.cost.calls)
+            "line", x1=x, x2=x, y1=best, y2=worst, stroke=SERIES[2], stroke_width=4,
+            stroke_opacity=0.4,
+        )  # fmt: skip
+        times = (f"{s.name}: {digits(s.cost.roofline_ms or 0.0)} ms" for s in here)
+        yield _dot(x, y, ", ".join(times), any(stage.is_kept for stage in here))
+        words = ", ".join(counted(stage.name, stage.cost.calls) for stage in here)
         wide = CHARACTER * 11 * len(words)
         left = x + 9 if x + 9 + wide < WIDTH - RIGHT else x - 9 - wide
-        top = y + 4
-        while any(abs(top - y) < GAP and abs(left - x) < 110 for x, y in taken):
+        top = y + 20  # below the roof that it stands on
+        while any(abs(top - other) < GAP and abs(left - at) < wide for at, other in taken):
             top += GAP
         taken.append((left, top))
-        yield label(left, top, words, size=11)
+        yield _named(left, top, words)
+
+
+def _dot(x: float, y: float, says: str, ring: bool) -> Markup:
+    stroke = {"stroke": SERIES[3], "stroke_width": 3} if ring else {}
+    return element("circle", element("title", says), cx=x, cy=y, r=5.5, fill=SERIES[2], **stroke)
+
+
+def _named(x: float, y: float, words: str) -> Markup:
+    """Text that stays readable on a line."""
+    return element(
+        "text", words, x=round(x, 1), y=round(y, 1), font_size=11, fill=INK, stroke=PAPER,
+        stroke_width=3, paint_order="stroke",
+    )  # fmt: skip
 
 
 def _line(start: tuple[float, float], stop: tuple[float, float], stroke: str) -> Markup:

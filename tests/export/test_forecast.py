@@ -27,7 +27,7 @@ from quant.recipes import RECIPES
 from runtime.bundle import read_bundle
 from tests.export.conftest import cut_config
 from tests.once import once
-from tests.pages import Page
+from tests.pages import Page, broken_promises
 from tests.qwen_vocabulary import qwen_tokenizer
 
 AGX, NANO = BOARDS["agx-orin-64gb"], BOARDS["orin-nano-8gb"]
@@ -287,6 +287,7 @@ def test_it_is_printed_with_one_json_line_and_a_page(tmp_path, capsys):
     text = " ".join(lines)
     assert "denoise x 10" in text and "memory: fits" in text and "no promise" in text
     shown = Page((tmp_path / "demo-orin-w8a8-orin-nano-8gb.html").read_text())
+    assert broken_promises(shown) == []
     stages = shown.rows("Stages")
     assert {"prefix", "suffix", "denoise x 10", "a warm tick"} <= stages.keys()
     assert stages["prefix"][-1] == "with a new anchor" and stages["suffix"][-1] == "every tick"
@@ -294,7 +295,8 @@ def test_it_is_printed_with_one_json_line_and_a_page(tmp_path, capsys):
     assert shown.rows("The board")["FP8, TFLOPS"][1] == "missing"
     drawn = Counter(tag for tag in shown.tags if tag in ("svg", "circle", "polyline"))
     assert drawn["polyline"] == 2, "a roof for int8 and one for bfloat16"
-    assert drawn["circle"] == len(made.stages) + 2
+    kept = [stage for stage in made.stages if stage.is_kept]
+    assert drawn["circle"] == len(made.stages) - len(kept) + 2, "twins share a dot"
 
 
 def test_the_boards_of_the_make_target_are_known():
