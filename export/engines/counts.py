@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-BITS = {
+BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.BFLOAT16: 16, TensorProto.FLOAT16: 16, TensorProto.INT8: 8,
     TensorProto.UINT8: 8, TensorProto.INT4: 4, TensorProto.BOOL: 8, TensorProto.INT32: 32,
     TensorProto.INT64: 64, TensorProto.DOUBLE: 64,

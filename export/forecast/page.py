@@ -161,7 +161,7 @@ def _memory(made: Forecast) -> Iterator[Markup]:
             "the table on the disk": f"{gb(made.table_bytes)}, not resident",
         }
     )
-    yield element("h4", f"Recipes that {made.board_name} can run")
+    yield element("h4", "Recipes for its GPU")
     columns = [Column("recipe", "name"), Column("resident"), Column("left"), Column("", "name")]
     rows = []
     for name, size in sorted(made.recipes.items(), key=lambda row: row[1]):

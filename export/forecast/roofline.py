@@ -11,12 +11,12 @@ from export.forecast.words import counted, digits
 from quant.boards import EFFICIENCY
 from runtime.pages.markup import Markup, element
 from runtime.pages.palette import INK, MUTED, RULE, SERIES, colour
-from runtime.pages.svg import CHARACTER, label, svg
+from runtime.pages.svg import label, svg
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860.0, 430.0, 66.0, 24.0, 40.0, 46.0
 ROOFS = {"int8_tops": "int8", "fp8_tflops": "FP8", "bf16_tflops": "bfloat16"}
-GAP = 15.0
-"""Least distance of two lines of text."""
+GAP = 30.0
+"""Least distance of two dots with slanted names."""
 PAPER = colour("paper")
 KEYS = {"every tick": False, "with a new anchor too": True}
 """Words of the legend, and whether the dot has a ring."""
@@ -36,7 +36,9 @@ def roofline_svg(made: Forecast) -> Markup:
     parts = [*_grid(place, x_decades, y_decades)]
     for number, (rate, roof) in enumerate(roofs.items()):
         words = f"{ROOFS[rate]} {roof:g} T/s"
-        parts += _roof(place, made.board.bandwidth_gb_s, roof, words, x_decades, SERIES[number])
+        lowest = max(10.0 ** x_decades[0], 10.0 ** y_decades[0] * 1e3 / made.board.bandwidth_gb_s)
+        ends = lowest, 10.0 ** x_decades[-1]
+        parts += _roof(place, made.board.bandwidth_gb_s, roof, words, ends, SERIES[number])
     parts += _dots(place, stages, points)
     parts.append(label(8, 18, "1e12 FLOPs a second", fill=MUTED))
     words = f"FLOPs a byte; memory at {made.board.bandwidth_gb_s:g} GB/s"
@@ -83,12 +85,17 @@ def _grid(place: Place, x_decades: range, y_decades: range) -> Iterator[Markup]:
 
 
 def _roof(
-    place: Place, bandwidth_gb_s: float, roof: float, words: str, x_decades: range, stroke: str
+    place: Place,
+    bandwidth_gb_s: float,
+    roof: float,
+    words: str,
+    ends: tuple[float, float],
+    stroke: str,
 ) -> Iterator[Markup]:
     """The slope of memory up to the ridge, and flat from there."""
     ridge = roof * 1e3 / bandwidth_gb_s
-    low, high = 10.0 ** x_decades[0], 10.0 ** x_decades[-1]
-    start = place(low, max(low * bandwidth_gb_s / 1e3, 1e-12))
+    low, high = ends
+    start = place(low, low * bandwidth_gb_s / 1e3)
     bends = [place(min(max(ridge, low), high), roof), place(high, roof)]
     path = " ".join(f"{x},{y}" for x, y in (start, *bends))
     clip = element("title", f"{words}, ridge at {digits(ridge)} FLOPs a byte")
@@ -107,7 +114,7 @@ def _dots(
     together: dict[tuple[float, float], list[StageCost]] = {}
     for stage in sorted(stages, key=lambda stage: points[stage.name]):
         together.setdefault(points[stage.name], []).append(stage)
-    taken: list[tuple[float, float]] = []
+    last = -GAP
     for (intensity, speed), here in together.items():
         x, y = place(intensity, speed)
         best, worst = (place(intensity, speed * share)[1] for share in reversed(EFFICIENCY))
@@ -118,13 +125,8 @@ def _dots(
         times = (f"{s.name}: {digits(s.cost.roofline_ms or 0.0)} ms" for s in here)
         yield _dot(x, y, ", ".join(times), any(stage.is_kept for stage in here))
         words = ", ".join(counted(stage.name, stage.cost.calls) for stage in here)
-        wide = CHARACTER * 11 * len(words)
-        left = x + 9 if x + 9 + wide < WIDTH - RIGHT else x - 9 - wide
-        top = y + 20  # below the roof that it stands on
-        while any(abs(top - other) < GAP and abs(left - at) < wide for at, other in taken):
-            top += GAP
-        taken.append((left, top))
-        yield _named(left, top, words)
+        yield _named(x, y, words, is_close=x - last < GAP)
+        last = x
 
 
 def _dot(x: float, y: float, says: str, ring: bool) -> Markup:
@@ -132,11 +134,13 @@ def _dot(x: float, y: float, says: str, ring: bool) -> Markup:
     return element("circle", element("title", says), cx=x, cy=y, r=5.5, fill=SERIES[2], **stroke)
 
 
-def _named(x: float, y: float, words: str) -> Markup:
-    """Text that stays readable on a line."""
+def _named(x: float, y: float, words: str, *, is_close: bool) -> Markup:
+    """Above the dot, on a slant; beside it where the last name stands close by."""
+    left, top = (x + 10, y + 10) if is_close else (x + 4, y - 10)
+    slant = None if is_close else f"rotate(-24 {round(left, 1)} {round(top, 1)})"
     return element(
-        "text", words, x=round(x, 1), y=round(y, 1), font_size=11, fill=INK, stroke=PAPER,
-        stroke_width=3, paint_order="stroke",
+        "text", words, x=round(left, 1), y=round(top, 1), font_size=11, fill=INK, transform=slant,
+        stroke=PAPER, stroke_width=3, paint_order="stroke",
     )  # fmt: skip
 
 
