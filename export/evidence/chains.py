@@ -141,7 +141,10 @@ def _listen(library: Composition) -> defaultdict[str, list[Tensor]]:
     library.spatial.final_projection.register_forward_pre_hook(
         lambda _m, inputs: heard["spatial_tokens"].append(inputs[0])
     )
-    for modulation in (*(block.modulation for block in head.blocks), head.final_modulation):
+    for modulation in (
+        *(block.get_submodule("modulation") for block in head.blocks),
+        head.final_modulation,
+    ):
         keep("modulation", modulation)
     head.register_forward_pre_hook(lambda _m, inputs: heard["x"].append(inputs[0][0]))
     keep("epsilon", head)
