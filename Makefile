@@ -55,7 +55,7 @@ help-times: setup ## how long every command takes to answer --help and a wrong a
 test-full: setup ## all tests, at the published widths too
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
-test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json (10 minutes on an idle core)
+test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json
 	$(PY) -m export depth --results docs/results $(ARGS)
 	$(PY) -m export results
 

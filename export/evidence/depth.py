@@ -40,8 +40,8 @@ LIMIT = 1e-4
 """Of every stage and of the actions, against the libraries in float32."""
 ALIKE = 3.0
 """Our distance from float64 in multiples of the libraries' own. Rounding errors of two programs are
-independent, but the same layers pass them on, so that their norms are alike; over the stages of the
-demo and of the published depth the ratio was at most 1.3."""
+independent, but the same layers pass them on, so that their norms are alike: over the stages of the
+demo the ratio was at most 1.1."""
 LEAST = 2.0**-22
 """A distance from float64 that is never too far: four roundings."""
 PEAK_LIMIT = 12e9
