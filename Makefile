@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -58,6 +58,10 @@ help-times: setup ## how long every command takes to answer --help and a wrong a
 
 test-full: setup ## all tests, at the published widths too
 	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json
+	$(PY) -m export depth --results docs/results $(ARGS)
+	$(PY) -m export results
 
 test-gpu: setup ## the runtime on a real CUDA driver, with torch's kernels for TensorRT's; needs a GPU, pycuda and torch with CUDA
 	$(PY) -m pytest -m gpu $(ARGS)

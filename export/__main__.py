@@ -15,6 +15,7 @@ VERBS = {
     "build": ("export.config:BuildConfig", "export.build:build"),
     "bench": ("export.config:BenchConfig", "export.evidence.bench:bench"),
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
+    "depth": ("export.evidence.config:DepthConfig", "export.evidence.depth:depth"),
     "forecast": ("export.forecast.config:ForecastConfig", "export.forecast.table:print_forecast"),
     "gate": ("export.config:GateConfig", "export.evidence.gate:gate"),
     "parts": ("export.config:PartsConfig", "export.parts:print_parts"),

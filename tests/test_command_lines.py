@@ -120,6 +120,7 @@ IN_THE_WAY = {
     "export success": ("success --results OUT --work OUT/w --film OUT/f.gif", "success-demo.json"),
     "export success, its film": ("success --results OUT --work OUT/w --film OUT/f.gif", "f.gif"),
     "export w8a8": ("w8a8 --results OUT --work OUT/w", "w8a8.json"),
+    "export depth": ("depth --results OUT", "depth.json"),
     "export results": ("results --readme OUT/README.md", "README.md"),
     "device_tests": ("BUNDLE --results OUT", "device.html"),
     "device_tests.success": ("BUNDLE --json OUT/a.json", "a.json"),

@@ -403,11 +403,12 @@ HEAD_NAMES = {
 
 def _share(composition: Composition, model: AnchorVLA4D) -> None:
     """Let every parameter of `composition` use the storage of its counterpart in `model`."""
-    weights = {_renamed(name): tensor for name, tensor in model.state_dict().items()}
+    weights = {composed_name(name): tensor for name, tensor in model.state_dict().items()}
     composition.load_state_dict(weights, strict=True, assign=True)
 
 
-def _renamed(name: str) -> str:
+def composed_name(name: str) -> str:
+    """What the tensor published as `name` is called in a `Composition`."""
     old = next(part for part in PARTS if name.startswith(part))
     rest = name.removeprefix(old)
     if old == "action_head.":

@@ -11,7 +11,9 @@ from typing import Any
 
 from device_tests.success.motion import FIGURES
 from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
+from export.evidence.config import DEPTH
 from export.gates import MOTION_BOUND, MOTION_FIGURES
+from runtime.graph import whole_of
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import Kind, write_file
 
@@ -25,6 +27,19 @@ WORDS = {
     "warm": "**our runtime, anchor kept**",
     "int8_warm": "the same in int8 (recipe `cpu-int8`)",
 }
+CALLS = {
+    "anchor_vision": "vision, anchor",
+    "anchor_project": "patch projection, anchor",
+    "prefix": "language, prefix",
+    "frame_vision": "vision, frame",
+    "frame_project": "patch projection, frame",
+    "suffix": "language, suffix",
+    "spatial": "spatial encoder",
+    "condition": "condition, all modulations",
+    "denoise": "denoise steps",
+    "actions": "**actions**",
+}
+"""Stages without their numbers, and what they are."""
 
 
 def update(config: ResultsConfig) -> None:
@@ -33,7 +48,14 @@ def update(config: ResultsConfig) -> None:
     motion = render_motion(config.results)
     for path, tables in (
         (config.readme, benchmarks + motion),
-        (config.numbers, success + render_recipes(config.results) + motion + benchmarks),
+        (
+            config.numbers,
+            success
+            + render_recipes(config.results)
+            + motion
+            + render_depth(config.results)
+            + benchmarks,
+        ),
         (config.precision, render_w8a8(config.results)),
         (config.card, success),
     ):
@@ -198,6 +220,37 @@ def render_w8a8(folder: Path) -> str:
             cells = [f"{errors[c]:.1%}" if c == "actions" else f"{errors[c]:.1f}" for c in columns]
             lines.append(f"| {form} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", ""])
+
+
+def render_depth(folder: Path) -> str:
+    """Errors at full depth as Markdown; nothing if they were not measured."""
+    path = folder / DEPTH
+    return "\n" + depth_table(json.loads(path.read_text())) + "\n" if path.exists() else ""
+
+
+def depth_table(found: dict[str, Any]) -> str:
+    """What `export.evidence.depth` measured, a line for each call of a network."""
+    machine = found["machine"]
+    calls: dict[str, list[dict[str, Any]]] = {}
+    for stage in found["stages"]:
+        calls.setdefault(whole_of(stage["stage"]), []).append(stage)
+    lines = [
+        f"One tick of `{found['config']}`, {found['parameters'] / 1e9:.2f} B parameters "
+        f"({found['weights']}), our stages of a layer each against transformers, UniCeption and "
+        "diffusers. Relative errors, as they add up from the camera on; float32 but for the last "
+        f"two columns. Peak memory {found['peak_gb']:.1f} GB, {found['cpu_minutes']:.0f} minutes "
+        f"of one core. Measured {machine['date']} at commit {machine['commit']} on "
+        f"{machine['processor']}.",
+        "",
+        "| | stages | first | last | worst | libraries from their float64 | ours from it |",
+        "|---|" + "---:|" * 6,
+    ]
+    for call, stages in calls.items():
+        shown = [stages[0]["error"], stages[-1]["error"]]
+        shown += [max(s[kind] for s in stages) for kind in ("error", "of_libraries", "of_ours")]
+        cells = [str(len(stages)), *(f"{value:.1e}" for value in shown)]
+        lines.append(f"| {CALLS.get(call, call)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def render_benchmarks(folder: Path) -> str:

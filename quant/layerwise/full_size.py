@@ -104,7 +104,7 @@ def write_random_language(
     with torch.device("meta"):
         policy = AnchorVLA4D(config)
     del policy.vlm.visual, policy.info_sharing, policy.action_head
-    gain_D = _outlier_gain(config.language.hidden_size, seed, outlier_channels)
+    gain_D = outlier_gain(config.language.hidden_size, seed, outlier_channels)
     weight_map: dict[str, str] = {}
     groups = itertools.groupby(random_tensors(policy, seed), lambda item: _file_name(item[0]))
     for shard, items in groups:
@@ -169,6 +169,18 @@ def seeded_prompts(
     return made
 
 
+def outlier_gain(width: int, seed: int, count: int) -> Tensor:
+    """[D]: 30 to 60 times as much for `count` channels as for the others.
+
+    Their mean square is 1, so that products keep their scale: attention would otherwise choose one
+    token and forget the others, and whether it is the same one again would be all that errors say.
+    """
+    random = np.random.Generator(np.random.Philox(key=seed))
+    gain_D = np.ones(width, np.float32)
+    gain_D[random.choice(width, count, replace=False)] = random.uniform(*OUTLIER_GAIN, count)
+    return torch.from_numpy(gain_D / np.sqrt(np.square(gain_D).mean()))
+
+
 def _make_checkpoint(config: FullSizeConfig) -> float:
     """Seconds that it took; 0 if an earlier run left it."""
     described = f"{DESCRIPTION}, seed {config.seed}, {config.outlier_channels} outliers"
@@ -198,18 +210,6 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
     else:
         print(f"{folder}: left as it is, for {words}")
-
-
-def _outlier_gain(width: int, seed: int, count: int) -> Tensor:
-    """[D]: 30 to 60 times as much for `count` channels as for the others.
-
-    Their mean square is 1, so that products keep their scale: attention would otherwise choose one
-    token and forget the others, and whether it is the same one again would be all that errors say.
-    """
-    random = np.random.Generator(np.random.Philox(key=seed))
-    gain_D = np.ones(width, np.float32)
-    gain_D[random.choice(width, count, replace=False)] = random.uniform(*OUTLIER_GAIN, count)
-    return torch.from_numpy(gain_D / np.sqrt(np.square(gain_D).mean()))
 
 
 def _file_name(tensor: str) -> str:

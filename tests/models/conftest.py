@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import pytest
 from tokenizers import Tokenizer
 
 from export.evidence.composition import Composition
-from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full, shallow
 from tests.oracles import IMAGE, TOKENIZER, random_policy
@@ -22,19 +20,11 @@ class Pair(NamedTuple):
     oracle: Composition
 
 
-def _published_depths() -> PolicyConfig:
-    """`full` but for the language model's depth: its 36 layers would take 11 GB."""
-    base = full()
-    config = shallow(base, vision=32, language=1, spatial=24, head=24)
-    return dataclasses.replace(config, vision=base.vision, spatial=base.spatial)
-
-
 CONFIGS = {
     "demo": demo,
     "wide": lambda: shallow(full(), vision=2, language=2, spatial=4, head=2),
-    "published": _published_depths,
 }
-"""`wide` has the published widths and few layers; `published` is for `make test-full`."""
+"""`wide` has the published widths and few layers; `make test-depth` has the published depths."""
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +34,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def build(tokenizer):
-    """Name in `CONFIGS` -> `Pair`. They are kept: 1.3 GB for `wide`, 5.7 GB for `published`."""
+    """Name in `CONFIGS` -> `Pair`. They are kept: 1.3 GB for `wide`."""
     built: dict[str, Pair] = {}
 
     def pair(name: str) -> Pair:

@@ -19,7 +19,6 @@ CASES = [
     ("demo", (196, 308), " ".join(6 * ["open the drawer, then close it"])),
     ("demo", (100, 50), "don't touch the 2 red cubes"),
     ("wide", (252, 252), "put the carrot on the plate"),
-    pytest.param("published", (252, 252), "put the carrot on the plate", marks=pytest.mark.full),
 ]
 
 

@@ -70,7 +70,7 @@ def test_float32_frequencies_would_be_another_network():
     assert relative_error(wrong.float(), timestep_embedding(torch.tensor(9)).float()) > 1e-3
 
 
-CASES = ["demo", "wide", pytest.param("published", marks=pytest.mark.full)]
+CASES = ["demo", "wide"]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,6 @@ CASES = [
     ("demo", (2, 2)),
     ("wide", (18, 18)),
     ("wide", (8, 14)),
-    pytest.param("published", (18, 18), marks=pytest.mark.full),
 ]
 
 

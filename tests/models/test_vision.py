@@ -17,7 +17,6 @@ CASES = [
     ("wide", (18, 18)),
     ("wide", (14, 22)),
     ("wide", (36, 36)),
-    pytest.param("published", (18, 18), marks=pytest.mark.full),
 ]
 
 

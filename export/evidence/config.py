@@ -1,0 +1,46 @@
+"""What verbs that gather evidence are asked for, beside those in `export.config`: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.anchorvla4d.presets import CONFIGS
+
+DEPTH = "depth.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthConfig:
+    """Compare one tick of our stages with the libraries' at full depth, layer by layer.
+
+    Needs no checkpoint: weights are random, drawn when a layer runs and dropped behind it.
+
+    example: python -m export depth --config demo
+    """
+
+    config: str = "full"
+    """A config.json, or a named configuration: demo, full, proxy, xlerobot."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Width and height of the camera image in pixels."""
+
+    layers_per_stage: int | None = 1
+    """Of vision, language and spatial encoder; None leaves them whole."""
+
+    seed: int = 0
+    """Of the weights."""
+
+    results: Path | None = None
+    """Folder for a JSON file with errors, machine and versions."""
+
+    def __post_init__(self) -> None:
+        if self.config not in CONFIGS and not Path(self.config).exists():
+            raise ValueError(
+                f"unknown configuration {self.config!r}; there are {sorted(CONFIGS)}, or name a "
+                "config.json of your own"
+            )
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size must be positive, got {self.image_size}")
+        if self.layers_per_stage is not None and self.layers_per_stage < 1:
+            raise ValueError(f"layers_per_stage must be positive, got {self.layers_per_stage}")
