@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_written(
     tmp_path, capsys, words, message
 ):
     assert command("synthesize", "--config", "demo", *words, "--out", tmp_path / "out") == 2
-    assert message in re.sub(r"[\s|│]+", " ", capsys.readouterr().err)
+    assert message in re.sub(r"[\s|\u2502]+", " ", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
