@@ -1,6 +1,7 @@
 """Checkpoints of other layouts are read as the same policy, and what does not fit is named."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from models.anchorvla4d.policy import rotary
 from models.checkpoint import load_checkpoint, open_checkpoint
 from models.layouts import writers
 from models.layouts.hugging_face import published_name
+from models.layouts.stored import stored_safetensors
 from models.random_weights import random_tensor, random_weights
-from models.sources import parameter_shapes
+from models.sources import Source, parameter_shapes
 from runtime import prompt
 from tests.models import authors_layout
 from tests.models.synthesized import (
@@ -247,6 +249,20 @@ def test_one_file_without_folders_is_read_and_so_is_one_without_model(copy, draw
 
 def test_the_parameters_are_in_the_policys_order(folders):
     assert list(open_checkpoint(folders["shards"]).weights) == list(parameter_shapes(small()))
+
+
+def test_numbers_of_several_widths_are_aligned_in_one_file(tmp_path):
+    kinds = (torch.bfloat16, torch.float64, torch.float32)
+    values = {str(kind): normal(3, seed=i).to(kind) for i, kind in enumerate(kinds)}
+    tensors = {
+        name: Source(name, (3,), value.dtype, (), "made", partial(getattr, value, "data"))
+        for name, value in values.items()
+    }
+    writers.write_safetensors(tmp_path / "a.safetensors", tensors)
+    assert all(torch.equal(t, values[n]) for n, t in load_file(tmp_path / "a.safetensors").items())
+    for each in stored_safetensors(tmp_path / "a.safetensors"):
+        start = each.read.args[1]
+        assert start % each.dtype.itemsize == 0 and torch.equal(each.read(), values[each.name])
 
 
 def test_small_shards_are_as_good_as_one(folders, drawn, tmp_path, monkeypatch):

@@ -352,6 +352,7 @@ def test_numbers_at_an_odd_place_are_read(tmp_path):
     (tmp_path / "a").write_bytes(b"x" + np.arange(6, dtype=np.float32).tobytes())
     got = stored._mapped(tmp_path / "a", 1, torch.float32, (2, 3))
     assert torch.equal(got, torch.arange(6.0).reshape(2, 3))
+    assert got.data_ptr() % got.itemsize == 0
     assert stored._mapped(tmp_path / "a", 1, torch.float32, (0, 3)).shape == (0, 3)
 
 
