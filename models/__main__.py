@@ -1,7 +1,7 @@
-"""A policy's configuration to write and check, and checkpoints with random weights.
+"""A policy's configuration to write and check, and checkpoints: random ones, and others' to import.
 
-Exit codes: 0 done, 2 wrong usage or a configuration that cannot be, 8 output that cannot be
-written, 130 interrupted.
+Exit codes: 0 done, 2 wrong usage, or a configuration or checkpoint that cannot be, 8 output that
+cannot be written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 VERBS = {
     "config": ("models.verbs:Config", "models.config_file:config"),
     "init": ("models.verbs:Init", "models.init:init"),
+    "import": ("models.verbs:Import", "models.imported:import_checkpoint"),
+    "synthesize": ("models.verbs:Synthesize", "models.synthesize:synthesize"),
 }
 
 

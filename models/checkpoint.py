@@ -8,11 +8,9 @@ nothing is guessed: whatever does not fit is an error that lists the names (`mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +23,22 @@ from tokenizers import Tokenizer
 
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
-from models.anchorvla4d.spatial import reference_view
+from models.errors import CheckpointError as CheckpointError
 from models.json_file import refuse_pointer
+from models.layouts import hugging_face
+from models.layouts.hugging_face import INDEX as INDEX
+from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
 from models.processor import read_image_config
+from models.random_weights import random_tensors
+from models.sources import Weights, some
 from models.statistics import read_statistics
-from models.weights import INDEX, CheckpointError, load_weights, weight_files
-from models.weights import WEIGHTS as WEIGHTS  # for whoever asks what a checkpoint holds
+from models.weights import load_weights, open_weights
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.normalization import Normalization, choose_embodiment
 from runtime.prompt import encode_tail
-from runtime.storage.listed import sha256_of
 
+POLICY = "policy.json"
+"""A policy's configuration, where `config.json` is that of its vision-language model alone."""
 SHARD_BYTES = 1 << 30
 
 
@@ -61,6 +64,18 @@ class Checkpoint:
         return encode_tail(self.tokenizer, parts.tail, parts.end_ids, instruction)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenCheckpoint:
+    """A checkpoint of any layout, of which no weights have been read yet."""
+
+    path: Path
+    config: PolicyConfig
+    tokenizer: Tokenizer
+    image: ImageConfig
+    statistics: dict[str, Any]
+    weights: Weights
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder; weights become float32.
 
@@ -68,36 +83,60 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: a file is missing or damaged; tensors are missing, extra, of another shape
             or not finite; statistics do not fit the configuration.
     """
+    opened = open_checkpoint(path)
+    with torch.device("meta"):
+        model = AnchorVLA4D(opened.config)
+    load_weights(model, opened.weights)
+    if unused := opened.weights.unused:
+        print(
+            f"{path}: left out, as this policy does not use it: {some([u.name for u in unused])}",
+            file=sys.stderr,
+        )
+    return Checkpoint(
+        path,
+        opened.config,
+        model.eval(),
+        opened.tokenizer,
+        opened.image,
+        opened.statistics,
+        opened.weights.sha256(),
+    )
+
+
+def open_checkpoint(path: Path) -> OpenCheckpoint:
+    """Everything of a checkpoint folder but its weights, and where each of those is read.
+
+    The policy's configuration is `policy.json`, or `config.json` where there is none. With both,
+    `config.json` is that of a Qwen2.5-VL, and must agree.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; tensors are missing, extra or of another
+            shape; statistics do not fit the configuration.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     preprocessor = path / "preprocessor_config.json"
+    policy = path / POLICY
     try:
-        config = PolicyConfig.from_json(_required(path / "config.json"))
+        config = PolicyConfig.from_json(
+            policy if policy.is_file() else _required(path / "config.json")
+        )
         image = read_image_config(_required(preprocessor))
         statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
         tokenizer = read_tokenizer(_required(path / "tokenizer.json"), config)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    if policy.is_file() and (path / "config.json").is_file():
+        hugging_face.check_config(path / "config.json", config)
     vision = config.vision
     makes = (image.temporal_patch_size, image.patch_size, image.merge_size)
     reads = (vision.temporal_patch_size, vision.patch_size, vision.spatial_merge_size)
     if makes != reads:
         raise CheckpointError(
             f"{preprocessor}: frames, pixels and merge of a patch are {makes}, the vision tower of "
-            f"config.json reads {reads}"
+            f"{policy.name if policy.is_file() else 'config.json'} reads {reads}"
         )
-    files = weight_files(path)
-    with torch.device("meta"):
-        model = AnchorVLA4D(config)
-    if unused := load_weights(model, files):
-        print(
-            f"{path}: left out, as this policy does not use it: {', '.join(unused)}",
-            file=sys.stderr,
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(sha256_of(file).encode())
-    return Checkpoint(path, config, model.eval(), tokenizer, image, statistics, digest.hexdigest())
+    return OpenCheckpoint(path, config, tokenizer, image, statistics, open_weights(path, config))
 
 
 @torch.no_grad()
@@ -170,16 +209,11 @@ def write_random_checkpoint(
     seed: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Write a checkpoint folder with seeded random weights, shard by shard, and `say` each.
-
-    Every tensor comes from a generator keyed by its name and the seed, so the numbers depend on
-    neither torch nor the order of modules. Products keep their input's scale (1 / sqrt(fan-in)).
-    """
+    """Write a checkpoint folder with seeded random weights (`models.random_weights`), shard by
+    shard, and `say` each."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(config.to_json())
-    (path / "preprocessor_config.json").write_text(json.dumps(image_fields(image), indent=2) + "\n")
-    (path / "dataset_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
-    shutil.copyfile(tokenizer, path / "tokenizer.json")
+    write_surroundings(path, tokenizer=tokenizer, image=image, statistics=statistics)
     with torch.device("meta"):
         model = AnchorVLA4D(config)
     weight_map: dict[str, str] = {}
@@ -192,26 +226,17 @@ def write_random_checkpoint(
     (path / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=1) + "\n")
 
 
+def write_surroundings(
+    path: Path, *, tokenizer: Path, image: ImageConfig, statistics: dict[str, Any]
+) -> None:
+    """Write what a checkpoint folder holds beside its configuration and its weights."""
+    (path / "preprocessor_config.json").write_text(json.dumps(image_fields(image), indent=2) + "\n")
+    (path / "dataset_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
+    shutil.copyfile(tokenizer, path / "tokenizer.json")
+
+
 def image_fields(image: ImageConfig) -> dict[str, Any]:
     return {name: getattr(image, name) for name in ImageConfig.__slots__}
-
-
-def random_tensors(model: AnchorVLA4D, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and seeded random value of every tensor of `model`, in order."""
-    for name, tensor in model.state_dict().items():
-        shape = tuple(tensor.shape)
-        if name.endswith("view_pos_table"):
-            yield name, reference_view(model.config.spatial.dim)
-            continue
-        key = zlib.crc32(name.encode()) << 32 | seed
-        normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
-        if len(shape) > 1:
-            normal /= np.float32(np.sqrt(np.prod(shape[1:])))
-        elif "norm" in name and name.endswith("weight") or name.endswith("ln_q.weight"):
-            normal = 1 + 0.1 * normal
-        else:
-            normal *= np.float32(0.1)
-        yield name, torch.from_numpy(normal)
 
 
 def _shards(

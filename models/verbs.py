@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -21,7 +22,7 @@ class Init:
     """
 
     config: Positional[str]
-    """A config.json of your own, or a named configuration: demo, full, proxy, xlerobot."""
+    """A config.json of your own, or a named configuration: demo, full, proxy, thin, xlerobot."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -42,7 +43,7 @@ class Config:
     """
 
     name: Positional[str | None] = None
-    """Named configuration to write: demo, full, proxy, xlerobot."""
+    """Named configuration to write: demo, full, proxy, thin, xlerobot."""
     out: Path | None = None
     """File to write, which must not be there yet."""
     check: Path | None = None
@@ -60,6 +61,64 @@ class Config:
                 raise ValueError("say which file to write: --out config.json")
         elif self.out is not None:
             raise ValueError("--out belongs to writing a configuration, --check writes nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turn a checkpoint of the authors' or of Hugging Face's layout into a folder of our own.
+
+    Prints what went where. Every tensor finds its place, or nothing is written.
+
+    example: python -m models import trained --out checkpoint
+    """
+
+    checkpoint: Positional[Path]
+    """Folder with the weights, and beside them policy.json (or config.json of a policy),
+    tokenizer.json, preprocessor_config.json and dataset_statistics.json."""
+    out: Path
+    """Folder to write; one that this command wrote is replaced, anything else refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesize:
+    """Write a checkpoint with random weights as others write theirs, of any size in little memory.
+
+    Unlike those of init, its weights have outlier channels, as trained ones have.
+
+    example: python -m models synthesize --config full --layout authors --out dir
+    """
+
+    config: str
+    """A config.json of your own, or a named configuration: demo, full, proxy, thin, xlerobot."""
+    layout: Literal["hf", "authors"]
+    """Safetensors as transformers writes them, or shards of Megatron."""
+    out: Path
+    """Folder to write; one that this command wrote is replaced, anything else refused."""
+    seed: int = 0
+    """Seed of the weights."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """In which they are stored."""
+    outlier_channels: int = 8
+    """Planted in front of every attention and every MLP of the language model."""
+    names: Literal["published", "newer"] = "published"
+    """Of layout hf: before transformers 4.52, or since."""
+    shards: int = 1
+    """Of layout authors: tensor-parallel ranks."""
+    tokenizer: Path = CHECKPOINT / "tokenizer.json"
+    """Vocabulary; must fit the configuration's embedding table."""
+
+    def __post_init__(self) -> None:
+        if not Path(self.config).exists():
+            _check_name(self.config, ", or name a config.json of your own")
+        if self.shards < 1 or self.outlier_channels < 0:
+            raise ValueError(
+                "--shards must be at least 1 and --outlier-channels at least 0, got "
+                f"{self.shards} and {self.outlier_channels}"
+            )
+        if self.shards > 1 and self.layout != "authors":
+            raise ValueError("--shards belongs to --layout authors")
+        if self.names != "published" and self.layout != "hf":
+            raise ValueError("--names belongs to --layout hf")
 
 
 def _check_name(name: str, otherwise: str = "") -> None:

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
-from models.checkpoint import random_tensors
 from models.demo import CHECKPOINT
+from models.random_weights import random_tensors
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.prompt import encode_tail
 

@@ -92,6 +92,8 @@ IN_THE_WAY = {
     "runtime show": ("show BUNDLE --svg OUT/a.svg", "a.svg"),
     "models init": ("init demo --out OUT/a", "a/notes.txt"),
     "models init over a file": ("init demo --out OUT/a", "a"),
+    "models import": (f"import {CHECKPOINT} --out OUT/a", "a/notes.txt"),
+    "models synthesize": ("synthesize --config demo --layout hf --out OUT/a", "a/notes.txt"),
     "models config": ("config demo --out OUT/config.json", "config.json"),
     "models.demo collect": ("collect --tasks touch-red --out OUT", "touch-red.npz"),
     "models.demo record": ("record --out OUT", "touch-green-2.npz"),
@@ -386,7 +388,10 @@ def test_help_names_every_configuration(verb, capsys):
 def test_a_configuration_that_is_neither_named_nor_there_says_what_there_is(tmp_path, capsys):
     assert call("models", ["init", "mine", "--out", str(tmp_path / "a")]) == 2
     words = " ".join("".join(capsys.readouterr()).replace("\u2502", " ").split())
-    assert "unknown configuration 'mine'; there are demo, full, proxy, xlerobot, or name a" in words
+    assert (
+        "unknown configuration 'mine'; there are demo, full, proxy, thin, xlerobot, or name a"
+        in words
+    )
 
 
 def test_what_to_type_after_an_edit_can_be_copied(tmp_path, capsys):
@@ -404,7 +409,7 @@ def test_a_hugging_face_configuration_is_told_apart(tmp_path, capsys):
     assert call("models", ["config", "--check", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "a configuration of Hugging Face transformers (model_type 'qwen2_5_vl')" in err
-    assert "python -m models config full --out config.json" in err
+    assert "python -m models config full --out policy.json" in err
 
 
 def test_random_weights_are_said_and_replaced_whole(tmp_path, capsys):

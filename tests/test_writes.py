@@ -30,6 +30,9 @@ MAY_WRITE = {
     "quant/layerwise/language.py": "layers beside a state of ours",
     "quant/layerwise/full_size.py": "a folder of its own, looked through",
     "models/checkpoint.py": "into the folder that `temporary` gives",
+    "models/layouts/writers.py": "into the folder that `temporary` gives",
+    "models/synthesize.py": "into the folder that `temporary` gives",
+    "models/imported.py": "into the folder that `temporary` gives",
     "models/demo/collect.py": "into what `replacing` gives",
     "models/demo/train.py": "into what `replacing` gives",
 }

@@ -11,17 +11,15 @@ The other half is float64 everywhere, for networks whose authors wrote float32 i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.checkpoint import random_tensors
-from quant.layerwise.full_size import outlier_gain
+from models.random_weights import outlier_gain, random_tensor
+from models.sources import parameter_shapes
 
 Weights = Callable[[str], Tensor]
 """Published name -> float32 tensor."""
@@ -33,8 +31,8 @@ TABLE = "vlm.model.embed_tokens.weight"
 class RandomWeights:
     """Seeded random weights of a policy, drawn one at a time, with outliers.
 
-    The numbers are those of `models.checkpoint.random_tensors`, but that some channels leave each
-    norm in front of a layer 30 to 60 times as large as the others, the same ones in all layers.
+    The numbers are those of `models.random_weights.random_tensor`, but that some channels leave
+    each norm in front of a layer 30 to 60 times as large as the others, the same in all layers.
     """
 
     def __init__(
@@ -50,25 +48,23 @@ class RandomWeights:
             kept: how names begin of what stays in memory once it was drawn: every denoise step
                 reads the head.
         """
-        with torch.device("meta"):
-            model = AnchorVLA4D(config)
-        self._config, self._tensors = config, model.state_dict()
+        self._shapes = parameter_shapes(config)
         self._seed, self._outlier_channels = seed, outlier_channels
         self._starts, self._kept = kept, dict[str, Tensor]()
 
     @property
     def names(self) -> Iterable[str]:
         """Of all tensors."""
-        return self._tensors.keys()
+        return self._shapes.keys()
 
     def __call__(self, name: str) -> Tensor:
         """The float32 tensor of this name."""
         if (kept := self._kept.get(name)) is not None:
             return kept
-        only = SimpleNamespace(config=self._config, state_dict=lambda: {name: self._tensors[name]})
-        ((_, value),) = random_tensors(cast(AnchorVLA4D, only), self._seed)
+        shape, gain = self._shapes[name], None
         if name.endswith(NORMS_WITH_OUTLIERS):
-            value *= torch.as_tensor(outlier_gain(len(value), self._seed, self._outlier_channels))
+            gain = outlier_gain(shape[0], self._seed, self._outlier_channels)
+        value = random_tensor(name, shape, self._seed, gain=gain)
         if name.startswith(self._starts):
             self._kept[name] = value
         return value

@@ -262,8 +262,8 @@ class PolicyConfig:
             raise ValueError(
                 f"{path}: a configuration of Hugging Face transformers (model_type "
                 f"{raw.get('model_type')!r}), which knows no spatial encoder, action head or "
-                "normalization. Write one of a whole policy, and set its sizes from this file: "
-                "python -m models config full --out config.json"
+                "normalization. Write one of a whole policy beside it, and set its sizes from this "
+                "file: python -m models config full --out policy.json"
             )
         try:
             return _parse(cls, raw, "")

@@ -82,6 +82,11 @@ def proxy() -> PolicyConfig:
     return shallow(full(), vision=5, language=6, spatial=4, head=4)
 
 
+def thin() -> PolicyConfig:
+    """The published widths with two layers a network: whatever depends on width, in little time."""
+    return shallow(full(), vision=2, language=2, spatial=2, head=2)
+
+
 def shallow(
     base: PolicyConfig, *, vision: int, language: int, spatial: int, head: int
 ) -> PolicyConfig:
@@ -151,4 +156,4 @@ def demo() -> PolicyConfig:
     )
 
 
-CONFIGS = {"full": full, "xlerobot": xlerobot, "proxy": proxy, "demo": demo}
+CONFIGS = {"full": full, "xlerobot": xlerobot, "proxy": proxy, "thin": thin, "demo": demo}

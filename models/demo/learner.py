@@ -20,9 +20,9 @@ from torch.nn import functional
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.head import ddim_coefficients
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts, rotary
-from models.checkpoint import random_tensors
 from models.demo import CHECKPOINT
 from models.demo.data import GRID, Batch, Data
+from models.random_weights import random_tensors
 from runtime import prompt
 
 

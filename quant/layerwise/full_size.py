@@ -25,12 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
-from torch import Tensor
 
 from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import full
-from models.checkpoint import INDEX, random_tensors
+from models.checkpoint import INDEX
+from models.random_weights import random_weights
 from quant.config import FullSizeConfig
 from quant.layerwise.language import STATE, CalibrationPrompt, quantize_language
 from quant.layerwise.shards import LANGUAGE, LAYERS, locate, read_config, save_tensors
@@ -43,8 +42,6 @@ TABLE = LANGUAGE + "embed_tokens.weight"
 DESCRIPTION = "random language model"
 PEAK_LIMIT = 14e9
 """Bytes of memory that the full size may take."""
-OUTLIER_GAIN = (30.0, 60.0)
-"""Outlier channels of real language models are some tens of times as large as the others."""
 
 
 def full_size(config: FullSizeConfig) -> int:
@@ -101,17 +98,11 @@ def write_random_language(
     the same ones in all layers. The index is written last: with it, the checkpoint is whole.
     """
     write_file(path / "config.json", config.to_json())
-    with torch.device("meta"):
-        policy = AnchorVLA4D(config)
-    del policy.vlm.visual, policy.info_sharing, policy.action_head
-    gain_D = outlier_gain(config.language.hidden_size, seed, outlier_channels)
+    weights = random_weights(config, seed, outlier_channels=outlier_channels, dtype=torch.bfloat16)
     weight_map: dict[str, str] = {}
-    groups = itertools.groupby(random_tensors(policy, seed), lambda item: _file_name(item[0]))
-    for shard, items in groups:
-        tensors = {
-            name: (value * gain_D if "layernorm" in name else value).to(torch.bfloat16)
-            for name, value in items
-        }
+    names = [name for name in weights if name.startswith(LANGUAGE)]
+    for shard, group in itertools.groupby(names, _file_name):
+        tensors = {name: weights[name].read() for name in group}
         save_tensors(path / shard, tensors)
         print(f"  {shard}: {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB", flush=True)
         weight_map.update(dict.fromkeys(tensors, shard))
@@ -167,18 +158,6 @@ def seeded_prompts(
                 rows_SD[image] += rows_SD[image][0].clone()
             made.append(CalibrationPrompt(rows_SD, positions_3S))
     return made
-
-
-def outlier_gain(width: int, seed: int, count: int) -> Tensor:
-    """[D]: 30 to 60 times as much for `count` channels as for the others.
-
-    Their mean square is 1, so that products keep their scale: attention would otherwise choose one
-    token and forget the others, and whether it is the same one again would be all that errors say.
-    """
-    random = np.random.Generator(np.random.Philox(key=seed))
-    gain_D = np.ones(width, np.float32)
-    gain_D[random.choice(width, count, replace=False)] = random.uniform(*OUTLIER_GAIN, count)
-    return torch.from_numpy(gain_D / np.sqrt(np.square(gain_D).mean()))
 
 
 def _make_checkpoint(config: FullSizeConfig) -> float:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from models.anchorvla4d.config import LanguageConfig, PolicyConfig
 from models.anchorvla4d.language import DecoderLayer
-from models.checkpoint import CheckpointError, weight_files
+from models.checkpoint import CheckpointError
+from models.layouts.hugging_face import weight_files
 from quant.apply import linear_layers
 from quant.formats import Quantized
 from quant.modules import QuantLinear

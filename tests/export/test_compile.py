@@ -15,9 +15,9 @@ from models.anchorvla4d.layers import SelfAttention
 from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
 from models.anchorvla4d.presets import full, shallow
 from models.anchorvla4d.split import split
-from models.checkpoint import random_tensors
 from models.demo import CHECKPOINT
 from models.init import image_of
+from models.random_weights import random_tensors
 from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
 

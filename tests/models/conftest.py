@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from export.evidence.composition import Composition
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full, shallow
+from models.random_weights import random_weights
+from tests.models.synthesized import OUTLIERS, SEED, command, small
 from tests.oracles import IMAGE, TOKENIZER, random_policy
 
 
@@ -44,3 +49,32 @@ def build(tokenizer):
         return built[name]
 
     return pair
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """One policy in every layout, by name."""
+    base = tmp_path_factory.mktemp("layouts")
+    (base / "config.json").write_text(small().to_json())
+    lines = {
+        "published": ["--layout", "hf"],
+        "newer": ["--layout", "hf", "--names", "newer"],
+        "authors": ["--layout", "authors"],
+        "shards": ["--layout", "authors", "--shards", "2"],
+    }
+    for name, words in lines.items():
+        line = ["--config", base / "config.json", "--seed", SEED, "--outlier-channels", OUTLIERS]
+        assert command("synthesize", *line, *words, "--out", base / name) == 0
+    return {name: base / name for name in lines}
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Its tensors by their published names, as they are stored."""
+    weights = random_weights(small(), SEED, outlier_channels=OUTLIERS, dtype=torch.bfloat16)
+    return {name: source.read() for name, source in weights.items()}
+
+
+@pytest.fixture
+def copy(folders, tmp_path):
+    return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))

@@ -15,7 +15,7 @@ from models import checkpoint
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import demo
 from models.checkpoint import CheckpointError, load_checkpoint, reference, write_random_checkpoint
-from models.weights import UNUSED, published_name
+from models.layouts.hugging_face import UNUSED, published_name
 from tests.oracles import IMAGE, TOKENIZER, Observation, random_policy
 
 SHARD = "model-00000.safetensors"

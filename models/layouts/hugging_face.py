@@ -1,0 +1,234 @@
+"""A folder as Hugging Face's libraries write it: one safetensors file, or shards with an index.
+
+In: the folder. Out: where each parameter is read. The vision-language model may be named as
+published, as since transformers 4.52, and with or without `vlm.` in front; the other two parts
+stand beside it in the same files, or as `action_head.pt` and `info_sharing.pt`, where the authors'
+conversion tool (`checkpoint/vlm_model/mm_to_hf.py` of eileenzhujuan/AnchorVLA4D) puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.anchorvla4d.config import PolicyConfig
+from models.errors import CheckpointError
+from models.json_file import read_object
+from models.layouts.stored import stored_safetensors, stored_torch
+from models.sources import (
+    AS_IT_IS,
+    Misfits,
+    Source,
+    Stored,
+    Unused,
+    Weights,
+    parameter_shapes,
+    some,
+)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = {
+    "action_head.pt": "action_head.",
+    "info_sharing.pt": "info_sharing.",
+    "vit_memory.pt": "vit_memory.",
+    "cross_state.pt": "",
+}
+"""What the authors' tool writes beside the safetensors -> how our names of it begin. The last two
+belong to other policies of theirs: here they are empty, or their tensors are too many."""
+UNUSED = {"vlm.lm_head.weight": "speaks words, of which this policy says none"}
+_RENAMED = {
+    "vlm.model.language_model.": "vlm.model.",
+    "vlm.model.visual.": "vlm.visual.",
+    "model.language_model.": "vlm.model.",
+    "model.visual.": "vlm.visual.",
+    "model.": "vlm.model.",
+    "visual.": "vlm.visual.",
+    "lm_head.": "vlm.lm_head.",
+}
+"""How else the names of Qwen2.5-VL begin, those of transformers 4.52 and later first -> how ours
+do, the first that fits."""
+MODEL_TYPE = "qwen2_5_vl"
+_VISION_FIELDS = {
+    name: name
+    for name in (
+        "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size",
+        "fullatt_block_indexes", "patch_size", "temporal_patch_size", "spatial_merge_size",
+        "window_size",
+    )
+}  # fmt: skip
+_LANGUAGE_FIELDS = {
+    name: name
+    for name in (
+        "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+        "num_key_value_heads", "vocab_size", "rms_norm_eps",
+    )
+}  # fmt: skip
+_ROPE_FIELDS = {"rope_theta": "rope_theta", "mrope_section": "mrope_section"}
+_ACCEPTED = {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
+"""Settings of the language model that a policy's configuration lacks, and what they must be."""
+
+
+def published_name(name: str) -> str:
+    """The name of a tensor before transformers 4.52, with its part in front."""
+    for other, published in _RENAMED.items():
+        if name.startswith(other):
+            return published + name.removeprefix(other)
+    return name
+
+
+def is_in(path: Path) -> bool:
+    """Are there such files in a folder?"""
+    return (path / INDEX).is_file() or (path / WEIGHTS).is_file()
+
+
+def open_weights(path: Path, config: PolicyConfig) -> Weights:
+    """Where each parameter is read.
+
+    Raises:
+        CheckpointError: files that are missing or damaged, or tensors that do not fit.
+    """
+    files = weight_files(path)
+    beside = [path / name for name in SIDE_FILES if (path / name).is_file()]
+    tensors = [(published_name(s.name), s) for file in files for s in stored_safetensors(file)]
+    tensors += [pair for file in beside for pair in _side_tensors(file)]
+    wanted = parameter_shapes(config)
+    sources: dict[str, Source] = {}
+    found: dict[str, str] = {}
+    unused: list[Unused] = []
+    misfits = Misfits()
+    for name, stored in tensors:
+        if name in UNUSED:
+            unused.append(Unused(stored.name, stored.file, UNUSED[name]))
+        elif name not in wanted:
+            misfits.extra.append(stored.name)
+        elif name in found:
+            misfits.twice.append(f"{found[name]} and {stored.name}")
+        elif stored.shape != wanted[name]:
+            misfits.misshaped.append(
+                f"{stored.name} {list(stored.shape)}, expected {list(wanted[name])}"
+            )
+        elif isinstance(stored.dtype, str):
+            misfits.mistyped.append(f"{stored.name} {stored.dtype}")
+        else:
+            sources[name] = _as_it_is(name, stored)
+        found.setdefault(name, stored.name)
+    misfits.missing += sorted(wanted.keys() - found.keys())
+    misfits.refuse(path)
+    return Weights({name: sources[name] for name in wanted}, sorted([*files, *beside]), unused)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, after checking that index and shards agree.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, or a git-lfs pointer in place of one.
+    """
+    index = path / INDEX
+    if not index.is_file():
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{path}: neither {WEIGHTS} nor {INDEX} in it")
+        return [path / WEIGHTS]
+    weight_map = _read_index(index)
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    if missing := [f.name for f in files if not f.is_file()]:
+        raise CheckpointError(f"{index}: names shards that are not there: {some(missing)}")
+    stored = {s.name: file.name for file in files for s in stored_safetensors(file)}
+    if stored != weight_map:
+        wrong = sorted(
+            n for n in stored.keys() | weight_map.keys() if stored.get(n) != weight_map.get(n)
+        )
+        raise CheckpointError(f"{index}: index and shards disagree about {some(wrong)}")
+    return files
+
+
+def check_config(path: Path, config: PolicyConfig) -> None:
+    """Compare the `config.json` of a Qwen2.5-VL, of any version, with a policy's configuration.
+
+    What the file does not state is not compared.
+
+    Raises:
+        CheckpointError: not such a file, a setting that is not honoured, or another value.
+    """
+    try:
+        raw = read_object(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if raw.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{path}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} beside a "
+            "policy.json; remove one of the two"
+        )
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    rope = _rope(path, text)
+    vision = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
+    compared: tuple[tuple[str, Mapping[str, Any], object, Mapping[str, str]], ...] = (
+        ("vision", vision, config.vision, _VISION_FIELDS),
+        ("language", text, config.language, _LANGUAGE_FIELDS),
+        ("language", rope, config.language, _ROPE_FIELDS),
+    )
+    differ = [
+        f"{where}.{field} is {stated[name]!r} there and {ours!r} here"
+        for where, stated, network, names in compared
+        for name, field in names.items()
+        if name in stated and stated[name] != (ours := _plain(getattr(network, field)))
+    ]
+    if differ:
+        raise CheckpointError(f"{path}: does not agree with policy.json: {some(differ)}")
+
+
+def _side_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of one of `SIDE_FILES`, under our names."""
+    for place, item in stored_torch(file):
+        if not isinstance(item, Stored):
+            raise CheckpointError(
+                f"{file}: {'.'.join(place) or 'its content'} is no tensor but a "
+                f"{type(item).__name__}; it must be a dictionary of tensors, as a state_dict is"
+            )
+        yield SIDE_FILES[file.name] + item.name, item
+
+
+def _as_it_is(name: str, stored: Stored) -> Source:
+    assert not isinstance(stored.dtype, str)
+    return Source(name, stored.shape, stored.dtype, (stored,), AS_IT_IS, stored.read)
+
+
+def _rope(path: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rotary settings, in the spelling before transformers 5 or since."""
+    older, newer = text.get("rope_scaling"), text.get("rope_parameters")
+    rope = {"rope_theta": text["rope_theta"]} if "rope_theta" in text else {}
+    for spelling in (older, newer):
+        rope |= spelling if isinstance(spelling, dict) else {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("mrope", "default"):
+        raise CheckpointError(
+            f"{path}: rotary positions of type {kind!r} are not honoured, only 'mrope' (or "
+            "'default'); a policy trained with them would be another one here"
+        )
+    for name, accepted in _ACCEPTED.items():
+        if name in text and text[name] not in accepted:
+            raise CheckpointError(
+                f"{path}: {name}={text[name]!r} is not honoured, only "
+                f"{' or '.join(map(repr, accepted))}"
+            )
+    return rope
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        weight_map = read_object(index).get("weight_map")
+    except ValueError as error:
+        raise CheckpointError(f"{error} (not an index of shards)") from None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise CheckpointError(
+            f"{index}: not an index of shards: weight_map must give each tensor the name of a file "
+            "beside it; copy it again"
+        )
+    return weight_map
