@@ -1,8 +1,9 @@
 """The weights of a checkpoint: its safetensors files, and a model that takes every tensor of them.
 
-Goes in: a checkpoint folder and a model. Comes out: the model with float32 weights. The trade-off:
-nothing is skipped but what is known not to be used (`UNUSED`), and that is told; any other tensor
-too many, too few, of another shape, another type or not finite is an error with its name.
+Goes in: a checkpoint folder and a model. Comes out: the model with float32 weights, which stay on
+disk until something computes with them (`models.stored`). The trade-off: nothing is skipped but
+what is known not to be used (`UNUSED`), and that is told; any other tensor too many, too few, of
+another shape, another type or not finite is an error with its name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 
 from models.errors import CheckpointError
 from models.json_file import read_object, refuse_pointer
+from models.stored import StoredTensor, map_of, put
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,7 +71,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def load_weights(model: nn.Module, files: Iterable[Path]) -> tuple[str, ...]:
-    """Stream every tensor into `model`, which is on the meta device.
+    """Give `model`, which is on the meta device, its tensors: they are checked, and stay on disk.
 
     Returns:
         Names of the tensors that were left out: those of `UNUSED`.
@@ -109,7 +111,7 @@ def load_weights(model: nn.Module, files: Iterable[Path]) -> tuple[str, ...]:
                     value = tensors.get_tensor(stored).float()
                     if not torch.isfinite(value).all():
                         broken.append(stored)
-                    model.load_state_dict({name: value}, strict=False, assign=True)
+                    put(model, name, StoredTensor(shape, torch.float32, map_of(file, stored)))
                 found.setdefault(name, stored)
     missing += sorted(wanted.keys() - found.keys())
     problems = [f"{label}: {_some(names)}" for label, names in wrong.items() if names]
