@@ -26,6 +26,7 @@ MAY_WRITE = {
     "export/evidence/planted.py": "into the folder that `temporary` gives",
     "export/evidence/kept_episodes.py": "into what `replacing` gives",
     "quant/calibrate.py": "into what `replacing` gives",
+    "quant/codes.py": "into what `replacing` gives",
     "quant/layerwise/shards.py": "into what `replacing` gives",
     "quant/layerwise/language.py": "layers beside a state of ours",
     "quant/layerwise/full_size.py": "a folder of its own, looked through",
