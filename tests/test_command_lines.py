@@ -107,6 +107,9 @@ IN_THE_WAY = {
     "quant convert": ("convert DATASET --out OUT/d", "d/episode_000000.npz"),
     "export build": ("build float32 --checkpoint C --out OUT/b", "b/notes.txt"),
     "export build, its page": ("build float32 --checkpoint C --out OUT/b", "b-report.html"),
+    "export build, another's work": (
+        "build float32 --checkpoint C --out OUT/b", "b.work/notes.txt",
+    ),
     "export build, another's workshop": (
         "build float32 --checkpoint C --out OUT/b", ".b.writing/notes.txt",
     ),

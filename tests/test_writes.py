@@ -22,7 +22,7 @@ MAY_WRITE = {
     "export/engines/engine.py": "into the folder that `temporary` gives",
     "export/engines/onnx_file.py": "into the folder that `temporary` gives",
     "export/engines/ranges.py": "into the folder that `temporary` gives",
-    "export/subject.py": "statistics that calibrate kept, seen to be some",
+    "export/destination.py": "its own work folder, looked through",
     "export/evidence/planted.py": "into the folder that `temporary` gives",
     "export/evidence/kept_episodes.py": "into what `replacing` gives",
     "quant/calibrate.py": "into what `replacing` gives",
