@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity full-size success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -115,9 +115,6 @@ w8a8: setup ## ways to int8 inputs side by side (none, smooth, rotate, both, per
 sensitivity: setup ## what each group of layers costs in each format; the recipe orin-mixed is its result
 	$(PY) -m quant sensitivity --checkpoint models/demo/checkpoint --board agx-orin-64gb \
 		--budget-ms 54 --shapes full --image-size 252 252 --out build/sensitivity $(ARGS)
-
-full-size: setup ## calibrate and quantize the language model at full size; prints time and peak memory
-	$(PY) -m quant full-size $(ARGS)
 
 success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor/model.safetensors ## every success rate of README and model card again, training what they compare with (2 hours)
 	$(PY) -m export success --seeds build/demo-seed1 --without-anchor build/demo-without-anchor $(ARGS)

@@ -6,6 +6,7 @@ that fails stops the export; no number is reported from an engine that failed it
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import shutil
@@ -22,7 +23,14 @@ from rich.table import Table as Printed
 from rich.text import Text
 
 from export.config import BuildConfig
-from export.destination import check_disk, disk_errors, exclusive, publish, temporary
+from export.destination import (
+    check_disk,
+    disk_errors,
+    exclusive,
+    kept_work,
+    publish,
+    temporary,
+)
 from export.engines.engine import EngineExporter, Exported
 from export.errors import ExportError
 from export.gates import GateFailed, Gates
@@ -37,15 +45,18 @@ from export.judge import (
     judge_rounding,
     judge_stages,
 )
+from export.needs import DiskWatch, Needs, compare, needs_of, refuse_if_too_large
 from export.page.failure import advise, write_failure
 from export.page.figures import read_study
 from export.page.report import write_report
 from export.parts import largest_of
-from export.subject import Subject, prepare, scanned_tensors
+from export.subject import Subject, choose_parts, prepare, scanned_tensors
 from export.twin import write_twin
 from models.anchorvla4d.split import TOKENIZER, TOKENS
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.statistics import KINDS
+from models.stored import Rows
+from quant.apply import decide
 from quant.recipes import Recipe, Rule
 from quant.search.yardsticks import yardsticks
 from runtime.bundle import (
@@ -64,6 +75,9 @@ from runtime.pages.show import file_bytes, memory_plan, networks
 from runtime.storage.files import PAGE, check_output
 from runtime.storage.listed import sha256_of
 
+EMBEDDING = "embedding.bin"
+ROWS = 4096
+"""Of the token table that are copied at a time."""
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 
 
@@ -85,16 +99,28 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     failed = config.out.with_name(f"{config.out.name}-failed.html")
     for page in (report, failed):
         check_output(page, PAGE)
-    with exclusive(config.out), disk_errors(config.out), _Bar(console) as bar:
+    with (
+        exclusive(config.out),
+        disk_errors(config.out),
+        kept_work(config.out) as work,
+        _Bar(console) as bar,
+    ):
         bar.step("load checkpoint")
         checkpoint = load_checkpoint(config.checkpoint)
-        check_disk(config.out, sum(p.numel() for p in checkpoint.model.parameters()) * 4)
+        needs = _needs(config, recipe, checkpoint)
+        _say(console, f"this export takes {needs.describe()}")
         with temporary(config.out) as folder:
-            subject = prepare(config, recipe, checkpoint, bar.step)
+            disk = DiskWatch(folder, work)
+
+            def step(name: str) -> None:
+                disk.look()
+                bar.step(name)
+
+            subject = prepare(config, recipe, checkpoint, step, work=work)
             bar.expect(4 * len(subject.parts.engines) + 5)
             gates = Gates(force=config.force)
             try:
-                manifest = _export(subject, gates, folder, bar.step)
+                manifest = _export(subject, gates, folder, step)
             except GateFailed as failure:
                 bar.step("find out where it errs")
                 raise _explained(subject, gates, failure, failed) from failure
@@ -114,8 +140,30 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         _say(console, f"warning: {words}")
     if manifest.unmeasured:
         _say(console, f"warning: not measured: {', '.join(manifest.unmeasured)}")
+    _say(console, compare(needs, disk.most_bytes))
     _say(console, f"report: {report}")
     return config.out
+
+
+def _needs(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Needs:
+    """What the export takes.
+
+    Raises:
+        ExportError, OutputError: it is not there.
+    """
+    model = checkpoint.model
+    rules = decide(recipe, model)
+
+    def estimate(layers_per_part: int | None) -> Needs:
+        asked = dataclasses.replace(config, layers_per_part=layers_per_part)
+        layers = choose_parts(asked, recipe, checkpoint)
+        return needs_of(model, recipe, rules, layers, checkpoint.image, config)
+
+    needs = estimate(config.layers_per_part)
+    depth = checkpoint.config.language.num_hidden_layers
+    refuse_if_too_large(needs, config, depth, estimate)
+    check_disk(config.out, needs.disk_bytes)
+    return needs
 
 
 def _explained(subject: Subject, gates: Gates, failure: GateFailed, page: Path) -> ExportError:
@@ -181,8 +229,10 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
 def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> Manifest:
     checkpoint, parts = subject.checkpoint, subject.parts
     config = checkpoint.config
-    table = checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy()
-    table.tofile(folder / "embedding.bin")
+    table = Rows(checkpoint.model.vlm.model.embed_tokens.weight)
+    with (folder / EMBEDDING).open("wb") as file:
+        for start in range(0, len(table), ROWS):
+            table[start : start + ROWS].tofile(file)
     shutil.copyfile(checkpoint.path / "tokenizer.json", folder / TOKENIZER)
     golden = {f"stage/{name}": value for name, value in subject.tensors.items()}
     golden |= subject.golden
@@ -208,7 +258,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
             name: {kind: entry[kind] for kind in KINDS}
             for name, entry in checkpoint.statistics.items()
         },
-        tables={TOKENS: Table(file="embedding.bin", shape=table.shape, dtype="float32")},
+        tables={TOKENS: Table(file=EMBEDDING, shape=table.shape, dtype="float32")},
         engines={name: e.entry for name, e in exported.items()},
         files=files,
         padded_share=parts.padded_share(tail),

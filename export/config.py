@@ -63,7 +63,7 @@ class BuildConfig:
     layers_per_part: int | None = None
     """Layers of the language model in one engine, instead of what suits the board. Vision and
     spatial encoder are cut so that none of their parts weighs more. Nothing is cut if it has no
-    more layers."""
+    more layers. No part has 2 GiB of weights in float32, whatever is asked for."""
 
     softmax: Softmax | None = None
     """Of attention, instead of the recipe's: `base` takes the casts around it away, for a compiler

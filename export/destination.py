@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import ExportError
 from runtime.bundle import MANIFEST, PLANS
 from runtime.storage import folders
-from runtime.storage.files import FULL, remedy
-from runtime.storage.folders import check_disk, temporary
+from runtime.storage.files import FULL, PARTIAL, remedy
+from runtime.storage.folders import check_disk, check_folder, temporary
 
-__all__ = ["check_disk", "disk_errors", "exclusive", "publish", "temporary"]
+__all__ = ["check_disk", "disk_errors", "exclusive", "kept_work", "publish", "temporary"]
 
 MANIFEST_KEYS = ("schema", "policy", "recipe", "graph", "engines", "files")
 """A manifest of any schema has them."""
+CALIBRATION = "calibration.npz"
+WORK = re.compile(rf"[0-9a-f]{{64}}\.safetensors|{re.escape(CALIBRATION)}")
 PLAN_SUFFIXES = (".plan", ".json", ".cache", ".lock", ".new", ".partial")
 
 
@@ -52,6 +56,32 @@ def foreign(folder: Path) -> str | None:
         if not path.is_dir() and name not in known and not is_plan:
             return f"{name} is not in its {MANIFEST}"
     return None
+
+
+@contextlib.contextmanager
+def kept_work(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what a run that is cut off need not do again. Hold `exclusive`.
+
+    It goes when the export ends, with a bundle or an error. It stays when the export is interrupted
+    or killed: what lies in it is named by what it was made of, so the next one takes what it needs.
+
+    Raises:
+        OutputError: something in it is not ours, or it cannot be written.
+    """
+    folder = out.with_name(f"{out.name}.work")
+    check_folder(folder, _foreign_work)
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _foreign_work(folder: Path) -> str | None:
+    names = sorted(path.name for path in folder.iterdir())
+    strange = (n for n in names if not (WORK.fullmatch(n) or PARTIAL.fullmatch(n)))
+    return next((f"{name} is not of an export" for name in strange), None)
 
 
 @contextlib.contextmanager

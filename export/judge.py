@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from export.engines.audit import audit
 from export.engines.engine import Exported, with_parity
+from export.engines.resident import ResidentBackend
 from export.gates import Gates, closed_loop_verdict, motion_words, moves_well, words_of
 from export.measure import (
     Modules,
@@ -326,7 +327,7 @@ def _judged_words(subject: Subject) -> str:
 
 
 def _open_bundle(folder: Path, subject: Subject) -> Policy:
-    return Policy(read_bundle(folder), str(subject.golden["embodiment"]), OnnxRuntimeBackend())
+    return Policy(read_bundle(folder), str(subject.golden["embodiment"]), ResidentBackend())
 
 
 def _run_bundle(

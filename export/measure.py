@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
 from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
+from models.stored import Rows
 from quant.data.observations import Observation
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
@@ -91,7 +92,7 @@ class Modules:
         engines = {name: TorchEngine(spec) for name, spec in parts.engines.items()}
         embodiment = sorted(checkpoint.statistics)[0]
         resources = Resources(
-            tables={TOKENS: checkpoint.model.vlm.model.embed_tokens.weight.detach().numpy()},
+            tables={TOKENS: cast(Any, Rows(checkpoint.model.vlm.model.embed_tokens.weight))},
             statistics=checkpoint.statistics[embodiment],
         )
         self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)

@@ -22,7 +22,7 @@ from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
 from models.anchorvla4d.presets import CONFIGS
 from models.anchorvla4d.work import Tokens, Work, engines_work, layer_names, trunk_work
 from quant.boards import find_board
-from quant.recipes import RECIPES, Recipe
+from quant.recipes import RECIPES, Recipe, float32
 from quant.targets import held_bytes
 from runtime.graph import part_name
 
@@ -87,6 +87,37 @@ class EngineSizes:
             parameters=work.parameters,
             num_bytes=round(held_bytes(work, self._rules, self._base)),
         )
+
+
+MESSAGE_BYTES = 2**31 - 2**26
+"""Of an engine's weights in float32, as one is traced: its graph is a protobuf message then, all
+weights included, and such a message holds less than 2 GiB. What is left is for the nodes."""
+
+
+def tracing_layers(config: PolicyConfig) -> LayersPerPart:
+    """Layers per part of every trunk that an export can take, whatever board it is for.
+
+    In as few parts as that takes, of the same depth: the largest is what takes memory.
+    """
+    sizes = EngineSizes(config, float32())
+    most = choose_layers(sizes, per_part=None, limit=MESSAGE_BYTES)
+    counts = {trunk: getattr(most, trunk) for trunk in TRUNKS}
+    return LayersPerPart(
+        **{
+            trunk: count and -(-sizes.depths[trunk] // len(cut(sizes.depths[trunk], count)))
+            for trunk, count in counts.items()
+        }
+    )
+
+
+def smaller(one: LayersPerPart, other: LayersPerPart) -> LayersPerPart:
+    """Parts that hold no more layers than either says."""
+
+    def least(trunk: str) -> int | None:
+        counts = [getattr(layers, trunk) for layers in (one, other)]
+        return min((count for count in counts if count is not None), default=None)
+
+    return LayersPerPart(**{trunk: least(trunk) for trunk in TRUNKS})
 
 
 def choose_layers(sizes: EngineSizes, *, per_part: int | None, limit: int | None) -> LayersPerPart:

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from export.config import BuildConfig
+from export.destination import CALIBRATION
 from export.held_out import Evidence, gather
 from export.measure import Modules, golden_of, made_up, reference_actions
-from export.parts import EngineSizes, choose_layers
+from export.parts import EngineSizes, choose_layers, smaller, tracing_layers
 from export.tokens import Tokens, choose_tokens
 from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
@@ -96,11 +98,15 @@ def prepare(
     recipe: Recipe,
     checkpoint: Checkpoint,
     step: Callable[[str], None] = lambda name: None,
+    *,
+    work: Path | None = None,
 ) -> Subject:
     """Calibrate, quantize, split, and run both policies on the golden observation.
 
     Args:
         step: is told what begins.
+        work: a folder for statistics and codes, which are taken from there if they were made
+            already; without one they are in memory.
 
     Raises:
         ExportError: there are no observations to calibrate on.
@@ -117,7 +123,7 @@ def prepare(
         image=checkpoint.image,
         image_size=config.image_size,
         slots=tokens.slots,
-        layers=_layers(config, recipe, checkpoint),
+        layers=choose_parts(config, recipe, checkpoint),
         resize_on=config.resize_on,
     )
     step("run in float32")
@@ -129,9 +135,10 @@ def prepare(
     folded = Folded(checkpoint.model, {}, {})
     if is_quantized:
         step(f"calibrate on {len(evidence.calibration)} observations")
-        statistics = dict(_calibrate(config, checkpoint, evidence.calibration))
+        statistics = _calibrate(work, checkpoint, evidence.calibration)
         step("quantize")
         folded = prepare_folded(checkpoint.model, recipe, statistics)
+        del statistics  # as large as what replaces them
         checkpoint = replace(checkpoint, model=folded.model)
     parts = exact = cut(checkpoint.model)
     modules = Modules(checkpoint, exact)
@@ -139,7 +146,7 @@ def prepare(
     judged = _judge_by(checkpoint, evidence, modules, golden)
     model = checkpoint.model
     if is_quantized:
-        model = quantize_folded(folded, recipe)
+        model = quantize_folded(folded, recipe, work)
         parts = cut(model)
         tensors = Modules(checkpoint, parts).tensors(golden)
     return Subject(
@@ -161,11 +168,12 @@ def prepare(
     )
 
 
-def _layers(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> LayersPerPart:
-    """That one engine holds at most."""
+def choose_parts(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> LayersPerPart:
+    """That one engine holds at most: for its board, and for it to be exported at all."""
     limit = find_board(config.board).largest_engine_bytes if config.board else None
     sizes = EngineSizes(checkpoint.config, recipe)
-    return choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
+    asked = choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
+    return smaller(asked, tracing_layers(checkpoint.config))
 
 
 def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:
@@ -225,9 +233,9 @@ def scanned_tensors(subject: Subject) -> list[dict[str, NDArray[Any]]]:
 
 
 def _calibrate(
-    config: BuildConfig, checkpoint: Checkpoint, observations: tuple[Observation, ...]
+    work: Path | None, checkpoint: Checkpoint, observations: tuple[Observation, ...]
 ) -> Mapping[str, Statistics]:
-    """Kept in a file beside the destination until it is whole: a run that is cut off resumes."""
+    """Kept in a file now and then: a run that is cut off resumes."""
     runs = [
         partial(reference_actions, checkpoint, golden_of(checkpoint, seen, seed=number))
         for number, seen in enumerate(observations)
@@ -236,7 +244,5 @@ def _calibrate(
     for seen in observations:
         digest.update(seen.anchor.tobytes() + seen.frame.tobytes())
         digest.update(seen.instruction.encode() + seen.state.tobytes())
-    keep = config.out.with_name(f"{config.out.name}.calibration.npz")
-    statistics = calibrate(checkpoint.model, runs, keep=keep, key=digest.hexdigest())
-    keep.unlink(missing_ok=True)
-    return statistics
+    keep = None if work is None else work / CALIBRATION
+    return calibrate(checkpoint.model, runs, keep=keep, key=digest.hexdigest())

@@ -44,7 +44,7 @@ SHARD_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint: the float32 policy and everything around it."""
+    """A checkpoint: the float32 policy, its weights on disk, and everything around it."""
 
     path: Path
     config: PolicyConfig
@@ -77,7 +77,7 @@ class OpenCheckpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder; weights become float32.
+    """Read a checkpoint folder. Weights are checked, and read again when they are used.
 
     Raises:
         CheckpointError: a file is missing or damaged; tensors are missing, extra, of another shape

@@ -1,7 +1,7 @@
-"""Choose a recipe by measurement, quantize at the published size, or convert a LeRobot dataset.
+"""Choose a recipe by measurement, or convert a LeRobot dataset.
 
-Exit codes: 0 done, 1 a checkpoint cannot be used or memory peaked at its limit, 2 wrong usage, 6
-recording, 8 output that cannot be written, 130 interrupted.
+Exit codes: 0 done, 1 a checkpoint cannot be used, 2 wrong usage, 6 recording, 8 output that cannot
+be written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 VERBS: dict[str, tuple[str, str]] = {
     "sensitivity": ("quant.config:SensitivityConfig", "quant.search.study:sensitivity"),
-    "full-size": ("quant.config:FullSizeConfig", "quant.layerwise.full_size:full_size"),
     "convert": ("quant.data.convert:ConvertConfig", "quant.data.convert:convert"),
 }
 

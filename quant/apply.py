@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from models.anchorvla4d.head import ScaleDP
 from models.anchorvla4d.layers import RMSNorm
 from models.anchorvla4d.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
+from quant.codes import kept, key_of
 from quant.fold import SMOOTHED, Folded, Model, fold, smooth_factor
 from quant.formats import (
     INT4_BLOCK,
@@ -84,17 +87,27 @@ def prepare_folded(
     return fold(model, rules, statistics)
 
 
-def quantize_folded(folded: Folded[Model], recipe: Recipe) -> Model:
-    """A copy of a folded policy with quantized layers in place of linear ones."""
+def quantize_folded(folded: Folded[Model], recipe: Recipe, work: Path | None = None) -> Model:
+    """A copy of a folded policy with quantized layers in place of linear ones.
+
+    Args:
+        work: a folder that takes the codes of each layer before the next one is quantized, for
+            them to be read from there (`quant.codes`); without one they stay in memory.
+    """
     model = folded.model
     rules = decide(recipe, model)
-    replaced = {
-        id(layer): quantize_layer(
-            layer, rules[name], folded.statistics.get(name), folded.factors.get(name)
-        )
-        for name, layer in linear_layers(model).items()
-        if rules[name].format not in ("float32", "float")
-    }
+    replaced: dict[int, QuantLinear] = {}
+    for name, layer in linear_layers(model).items():
+        if rules[name].format in ("float32", "float"):
+            continue
+        seen = folded.statistics.get(name) if _looks(rules[name]) else None
+        chosen = rules[name], seen, folded.factors.get(name)
+        make = partial(quantize_layer, layer, *chosen)
+        if work is None:
+            replaced[id(layer)] = make()
+        else:
+            file = work / f"{key_of(layer.weight, *chosen)}.safetensors"
+            replaced[id(layer)] = kept(file, make, layer.bias)
     keep = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
     return copy.deepcopy(model, keep | replaced)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from models.anchorvla4d.presets import CONFIGS
 from models.demo import EPISODES
 from quant.boards import name_of_board
-from quant.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,39 +80,3 @@ class SensitivityConfig:
         budget = self.budget_bytes if self.budget_ms is None else self.budget_ms
         assert budget is not None
         return budget
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FullSizeConfig:
-    """Quantize a random language model of the published size, and print time and memory.
-
-    A run that was cut off goes on at its next layer. Exit code 1 if it took 14 GB or more.
-
-    example: python -m quant full-size --folder build/full-size
-    """
-
-    recipe: str = "orin-w8a8"
-    """Precision recipe."""
-    folder: Path = Path("build/full-size")
-    """Takes the checkpoint (6.2 GB) and, inside it, the quantized layers."""
-    seed: int = 0
-    """Of the weights and the prompts."""
-    outlier_channels: int = 8
-    """Planted in front of every attention and every MLP."""
-    prompts: int = 4
-    """To calibrate on."""
-    tokens: int = 128
-    """Of each prompt."""
-    keep: bool = False
-    """Leave the folder behind."""
-
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"unknown recipe {self.recipe!r}; there are {sorted(RECIPES)}")
-        if self.prompts < 1 or self.tokens < 8:
-            raise ValueError(
-                "calibration needs at least 1 prompt of 8 tokens, got "
-                f"{self.prompts} of {self.tokens}"
-            )
-        if self.outlier_channels < 0:
-            raise ValueError(f"outlier_channels cannot be negative, got {self.outlier_channels}")

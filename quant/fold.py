@@ -14,15 +14,16 @@ Axes: K = channels of a tensor, U = those that have a factor of their own, N = o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.stored import Edit, StoredTensor
 from quant.calibrate import Statistics
 from quant.formats import round_to_bfloat16
 from quant.methods import smooth_scales
@@ -67,7 +68,7 @@ def fold(
         smoothed = [name for name in site.readers if rules[name].method in SMOOTHED]
         if not smoothed:
             continue
-        weights = [edits.weight(name) for name in smoothed]
+        weights = (edits.weight(name) for name in smoothed)
         factor_K = smooth_factor(weights, seen[smoothed[0]].channel_max, site.channels)
         if not site.writers:
             factor_K = round_to_bfloat16(factor_K)
@@ -82,7 +83,7 @@ def fold(
 
 
 def smooth_factor(
-    weights_NK: Sequence[torch.Tensor],
+    weights_NK: Iterable[torch.Tensor],
     largest_K: Factors,
     channels: NDArray[np.int64] | None = None,
 ) -> Factors:
@@ -116,7 +117,7 @@ def _move(edits: _Edits[Model], site: Site, factor_K: Factors) -> None:
     for writer in site.writers:
         edits.scale_outputs(writer, torch.from_numpy(factor_U))
     for name in site.readers:
-        edits.weight(name).div_(torch.from_numpy(factor_K))
+        edits.scale_inputs(name, torch.from_numpy(factor_K))
 
 
 def _scaled(seen: Statistics, factor_K: Factors) -> Statistics:
@@ -124,37 +125,53 @@ def _scaled(seen: Statistics, factor_K: Factors) -> Statistics:
 
 
 class _Edits(Generic[Model]):
-    """Changed copies of parameters, put in place all at once; the model itself stays."""
+    """Changed copies of parameters, put in place all at once; the model itself stays.
+
+    A weight that lies on disk stays there: its changes are made each time it is read.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._changed: dict[int, nn.Parameter] = {}
+        self._changed: dict[int, torch.Tensor] = {}
 
     def weight(self, layer: str) -> torch.Tensor:
-        """[N, K] of a linear layer, [U] of a norm; to be changed in place."""
+        """[N, K] of a linear layer, [U] of a norm, as it is by now."""
         weight = self._model.get_submodule(layer).weight
         assert isinstance(weight, nn.Parameter)
-        return self._copy(weight)
+        return self._changed.get(id(weight), weight).detach()
+
+    def scale_inputs(self, layer: str, factor_K: torch.Tensor) -> None:
+        """Divide the columns of a linear layer."""
+        self._change(self._model.get_submodule(layer).weight, lambda weight: weight.div_(factor_K))
 
     def scale_outputs(self, writer: Writer, factor_U: torch.Tensor) -> None:
         """Multiply outputs of a norm or a linear layer, their bias included."""
         part = slice(writer.first, writer.first + len(factor_U))
-        weight = self.weight(writer.module)
-        weight[part] *= factor_U if weight.ndim == 1 else factor_U[:, None]
-        bias = getattr(self._model.get_submodule(writer.module), "bias", None)
-        if bias is None:
+
+        def scale(weight: torch.Tensor) -> None:
+            weight[part] *= factor_U if weight.ndim == 1 else factor_U[:, None]
+
+        def scale_bias(values: torch.Tensor) -> None:
+            values[part] = (values[part] + writer.plus) * factor_U - writer.plus
+
+        module = self._model.get_submodule(writer.module)
+        self._change(module.weight, scale)
+        if (bias := getattr(module, "bias", None)) is not None:
+            self._change(bias, scale_bias)
+        else:
             assert not writer.plus, f"{writer.module} has no bias to take a constant"
-            return
-        values = self._copy(bias)
-        values[part] = (values[part] + writer.plus) * factor_U - writer.plus
 
     def applied(self) -> Model:
         keep: dict[int, torch.Tensor] = {id(p): p for p in self._model.parameters()}
         keep |= {id(b): b for b in self._model.buffers()}
         return copy.deepcopy(self._model, {**keep, **self._changed})
 
-    def _copy(self, parameter: nn.Parameter) -> torch.Tensor:
-        if id(parameter) not in self._changed:
-            made = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-            self._changed[id(parameter)] = made
-        return self._changed[id(parameter)].data
+    def _change(self, parameter: Any, edit: Edit) -> None:
+        before = self._changed.get(id(parameter), parameter)
+        if isinstance(before, StoredTensor):
+            self._changed[id(parameter)] = before.edited(edit)
+            return
+        if before is parameter:
+            before = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            self._changed[id(parameter)] = before
+        edit(before.data)

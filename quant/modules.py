@@ -9,6 +9,8 @@ Axes: K = inputs, N = outputs, J = inputs that stay in float.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,6 +42,9 @@ def _(codes: Tensor, scales: Tensor, block: int) -> Tensor:
     return torch.empty(codes.shape, dtype=scales.dtype, device=codes.device)
 
 
+BUFFERS = (
+    "codes", "scales", "activation_scale", "input_factor", "token_floor", "kept", "kept_weight",
+)  # fmt: skip
 TOKEN_FLOOR = 2.0**-20
 """Least magnitude that a token is divided by: one of zeros stays zeros. A bfloat16 number."""
 
@@ -96,6 +101,18 @@ class QuantLinear(nn.Module):
         self.register_buffer("kept", None if kept is None else torch.from_numpy(kept[0].copy()))
         rows = None if kept is None else torch.from_numpy(kept[1].copy())
         self.register_buffer("kept_weight", rows)
+
+    @classmethod
+    def of(
+        cls, buffers: Mapping[str, Tensor], bias: Tensor | None, *, bits: int, block: int
+    ) -> QuantLinear:
+        """A layer of the buffers that another one had."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.bits, made.block, made.bias = bits, block, bias
+        for name in BUFFERS:
+            made.register_buffer(name, buffers.get(name))
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         whole = x

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from models.anchorvla4d.policy import AnchorVLA4D
+from models.stored import plain
 
 Rotation = Literal["heads", "residual"]
 
@@ -45,7 +46,7 @@ def rotate(model: AnchorVLA4D, rotations: Collection[Rotation], *, seed: int = 0
     if not rotations:
         return model
     random = np.random.Generator(np.random.Philox(key=seed))
-    turned = copy.deepcopy(model).requires_grad_(False)
+    turned = plain(copy.deepcopy(model)).requires_grad_(False)
     if "heads" in rotations:
         _turn_heads(turned, random)
     if "residual" in rotations:

@@ -105,10 +105,12 @@ IN_THE_WAY = {
     "quant sensitivity, a picture": (
         "sensitivity --checkpoint C --board agx-orin-64gb --budget-ms 9 --out OUT", "layers.svg",
     ),
-    "quant full-size": ("full-size --folder OUT", "model-norm.safetensors"),
     "quant convert": ("convert DATASET --out OUT/d", "d/episode_000000.npz"),
     "export build": ("build float32 --checkpoint C --out OUT/b", "b/notes.txt"),
     "export build, its page": ("build float32 --checkpoint C --out OUT/b", "b-report.html"),
+    "export build, another's work": (
+        "build float32 --checkpoint C --out OUT/b", "b.work/notes.txt",
+    ),
     "export build, another's workshop": (
         "build float32 --checkpoint C --out OUT/b", ".b.writing/notes.txt",
     ),
@@ -271,7 +273,7 @@ def test_debug_shows_the_traceback(package, tmp_path):
         "runtime": ["show", str(tmp_path)],
         "models": ["config", "--check", str(tmp_path / "gone")],
         "models.demo": ["tokenizer", "--out", str(tmp_path)],
-        "quant": ["full-size", "--folder", "/dev/null"],
+        "quant": ["convert", str(tmp_path), "--out", "/dev/null"],
         "export": ["twin", "--bundle", str(tmp_path), "--out", "/dev/null"],
         "device_tests": [str(tmp_path), "--results", str(tmp_path)],
         "device_tests.success": [str(tmp_path)],

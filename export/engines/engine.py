@@ -22,6 +22,7 @@ from export.engines.scratch import unfused_scratch_bytes
 from export.errors import ExportError
 from export.gates import Gates
 from models.anchorvla4d.engines import EngineSpec
+from models.stored import SHELF, plain
 from quant.recipes import FLOAT32_PART, Recipe, Rule
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors
@@ -95,9 +96,7 @@ class EngineExporter:
         path = self.folder / "engines" / f"{name}.onnx"
         is_lowered = self.recipe.base != "float32"
         first = self.folder / "float32" / path.name if is_lowered else path
-        model = export_graph(spec, opset=opset)
-        nodes = nodes_of(model)
-        file = save(model, first, keep_scopes=is_lowered)
+        file, nodes = _trace(spec, first, opset=opset, keep_scopes=is_lowered)
         step(f"{name}: parity")
         parity = self._parity(name, first)
         islands: dict[str, float] = {}
@@ -180,6 +179,19 @@ class EngineExporter:
             for stage in self.graph.stages
             if stage.engine == name
         ]
+
+
+def _trace(
+    spec: EngineSpec, path: Path, *, opset: int, keep_scopes: bool
+) -> tuple[OnnxFile, tuple[int, int] | None]:
+    """The file, and its nodes before and after inputs came to be shared.
+
+    All weights of the module are in memory here, and only here; others make room for them.
+    """
+    SHELF.clear()
+    model = export_graph(replace(spec, module=plain(spec.module)), opset=opset)
+    nodes = nodes_of(model)
+    return save(model, path, keep_scopes=keep_scopes), nodes
 
 
 def with_parity(exported: Exported, parity: Mapping[str, float]) -> Exported:

@@ -17,7 +17,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.engines.onnx_file import scope_of
+from export.engines.onnx_file import scope_of, skeleton
 from models.anchorvla4d.layers import RMSNorm
 from quant.formats import round_to_bfloat16, round_to_float16
 
@@ -86,7 +86,7 @@ def lower(model: onnx.ModelProto, base: str, kept: Collection[str], opset: int) 
     for entry in model.opset_import:
         if not entry.domain:
             entry.version = max(entry.version, opset)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(skeleton(model))
 
 
 def twin(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,7 +132,7 @@ class _Lowering:
             "bfloat16": round_to_bfloat16, "float16": round_to_float16
         }[base]  # fmt: skip
         self.constants = {t.name: t for t in self.graph.initializer}
-        infos = onnx.shape_inference.infer_shapes(model, data_prop=False).graph
+        infos = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=False).graph
         self.values = {v.name: v for v in (*infos.value_info, *infos.input, *infos.output)}
         self.is_low: dict[str, bool] = {}
         self.casts: dict[tuple[str, bool], str] = {}

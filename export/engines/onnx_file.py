@@ -134,6 +134,33 @@ def save(model: onnx.ModelProto, path: Path, *, keep_scopes: bool = False) -> On
     return OnnxFile(path, parameters, total)
 
 
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large weights are inputs of the graph: for whoever looks at types and shapes.
+
+    Both of onnx's own tools for that copy all they are given, twice.
+    """
+    bare = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            continue
+        if isinstance(value, (int, str)):
+            setattr(bare, field.name, value)
+        else:
+            getattr(bare, field.name).extend(value)
+    graph, own = bare.graph, model.graph
+    graph.name = own.name
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(own, name))
+    for tensor in own.initializer:
+        if len(tensor.raw_data) < INLINE_BYTES:
+            graph.initializer.add().CopyFrom(tensor)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return bare
+
+
 def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the operators of `quant.modules` are written."""
     op: Any = {18: onnxscript.opset18, 21: onnxscript.opset21}[opset]

@@ -13,6 +13,7 @@ matrix rate and bytes of weights at the memory bandwidth, both measured in the s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -37,6 +38,7 @@ from export.evidence.composition import Composition
 from export.measure import made_up
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
 from models.init import init
+from models.stored import plain
 from models.verbs import Init
 from runtime.backends.onnxruntime_module import ort
 from runtime.bundle import read_golden
@@ -239,6 +241,7 @@ def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
 def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[], Any]]:
     """Rows (a) to (c), on the golden observation with a frame that changes."""
     golden = read_golden(policy.bundle)
+    checkpoint = dataclasses.replace(checkpoint, model=plain(checkpoint.model))
     composition = Composition(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
     compiled = torch.compile(composition)
     embodiment = str(golden["embodiment"])

@@ -14,7 +14,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from export.measure import Modules, golden_of, made_up
 from models.anchorvla4d.engines import EngineSpec
 from models.anchorvla4d.split import Split, split
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.stored import plain
 from runtime.backends.parity import relative_error
 from runtime.backends.registry import BACKENDS, MakeBackend
 from runtime.bundle import Bundle, read_bundle
@@ -99,6 +100,7 @@ def crosscheck(
     compiler = compiler or _import_compiler()
     bundle = None if config.bundle is None else read_bundle(config.bundle)
     checkpoint = load_checkpoint(config.checkpoint)
+    checkpoint = replace(checkpoint, model=plain(checkpoint.model))
     parts = split(
         checkpoint.model, checkpoint.parts, checkpoint.image, config.image_size, config.tokens
     )

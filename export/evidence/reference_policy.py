@@ -7,6 +7,7 @@ T = action in the chunk, A = action dimension, S = state dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from device_tests.success.episodes import load_policy
 from device_tests.success.posed import EvaluatedPolicy
 from models.anchorvla4d.split import declare_inputs
 from models.checkpoint import Checkpoint, load_checkpoint, reference
+from models.stored import plain
 from runtime.bundle import MANIFEST
 from runtime.declarations import Input
 from runtime.episode import Answer
@@ -25,10 +27,10 @@ from runtime.inputs import draw_noise
 
 
 class ReferencePolicy:
-    """A checkpoint, run by `models.checkpoint.reference`."""
+    """A checkpoint, run by `models.checkpoint.reference` with all weights in memory."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint = replace(checkpoint, model=plain(checkpoint.model))
 
     @property
     def inputs(self) -> Mapping[str, Input]:

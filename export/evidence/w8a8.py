@@ -30,6 +30,7 @@ from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint, load_checkpoint, write_random_checkpoint
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
 from models.init import image_of, statistics_of
+from models.stored import plain
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.calibrate import calibrate
 from quant.data.observations import Observation, read_observations
@@ -193,6 +194,7 @@ def _full_width(config: W8A8Config, *, planted: bool) -> Subject:
         )
     checkpoint = load_checkpoint(folder)
     if planted:
+        checkpoint = replace(checkpoint, model=plain(checkpoint.model))
         plant_outliers(checkpoint.model)
     frames = [made_up(checkpoint, FULL_IMAGE, seed=n) for n in range(4)]
     seen = [replace(frame, anchor=frames[0].frame) for frame in frames]

@@ -25,6 +25,7 @@ from models.anchorvla4d.parts import (
 from models.anchorvla4d.pixels import PixelsEngine
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
+from models.stored import plain
 from runtime.declarations import Tensor
 from runtime.graph import part_name
 from runtime.image import ImageConfig
@@ -106,7 +107,7 @@ class ConditionEngine(nn.Module):
         steps = torch.tensor(inference_timesteps(model.config.head))
         with torch.no_grad():
             # In float64, so that no machine's way of adding up shows in the exported numbers.
-            embedder = copy.deepcopy(model.action_head.t_embedder).double()
+            embedder = plain(copy.deepcopy(model.action_head.t_embedder)).double()
             self.register_buffer("step_embeddings", embedder(steps).float())
         self.step_embeddings: torch.Tensor
 

@@ -249,7 +249,7 @@ def test_the_files_of_an_export_hold_as_many_of_each_format_as_its_recipe_says(
 
 
 def test_one_layer_left_in_float_stops_the_export(cut_checkpoint, tmp_path, monkeypatch):
-    def lazy(folded, recipe):
+    def lazy(folded, recipe, work):
         rules = (Rule(PLANTED, "float32"), *recipe.rules)
         return quantize_folded(folded, replace(recipe, rules=rules))
 

@@ -158,7 +158,7 @@ def test_a_recipes_layer_that_does_not_exist_is_named(cut_checkpoint, tmp_path, 
 
 
 def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch):
-    def wrong(folded, recipe):
+    def wrong(folded, recipe, work):
         model = quantize_folded(folded, recipe)
         model.get_submodule(WRONG).scales.mul_(1.5)
         return model

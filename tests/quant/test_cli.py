@@ -5,7 +5,7 @@ import pytest
 from models.checkpoint import CheckpointError
 from models.demo import CHECKPOINT
 from quant.__main__ import VERBS, main
-from quant.layerwise.full_size import FullSizeConfig
+from quant.config import SensitivityConfig
 
 
 @pytest.mark.parametrize(
@@ -23,18 +23,19 @@ def test_sensitivity_ends_with_its_exit_code(arguments, code, message, monkeypat
     assert message in capsys.readouterr().err
 
 
-def end_full_size(monkeypatch, run):
-    """Exit code of `full-size` if it does `run`."""
-    monkeypatch.setitem(VERBS, "full-size", (FullSizeConfig, run))
-    monkeypatch.setattr("sys.argv", ["quant", "full-size", "--seed", "3"])
+def end_sensitivity(monkeypatch, run):
+    """Exit code of `sensitivity` if it does `run`."""
+    monkeypatch.setitem(VERBS, "sensitivity", (SensitivityConfig, run))
+    given = ["--checkpoint", "C", "--board", "agx-orin-64gb", "--out", "O", "--budget-ms", "9"]
+    monkeypatch.setattr("sys.argv", ["quant", "sensitivity", *given])
     return main()
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_full_size_ends_with_its_own_code(monkeypatch, code):
+def test_a_verb_ends_with_its_own_code(monkeypatch, code):
     given = []
-    assert end_full_size(monkeypatch, lambda config: given.append(config) or code) == code
-    assert given == [FullSizeConfig(seed=3)]
+    assert end_sensitivity(monkeypatch, lambda config: given.append(config) or code) == code
+    assert [config.budget_ms for config in given] == [9]
 
 
 @pytest.mark.parametrize(
@@ -53,5 +54,5 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, error, code, line
     def fail(config):
         raise error
 
-    assert end_full_size(monkeypatch, fail) == code
+    assert end_sensitivity(monkeypatch, fail) == code
     assert capsys.readouterr() == ("", line + "\n")

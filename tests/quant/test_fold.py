@@ -11,6 +11,7 @@ from torch import nn
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
+from models.stored import plain
 from quant.apply import linear_layers, quantize
 from quant.calibrate import Statistics, calibrate
 from quant.fold import fold, smooth_factor
@@ -113,7 +114,7 @@ def test_every_folded_weight_matters(policy, folded, network):
     }
     assert len(writers) >= 2
     for name in writers:
-        broken = copy.deepcopy(folded.model)
+        broken = plain(folded.model)
         broken.get_submodule(name).weight.copy_(policy.get_submodule(name).weight)
         error = relative_error(networks(broken)[network], want)
         assert error > 1e-4, f"{name}: {error:.1e}"

@@ -6,6 +6,7 @@ import scipy.linalg
 import torch
 
 from models.checkpoint import load_checkpoint
+from models.stored import plain
 from quant.rotate import hadamard, keep_mean, rotate, turn
 from tests.oracles import relative_error
 from tests.quant.test_fold import networks
@@ -41,7 +42,7 @@ def test_a_turn_that_keeps_the_mean_keeps_what_a_layer_norm_does():
 @pytest.fixture(scope="module")
 def policy(cut_checkpoint):
     """Norms and biases that are not 1 and 0: what a turn has to carry along."""
-    model = load_checkpoint(cut_checkpoint).model
+    model = plain(load_checkpoint(cut_checkpoint).model)
     made = torch.Generator().manual_seed(3)
     for name, values in model.named_parameters():
         if "norm" in name or "ln_q" in name or name.endswith("bias"):

@@ -1,5 +1,6 @@
 """The search finds what is sensitive, and takes what costs least."""
 
+import dataclasses
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from models.stored import plain
 from quant.apply import decide
 from quant.data.observations import read_observations
 from quant.recipes import KEPT, MIXED, orin_mixed
@@ -108,6 +110,7 @@ def test_a_group_made_sensitive_stays_in_the_base_format():
     for planted in (False, True):
         checkpoint = load_checkpoint(CHECKPOINT)
         if planted:
+            checkpoint = dataclasses.replace(checkpoint, model=plain(checkpoint.model))
             _plant_outliers(checkpoint.model)
         errors = measure(Trial(checkpoint, few), groups)
         path, index = search(errors, costs, budget=3.0)

@@ -1,0 +1,210 @@
+"""What an export will take of memory and disk, before it begins; and what it took.
+
+In: a policy whose weights may lie on disk, a recipe, and how its trunks are cut. Out: bytes by what
+takes them, and a refusal where they are not there. Every figure is counted from shapes but for
+`LIBRARIES` and `COPIES`, which were measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.config import BuildConfig
+from export.engines.resident import RESIDENT_BYTES
+from export.errors import ExportError
+from export.held_out import LEAST_JUDGED
+from export.parts import EngineSizes
+from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.parts import LayersPerPart
+from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.spatial import NUM_VIEWS
+from models.stored import KEPT_BYTES
+from quant.apply import linear_layers
+from quant.calibrate import SAMPLED_ROWS
+from quant.recipes import Recipe, Rule
+from runtime.image import ImageConfig, grid_of
+
+LIBRARIES = 700_000_000
+"""Bytes of torch, onnx, ONNX Runtime and the rest of a process without weights. The demo, whose
+weights are 18 MB, was exported in 0.48 to 0.54 GB."""
+COPIES = 3.5
+"""Of an engine's weights while it is traced: the module's, the graph's, the message's, and half of
+one that is on its way to the file."""
+GPTQ_BYTES = 24
+"""Per pair of inputs of a layer: see `quant.methods.gptq`."""
+TOKENS = 128
+"""Per call of the language model, where none are given: the episodes have not been read yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """Of one export, in bytes."""
+
+    memory: Mapping[str, int]
+    """By what takes it; all of it at once. The last is the largest step."""
+    disk: Mapping[str, int]
+    """The same, beside the destination, the new bundle included."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(self.disk.values())
+
+    def describe(self) -> str:
+        """In one line."""
+        return (
+            f"about {_gb(self.memory_bytes)} of memory ({_listed(self.memory)}) and "
+            f"{_gb(self.disk_bytes)} of disk ({_listed(self.disk)})"
+        )
+
+
+def needs_of(
+    model: AnchorVLA4D,
+    recipe: Recipe,
+    rules: Mapping[str, Rule],
+    layers: LayersPerPart,
+    image: ImageConfig,
+    config: BuildConfig,
+) -> Needs:
+    """Estimate an export. Nothing of the policy is read but shapes.
+
+    Args:
+        layers: that one engine holds at most.
+    """
+    sizes = EngineSizes(model.config, recipe).engines(layers)
+    exact = dataclasses.replace(recipe, base="float32")
+    traced = [e.num_bytes for e in EngineSizes(model.config, exact).engines(layers).values()]
+    linear = linear_layers(model)
+    quantized = {n: linear[n] for n in linear if rules[n].format not in ("float32", "float")}
+    codes = sum(layer.weight.numel() for layer in quantized.values())
+    gptq = [layer.in_features for n, layer in quantized.items() if rules[n].method == "gptq"]
+    seen = sum(layer.in_features for layer in linear.values()) if quantized else 0
+    statistics = 4 * SAMPLED_ROWS * seen
+    kept = min(KEPT_BYTES, 4 * sum(p.numel() for p in model.parameters()))
+    largest = {
+        "folding": kept + statistics,
+        "tracing the largest engine": round(COPIES * max(traced)),
+        "GPTQ of the widest layer": kept + GPTQ_BYTES * max(gptq, default=0) ** 2,
+        "running modules and bundle": kept + 2 * min(RESIDENT_BYTES, sum(traced)),
+    }
+    step = max(largest, key=lambda name: largest[name])
+    is_lowered = recipe.base != "float32"
+    table = model.vlm.model.embed_tokens.weight.numel() * 4
+    tensors = _tensor_bytes(model, image, config)
+    return Needs(
+        memory={
+            "libraries": LIBRARIES,
+            "statistics": statistics,
+            "tensors of observations": (LEAST_JUDGED + 2) * tensors,
+            step: largest[step],
+        },
+        disk={
+            "bundle": table + tensors + sum(engine.num_bytes for engine in sizes.values()),
+            "codes and statistics": codes + statistics,
+            "float32 engines": sum(traced) if is_lowered else 0,
+        },
+    )
+
+
+def refuse_if_too_large(
+    needs: Needs,
+    config: BuildConfig,
+    depth: int,
+    with_layers: Callable[[int], Needs],
+    available: int | None = None,
+) -> None:
+    """
+    Args:
+        depth: layers of the language model.
+        with_layers: what an export with so many of them in a part would take.
+        available: bytes of memory; what is free now, by default.
+
+    Raises:
+        ExportError: the memory is not there. The message says what would do.
+    """
+    available = available_bytes() if available is None else available
+    if needs.memory_bytes <= available:
+        return
+    words = f"{config.checkpoint}: an export needs {needs.describe()}; "
+    words += f"{_gb(available)} of memory are free. "
+    least, count = needs.memory_bytes, depth
+    while count > 1:
+        count = (count + 1) // 2
+        smaller = with_layers(count).memory_bytes
+        if smaller <= available:
+            raise ExportError(f"{words}--layers-per-part {count} would do with {_gb(smaller)}")
+        least = min(least, smaller)
+    raise ExportError(f"{words}Free some; the least that would do is {_gb(least)}")
+
+
+def available_bytes() -> int:
+    """Of memory, without swapping: what the kernel says, or what this container has left."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        available = min(available, int(most) - int(used.read_text()))
+    return available
+
+
+def peak_bytes() -> tuple[int, int]:
+    """Most memory that this process ever held, and that a child of it did, mapped files too."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, child = (
+        unit * resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own, child
+
+
+class DiskWatch:
+    """The most that folders held at any of the moments when they were looked at."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self.most_bytes = 0
+
+    def look(self) -> None:
+        files = (path for folder in self._folders for path in folder.rglob("*") if path.is_file())
+        self.most_bytes = max(self.most_bytes, sum(path.stat().st_size for path in files))
+
+
+def compare(needs: Needs, disk_bytes: int) -> str:
+    """Estimate and truth, in one line."""
+    own, child = peak_bytes()
+    return (
+        f"memory: {_gb(own)} at most, {_gb(needs.memory_bytes)} estimated (its largest child: "
+        f"{_gb(child)}); disk: {_gb(disk_bytes)} at most, {_gb(needs.disk_bytes)} estimated"
+    )
+
+
+def _tensor_bytes(model: AnchorVLA4D, image: ImageConfig, config: BuildConfig) -> int:
+    """Of the graph's tensors on one observation."""
+    c: PolicyConfig = model.config
+    width, height = config.image_size
+    rows, columns = grid_of(height, width, image)
+    patches, slots = rows * columns, config.tokens or TOKENS
+    language, head = c.language, c.head
+    cache = language.num_hidden_layers * 2 * language.num_key_value_heads * language.head_dim
+    per_patch = c.vision.patch_dim + c.vision.hidden_size
+    per_patch += c.spatial.dim * (3 + len(c.spatial.indices))
+    modulations = head.num_inference_timesteps * (6 * head.depth + 2) * head.n_emb
+    per_slot = cache + language.hidden_size * 3 + 2 * slots
+    return 4 * (NUM_VIEWS * (patches * per_patch + slots * per_slot) + modulations)
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {_gb(size)}" for name, size in parts.items() if size)
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,1 +1,0 @@
-"""Quantizing a language model that does not fit memory as a whole."""
