@@ -13,6 +13,7 @@ from device_tests.success.motion import FIGURES
 from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
 from export.evidence.config import DEPTH
 from export.gates import MOTION_BOUND, MOTION_FIGURES
+from quant.recipes import RECIPES
 from runtime.graph import whole_of
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import Kind, write_file
@@ -25,7 +26,8 @@ WORDS = {
     "reference": "our torch reference",
     "uncached": "our runtime, every input changed",
     "warm": "**our runtime, anchor kept**",
-    "int8_warm": "the same in int8 (recipe `cpu-int8`)",
+    "resized_warm": "the same, an engine resizes the image",
+    "int8_warm": "anchor kept, in int8 (recipe `cpu-int8`)",
 }
 CALLS = {
     "anchor_vision": "vision, anchor",
@@ -126,14 +128,12 @@ def render_recipes(folder: Path) -> str:
     path = folder / VERDICTS.name
     if not path.exists():
         return ""
-    verdicts = list(json.loads(path.read_text())["verdicts"].values())
-    machine = verdicts[0]["machine"]
+    verdicts = _verdicts(path)
     lines = [
         "",
         f"Recipes on the demo policy, {verdicts[0]['episodes']} episodes in pairs with float32, 95 "
         "% Newcombe interval of the difference; bfloat16 recipes by their float32 twins, which "
-        f"round after every operation. Measured {machine['date']} at commit {machine['commit']} on "
-        f"{machine['processor']}.",
+        f"round after every operation. {_measured(verdicts)}",
         "",
         "| recipe | engines, of float32 | actions moved | success | against float32, points |",
         "|---|---:|---:|---:|---:|",
@@ -154,8 +154,7 @@ def render_motion(folder: Path) -> str:
     recipes, faults = folder / VERDICTS.name, folder / PLANTED
     tables = []
     if recipes.exists():
-        verdicts = json.loads(recipes.read_text())["verdicts"].values()
-        rows = {f"`{v['recipe']}`": v for v in verdicts if v.get("motion")}
+        rows = {f"`{v['recipe']}`": v for v in _verdicts(recipes) if v.get("motion")}
         tables.append(_motion_table("Motion in closed loop", rows))
     if faults.exists():
         found = json.loads(faults.read_text())["faults"]
@@ -167,20 +166,36 @@ def render_motion(folder: Path) -> str:
 def _motion_table(what: str, rows: dict[str, dict[str, Any]]) -> str:
     if not rows:
         return ""
-    first = next(iter(rows.values()))
-    machine, motion = first["machine"], first["motion"]
+    motion = next(iter(rows.values()))["motion"]
     lines = [
         "",
         f"{what}, times float32's in the same {motion['pairs']} episodes ({motion['left_out']} "
         "too short to tell): geometric mean, 95 % interval. The gate allows an upper end of "
-        f"{MOTION_BOUND:g}. Measured {machine['date']} at commit {machine['commit']} on "
-        f"{machine['processor']}.",
+        f"{MOTION_BOUND:g}. {_measured(list(rows.values()))}",
         "",
         "| | " + " | ".join(FIGURES[name] for name in MOTION_FIGURES) + " | success, points |",
         "|---|" + "---:|" * (len(MOTION_FIGURES) + 1),
     ]
     lines += [_motion_row(words, verdict) for words, verdict in rows.items()]
     return "\n".join([*lines, "", ""])
+
+
+def _verdicts(path: Path) -> list[dict[str, Any]]:
+    """In the order in which recipes are told."""
+    order = list(RECIPES)
+    verdicts: list[dict[str, Any]] = [*json.loads(path.read_text())["verdicts"].values()]
+    return sorted(
+        verdicts, key=lambda verdict: [*order, verdict["recipe"]].index(verdict["recipe"])
+    )
+
+
+def _measured(rows: list[dict[str, Any]]) -> str:
+    """When, at which commits, and on what; a verdict is kept as long as its bundle has its hash."""
+    dates, commits, processors = (
+        ", ".join(sorted({row["machine"][key] for row in rows}))
+        for key in ("date", "commit", "processor")
+    )
+    return f"Measured {dates} at commit {commits} on {processors}."
 
 
 def _motion_row(words: str, verdict: dict[str, Any]) -> str:
@@ -283,7 +298,11 @@ def _render_file(path: Path) -> str:
         "int8 against float32, both warm": lambda s: f"{s['int8_speedup']:.2f} x",
         "actions moved by int8, on random weights": lambda s: f"{s['int8_action_error']:.1%}",
         "outside engines, warm, ms": lambda s: f"{s['overhead_ms']:.2f}",
+        "of these the interpreter itself, ms": lambda s: f"{s['interpreter_ms']:.3f}",
         "of these host functions (image, state), ms": lambda s: f"{s['host_functions_ms']:.2f}",
+        "host functions where an engine resizes, ms": (
+            lambda s: f"{s['resized_host_functions_ms']:.2f}"
+        ),
         "padding of the language calls": lambda s: ", ".join(
             f"{call} {share:.0%}" for call, share in s["padded_share"].items()
         ),
