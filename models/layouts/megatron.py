@@ -157,7 +157,8 @@ def their_name(name: str) -> tuple[str, Kind]:
 def _place(config: PolicyConfig, name: str, shape: tuple[int, ...], ranks: int) -> Place:
     theirs, kind = their_name(name)
     if kind == "whole":
-        return Place(theirs, shape, None, (), AS_IT_IS)
+        how = AS_IT_IS if ranks == 1 else "the same in each shard"
+        return Place(theirs, shape, None, (), how)
     if kind in ("rows", "columns"):
         axis = 0 if kind == "rows" else 1
         cut = tuple(n // ranks if i == axis else n for i, n in enumerate(shape))
