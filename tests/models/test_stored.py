@@ -163,6 +163,14 @@ def test_an_edited_weight_is_changed_each_time_it_is_read(pair, shelf):
     assert isinstance(twice, nn.Parameter)
 
 
+def test_an_edit_leaves_what_it_was_read_from_alone():
+    """A source may map a file for several, or give the same tensor again."""
+    given = torch.ones(WIDTH)
+    edited = StoredTensor((WIDTH,), torch.float32, lambda: given).edited(lambda w: w.mul_(3))
+    assert torch.equal(edited.load(), torch.full((WIDTH,), 3.0))
+    assert torch.equal(given, torch.ones(WIDTH))
+
+
 def test_a_plain_copy_is_in_memory_and_nobody_elses(pair):
     network, lazy = pair
     lazy.layers[1] = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
