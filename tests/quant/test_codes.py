@@ -9,6 +9,7 @@ from torch import nn
 
 import quant.apply
 from models.stored import StoredTensor
+from quant import codes
 from quant.apply import prepare_folded, quantize_folded
 from quant.calibrate import Statistics, calibrate
 from quant.codes import key_of
@@ -123,3 +124,12 @@ def test_a_key_is_of_everything_that_codes_depend_on():
     ]
     assert len(set(keys)) == len(keys)
     assert key_of(weight.clone(), Rule("b", "w8a8", "smooth"), seen, factor.copy()) == keys[0]
+
+
+def test_a_key_is_of_the_code_that_makes_codes(monkeypatch):
+    def key():
+        return key_of(torch.ones(2, 3), Rule("a", "w8"), None, None)
+
+    before = key()
+    monkeypatch.setattr(codes, "_code", lambda: b"another version of it")
+    assert key() != before
