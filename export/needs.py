@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
+from models.memory import peak_bytes
 from models.stored import KEPT_BYTES
 from quant.apply import linear_layers
 from quant.calibrate import SAMPLED_ROWS
@@ -156,16 +156,6 @@ def available_bytes() -> int:
     return available
 
 
-def peak_bytes() -> tuple[int, int]:
-    """Most memory that this process ever held, and that a child of it did, mapped files too."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, child = (
-        unit * resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return own, child
-
-
 class DiskWatch:
     """The most that folders held at any of the moments when they were looked at."""
 
@@ -180,7 +170,7 @@ class DiskWatch:
 
 def compare(needs: Needs, disk_bytes: int) -> str:
     """Estimate and truth, in one line."""
-    own, child = peak_bytes()
+    own, child = map(peak_bytes, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return (
         f"memory: {_gb(own)} at most, {_gb(needs.memory_bytes)} estimated (its largest child: "
         f"{_gb(child)}); disk: {_gb(disk_bytes)} at most, {_gb(needs.disk_bytes)} estimated"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from models.checkpoint import INDEX, open_checkpoint
 from models.layouts.writers import write_sharded
+from models.memory import peak_bytes
 from models.sources import FLOATS, Source, Unused, Weights
 from models.verbs import Import
 from runtime.errors import OutputError
@@ -48,10 +48,9 @@ def import_checkpoint(arguments: Import) -> Path:
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error}; free some space") from error
         publish(folder, out, foreign)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
         f"{out}: {len(weights)} parameters, {weights.num_bytes / 1e9:.2f} GB; "
-        f"{peak / 1e9:.2f} GB of memory at most"
+        f"{peak_bytes() / 1e9:.2f} GB of memory at most"
     )
     return out
 

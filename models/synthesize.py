@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import resource
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from models.layouts.hugging_face import INDEX
 from models.layouts.megatron import FILE, TRACKER, places
 from models.layouts.qwen_config import Spelling, qwen_config
 from models.layouts.writers import write_megatron, write_sharded, write_torch
+from models.memory import peak_bytes
 from models.random_weights import random_weights
 from models.sources import Source, Weights
 from models.verbs import Synthesize
@@ -72,8 +72,7 @@ def synthesize(arguments: Synthesize) -> Path:
         except (OSError, RuntimeError) as error:  # torch's own writer says it the second way
             raise OutputError(f"{out}: cannot be written: {error}; free some space") from error
         publish(folder, out, foreign)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{out}: written, {peak / 1e9:.2f} GB of memory at most")
+    print(f"{out}: written, {peak_bytes() / 1e9:.2f} GB of memory at most")
     return out
 
 

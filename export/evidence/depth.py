@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from models.anchorvla4d.split import Split
 from models.checkpoint import read_tokenizer
 from models.config_file import configuration
 from models.demo import CHECKPOINT
+from models.memory import peak_bytes
 from runtime.backends.parity import relative_error
 from runtime.cli.progress import Progress
 from runtime.graph import whole_of
@@ -100,7 +100,7 @@ def depth(config: DepthConfig) -> int:
         "prefix_tokens": parts.num_prefix,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "cpu_minutes": round(time.process_time() / 60, 1),
-        "peak_gb": round(_peak_bytes() / 1e9, 2),
+        "peak_gb": round(peak_bytes() / 1e9, 2),
         "stages": [dataclasses.asdict(row) for row in rows],
     }
     print(depth_table(found))
@@ -108,8 +108,8 @@ def depth(config: DepthConfig) -> int:
         write_file(path, json.dumps(found, indent=1) + "\n", MEASURED)
     print(json.dumps({name: value for name, value in found.items() if name != "stages"}))
     complaints = [f"{row.stage}: {row.complaint}" for row in rows if row.complaint]
-    if _peak_bytes() > PEAK_LIMIT:
-        complaints.append(f"memory peaked at {_peak_bytes() / 1e9:.1f} GB, allowed are 12 GB")
+    if peak_bytes() > PEAK_LIMIT:
+        complaints.append(f"memory peaked at {peak_bytes() / 1e9:.1f} GB, allowed are 12 GB")
     if complaints:
         others = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         print(f"error: {complaints[0]}{others}", file=sys.stderr)
@@ -171,8 +171,3 @@ def compare(parts: Split, ours: Tensors, library: Tensors, exact: Tensors) -> It
             of_libraries=max(relative_error(library[n], exact[n]) for n in names),
             of_ours=max(relative_error(got[n], exact[n]) for n in names),
         )
-
-
-def _peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
