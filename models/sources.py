@@ -70,17 +70,6 @@ class Source:
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def read_float32(self) -> Tensor:
-        """The parameter in float32.
-
-        Raises:
-            CheckpointError: it holds NaN or infinity.
-        """
-        value = self.read().float()
-        if not is_finite(value):
-            raise CheckpointError(f"{self.name} holds NaN or infinity; copy {self.origin} again")
-        return value
-
     @property
     def origin(self) -> str:
         """Its tensors and their files, in words."""

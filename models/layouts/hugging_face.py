@@ -89,9 +89,9 @@ def open_weights(path: Path, config: PolicyConfig) -> Weights:
     Raises:
         CheckpointError: files that are missing or damaged, or tensors that do not fit.
     """
-    files = weight_files(path)
+    files = _read_headers(path)
     beside = [path / name for name in SIDE_FILES if (path / name).is_file()]
-    tensors = [(published_name(s.name), s) for file in files for s in stored_safetensors(file)]
+    tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
     tensors += [pair for file in beside for pair in _side_tensors(file)]
     wanted = parameter_shapes(config)
     sources: dict[str, Source] = {}
@@ -119,8 +119,8 @@ def open_weights(path: Path, config: PolicyConfig) -> Weights:
     return Weights({name: sources[name] for name in wanted}, sorted([*files, *beside]), unused)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, after checking that index and shards agree.
+def _read_headers(path: Path) -> dict[Path, list[Stored]]:
+    """What each safetensors file of a checkpoint holds, if index and shards agree.
 
     Raises:
         CheckpointError: no weights, a missing shard, or a git-lfs pointer in place of one.
@@ -129,18 +129,19 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         if not (path / WEIGHTS).is_file():
             raise CheckpointError(f"{path}: neither {WEIGHTS} nor {INDEX} in it")
-        return [path / WEIGHTS]
+        return {path / WEIGHTS: stored_safetensors(path / WEIGHTS)}
     weight_map = _read_index(index)
     files = [path / name for name in sorted(set(weight_map.values()))]
     if missing := [f.name for f in files if not f.is_file()]:
         raise CheckpointError(f"{index}: names shards that are not there: {some(missing)}")
-    stored = {s.name: file.name for file in files for s in stored_safetensors(file)}
+    held = {file: stored_safetensors(file) for file in files}
+    stored = {s.name: file.name for file, tensors in held.items() for s in tensors}
     if stored != weight_map:
         wrong = sorted(
             n for n in stored.keys() | weight_map.keys() if stored.get(n) != weight_map.get(n)
         )
         raise CheckpointError(f"{index}: index and shards disagree about {some(wrong)}")
-    return files
+    return held
 
 
 def check_config(path: Path, config: PolicyConfig) -> None:
