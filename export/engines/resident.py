@@ -10,39 +10,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from runtime.backends.onnxruntime import HostMemory, OnnxRuntimeBackend, OnnxRuntimeEngine
-from runtime.engine import Launch, Memory, in_order
-from runtime.graph import Graph
+from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine, file_bytes
+from runtime.engine import Memory
 
 RESIDENT_BYTES = 2 << 30
 """Of the files of engines that are loaded at once. No engine that can be exported is larger."""
 
 
-class ResidentBackend:
+class ResidentBackend(OnnxRuntimeBackend):
     """Implements `runtime.engine.Backend`."""
 
-    name = OnnxRuntimeBackend.name
-    waits = OnnxRuntimeBackend.waits
-    reads_onnx = True
-
     def __init__(self, limit: int = RESIDENT_BYTES) -> None:
+        super().__init__()
         self._limit = limit
-        self._backend = OnnxRuntimeBackend()
         self._loaded: OrderedDict[Path, OnnxRuntimeEngine] = OrderedDict()
-
-    @property
-    def bytes_read(self) -> int:
-        return self._backend.bytes_read
 
     @property
     def resident_bytes(self) -> int:
         """Of the files of the engines that are loaded."""
         return sum(engine.num_bytes for engine in self._loaded.values())
 
-    def memory(self, graph: Graph) -> HostMemory:
-        return self._backend.memory(graph)
-
-    def engine(self, path: Path) -> ResidentEngine:
+    def engine(self, path: Path) -> ResidentEngine:  # type: ignore[override]
         return ResidentEngine(self, path)
 
     def load(self, path: Path) -> OnnxRuntimeEngine:
@@ -50,19 +38,10 @@ class ResidentBackend:
         if path in self._loaded:
             self._loaded.move_to_end(path)
             return self._loaded[path]
-        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
-        while self._loaded and size + self.resident_bytes > self._limit:
+        while self._loaded and file_bytes(path) + self.resident_bytes > self._limit:
             self._loaded.popitem(last=False)
-        self._loaded[path] = self._backend.engine(path)
+        self._loaded[path] = super().engine(path)
         return self._loaded[path]
-
-    def launcher(
-        self, graph: Graph, runs: Mapping[str, Callable[[], None]], memory: Memory
-    ) -> Launch:
-        return in_order(graph, runs, memory)
-
-    def settle(self) -> None:
-        """Nothing is prepared on the way."""
 
     def close(self) -> None:
         self._loaded.clear()

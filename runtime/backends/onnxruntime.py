@@ -87,10 +87,15 @@ class HostMemory:
         """Host and engines share this memory."""
 
 
+def file_bytes(path: Path) -> int:
+    """Of an engine's ONNX file and the weights beside it."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+
+
 class OnnxRuntimeEngine:
     def __init__(self, path: Path, num_threads: int) -> None:
         options = ort.SessionOptions()
-        self.num_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+        self.num_bytes = file_bytes(path)
         is_small = self.num_bytes < SMALL_ENGINE_BYTES
         options.intra_op_num_threads = 1 if is_small else num_threads
         options.log_severity_level = 3
