@@ -21,17 +21,34 @@ from export.config import DEMO_OPTIONS, BuildConfig
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Contents, read_contents
+from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.engines import EngineSpec
+from models.checkpoint import write_random_checkpoint
+from models.demo import CHECKPOINT
+from models.init import statistics_of
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
 from runtime.declarations import Tensor
+from runtime.image import ImageConfig
 from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
 KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
 ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 """Largest relative error of rounding one number."""
+
+
+def write_random(folder: Path, config: PolicyConfig) -> None:
+    """A checkpoint with random weights of seed 0 and the demo's tokenizer."""
+    write_random_checkpoint(
+        folder,
+        config,
+        tokenizer=CHECKPOINT / "tokenizer.json",
+        image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
+        statistics=statistics_of(config),
+        seed=0,
+    )
 
 
 def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> BuildConfig:

@@ -12,12 +12,11 @@ from export.engines.compile_check import is_available
 from export.evidence.bench import Size, make_up_episode
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.presets import full, shallow
-from models.checkpoint import load_checkpoint, write_random_checkpoint
+from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
-from models.init import statistics_of
 from runtime import read_bundle
-from runtime.image import ImageConfig
 from runtime.plans.build import build as compile_plans
+from tests.export.conftest import write_random
 
 RECIPES = (
     "orin-bf16",
@@ -37,14 +36,7 @@ is a tenth of all weights."""
 def write_checkpoint(folder: Path, base: PolicyConfig | None = None, **layers: int) -> Path:
     """The published widths with few layers and random weights; the last vision block sees all."""
     config = shallow(base or full(), **layers)
-    write_random_checkpoint(
-        folder,
-        config,
-        tokenizer=CHECKPOINT / "tokenizer.json",
-        image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
-        statistics=statistics_of(config),
-        seed=0,
-    )
+    write_random(folder, config)
     make_up_episode(load_checkpoint(folder), Size(252, 112, 1), folder / "episodes")
     return folder
 

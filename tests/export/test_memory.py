@@ -17,11 +17,9 @@ from export.evidence.bench import Size, make_up_episode
 from models import checkpoint
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.presets import full, shallow
-from models.checkpoint import load_checkpoint, write_random_checkpoint
-from models.demo import CHECKPOINT
-from models.init import statistics_of
+from models.checkpoint import load_checkpoint
 from runtime import read_bundle
-from runtime.image import ImageConfig
+from tests.export.conftest import write_random
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
@@ -77,14 +75,7 @@ def write(folder: Path, **layers: int) -> Path:
     config = shallow(full(), **layers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "SHARD_BYTES", 1 << 20)
-        write_random_checkpoint(
-            folder,
-            config,
-            tokenizer=CHECKPOINT / "tokenizer.json",
-            image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
-            statistics=statistics_of(config),
-            seed=0,
-        )
+        write_random(folder, config)
     make_up_episode(load_checkpoint(folder), Size(112, 64, 1), folder / "episodes")
     return folder
 

@@ -22,9 +22,8 @@ from export.twin import write_twin
 from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
 from models.anchorvla4d.presets import demo
 from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, split
-from models.checkpoint import load_checkpoint, write_random_checkpoint
+from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
-from models.init import statistics_of
 from quant.boards import BOARDS
 from quant.recipes import RECIPES
 from runtime.backends.onnxruntime import HostMemory
@@ -35,14 +34,13 @@ from runtime.engine import in_order
 from runtime.functions import Resources
 from runtime.golden import Golden
 from runtime.graph import whole_of
-from runtime.image import ImageConfig
 from runtime.inputs import takers
 from runtime.interpreter import assemble
 from runtime.pages.benchmark import measure
 from runtime.pages.report import draw_page, summarize
 from runtime.pages.show import describe, draw
 from runtime.robots.robot import Observation
-from tests.export.conftest import cut_config
+from tests.export.conftest import cut_config, write_random
 from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.pages import Page
@@ -64,14 +62,7 @@ def checkpoint_path(shared_folder):
     config = replace(config, language=replace(config.language, num_hidden_layers=LAYERS))
 
     def write(folder):
-        write_random_checkpoint(
-            folder,
-            config,
-            tokenizer=CHECKPOINT / "tokenizer.json",
-            image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
-            statistics=statistics_of(config),
-            seed=0,
-        )
+        write_random(folder, config)
 
     return once(shared_folder / "twelve-layers", write)
 
