@@ -17,6 +17,7 @@ VERBS = {
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
     "depth": ("export.evidence.config:DepthConfig", "export.evidence.depth:depth"),
     "forecast": ("export.forecast.config:ForecastConfig", "export.forecast.table:print_forecast"),
+    "full-size": ("export.evidence.config:FullSizeConfig", "export.evidence.full_size:full_size"),
     "gate": ("export.config:GateConfig", "export.evidence.gate:gate"),
     "parts": ("export.config:PartsConfig", "export.parts:print_parts"),
     "planted": ("export.config:PlantedConfig", "export.evidence.planted:planted"),

@@ -7,8 +7,6 @@ that fails stops the export; no number is reported from an engine that failed it
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,7 +27,6 @@ from export.destination import (
     exclusive,
     kept_work,
     publish,
-    temporary,
 )
 from export.engines.engine import EngineExporter, Exported
 from export.errors import ExportError
@@ -45,6 +42,7 @@ from export.judge import (
     judge_rounding,
     judge_stages,
 )
+from export.kept import versions
 from export.needs import DiskWatch, Needs, compare, needs_of, refuse_if_too_large
 from export.page.failure import advise, write_failure
 from export.page.figures import read_study
@@ -78,7 +76,6 @@ from runtime.storage.listed import sha256_of
 EMBEDDING = "embedding.bin"
 ROWS = 4096
 """Of the token table that are copied at a time."""
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "pillow")
 
 
 def build(config: BuildConfig, console: Console | None = None) -> Path:
@@ -109,23 +106,23 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         checkpoint = load_checkpoint(config.checkpoint)
         needs = _needs(config, recipe, checkpoint)
         _say(console, f"this export takes {needs.describe()}")
-        with temporary(config.out) as folder:
-            disk = DiskWatch(folder, work)
+        disk = DiskWatch(work)
 
-            def step(name: str) -> None:
-                disk.look()
-                bar.step(name)
+        def step(name: str) -> None:
+            disk.look()
+            bar.step(name)
 
-            subject = prepare(config, recipe, checkpoint, step, work=work)
-            bar.expect(4 * len(subject.parts.engines) + 5)
-            gates = Gates(force=config.force)
-            try:
-                manifest = _export(subject, gates, folder, step)
-            except GateFailed as failure:
-                bar.step("find out where it errs")
-                raise _explained(subject, gates, failure, failed) from failure
-            publish(folder, config.out)
-            failed.unlink(missing_ok=True)  # of an export before: a page of ours, as was seen above
+        subject = prepare(config, recipe, checkpoint, step, work=work)
+        folder = subject.kept.folder("bundle")
+        bar.expect(4 * len(subject.parts.engines) + 5)
+        gates = Gates(force=config.force)
+        try:
+            manifest = _export(subject, gates, folder, step)
+        except GateFailed as failure:
+            bar.step("find out where it errs")
+            raise _explained(subject, gates, failure, failed) from failure
+        publish(folder, config.out)
+        failed.unlink(missing_ok=True)  # of an export before: a page of ours, as was seen above
         bar.step("report")
         compared = config.yardsticks and subject.statistics
         model = subject.checkpoint.model
@@ -156,7 +153,7 @@ def _needs(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Needs
 
     def estimate(layers_per_part: int | None) -> Needs:
         asked = dataclasses.replace(config, layers_per_part=layers_per_part)
-        layers = choose_parts(asked, recipe, checkpoint)
+        layers = choose_parts(asked, recipe, checkpoint.config)
         return needs_of(model, recipe, rules, layers, checkpoint.image, config)
 
     needs = estimate(config.layers_per_part)
@@ -183,14 +180,13 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     stages = judge_stages(subject, gates)
     exporter = EngineExporter(
         recipe, subject.rules, subject.parts.graph, subject.tensors, scanned_tensors(subject),
-        allowed_parity(subject), folder, gates, config.compile_check,
+        allowed_parity(subject), folder, gates, config.compile_check, subject.kept,
     )  # fmt: skip
     names = subject.layer_names
     exported = {
         engine: exporter.export(engine, spec, names[engine], step)
         for engine, spec in subject.parts.engines.items()
     }
-    shutil.rmtree(folder / "float32", ignore_errors=True)
     judge_precisions(subject, gates, exported)
     for engine in exported.values():
         for stage, parity in engine.parity.items():
@@ -202,14 +198,12 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
     step("run the bundle")
     runnable = folder
     if recipe.base != "float32":
-        runnable = folder / "twin"
-        runnable.mkdir()
-        write_twin(folder, runnable)
+        runnable = subject.kept.folder("twin")
+        write_twin(folder, runnable, kept=subject.kept)
         exported = judge_rounding(subject, gates, exported, stages, runnable)
     allowed = allowed_in_chain(subject, exported)
     step("judge the actions")
     error = judge_actions(subject, gates, runnable, allowed)
-    shutil.rmtree(folder / "twin", ignore_errors=True)
     judge_closed_loop(subject, gates, manifest)
     manifest = replace(
         manifest,
@@ -229,6 +223,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
 def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> Manifest:
     checkpoint, parts = subject.checkpoint, subject.parts
     config = checkpoint.config
+    (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was cut off
     table = Rows(checkpoint.model.vlm.model.embed_tokens.weight)
     with (folder / EMBEDDING).open("wb") as file:
         for start in range(0, len(table), ROWS):
@@ -264,8 +259,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
         padded_share=parts.padded_share(tail),
         tolerance={},
         quantization=_describe(subject.rules, exported),
-        tool_versions={"python": platform.python_version()}
-        | {tool: importlib.metadata.version(tool) for tool in TOOLS},
+        tool_versions=versions(),
     )  # fmt: skip
     _write_manifest(folder, manifest)
     return manifest

@@ -20,7 +20,7 @@ __all__ = ["check_disk", "disk_errors", "exclusive", "kept_work", "publish", "te
 MANIFEST_KEYS = ("schema", "policy", "recipe", "graph", "engines", "files")
 """A manifest of any schema has them."""
 CALIBRATION = "calibration.npz"
-WORK = re.compile(rf"[0-9a-f]{{64}}\.safetensors|{re.escape(CALIBRATION)}")
+WORK = re.compile(rf"[0-9a-f]{{64}}(\.safetensors|\.npz|\.record)?|{re.escape(CALIBRATION)}")
 PLAN_SUFFIXES = (".plan", ".json", ".cache", ".lock", ".new", ".partial")
 
 
@@ -34,8 +34,11 @@ def exclusive(out: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Put a complete folder in the place of `out`."""
-    folders.publish(folder, out, foreign)
+    """Put a complete folder in the place of `out`. It may lie anywhere beside it."""
+    with folders.temporary(out) as new:
+        folders.sync_all(folder)  # the longest part, while it is still where it was
+        folder.rename(new)
+        folders.publish(new, out, foreign)
 
 
 def foreign(folder: Path) -> str | None:

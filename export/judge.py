@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ from export.engines.audit import audit
 from export.engines.engine import Exported, with_parity
 from export.engines.resident import ResidentBackend
 from export.gates import Gates, closed_loop_verdict, motion_words, moves_well, words_of
+from export.kept import digest_of
 from export.measure import (
     Modules,
+    errors_in,
     rounding,
     stage_errors,
     step_sensitivity,
 )
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import ACTIONS
+from models.anchorvla4d.split import ACTIONS, Split
 from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
@@ -41,6 +45,7 @@ which makes channels that calibration saw little of as large as others."""
 FOLDING = 1e-3
 """Of the actions, by folding alone: float32 rounding of each weight that took a factor, taken 204
 times by the first denoise step. A factor in the wrong place is 1e-2 and more."""
+GOLDEN = "the golden actions"
 Stages = dict[str, StageFigures]
 
 
@@ -48,8 +53,7 @@ def allowed_parity(subject: Subject) -> dict[str, float]:
     """Per stage, how far an engine may be from its module before it is lowered."""
     floors = dict.fromkeys((s.name for s in subject.parts.graph.stages if s.engine), 0.0)
     if any(rule.format == "w8a8" for rule in subject.rules.values()):
-        with rounding(subject.model, "float32", set()):
-            floors = stage_errors(subject.parts, subject.tensors)
+        floors = subject.kept.figures("jitter", lambda: _rounded(subject, "float32", set()))
     tolerance = subject.recipe.tolerance
     return {stage: tolerance + ROUNDING_FACTOR * floor for stage, floor in floors.items()}
 
@@ -124,12 +128,14 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
 def judge_stages(subject: Subject, gates: Gates) -> Stages:
     """What quantization does to every stage, against what bfloat16 would do to it."""
     found = worst_stages(subject)
-    floors = _bfloat16_floors(subject, subject.exact_tensors)
-    steps = step_sensitivity(subject.parts, subject.exact, subject.exact_tensors)
+    floors = _bfloat16_floors(subject, [subject.exact_tensors])
+    steps = subject.kept.figures(
+        "steps", lambda: step_sensitivity(subject.parts, subject.exact, subject.exact_tensors)
+    )
     factor = f"{subject.recipe.stage_error:g} times what bfloat16 does"
     stages: Stages = {}
     for stage, worst in found.items():
-        stages[stage] = replace(worst, noise_floor=floors[stage], final=steps.get(stage))
+        stages[stage] = replace(worst, noise_floor=floors[stage][0], final=steps.get(stage))
         if subject.model is subject.checkpoint.model:
             continue
         gates.judge(
@@ -146,30 +152,61 @@ def judge_stages(subject: Subject, gates: Gates) -> Stages:
 
 def worst_stages(subject: Subject) -> Stages:
     """Per stage `error`, what is `allowed`, and `where`: the observation nearest to the limit."""
-    found = [_stage_figures(subject, seen) for seen in subject.judged]
-    return {
-        stage: max((f[stage] for f in found), key=lambda f: _share(f.error, f.allowed))
-        for stage in found[0]
-    }
-
-
-def _stage_figures(subject: Subject, seen: Judged) -> Stages:
-    """Per stage, on one observation."""
-    floors = _bfloat16_floors(subject, seen.tensors)
-    errors = stage_errors(subject.parts, seen.tensors)
+    shown = [seen.tensors for seen in subject.judged]
+    floors, errors = _bfloat16_floors(subject, shown), _errors_on(subject, shown)
     factor = subject.recipe.stage_error
     return {
-        stage: StageFigures(
-            noise_floor=floors[stage], error=error, allowed=factor * floors[stage], where=seen.where
+        stage: max(
+            (
+                StageFigures(
+                    noise_floor=floor, error=error, allowed=factor * floor, where=seen.where
+                )
+                for seen, floor, error in zip(
+                    subject.judged, floors[stage], errors[stage], strict=True
+                )
+            ),
+            key=lambda figures: _share(figures.error, figures.allowed),
         )
-        for stage, error in errors.items()
+        for stage in errors
     }
 
 
-def _bfloat16_floors(subject: Subject, tensors: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+Shown = Sequence[Mapping[str, NDArray[Any]]]
+
+
+def _errors_on(subject: Subject, shown: Shown) -> dict[str, list[float]]:
+    """Per stage, what quantization does to it on each of `shown`."""
+    return _of_engines(subject, "errors", subject.parts, shown)
+
+
+def _bfloat16_floors(subject: Subject, shown: Shown) -> dict[str, list[float]]:
+    """The same of bfloat16."""
     exact = {n for n, r in orin_bf16().decide(subject.rules).items() if r.format == "float32"}
     with rounding(subject.checkpoint.model, "bfloat16", exact):
-        return stage_errors(subject.exact, tensors)
+        return _of_engines(subject, "bfloat16", subject.exact, shown)
+
+
+def _of_engines(subject: Subject, what: str, parts: Split, shown: Shown) -> dict[str, list[float]]:
+    """`errors_in` of all engines, each kept as it is done."""
+    name = f"{what} on {[digest_of(tensors) for tensors in shown]}"
+    found: dict[str, list[float]] = {}
+    for engine in parts.engines:
+        kept = subject.kept.arrays(
+            f"{name} in {engine}",
+            partial(_as_arrays, engine, parts, shown),
+        )
+        found |= {stage: errors.tolist() for stage, errors in kept.items()}
+    return {s.name: found[s.name] for s in parts.graph.stages if s.engine}
+
+
+def _as_arrays(engine: str, parts: Split, shown: Shown) -> dict[str, NDArray[np.float64]]:
+    return {stage: np.array(errors) for stage, errors in errors_in(engine, parts, shown).items()}
+
+
+def _rounded(subject: Subject, base: str, exact: set[str]) -> dict[str, float]:
+    """Per stage, what rounding to `base` does to the quantized modules."""
+    with rounding(subject.model, base, exact):
+        return stage_errors(subject.parts, subject.tensors)
 
 
 def _share(error: float, allowed: float) -> float:
@@ -183,12 +220,12 @@ def judge_rounding(
     subject: Subject, gates: Gates, exported: Mapping[str, Exported], stages: Stages, twin: Path
 ) -> dict[str, Exported]:
     """What lowering did to every engine, against the same rounding in torch."""
-    with rounding(subject.model, subject.recipe.base, _float32_layers(subject, exported)):
-        floors = stage_errors(subject.parts, subject.tensors)
+    base, exact = subject.recipe.base, _float32_layers(subject, exported)
+    floors = subject.kept.figures("rounding", lambda: _rounded(subject, base, exact))
     result = {}
     for name, engine in exported.items():
         path = twin / engine.entry.file
-        errors = engine_errors(OnnxRuntimeBackend(), path, subject.parts.graph, subject.tensors)
+        errors = subject.kept.figures(f"rounding of {name}", partial(_engine_errors, path, subject))
         result[name] = with_parity(engine, errors)
         for stage, error in errors.items():
             allowed = ROUNDING_FACTOR * floors[stage] + subject.recipe.tolerance
@@ -213,12 +250,14 @@ def allowed_in_chain(subject: Subject, exported: Mapping[str, Exported]) -> dict
     allowed = dict.fromkeys([*written, ACTIONS], subject.recipe.chain_tolerance)
     if not subject.recipe.is_quantized:
         return allowed
-    with rounding(subject.model, subject.recipe.base, _float32_layers(subject, exported)):
-        moved = Modules(subject.checkpoint, subject.parts).tensors(subject.golden)
-    return {
-        name: tolerance + ROUNDING_FACTOR * relative_error(moved[name], subject.tensors[name])
-        for name, tolerance in allowed.items()
-    }
+
+    def moved() -> dict[str, float]:
+        with rounding(subject.model, subject.recipe.base, _float32_layers(subject, exported)):
+            tensors = Modules(subject.checkpoint, subject.parts).tensors(subject.golden)
+        return {name: relative_error(tensors[name], subject.tensors[name]) for name in allowed}
+
+    errors = subject.kept.figures("rounding in chain", moved)
+    return {name: allowed[name] + ROUNDING_FACTOR * errors[name] for name in allowed}
 
 
 def judge_actions(
@@ -232,15 +271,27 @@ def judge_actions(
     Returns:
         Relative error of its actions against the float32 reference.
     """
-    with contextlib.closing(_open_bundle(runnable, subject)) as policy:
-        tensors = _run_bundle(policy, subject.golden, tuple(allowed))
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def policy() -> Policy:
+            return stack.enter_context(contextlib.closing(_open_bundle(runnable, subject)))
+
+        def of_golden() -> dict[str, float]:
+            tensors = _run_bundle(policy(), subject.golden, tuple(allowed))
+            found = {n: relative_error(tensors[n], subject.tensors[n]) for n in allowed}
+            return found | {GOLDEN: relative_error(tensors[ACTIONS], subject.golden[ACTIONS])}
+
+        def of_judged(seen: Judged) -> dict[str, float]:
+            actions = _run_bundle(policy(), seen.inputs, (ACTIONS,))[ACTIONS]
+            return {ACTIONS: relative_error(actions, seen.tensors[ACTIONS])}
+
+        parity = subject.kept.figures("bundle", of_golden)
+        error = parity.pop(GOLDEN)
         errors = [
-            relative_error(
-                _run_bundle(policy, seen.inputs, (ACTIONS,))[ACTIONS], seen.tensors[ACTIONS]
-            )
-            for seen in subject.judged
+            subject.kept.figures(f"bundle on {digest_of(s.inputs)}", partial(of_judged, s))[ACTIONS]
+            for s in subject.judged
         ]
-    parity = {n: relative_error(tensors[n], subject.tensors[n]) for n in allowed}
     worst = max(parity, key=lambda name: parity[name] / allowed[name])
     gates.judge(
         "graph_parity",
@@ -249,7 +300,6 @@ def judge_actions(
         f"{worst!r} of the compiled policy differs from its modules' by {parity[worst]:.2e}, "
         f"allowed {allowed[worst]:.1e}, although every engine passed: a fault of the graph",
     )
-    error = relative_error(tensors[ACTIONS], subject.golden[ACTIONS])
     judge_end_to_end(subject, gates, errors, allowed[ACTIONS])
     return error
 
@@ -266,7 +316,12 @@ def judge_end_to_end(
     recipe, limit = subject.recipe, tolerance
     if recipe.is_quantized:
         exact = Modules(subject.checkpoint, subject.exact)
-        spreads = [exact.noise_spread(seen.inputs) for seen in subject.judged]
+        spreads = [
+            subject.kept.figures(
+                f"spread on {digest_of(s.inputs)}", partial(_spread, exact, s.inputs)
+            )[ACTIONS]
+            for s in subject.judged
+        ]
         limit = _root_mean_square(spreads) / 2
     mean = _root_mean_square(errors)
     gates.judge(
@@ -324,6 +379,16 @@ def _judged_words(subject: Subject) -> str:
     if subject.evidence.golden is None:
         kind = "made-up "
     return f"{count} {kind}observation{'s' * (count != 1)}"
+
+
+def _spread(exact: Modules, inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """How far other noise moves the actions."""
+    return {ACTIONS: exact.noise_spread(inputs)}
+
+
+def _engine_errors(path: Path, subject: Subject) -> dict[str, float]:
+    """Per stage that calls the engine of a file."""
+    return engine_errors(OnnxRuntimeBackend(), path, subject.parts.graph, subject.tensors)
 
 
 def _open_bundle(folder: Path, subject: Subject) -> Policy:

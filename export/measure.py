@@ -8,7 +8,7 @@ that a policy starts from (other seeds).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
 from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
-from models.stored import Rows
+from models.stored import Rows, Shelf
 from quant.data.observations import Observation
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
@@ -29,6 +29,7 @@ from runtime.backends.parity import relative_error
 from runtime.engine import in_order
 from runtime.functions import Resources
 from runtime.golden import Golden
+from runtime.graph import Stage
 from runtime.inputs import draw_noise, takers
 from runtime.interpreter import assemble
 
@@ -128,20 +129,29 @@ class Modules:
 
 def stage_errors(parts: Split, tensors: Tensors) -> dict[str, float]:
     """How far each stage's module is from `tensors`, given its inputs from there: worst output."""
-    errors = {}
-    for stage in parts.graph.stages:
-        if stage.engine is None:
-            continue
-        spec = parts.engines[stage.engine]
-        inputs = [torch.from_numpy(tensors[stage.inputs[port]]) for port in spec.inputs]
-        with torch.no_grad():
-            outputs = spec.module(*inputs)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        errors[stage.name] = max(
-            relative_error(got.numpy(), tensors[stage.outputs[port]])
-            for port, got in zip(spec.outputs, outputs, strict=True)
-        )
-    return errors
+    return {s.name: _error(parts, s, tensors) for s in parts.graph.stages if s.engine}
+
+
+def errors_in(engine: str, parts: Split, shown: Sequence[Tensors]) -> dict[str, list[float]]:
+    """The same of the stages that call one engine, for each of `shown`.
+
+    Of all observations, engine after engine: weights that lie on disk are read once for all.
+    """
+    stages = [stage for stage in parts.graph.stages if stage.engine == engine]
+    return {stage.name: [_error(parts, stage, tensors) for tensors in shown] for stage in stages}
+
+
+def _error(parts: Split, stage: Stage, tensors: Tensors) -> float:
+    assert stage.engine is not None
+    spec = parts.engines[stage.engine]
+    inputs = [torch.from_numpy(tensors[stage.inputs[port]]) for port in spec.inputs]
+    with torch.no_grad():
+        outputs = spec.module(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return max(
+        relative_error(got.numpy(), tensors[stage.outputs[port]])
+        for port, got in zip(spec.outputs, outputs, strict=True)
+    )
 
 
 def step_sensitivity(parts: Split, exact: Split, tensors: Tensors) -> dict[str, float]:
@@ -176,7 +186,7 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     Args:
         exact: names of the layers that do not.
     """
-    kind = getattr(torch, base)
+    kind, shelf = getattr(torch, base), Shelf()
     random = torch.Generator().manual_seed(0)
 
     def rounded(x: Tensor) -> Tensor:
@@ -184,10 +194,15 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
             return x.to(kind).float()
         return x * (1 + JITTER * (2 * torch.rand(x.shape, generator=random) - 1))
 
+    def weight_of(layer: nn.Linear) -> Tensor:
+        if kind == torch.float32:  # other numbers each time
+            return rounded(layer.weight)
+        return shelf.get(id(layer), layer.weight.nbytes, lambda: rounded(layer.weight))
+
     def linear(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if isinstance(layer, nn.Linear):
             bias = None if layer.bias is None else rounded(layer.bias)
-            output = functional.linear(rounded(arguments[0]), rounded(layer.weight), bias)
+            output = functional.linear(rounded(arguments[0]), weight_of(layer), bias)
         return rounded(output)
 
     def quantized(_layer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

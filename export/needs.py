@@ -8,7 +8,6 @@ takes them, and a refusal where they are not there. Every figure is counted from
 from __future__ import annotations
 
 import dataclasses
-import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.spatial import NUM_VIEWS
-from models.memory import peak_bytes
 from models.stored import KEPT_BYTES
 from quant.apply import linear_layers
 from quant.calibrate import SAMPLED_ROWS
 from quant.recipes import Recipe, Rule
+from runtime.board.machine import peak_bytes
 from runtime.image import ImageConfig, grid_of
 
 LIBRARIES = 700_000_000
@@ -169,11 +168,11 @@ class DiskWatch:
 
 
 def compare(needs: Needs, disk_bytes: int) -> str:
-    """Estimate and truth, in one line."""
-    own, child = map(peak_bytes, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Estimate and truth, in one line; what compilers take, which are processes of their own, is in
+    neither."""
     return (
-        f"memory: {_gb(own)} at most, {_gb(needs.memory_bytes)} estimated (its largest child: "
-        f"{_gb(child)}); disk: {_gb(disk_bytes)} at most, {_gb(needs.disk_bytes)} estimated"
+        f"memory: {_gb(peak_bytes())} at most, {_gb(needs.memory_bytes)} estimated; disk: "
+        f"{_gb(disk_bytes)} at most, {_gb(needs.disk_bytes)} estimated"
     )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.config import BuildConfig
 from export.destination import CALIBRATION
 from export.held_out import Evidence, gather
+from export.kept import Kept, digest_of
 from export.measure import Modules, golden_of, made_up, reference_actions
 from export.parts import EngineSizes, choose_layers, smaller, tracing_layers
 from export.tokens import Tokens, choose_tokens
+from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
 from models.anchorvla4d.split import ACTIONS, Split, split
@@ -29,6 +32,8 @@ from quant.fold import Folded
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
 
+TENSOR, REACHED = "tensor/", "reached/"
+"""Before the names of what a run of the float32 policy leaves."""
 SCANNED = 8
 """Observations of which the ranges are looked at, beside the golden one."""
 
@@ -78,6 +83,8 @@ class Subject:
     """Of `exact` on the golden observation."""
     tensors: Mapping[str, NDArray[Any]]
     """Of `parts` on it."""
+    kept: Kept
+    """What was worked out about them."""
 
     @property
     def layer_names(self) -> dict[str, dict[str, str]]:
@@ -105,8 +112,8 @@ def prepare(
 
     Args:
         step: is told what begins.
-        work: a folder for statistics and codes, which are taken from there if they were made
-            already; without one they are in memory.
+        work: a folder for what takes long, which is taken from there if it was made already;
+            without one nothing is kept, and codes are in memory.
 
     Raises:
         ExportError: there are no observations to calibrate on.
@@ -117,38 +124,52 @@ def prepare(
     step("read the episodes")
     evidence = gather(config, recipe, partial(_wrong_with, checkpoint, config))
     tokens = choose_tokens(checkpoint, grid, evidence.instructions, config.tokens)
+    layers = choose_parts(config, recipe, checkpoint.config)
+    kept = Kept(
+        work, *_policy(checkpoint), recipe, layers, tokens.slots, config.image_size,
+        config.resize_on, config.compile_check, _digest_of_all(evidence.calibration),
+    )  # fmt: skip
     cut = partial(
         split,
         parts=checkpoint.parts,
         image=checkpoint.image,
         image_size=config.image_size,
         slots=tokens.slots,
-        layers=choose_parts(config, recipe, checkpoint),
+        layers=layers,
         resize_on=config.resize_on,
     )
     step("run in float32")
     golden = golden_of(
         checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
     )
-    golden[ACTIONS] = reference_actions(checkpoint, golden)
+    golden |= kept.arrays(
+        f"reference on {digest_of(golden)}",
+        lambda: {ACTIONS: reference_actions(checkpoint, golden)},
+    )
     is_quantized = any(rule.format not in ("float32", "float") for rule in rules.values())
     folded = Folded(checkpoint.model, {}, {})
     if is_quantized:
         step(f"calibrate on {len(evidence.calibration)} observations")
         statistics = _calibrate(work, checkpoint, evidence.calibration)
-        step("quantize")
+        step("fold")
         folded = prepare_folded(checkpoint.model, recipe, statistics)
         del statistics  # as large as what replaces them
         checkpoint = replace(checkpoint, model=folded.model)
     parts = exact = cut(checkpoint.model)
     modules = Modules(checkpoint, exact)
-    tensors = exact_tensors = modules.tensors(golden)
-    judged = _judge_by(checkpoint, evidence, modules, golden)
+    shown = digest_of(golden)
+    step(f"run in float32 on {len(evidence.judged) or 1} observations")
+    judged = _judge_by(checkpoint, evidence, modules, golden, kept)
+    tensors = exact_tensors = next(
+        (seen.tensors for seen in judged if seen.is_golden), None
+    ) or kept.arrays(f"exact on {shown}", lambda: modules.tensors(golden))
     model = checkpoint.model
     if is_quantized:
+        step("round the weights")
         model = quantize_folded(folded, recipe, work)
         parts = cut(model)
-        tensors = Modules(checkpoint, parts).tensors(golden)
+        quantized = Modules(checkpoint, parts)
+        tensors = kept.arrays(f"quantized on {shown}", lambda: quantized.tensors(golden))
     return Subject(
         config=config,
         recipe=recipe,
@@ -165,15 +186,16 @@ def prepare(
         golden=golden,
         exact_tensors=exact_tensors,
         tensors=tensors,
+        kept=kept,
     )
 
 
-def choose_parts(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> LayersPerPart:
+def choose_parts(config: BuildConfig, recipe: Recipe, policy: PolicyConfig) -> LayersPerPart:
     """That one engine holds at most: for its board, and for it to be exported at all."""
     limit = find_board(config.board).largest_engine_bytes if config.board else None
-    sizes = EngineSizes(checkpoint.config, recipe)
+    sizes = EngineSizes(policy, recipe)
     asked = choose_layers(sizes, per_part=config.layers_per_part, limit=limit)
-    return smaller(asked, tracing_layers(checkpoint.config))
+    return smaller(asked, tracing_layers(policy))
 
 
 def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:
@@ -194,15 +216,20 @@ def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) 
 
 
 def _judge_by(
-    checkpoint: Checkpoint, evidence: Evidence, modules: Modules, golden: Mapping[str, NDArray[Any]]
+    checkpoint: Checkpoint,
+    evidence: Evidence,
+    modules: Modules,
+    golden: Mapping[str, NDArray[Any]],
+    kept: Kept,
 ) -> tuple[Judged, ...]:
     """Run the float32 policy on what gates are judged by, and watch its linear layers."""
     found: list[Judged] = []
     for number, seen in enumerate(evidence.judged):
         is_golden = seen is evidence.golden
         inputs = golden if is_golden else golden_of(checkpoint, seen, seed=number)
-        found.append(_run(checkpoint, modules, seen.where, inputs, is_golden))
-    return tuple(found) or (_run(checkpoint, modules, "the golden observation", golden, True),)
+        found.append(_run(checkpoint, modules, seen.where, inputs, is_golden, kept))
+    where = "the golden observation"
+    return tuple(found) or (_run(checkpoint, modules, where, golden, True, kept),)
 
 
 def _run(
@@ -211,12 +238,27 @@ def _run(
     where: str,
     inputs: Mapping[str, NDArray[Any]],
     is_golden: bool,
+    kept: Kept,
 ) -> Judged:
-    tensors: dict[str, NDArray[Any]] = {}
-    modules.forget()  # so that every layer runs and is seen
-    seen = calibrate(checkpoint.model, [lambda: tensors.update(modules.tensors(inputs))])
-    reached = {name: statistics.max for name, statistics in seen.items()}
-    return Judged(where=where, inputs=inputs, tensors=tensors, reached=reached, is_golden=is_golden)
+    def run() -> dict[str, NDArray[Any]]:
+        tensors: dict[str, NDArray[Any]] = {}
+        modules.forget()  # so that every layer runs and is seen
+        seen = calibrate(checkpoint.model, [lambda: tensors.update(modules.tensors(inputs))])
+        found = {f"{TENSOR}{name}": value for name, value in tensors.items()}
+        return found | {f"{REACHED}{name}": np.array(s.max) for name, s in seen.items()}
+
+    made = kept.arrays(f"float32 on {digest_of(inputs)}", run)
+    tensors, reached = (
+        {name.removeprefix(kind): a for name, a in made.items() if name.startswith(kind)}
+        for kind in (TENSOR, REACHED)
+    )
+    return Judged(
+        where=where,
+        inputs=inputs,
+        tensors=tensors,
+        reached={name: float(value) for name, value in reached.items()},
+        is_golden=is_golden,
+    )
 
 
 def scanned_tensors(subject: Subject) -> list[dict[str, NDArray[Any]]]:
@@ -240,9 +282,32 @@ def _calibrate(
         partial(reference_actions, checkpoint, golden_of(checkpoint, seen, seed=number))
         for number, seen in enumerate(observations)
     ]
-    digest = hashlib.sha256(checkpoint.sha256.encode())
-    for seen in observations:
-        digest.update(seen.anchor.tobytes() + seen.frame.tobytes())
-        digest.update(seen.instruction.encode() + seen.state.tobytes())
     keep = None if work is None else work / CALIBRATION
-    return calibrate(checkpoint.model, runs, keep=keep, key=digest.hexdigest())
+    key = repr((*_policy(checkpoint), _digest_of_all(observations)))
+    return calibrate(
+        checkpoint.model, runs, keep=keep, key=hashlib.sha256(key.encode()).hexdigest()
+    )
+
+
+def _policy(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """All that what it computes depends on."""
+    return (
+        checkpoint.sha256,
+        checkpoint.config,
+        checkpoint.image,
+        sorted(checkpoint.statistics.items()),
+        hashlib.sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
+    )
+
+
+def _digest_of_all(observations: Sequence[Observation]) -> str:
+    digest = hashlib.sha256()
+    for seen in observations:
+        arrays: dict[str, NDArray[Any]] = {
+            "anchor": seen.anchor,
+            "frame": seen.frame,
+            "instruction": np.array(seen.instruction),
+            "state": seen.state,
+        }
+        digest.update(digest_of(arrays).encode())
+    return digest.hexdigest()

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from models.checkpoint import INDEX, open_checkpoint
 from models.layouts.writers import write_sharded
-from models.memory import peak_bytes
 from models.sources import FLOATS, Source, Unused, Weights
 from models.verbs import Import
+from runtime.board.machine import peak_bytes
 from runtime.errors import OutputError
 from runtime.storage.folders import check_disk, exclusive, publish, temporary
 

@@ -119,7 +119,8 @@ class StoredTensor(Tensor):
         stand_in = torch.empty(tuple(shape), dtype=dtype, device="meta")
         made: StoredTensor = torch.Tensor._make_subclass(cls, stand_in)
         made._map, made._edits, made._key = source, edits, next(_keys)
-        weakref.finalize(made, SHELF.drop, made._key).atexit = False
+        for key in (made._key, ~made._key):  # of what is read, and of what is `made` of it
+            weakref.finalize(made, SHELF.drop, key).atexit = False
         return made
 
     def read(self) -> Tensor:
@@ -132,6 +133,15 @@ class StoredTensor(Tensor):
     def load(self) -> Tensor:
         """Its numbers, not to be changed: the shelf keeps them for a while."""
         return SHELF.get(self._key, self.nbytes, self.read)
+
+    def made(self, num_bytes: int, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Something else of its numbers, not to be changed: the shelf keeps it for a while.
+
+        Args:
+            num_bytes: of it.
+            make: always the same.
+        """
+        return SHELF.get(~self._key, num_bytes, lambda: make(self.read()))
 
     def rows(self, index: Any) -> Tensor:
         """Some rows of it; no others are read."""

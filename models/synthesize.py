@@ -22,10 +22,10 @@ from models.layouts.hugging_face import INDEX
 from models.layouts.megatron import FILE, TRACKER, places
 from models.layouts.qwen_config import Spelling, qwen_config
 from models.layouts.writers import write_megatron, write_sharded, write_torch
-from models.memory import peak_bytes
 from models.random_weights import random_weights
 from models.sources import Source, Weights
 from models.verbs import Synthesize
+from runtime.board.machine import peak_bytes
 from runtime.errors import OutputError
 from runtime.storage.folders import check_disk, exclusive, publish, temporary
 

@@ -5,6 +5,7 @@ Axes: K = inputs of a layer, R = sampled vectors.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ KEPT = Kind("kept statistics of a calibration", (b"key.npy", b"done.npy"))
 SAMPLED_ROWS = 256
 """Input vectors kept per layer, for the methods that search on them."""
 SAVE_EVERY = 8
-"""Runs between two saves."""
+"""Runs between two saves, or fewer:"""
+SAVE_SECONDS = 15.0
+"""What a run took that was longer is kept at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,13 @@ def calibrate(
     ]
     try:
         with torch.no_grad():
+            saved_s = time.monotonic()
             for number, run in enumerate(runs[done:], done + 1):
                 run()
-                if keep is not None and (number % SAVE_EVERY == 0 or number == len(runs)):
+                is_due = number % SAVE_EVERY == 0 or number == len(runs)
+                if keep is not None and (is_due or time.monotonic() - saved_s > SAVE_SECONDS):
                     _write(keep, key, number, _seen(observers))
+                    saved_s = time.monotonic()
     finally:
         for handle in handles:
             handle.remove()

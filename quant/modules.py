@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.stored import StoredTensor
 from quant.formats import Quantized
 
 
@@ -126,9 +127,18 @@ class QuantLinear(nn.Module):
             x = x / size
         if self.activation_scale is not None:
             x = fake_quantize(x, self.activation_scale)
-        out = x @ dequantize(self.codes, self.scales, self.block)
+        out = x @ self._weight()
         if size is not None:
             out = out * size
         if self.kept is not None and self.kept_weight is not None:
             out = out + whole.index_select(-1, self.kept) @ self.kept_weight
         return out if self.bias is None else out + self.bias
+
+    def _weight(self) -> Tensor:
+        """[K, N]. What lies on disk is multiplied out once, while the shelf holds it."""
+        if isinstance(self.codes, StoredTensor):
+            num_bytes = self.codes.numel() * self.scales.element_size()
+            return self.codes.made(
+                num_bytes, lambda codes: dequantize(codes, self.scales, self.block)
+            )
+        return dequantize(self.codes, self.scales, self.block)

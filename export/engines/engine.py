@@ -21,6 +21,7 @@ from export.engines.ranges import leaves_float16, scan_ranges
 from export.engines.scratch import unfused_scratch_bytes
 from export.errors import ExportError
 from export.gates import Gates
+from export.kept import Kept
 from models.anchorvla4d.engines import EngineSpec
 from models.stored import SHELF, plain
 from quant.recipes import FLOAT32_PART, Recipe, Rule
@@ -28,6 +29,7 @@ from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors
 from runtime.bundle import EngineEntry
 from runtime.graph import Graph
+from runtime.storage.files import sync
 
 NATIVE_OPSET = 18
 """What the exporter writes without a converter."""
@@ -76,8 +78,10 @@ class EngineExporter:
     allowed: Mapping[str, float]
     """Per stage, relative error of the engine against its module before it is lowered."""
     folder: Path
+    """Of the bundle."""
     gates: Gates
     compile_check: bool
+    kept: Kept
 
     def export(
         self, name: str, spec: EngineSpec, names: Mapping[str, str], step: Callable[[str], None]
@@ -90,15 +94,45 @@ class EngineExporter:
         Raises:
             ExportError: a gate failed, or the compiler refuses the engine.
         """
+        path = self.folder / "engines" / f"{name}.onnx"
+        if not path.is_file():
+            self.kept.forget(f"engine {name}")
+        found = msgspec.msgpack.decode(
+            self.kept.record(
+                f"engine {name}",
+                lambda: msgspec.msgpack.encode(self._make(name, path, spec, names, step)),
+            ),
+            type=_Found,
+        )
+        self._judge(name, found.parity)
+        return Exported(
+            entry=found.entry,
+            file=OnnxFile(path, found.entry.parameters, found.num_bytes),
+            parity=found.parity,
+            contents=read_contents(path),
+            islands=found.islands,
+            island_layers=found.island_layers,
+            nodes=found.nodes,
+        )
+
+    def _make(
+        self,
+        name: str,
+        path: Path,
+        spec: EngineSpec,
+        names: Mapping[str, str],
+        step: Callable[[str], None],
+    ) -> _Found:
+        """The engine's files."""
         step(f"{name}: export")
         has_int4 = any(self.rules[n].format == "w4" for n in names.values() if n in self.rules)
         opset = INT4_OPSET if has_int4 else NATIVE_OPSET
-        path = self.folder / "engines" / f"{name}.onnx"
         is_lowered = self.recipe.base != "float32"
-        first = self.folder / "float32" / path.name if is_lowered else path
+        first = self.kept.folder("float32") / path.name if is_lowered else path
         file, nodes = _trace(spec, first, opset=opset, keep_scopes=is_lowered)
         step(f"{name}: parity")
-        parity = self._parity(name, first)
+        parity = engine_errors(OnnxRuntimeBackend(), first, self.graph, self.tensors)
+        self._judge(name, parity)
         islands: dict[str, float] = {}
         island_layers: set[str] = set()
         if is_lowered:
@@ -114,6 +148,8 @@ class EngineExporter:
         compiled = check_compiles(path) if self.compile_check else Compiled(True, "not checked")
         if not compiled.ok:
             raise ExportError(f"engine {name} does not compile:\n{compiled.message}")
+        for written in file.files:
+            sync(written)  # before the record says that it is there
         entry = EngineEntry(
             file=path.relative_to(self.folder).as_posix(),
             inputs=spec.inputs,
@@ -123,10 +159,9 @@ class EngineExporter:
             compiled=compiled.message,
             unfused_scratch_bytes=unfused_scratch_bytes(path),
         )
-        return Exported(entry, file, parity, read_contents(path), islands, island_layers, nodes)
+        return _Found(entry, file.num_bytes, parity, islands, sorted(island_layers), nodes)
 
-    def _parity(self, name: str, path: Path) -> dict[str, float]:
-        errors = engine_errors(OnnxRuntimeBackend(), path, self.graph, self.tensors)
+    def _judge(self, name: str, errors: Mapping[str, float]) -> None:
         worst = max(errors, key=lambda stage: errors[stage] / self.allowed[stage])
         allowed = self.allowed[worst]
         self.gates.judge(
@@ -136,7 +171,6 @@ class EngineExporter:
             f"engine {name}: stage {worst!r} differs from its module by {errors[worst]:.2e}, "
             f"allowed {allowed:.1e}",
         )
-        return errors
 
     def _lower(
         self,
@@ -179,6 +213,17 @@ class EngineExporter:
             for stage in self.graph.stages
             if stage.engine == name
         ]
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """Of `Exported`, what the files do not say."""
+
+    entry: EngineEntry
+    num_bytes: int
+    parity: dict[str, float]
+    islands: dict[str, float]
+    island_layers: list[str]
+    nodes: tuple[int, int] | None
 
 
 def _trace(

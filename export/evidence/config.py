@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.anchorvla4d.presets import CONFIGS
+from quant.recipes import RECIPES
 
 DEPTH = "depth.json"
+FULL_SIZE = "full-size.json"
+PUBLISHED_IMAGE = (252, 252)
+"""Width and height of the camera image in pixels: no resizing, 18 x 18 patches of 14."""
+CALIBRATED_ON = 8
+"""Observations, and as many others judge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,3 +50,36 @@ class DepthConfig:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
         if self.layers_per_stage is not None and self.layers_per_stage < 1:
             raise ValueError(f"layers_per_stage must be positive, got {self.layers_per_stage}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullSizeConfig:
+    """Take policies of the published size through the whole toolchain, and measure what it takes.
+
+    Weights are random, 9 GB on disk; with engines, plans and twin up to 50 GB for a while.
+
+    example: python -m export full-size --cases full/orin-w8a8
+    """
+
+    cases: tuple[str, ...] = (
+        "full/orin-w8a8",
+        "full/orin-w4a16",
+        "full/orin-bf16",
+        "xlerobot/orin-w8a8",
+    )
+    """Configuration/recipe."""
+
+    work: Path = Path("build/full-size")
+    """Folder for what is large; a case that was cut off goes on there, one that is done goes."""
+
+    results: Path | None = None
+    """Folder for a JSON file with all figures."""
+
+    def __post_init__(self) -> None:
+        for case in self.cases:
+            config, _, recipe = case.partition("/")
+            if config not in CONFIGS or recipe not in RECIPES:
+                raise ValueError(
+                    f"unknown case {case!r}: name CONFIG/RECIPE, of {sorted(CONFIGS)} and "
+                    f"{sorted(RECIPES)}"
+                )

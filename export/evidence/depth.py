@@ -29,8 +29,8 @@ from models.anchorvla4d.split import Split
 from models.checkpoint import read_tokenizer
 from models.config_file import configuration
 from models.demo import CHECKPOINT
-from models.memory import peak_bytes
 from runtime.backends.parity import relative_error
+from runtime.board.machine import peak_bytes
 from runtime.cli.progress import Progress
 from runtime.graph import whole_of
 from runtime.storage.files import Kind, check_output, write_file

@@ -6,12 +6,13 @@ python -m export results        render them again
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from device_tests.success.motion import FIGURES
 from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
-from export.evidence.config import DEPTH
+from export.evidence.config import CALIBRATED_ON, DEPTH, FULL_SIZE
 from export.gates import MOTION_BOUND, MOTION_FIGURES
 from quant.recipes import RECIPES
 from runtime.graph import whole_of
@@ -56,6 +57,7 @@ def update(config: ResultsConfig) -> None:
             + render_recipes(config.results)
             + motion
             + render_depth(config.results)
+            + render_full_size(config.results)
             + benchmarks,
         ),
         (config.precision, render_w8a8(config.results)),
@@ -266,6 +268,87 @@ def depth_table(found: dict[str, Any]) -> str:
         cells = [str(len(stages)), *(f"{value:.1e}" for value in shown)]
         lines.append(f"| {CALLS.get(call, call)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def render_full_size(folder: Path) -> str:
+    """Exports at full size as Markdown; nothing if none was measured."""
+    path = folder / FULL_SIZE
+    return "\n" + full_size_table(json.loads(path.read_text())) + "\n" if path.exists() else ""
+
+
+def full_size_table(found: dict[str, Any]) -> str:
+    """What `export.evidence.full_size` measured, a column for each case; then each part's plan."""
+    cases = found["cases"]
+    machines = {
+        f"{case}: {m['machine']['date']}, commit {m['machine']['commit']}, "
+        f"{m['machine']['processor']}, {m['machine']['threads']} threads"
+        for case, m in cases.items()
+    }
+    lines = [
+        "Policies of the published size, random weights, from a checkpoint in its makers' layout; "
+        f"calibrated on {CALIBRATED_ON} observations and judged by as many others. Ticks are on "
+        "ONNX Runtime on the CPU, bfloat16 as its float32 twin. Peaks are of one process, mapped "
+        "files too. Measured " + "; ".join(sorted(machines)) + ".",
+        "",
+        "| | " + " | ".join(f"`{case}`" for case in cases) + " |",
+        "|---|" + "---:|" * len(cases),
+    ]
+    for words, cell in FULL_SIZE_ROWS.items():
+        lines.append(f"| {words} | " + " | ".join(cell(m) for m in cases.values()) + " |")
+    parts = {case: m["compile"]["parts"] for case, m in cases.items() if "compile" in m}
+    if parts:
+        names = dict.fromkeys(name for row in parts.values() for name in row)
+        lines += [
+            "",
+            "Each part compiled for SM86 by TensorRT for RTX: seconds, GB of memory at most.",
+            "",
+            "| engine | " + " | ".join(f"`{case}`" for case in parts) + " |",
+            "|---|" + "---:|" * len(parts),
+        ]
+        for name in names:
+            cells = (_compiled(row.get(name)) for row in parts.values())
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _compiled(part: dict[str, Any] | None) -> str:
+    return "-" if part is None else f"{part['seconds']:.0f} s, {part['peak_bytes'] / 1e9:.1f}"
+
+
+def _of(part: str, cell: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    """A cell of one part of a case; a dash where the part was not run."""
+    return lambda measured: cell(measured[part]) if part in measured else "-"
+
+
+def _farthest(counts: dict[str, Any]) -> str:
+    pairs = [pair for stage in counts["stages"].values() for pair in stage.values()]
+    return f"{max(abs(f - c) / c for f, c in pairs):.1%}"
+
+
+FULL_SIZE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "checkpoint": _of("synthesize", lambda p: f"{p['bytes'] / 1e9:.1f} GB, {p['layout']}"),
+    "written in, at most": _of(
+        "synthesize", lambda p: f"{p['seconds'] / 60:.0f} min, {p['peak_bytes'] / 1e9:.1f} GB"
+    ),
+    "exported in, at most": _of(
+        "export", lambda p: f"{p['seconds'] / 60:.0f} min, {p['peak_bytes'] / 1e9:.1f} GB"
+    ),
+    "engines": _of("export", lambda p: f"{p['engines']}, {p['engine_bytes'] / 1e9:.2f} GB"),
+    "actions moved": _of("export", lambda p: f"{p['action_error']:.1%}"),
+    "gates": _of(
+        "export",
+        lambda p: (
+            ", ".join(n for n, v in p["gates"].items() if v.startswith("fail")) or "none fails"
+        ),
+    ),
+    "forecast from count, farthest": _of("counts", _farthest),
+    "cold tick": _of("ticks", lambda p: f"{p['cold_s']:.1f} s"),
+    "warm tick": _of("ticks", lambda p: f"{p['warm_s']:.1f} s"),
+    "warm against cold": _of("ticks", lambda p: f"{p['speedup']:.2f} x"),
+    "ticks held at most": _of("ticks", lambda p: f"{p['peak_bytes'] / 1e9:.1f} GB"),
+    "kept for the anchor": _of("ticks", lambda p: f"{p['kept_for_anchor_bytes'] / 1e6:.1f} MB"),
+}
+"""By what stands before them."""
 
 
 def render_benchmarks(folder: Path) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import platform
 import re
+import resource
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,6 +299,19 @@ def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """What the kernel tells of memory, in bytes, by its own names."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in lines}
+
+
+def peak_bytes(root: Path = Path("/")) -> int:
+    """Most that this process ever held, mapped files too.
+
+    Asked of the kernel's page: `getrusage` counts for a new process what its parent held.
+    """
+    status = text_of(root / "proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    if found is not None:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _first_devfreq(folders: list[Path]) -> Clock | None:

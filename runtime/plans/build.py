@@ -213,6 +213,7 @@ class _Builder:
                     seconds=compiled.seconds,
                     workspace_bytes=workspace,
                     int8_products=compiled.int8_products,
+                    peak_bytes=compiled.peak_bytes,
                     power_mode=self.power_mode,
                 )
                 record = self._measured(record, plan)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..board.machine import peak_bytes
 from ..errors import EngineError
 from ..storage.files import beside
 from .diagnosis import SHORT_OF_MEMORY, OutOfMemory, diagnose, joined
@@ -67,6 +68,8 @@ class Compiled:
     """ONNX nodes that multiply two int8 tensors: w8a8."""
     timing_cache: str
     """`none`, `new`, `reused` or `refused` (made by another version, so begun anew)."""
+    peak_bytes: int = 0
+    """Of memory, that the compiler's process held at most."""
 
 
 def compile_apart(spec: CompileSpec, on_progress: OnProgress | None = None) -> Compiled:
@@ -142,6 +145,7 @@ def compile_engine(spec: CompileSpec, on_progress: OnProgress) -> Compiled:
         num_bytes=int(plan.nbytes),
         int8_products=int8_products,
         timing_cache=cache,
+        peak_bytes=peak_bytes(),
     )
 
 

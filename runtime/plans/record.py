@@ -57,6 +57,8 @@ class PlanRecord:
     """What the engine's layers were seen to compute in."""
     power_mode: str = "unknown"
     """In which its kernels were timed and chosen. The plan runs in any with as many SMs."""
+    peak_bytes: int = 0
+    """Of memory, that compiling took at most; 0 in records older than this field."""
 
     def to_json(self) -> str:
         raw = asdict(self)

@@ -83,14 +83,19 @@ def publish(folder: Path, out: Path, foreign: Foreign) -> None:
     out = _absolute(out)
     refuse_foreign(out, foreign)
     with output_errors(out):
-        for path in (*folder.rglob("*"), folder):
-            sync(path)
+        sync_all(folder)
         if not out.exists() or not os.listdir(out):
             folder.rename(out)
         elif not _exchange(folder, out):
             out.rename(workshop(out) / OLD)
             folder.rename(out)
         sync(out.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Until all of a folder is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def check_folder(out: Path, foreign: Foreign) -> None:

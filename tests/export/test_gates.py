@@ -175,7 +175,8 @@ def test_one_layers_wrong_scale_is_refused(cut_checkpoint, tmp_path, monkeypatch
         build(cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8"), Console(file=piped))
     assert re.findall(r"^ *[0-9.]+ s  (.*)$", piped.getvalue(), re.MULTILINE) == [
         "load checkpoint", "read the episodes", "run in float32", "calibrate on 4 observations",
-        "quantize", "judge the stages", "find out where it errs",
+        "fold", "run in float32 on 8 observations", "round the weights", "judge the stages",
+        "find out where it errs",
     ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["bundle-failed.html"]
     page = (tmp_path / "bundle-failed.html").read_text()

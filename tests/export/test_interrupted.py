@@ -1,12 +1,25 @@
-"""An interrupted export goes on: what it had calibrated and quantized is not made again."""
+"""An interrupted export goes on: what it had worked out is not worked out again."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+import export.build
 import export.subject
 import quant.apply
+from export.build import build
 from export.config import BuildConfig
 from export.destination import CALIBRATION, kept_work
+from export.kept import Kept
 from export.subject import prepare
 from models.checkpoint import load_checkpoint
 from models.stored import StoredTensor
@@ -14,8 +27,150 @@ from quant.modules import QuantLinear
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
 from tests.conftest import EPISODES
+from tests.export.conftest import cut_config
 
+ROOT = Path(__file__).parents[2]
 MADE = "0" * 64 + ".safetensors"
+KILLS = 20
+CHILD = """
+import sys
+from pathlib import Path
+from export.build import build
+from export.kept import Kept
+from tests.export.conftest import cut_config
+from tests.export.test_interrupted import watch
+
+log = open(sys.argv[3], "a", buffering=1)
+watch(lambda event, name: log.write(f"{event} {name}\\n"), setattr)
+build(cut_config(Path(sys.argv[1]), Path(sys.argv[2]), "orin-w8a8"))
+"""
+
+
+def watch(tell, patch):
+    """Have `tell("begin" or "end", name)` called around whatever an export works out."""
+
+    def watched(real):
+        @functools.wraps(real)
+        def method(kept, name, make):
+            def told():
+                tell("begin", name)
+                made = make()
+                tell("made", name)
+                return made
+
+            result = real(kept, name, told)
+            tell("kept", name)
+            return result
+
+        return method
+
+    for method in ("arrays", "record"):
+        patch(Kept, method, watched(getattr(Kept, method)))
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def check_repeats(events, interruptions):
+    """Nothing that was kept is worked out again, and one part at most for each interruption."""
+    kept, begun = set(), Counter()
+    for event, name in events:
+        if event == "begin":
+            assert name not in kept, f"{name} was kept and is worked out again"
+            begun[name] += 1
+        elif event == "kept":
+            kept.add(name)
+    assert kept == set(begun)
+    assert sum(begun.values()) - len(begun) <= interruptions
+    return kept
+
+
+def test_an_export_that_is_stopped_again_and_again_repeats_one_part_each_time(
+    exported, cut_checkpoint, tmp_path, monkeypatch
+):
+    """Stopped at the worst moment: something has just been worked out and is not kept yet."""
+    want = contents(exported("orin-w8a8"))
+    events, stops = [], {1, 4, 9, 16, 26, 33, 41}
+
+    def tell(event, name):
+        events.append((event, name))
+        if event == "made" and sum(e == "made" for e, _ in events) in stops:
+            raise KeyboardInterrupt
+
+    watch(tell, monkeypatch.setattr)
+    config = cut_config(cut_checkpoint, tmp_path / "bundle", "orin-w8a8")
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+    with monkeypatch.context() as patch:  # all is made, and the bundle is just about to appear
+
+        def stopped(folder, out):
+            raise KeyboardInterrupt
+
+        patch.setattr(export.build, "publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+    assert not config.out.exists()
+    num_events = len(events)
+    build(config)
+    assert {event for event, _ in events[num_events:]} == {"kept"}, "nothing was left to do"
+    made = check_repeats(events, len(stops))
+    assert len(made) > max(stops) and contents(config.out) == want
+    assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle-report.html"}
+
+
+def test_what_is_kept_is_of_one_policy_recipe_size_and_calibration(tmp_path):
+    parts = ("weights", "recipe", (112, 112), 64)
+
+    def value(number):
+        return lambda: {"x": torch.tensor(number).numpy()}
+
+    def of(*parts):
+        return int(Kept(tmp_path, *parts).arrays("stage", value(2))["x"])
+
+    assert int(Kept(tmp_path, *parts).arrays("stage", value(1))["x"]) == 1
+    assert of(*parts) == 1
+    for index in range(len(parts)):
+        assert of(*parts[:index], "other", *parts[index + 1 :]) == 2
+    assert int(Kept(tmp_path, *parts).arrays("other stage", value(3))["x"]) == 3
+    assert of("weights", "recipe", (112, 112), "6", "4") == 2
+    assert int(Kept(None, *parts).arrays("stage", value(4))["x"]) == 4
+
+
+@pytest.mark.full
+def test_an_export_that_is_killed_at_random_moments_ends_with_the_same_bytes(
+    exported, cut_checkpoint, tmp_path
+):
+    want = contents(exported("orin-w8a8"))
+    log, out = tmp_path / "log", tmp_path / "bundle"
+    command = [sys.executable, "-c", CHILD, str(cut_checkpoint), str(out), str(log)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start():
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    began = time.monotonic()
+    assert start().wait() == 0
+    whole_s = time.monotonic() - began
+    assert contents(out) == want
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        log.write_text("")
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        export = start()
+        time.sleep(moments.uniform(0.05, 0.95) * whole_s)
+        os.killpg(export.pid, signal.SIGKILL)
+        export.wait()
+        before = log.read_text().count("kept ")
+        assert start().wait() == 0
+        events = [tuple(line.split(" ", 1)) for line in log.read_text().splitlines()]
+        print(f"{before} kept before, {len(check_repeats(events, 1))} in all")
+        assert contents(out) == want
+        assert not out.with_name("bundle.work").exists()
 
 
 def test_calibration_and_codes_are_taken_from_the_run_before(cut_checkpoint, tmp_path, monkeypatch):
@@ -56,7 +211,7 @@ def test_calibration_and_codes_are_taken_from_the_run_before(cut_checkpoint, tmp
         undisturbed = prepare(config, recipe, checkpoint)
         layers = {n: m for n, m in again.model.named_modules() if isinstance(m, QuantLinear)}
         assert len(quantized) == 2 * len(layers), "no layer twice, but for the undisturbed run"
-        assert len(ran) == 5 + 1 + 5
+        assert len(ran) == 5 + 5, "the reference is kept too"
         for name, layer in layers.items():
             want = undisturbed.model.get_submodule(name).state_dict()
             assert layer.state_dict().keys() == want.keys()

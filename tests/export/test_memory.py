@@ -63,7 +63,7 @@ else:
     allowed = dict.fromkeys((s.name for s in subject.parts.graph.stages), 1.0)
     exporter = EngineExporter(
         subject.recipe, subject.rules, subject.parts.graph, subject.tensors, [], allowed,
-        folder / "part", Gates(force=True), False,
+        folder / "part", Gates(force=True), False, subject.kept,
     )
     exporter.export(what, subject.parts.engines[what], subject.layer_names[what], print)
 print(f"{(size('VmPeak') - base) / 1e9:.2f} GB of {room / 1e9:.2f}")
