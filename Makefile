@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -61,6 +61,10 @@ test-full: setup ## all tests, at the published widths too
 
 test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json
 	$(PY) -m export depth --results docs/results $(ARGS)
+	$(PY) -m export results
+
+test-full-size: setup ## checkpoints of the published size through export, compiler and a tick; 50 GB of disk, hours on 2 cores
+	$(PY) -m export full-size --results docs/results $(ARGS)
 	$(PY) -m export results
 
 test-gpu: setup ## the runtime on a real CUDA driver, with torch's kernels for TensorRT's; needs a GPU, pycuda and torch with CUDA

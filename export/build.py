@@ -53,7 +53,7 @@ from export.twin import write_twin
 from models.anchorvla4d.split import TOKENIZER, TOKENS
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.statistics import KINDS
-from models.stored import Rows
+from models.stored import Rows, return_what_is_freed
 from quant.apply import decide
 from quant.recipes import Recipe, Rule
 from quant.search.yardsticks import yardsticks
@@ -89,6 +89,7 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         ValueError: the recipe does not fit the policy.
     """
     console = console or Console()
+    return_what_is_freed()
     recipe = config.chosen_recipe()
     if config.sensitivity is not None:
         read_study(config.sensitivity)  # a wrong one is found before the work
@@ -104,9 +105,9 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     ):
         bar.step("load checkpoint")
         checkpoint = load_checkpoint(config.checkpoint)
-        needs = _needs(config, recipe, checkpoint)
-        _say(console, f"this export takes {needs.describe()}")
         disk = DiskWatch(work)
+        needs = _needs(config, recipe, checkpoint, kept_bytes=disk.look())
+        _say(console, f"this export takes {needs.describe()}")
 
         def step(name: str) -> None:
             disk.look()
@@ -142,8 +143,13 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
     return config.out
 
 
-def _needs(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Needs:
+def _needs(
+    config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint, *, kept_bytes: int
+) -> Needs:
     """What the export takes.
+
+    Args:
+        kept_bytes: of disk, that one that was cut off has taken already.
 
     Raises:
         ExportError, OutputError: it is not there.
@@ -159,7 +165,7 @@ def _needs(config: BuildConfig, recipe: Recipe, checkpoint: Checkpoint) -> Needs
     needs = estimate(config.layers_per_part)
     depth = checkpoint.config.language.num_hidden_layers
     refuse_if_too_large(needs, config, depth, estimate)
-    check_disk(config.out, needs.disk_bytes)
+    check_disk(config.out, max(0, needs.disk_bytes - kept_bytes))
     return needs
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export.errors import ExportError
 from runtime.bundle import MANIFEST, PLANS
+from runtime.errors import OutputError
 from runtime.storage import folders
 from runtime.storage.files import FULL, PARTIAL, remedy
 from runtime.storage.folders import check_disk, check_folder, temporary
@@ -65,8 +66,9 @@ def foreign(folder: Path) -> str | None:
 def kept_work(out: Path) -> Iterator[Path]:
     """A folder beside `out` for what a run that is cut off need not do again. Hold `exclusive`.
 
-    It goes when the export ends, with a bundle or an error. It stays when the export is interrupted
-    or killed: what lies in it is named by what it was made of, so the next one takes what it needs.
+    It goes when the export ends, with a bundle or an error of its own. It stays when the export is
+    interrupted or killed, or the disk is full: what lies in it is named by what it was made of, so
+    the next one takes what it needs.
 
     Raises:
         OutputError: something in it is not ours, or it cannot be written.
@@ -75,6 +77,10 @@ def kept_work(out: Path) -> Iterator[Path]:
     check_folder(folder, _foreign_work)
     try:
         yield folder
+    except (OSError, OutputError):  # not of the export's making
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it
+        raise
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -95,4 +101,6 @@ def disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise ExportError(f"{out}: {remedy(error)}, and export again") from error
+        raise ExportError(
+            f"{out}: {remedy(error)}, and export again: it goes on where it was"
+        ) from error

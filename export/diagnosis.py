@@ -40,9 +40,8 @@ class Diagnosis:
 
 def diagnose(subject: Subject) -> Diagnosis:
     """Run it all again, piece by piece."""
-    exact = Modules(subject.checkpoint, subject.exact)
     observations = {
-        seen.where: (_error(subject, subject.parts, seen), exact.noise_spread(seen.inputs) / 2)
+        seen.where: (_error(subject, subject.parts, seen), seen.spread / 2)
         for seen in subject.judged
     }
     worst = max(subject.judged, key=lambda seen: _excess(*observations[seen.where]))

@@ -315,14 +315,7 @@ def judge_end_to_end(
     """
     recipe, limit = subject.recipe, tolerance
     if recipe.is_quantized:
-        exact = Modules(subject.checkpoint, subject.exact)
-        spreads = [
-            subject.kept.figures(
-                f"spread on {digest_of(s.inputs)}", partial(_spread, exact, s.inputs)
-            )[ACTIONS]
-            for s in subject.judged
-        ]
-        limit = _root_mean_square(spreads) / 2
+        limit = _root_mean_square([seen.spread for seen in subject.judged]) / 2
     mean = _root_mean_square(errors)
     gates.judge(
         "end_to_end",
@@ -379,11 +372,6 @@ def _judged_words(subject: Subject) -> str:
     if subject.evidence.golden is None:
         kind = "made-up "
     return f"{count} {kind}observation{'s' * (count != 1)}"
-
-
-def _spread(exact: Modules, inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """How far other noise moves the actions."""
-    return {ACTIONS: exact.noise_spread(inputs)}
 
 
 def _engine_errors(path: Path, subject: Subject) -> dict[str, float]:

@@ -108,6 +108,7 @@ def needs_of(
         disk={
             "bundle": table + tensors + sum(engine.num_bytes for engine in sizes.values()),
             "codes and statistics": codes + statistics,
+            "tensors of observations": (LEAST_JUDGED + 3) * tensors,
             "float32 engines": sum(traced) if is_lowered else 0,
         },
     )
@@ -162,9 +163,16 @@ class DiskWatch:
         self._folders = folders
         self.most_bytes = 0
 
-    def look(self) -> None:
+    def look(self) -> int:
+        """Look now.
+
+        Returns:
+            What they hold, in bytes.
+        """
         files = (path for folder in self._folders for path in folder.rglob("*") if path.is_file())
-        self.most_bytes = max(self.most_bytes, sum(path.stat().st_size for path in files))
+        now = sum(path.stat().st_size for path in files)
+        self.most_bytes = max(self.most_bytes, now)
+        return now
 
 
 def compare(needs: Needs, disk_bytes: int) -> str:

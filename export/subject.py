@@ -32,8 +32,8 @@ from quant.fold import Folded
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
 
-TENSOR, REACHED = "tensor/", "reached/"
-"""Before the names of what a run of the float32 policy leaves."""
+TENSOR, REACHED, SPREAD = "tensor/", "reached/", "spread"
+"""What a run of the float32 policy leaves; two of them stand before other names."""
 SCANNED = 8
 """Observations of which the ranges are looked at, beside the golden one."""
 
@@ -49,6 +49,8 @@ class Judged:
     """Of the float32 policy."""
     reached: Mapping[str, float]
     """Largest magnitude that flowed into each linear layer that ran for it."""
+    spread: float
+    """How far other noise moves its actions, relative; 0 where nothing leaves float32."""
     is_golden: bool
 
 
@@ -159,7 +161,7 @@ def prepare(
     modules = Modules(checkpoint, exact)
     shown = digest_of(golden)
     step(f"run in float32 on {len(evidence.judged) or 1} observations")
-    judged = _judge_by(checkpoint, evidence, modules, golden, kept)
+    judged = _judge_by(checkpoint, evidence, modules, golden, kept, recipe.is_quantized)
     tensors = exact_tensors = next(
         (seen.tensors for seen in judged if seen.is_golden), None
     ) or kept.arrays(f"exact on {shown}", lambda: modules.tensors(golden))
@@ -221,30 +223,34 @@ def _judge_by(
     modules: Modules,
     golden: Mapping[str, NDArray[Any]],
     kept: Kept,
+    with_spread: bool,
 ) -> tuple[Judged, ...]:
     """Run the float32 policy on what gates are judged by, and watch its linear layers."""
+    run = partial(_run, checkpoint, modules, kept, with_spread)
     found: list[Judged] = []
     for number, seen in enumerate(evidence.judged):
         is_golden = seen is evidence.golden
         inputs = golden if is_golden else golden_of(checkpoint, seen, seed=number)
-        found.append(_run(checkpoint, modules, seen.where, inputs, is_golden, kept))
-    where = "the golden observation"
-    return tuple(found) or (_run(checkpoint, modules, where, golden, True, kept),)
+        found.append(run(seen.where, inputs, is_golden))
+    return tuple(found) or (run("the golden observation", golden, True),)
 
 
 def _run(
     checkpoint: Checkpoint,
     modules: Modules,
+    kept: Kept,
+    with_spread: bool,
     where: str,
     inputs: Mapping[str, NDArray[Any]],
     is_golden: bool,
-    kept: Kept,
 ) -> Judged:
     def run() -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         modules.forget()  # so that every layer runs and is seen
         seen = calibrate(checkpoint.model, [lambda: tensors.update(modules.tensors(inputs))])
         found = {f"{TENSOR}{name}": value for name, value in tensors.items()}
+        if with_spread:  # now, while all that does not depend on the noise is there
+            found[SPREAD] = np.array(modules.noise_spread(inputs))
         return found | {f"{REACHED}{name}": np.array(s.max) for name, s in seen.items()}
 
     made = kept.arrays(f"float32 on {digest_of(inputs)}", run)
@@ -257,6 +263,7 @@ def _run(
         inputs=inputs,
         tensors=tensors,
         reached={name: float(value) for name, value in reached.items()},
+        spread=float(made[SPREAD]) if with_spread else 0.0,
         is_golden=is_golden,
     )
 

@@ -15,6 +15,8 @@ import onnx
 import pytest
 from rich.console import Console
 
+import export.build
+import export.subject
 import runtime
 from export import judge
 from export.build import build
@@ -138,14 +140,36 @@ def test_a_full_disk_is_noticed_before_the_work(checkpoint, tmp_path, monkeypatc
         build(config(checkpoint, tmp_path / "bundle"))
 
 
-def test_a_disk_that_fills_up_half_way_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_an_export_goes_on_where_the_disk_was_full(checkpoint, tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(engines, "save", full)
-    with pytest.raises(ExportError, match="the disk is full; free some space"):
-        build(config(checkpoint, tmp_path / "bundle"))
-    assert not list(tmp_path.iterdir())
+    out = tmp_path / "bundle"
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "save", full)
+        with pytest.raises(ExportError, match="disk is full; free some .* goes on where it was"):
+            build(config(checkpoint, out))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.work"]
+    monkeypatch.setattr(export.subject, "reference_actions", None)  # that is known already
+    build(config(checkpoint, out))
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle-report.html"}
+
+
+def test_what_lies_on_the_disk_already_is_not_asked_for_again(checkpoint, tmp_path, monkeypatch):
+    """Room for half of an export, after the other half."""
+    out, room = tmp_path / "bundle", []
+    monkeypatch.setattr(export.build, "check_disk", lambda out, size: room.append(size))
+    with monkeypatch.context() as patch:
+        patch.setattr(export.build, "judge_stages", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(config(checkpoint, out))
+    kept = sum(p.stat().st_size for p in out.with_name("bundle.work").rglob("*") if p.is_file())
+    build(config(checkpoint, out))
+    assert kept > 0 and room == [room[0], room[0] - kept]
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

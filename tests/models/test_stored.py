@@ -103,6 +103,23 @@ def test_what_was_used_last_is_kept_and_goes_with_its_module(shelf):
     assert not shelf._kept and shelf._num_bytes == 0
 
 
+def test_what_is_made_of_a_weight_is_kept_beside_it_and_goes_with_it(shelf):
+    made = []
+
+    def double(read):
+        made.append(1)
+        return read * 2
+
+    size = WIDTH * WIDTH
+    codes = StoredTensor((size,), torch.int8, lambda: torch.full((size,), 3, dtype=torch.int8))
+    for _ in range(2):
+        assert torch.equal(codes.made(size, double), torch.full((size,), 6, dtype=torch.int8))
+        assert torch.equal(codes.load(), torch.full((size,), 3, dtype=torch.int8))
+    assert made == [1] and shelf._num_bytes == 2 * size
+    del codes
+    assert not shelf._kept and shelf._num_bytes == 0
+
+
 def test_shapes_and_names_are_known_without_reading():
     layer = nn.Linear(3, 5, device="meta")
     for name, shape in (("weight", (5, 3)), ("bias", (5,))):

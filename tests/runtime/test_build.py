@@ -155,6 +155,14 @@ def test_what_is_missing_or_damaged_is_compiled_again_and_no_more(bundle, stand_
     assert read_plan(bundle, "second", KEY)
 
 
+def test_what_compiling_took_is_its_own_process_and_not_this_one(bundle, stand_in):
+    held = bytearray(os.urandom(1 << 20)) * 128
+    for row in run_build(bundle):
+        assert 4e6 < row.record.peak_bytes < len(held)
+        stored = json.loads(plan_path(bundle, row.engine, KEY).with_suffix(".json").read_text())
+        assert stored["peak_bytes"] == row.record.peak_bytes
+
+
 def test_measured_times_are_kept_for_the_next_compile(bundle, stand_in):
     run_build(bundle)
     assert [c["timing_cache"] for c in stand_in.compiles()] == [0, 5]

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from runtime.board.cameras import has_hidraw, read_cameras
 from runtime.board.machine import (
     PowerMode,
+    peak_bytes,
     read_clocks,
     read_machine,
     read_power_w,
@@ -311,6 +313,16 @@ def test_one_clock_behind_the_list_is_that_of_every_core():
 def test_other_text_is_refused_with_what_is_expected():
     with pytest.raises(ValueError, match=r"not a line of tegrastats: got 'Unknown option'.*RAM 24"):
         parse_tegrastats("Unknown option")
+
+
+def test_the_most_memory_of_a_process_is_what_the_kernel_says(tmp_path):
+    status = tmp_path / "proc/self/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Name:\tpython\nVmPeak:\t  9000 kB\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
+    assert peak_bytes(tmp_path) == 2048 * 1024
+    held = bytearray(os.urandom(1 << 20)) * 64
+    for root in (Path("/"), tmp_path / "elsewhere"):
+        assert len(held) < peak_bytes(root) < 1 << 40
 
 
 def test_a_missing_command_prints_nothing():
