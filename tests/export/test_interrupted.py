@@ -1,5 +1,6 @@
 """An interrupted export goes on: what it had worked out is not worked out again."""
 
+import copy
 import functools
 import os
 import random
@@ -8,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import export.build
 import export.subject
@@ -22,6 +26,7 @@ from export.destination import CALIBRATION, kept_work
 from export.kept import Kept
 from export.subject import prepare
 from models.checkpoint import load_checkpoint
+from models.demo import CHECKPOINT
 from models.stored import StoredTensor
 from quant.modules import QuantLinear
 from quant.recipes import RECIPES
@@ -104,18 +109,22 @@ def test_an_export_that_is_stopped_again_and_again_repeats_one_part_each_time(
         with pytest.raises(KeyboardInterrupt):
             build(config)
     with monkeypatch.context() as patch:  # all is made, and the bundle is just about to appear
-
-        def stopped(folder, out):
-            raise KeyboardInterrupt
-
         patch.setattr(export.build, "publish", stopped)
         with pytest.raises(KeyboardInterrupt):
             build(config)
     assert not config.out.exists()
     num_events = len(events)
-    build(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(export.build, "publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
     assert {event for event, _ in events[num_events:]} == {"kept"}, "nothing was left to do"
     made = check_repeats(events, len(stops))
+    next(config.out.with_name("bundle.work").glob("*/engines/denoise.onnx")).unlink()
+    num_events = len(events)
+    build(config)
+    again = {name for event, name in events[num_events:] if event == "begin"}
+    assert again == {"engine denoise"}, "what is said to be there and is not"
     assert len(made) > max(stops) and contents(config.out) == want
     assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle-report.html"}
 
@@ -134,8 +143,66 @@ def test_what_is_kept_is_of_one_policy_recipe_size_and_calibration(tmp_path):
     for index in range(len(parts)):
         assert of(*parts[:index], "other", *parts[index + 1 :]) == 2
     assert int(Kept(tmp_path, *parts).arrays("other stage", value(3))["x"]) == 3
-    assert of("weights", "recipe", (112, 112), "6", "4") == 2
+    assert of("weights", "recipe", (112, 112), 6, 4) == 2
+    named = {name: np.full(2, n) for n, name in enumerate(("file", "allow_pickle", "a/b"))}
+    for _ in range(2):
+        found = Kept(tmp_path).arrays("any names", lambda: named)
+        assert found.keys() == named.keys()
+        assert all(np.array_equal(found[name], named[name]) for name in named)
     assert int(Kept(None, *parts).arrays("stage", value(4))["x"]) == 4
+
+
+def stopped(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def demo_checkpoint():
+    return load_checkpoint(CHECKPOINT)
+
+
+def of_other_statistics(checkpoint):
+    statistics = copy.deepcopy(checkpoint.statistics)
+    next(iter(statistics.values()))["state"]["min"][0] -= 0.5
+    return replace(checkpoint, statistics=statistics)
+
+
+def with_another_word(checkpoint):
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.to_str())
+    tokenizer.add_tokens(["gripper"])
+    return replace(checkpoint, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "change"),
+    [
+        ("orin-bf16", {}, None),
+        ("float32", {"image_size": (128, 112)}, None),
+        ("float32", {"resize_on": "engine"}, None),
+        ("float32", {"tokens": 72}, None),
+        ("float32", {"layers_per_part": 1}, None),
+        ("float32", {"compile_check": True}, None),
+        ("float32", {}, of_other_statistics),
+        ("float32", {}, lambda c: replace(c, image=replace(c.image, max_pixels=112 * 140))),
+        ("float32", {}, lambda c: replace(c, sha256="0")),
+        ("float32", {}, lambda c: replace(c, config=replace(c.config, license="other"))),
+        ("float32", {}, with_another_word),
+        ("cpu-int8", {"stride": 1}, None),
+    ],
+)
+def test_nothing_is_taken_from_an_export_of_something_else(
+    demo_checkpoint, tmp_path, recipe, changes, change
+):
+    def place(recipe, change, **changes):
+        options = {"held_out": None, "calibration": None, "max_observations": 1} | changes
+        config = cut_config(CHECKPOINT, tmp_path / "bundle", recipe, **options)
+        checkpoint = change(demo_checkpoint) if change else demo_checkpoint
+        return prepare(config, config.chosen_recipe(), checkpoint, work=tmp_path).kept.folder("a")
+
+    learnt = {"calibration": EPISODES} if recipe == "cpu-int8" else {}
+    first = place(recipe if learnt else "float32", None, **learnt)
+    assert place(recipe, change, **learnt, **changes) != first
+    assert place(recipe if learnt else "float32", None, **learnt) == first
 
 
 @pytest.mark.full

@@ -101,6 +101,15 @@ def test_a_run_that_was_cut_off_goes_on_from_its_file(tmp_path):
     assert done == []
 
 
+def test_runs_that_take_long_are_kept_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("quant.calibrate.SAVE_SECONDS", -1.0)
+    model, keep, done = nn.Sequential(nn.Linear(3, 3)), tmp_path / "kept.npz", []
+    with pytest.raises(Stopped):
+        calibrate(model, runs_of(model, SAVE_EVERY, stop_at=3), keep=keep, key="a")
+    calibrate(model, runs_of(model, SAVE_EVERY, done=done), keep=keep, key="a")
+    assert done == list(range(3, SAVE_EVERY))
+
+
 def test_a_file_of_something_else_is_begun_anew(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3))
     keep = tmp_path / "kept.npz"
