@@ -28,6 +28,8 @@ RECIPES = (
     "orin-mixed",
     "cpu-int8",
 )
+QUICK = ("orin-fp16-safe", "orin-w8a8", "orin-w4a16")
+"""Every format and both half-precision bases; the others are marked `full`."""
 LARGEST_SHARE = {"orin-w8a8": 0.32, "orin-w8a8-static": 0.32, "orin-w4a16": 0.26}
 """Of float32's bytes. With one layer of each network the condition, which stays in the base format,
 is a tenth of all weights."""
@@ -99,7 +101,9 @@ def test_every_engine_of_the_demo_compiles(recipe, tmp_path):
 
 
 @pytest.mark.skipif(not is_available(), reason="TensorRT for RTX has wheels for x86-64 Linux only")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [r if r in QUICK else pytest.param(r, marks=pytest.mark.full) for r in RECIPES]
+)
 def test_every_engine_compiles_and_is_as_small_as_promised(checkpoint, recipe, tmp_path):
     bundle = export(checkpoint, recipe, tmp_path / "bundle")
     assert len(read_bundle(bundle).manifest.engines) == 6
