@@ -127,15 +127,19 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
 
 def judge_stages(subject: Subject, gates: Gates) -> Stages:
     """What quantization does to every stage, against what bfloat16 would do to it."""
-    found = worst_stages(subject)
-    floors = _bfloat16_floors(subject, [subject.exact_tensors])
+    shown = [seen.tensors for seen in subject.judged]
+    golden = next((n for n, seen in enumerate(subject.judged) if seen.is_golden), len(shown))
+    if golden == len(shown):
+        shown.append(subject.exact_tensors)
+    floors = _bfloat16_floors(subject, shown)
+    found = worst_stages(subject, floors)
     steps = subject.kept.figures(
         "steps", lambda: step_sensitivity(subject.parts, subject.exact, subject.exact_tensors)
     )
     factor = f"{subject.recipe.stage_error:g} times what bfloat16 does"
     stages: Stages = {}
     for stage, worst in found.items():
-        stages[stage] = replace(worst, noise_floor=floors[stage][0], final=steps.get(stage))
+        stages[stage] = replace(worst, noise_floor=floors[stage][golden], final=steps.get(stage))
         if subject.model is subject.checkpoint.model:
             continue
         gates.judge(
@@ -150,10 +154,14 @@ def judge_stages(subject: Subject, gates: Gates) -> Stages:
     return stages
 
 
-def worst_stages(subject: Subject) -> Stages:
-    """Per stage `error`, what is `allowed`, and `where`: the observation nearest to the limit."""
+def worst_stages(subject: Subject, floors: Mapping[str, Sequence[float]] | None = None) -> Stages:
+    """Per stage `error`, what is `allowed`, and `where`: the observation nearest to the limit.
+
+    Args:
+        floors: per stage, what bfloat16 does to it on each observation; measured by default.
+    """
     shown = [seen.tensors for seen in subject.judged]
-    floors, errors = _bfloat16_floors(subject, shown), _errors_on(subject, shown)
+    floors, errors = floors or _bfloat16_floors(subject, shown), _errors_on(subject, shown)
     factor = subject.recipe.stage_error
     return {
         stage: max(
@@ -162,7 +170,7 @@ def worst_stages(subject: Subject) -> Stages:
                     noise_floor=floor, error=error, allowed=factor * floor, where=seen.where
                 )
                 for seen, floor, error in zip(
-                    subject.judged, floors[stage], errors[stage], strict=True
+                    subject.judged, floors[stage], errors[stage], strict=False
                 )
             ),
             key=lambda figures: _share(figures.error, figures.allowed),
