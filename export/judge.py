@@ -28,6 +28,7 @@ from export.measure import (
 )
 from export.subject import Judged, Subject
 from models.anchorvla4d.split import ACTIONS, Split
+from models.stored import SHELF
 from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
@@ -283,6 +284,7 @@ def judge_actions(
 
         @functools.cache
         def policy() -> Policy:
+            SHELF.clear()  # the modules have run: their weights make room for the engines'
             return stack.enter_context(contextlib.closing(_open_bundle(runnable, subject)))
 
         def of_golden() -> dict[str, float]:

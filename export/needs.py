@@ -169,8 +169,10 @@ class DiskWatch:
         Returns:
             What they hold, in bytes.
         """
-        files = (path for folder in self._folders for path in folder.rglob("*") if path.is_file())
-        now = sum(path.stat().st_size for path in files)
+        files = [
+            path.stat() for folder in self._folders for path in folder.rglob("*") if path.is_file()
+        ]
+        now = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
         self.most_bytes = max(self.most_bytes, now)
         return now
 

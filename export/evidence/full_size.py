@@ -84,12 +84,12 @@ def full_size(config: FullSizeConfig) -> int:
         name, recipe = case.split("/")
         print(f"{case}:", flush=True)
         folder = config.work / case.replace("/", "-")
-        measured = measure(name, recipe, folder) | {"machine": machine()}
-        found["cases"][case] = measured
+        measured = measure(name, recipe, folder)
         complaints += [f"{case}: {words}" for words in _complaints(measured)]
-        shutil.rmtree(folder)
+        found["cases"][case] = measured | {"machine": machine()}
         if path:
             write_file(path, json.dumps(found, indent=1) + "\n", MEASURED)
+        shutil.rmtree(folder)
     print(full_size_table(found))
     for words in complaints:
         print(f"error: {words}", file=sys.stderr)
@@ -104,18 +104,20 @@ def measure(name: str, recipe: str, folder: Path) -> Figures:
         folder: for what is large; what a run that was cut off has left in it is used.
     """
     checkpoint, bundle, twin = folder / "checkpoint", folder / "bundle", folder / "twin"
-    figures: Figures = {}
+    known = folder / "figures.json"
+    figures: Figures = json.loads(known.read_text()) if known.exists() else {}
 
     def apart(part: str, work: Callable[..., Figures], *arguments: Any) -> None:
+        if part in figures:
+            return
         print(f"  {part}", flush=True)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             figures[part] = pool.submit(_measured, work, *arguments).result()
+        write_file(known, json.dumps(figures))
 
-    if not checkpoint.exists():
-        apart("synthesize", _synthesize, name, checkpoint)
-    if not bundle.exists():
-        apart("export", _export, checkpoint, recipe, folder)
+    apart("synthesize", _synthesize, name, checkpoint)
+    apart("export", _export, checkpoint, recipe, folder)
     apart("counts", _counts, checkpoint, bundle, recipe)
     if is_available():
         apart("compile", _compile, bundle)
