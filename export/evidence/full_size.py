@@ -85,7 +85,7 @@ def full_size(config: FullSizeConfig) -> int:
         print(f"{case}:", flush=True)
         folder = config.work / case.replace("/", "-")
         measured = measure(name, recipe, folder)
-        complaints += [f"{case}: {words}" for words in _complaints(measured)]
+        complaints += [f"{case}: {words}" for words in complaints_of(measured)]
         found["cases"][case] = measured | {"machine": machine()}
         if path:
             write_file(path, json.dumps(found, indent=1) + "\n", MEASURED)
@@ -270,7 +270,7 @@ def _ticks(bundle: Path) -> Figures:
     }
 
 
-def _complaints(measured: Figures) -> Iterator[str]:
+def complaints_of(measured: Figures) -> Iterator[str]:
     """What exceeds its limit."""
     export, ticks = measured.get("export", {}), measured["ticks"]
     for part, figures in measured.items():
