@@ -26,7 +26,7 @@ from export.destination import (
     disk_errors,
     exclusive,
     kept_work,
-    publish,
+    publish_kept,
 )
 from export.engines.engine import EngineExporter, Exported
 from export.errors import ExportError
@@ -122,7 +122,7 @@ def build(config: BuildConfig, console: Console | None = None) -> Path:
         except GateFailed as failure:
             bar.step("find out where it errs")
             raise _explained(subject, gates, failure, failed) from failure
-        publish(folder, config.out)
+        publish_kept(folder, config.out)
         failed.unlink(missing_ok=True)  # of an export before: a page of ours, as was seen above
         bar.step("report")
         compared = config.yardsticks and subject.statistics

@@ -16,7 +16,15 @@ from runtime.storage import folders
 from runtime.storage.files import FULL, PARTIAL, remedy
 from runtime.storage.folders import check_disk, check_folder, temporary
 
-__all__ = ["check_disk", "disk_errors", "exclusive", "kept_work", "publish", "temporary"]
+__all__ = [
+    "check_disk",
+    "disk_errors",
+    "exclusive",
+    "kept_work",
+    "publish",
+    "publish_kept",
+    "temporary",
+]
 
 MANIFEST_KEYS = ("schema", "policy", "recipe", "graph", "engines", "files")
 """A manifest of any schema has them."""
@@ -35,11 +43,16 @@ def exclusive(out: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Put a complete folder in the place of `out`. It may lie anywhere beside it."""
+    """Put the complete folder of `temporary` in the place of `out`."""
+    folders.publish(folder, out, foreign)
+
+
+def publish_kept(folder: Path, out: Path) -> None:
+    """Put a complete folder of `kept_work` there."""
     with folders.temporary(out) as new:
         folders.sync_all(folder)  # the longest part, while it is still where it was
         folder.rename(new)
-        folders.publish(new, out, foreign)
+        publish(new, out)
 
 
 def foreign(folder: Path) -> str | None:

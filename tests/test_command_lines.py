@@ -125,6 +125,10 @@ IN_THE_WAY = {
     "export success, its film": ("success --results OUT --work OUT/w --film OUT/f.gif", "f.gif"),
     "export w8a8": ("w8a8 --results OUT --work OUT/w", "w8a8.json"),
     "export depth": ("depth --results OUT", "depth.json"),
+    "export full-size": ("full-size --work OUT/w --results OUT", "full-size.json"),
+    "export full-size, its work": (
+        "full-size --cases demo/float32 --work OUT --results OUT/r", "demo-float32/notes.txt",
+    ),
     "export results": ("results --readme OUT/README.md", "README.md"),
     "device_tests": ("BUNDLE --results OUT", "device.html"),
     "device_tests.success": ("BUNDLE --json OUT/a.json", "a.json"),

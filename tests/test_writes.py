@@ -23,6 +23,8 @@ MAY_WRITE = {
     "export/engines/onnx_file.py": "into the folder that `temporary` gives",
     "export/engines/ranges.py": "into the folder that `temporary` gives",
     "export/destination.py": "its own work folder, looked through",
+    "export/kept.py": "into that folder",
+    "export/evidence/full_size.py": "the folder of a case, looked through",
     "export/evidence/planted.py": "into the folder that `temporary` gives",
     "export/evidence/kept_episodes.py": "into what `replacing` gives",
     "quant/calibrate.py": "into what `replacing` gives",

@@ -50,6 +50,7 @@ from runtime.plans.build import build as compile_plans
 from runtime.policy import Policy
 from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
+from runtime.storage.folders import check_folder
 
 MEASURED = Kind("figures of exports at full size", (b'"machine"', b'"cases"', b'"ticks"'))
 TOKENS = 112
@@ -60,6 +61,11 @@ SPEEDUP = 1.6
 """Of a warm tick against a cold one."""
 PROVED = 0.02
 """Share by which a forecast may miss what is counted in the files."""
+PARTS = {
+    "figures.json", "checkpoint", ".checkpoint.writing", "calibration", "held_out", "bundle",
+    ".bundle.writing", "bundle.work", "bundle-report.html", "bundle-failed.html", "twin",
+}  # fmt: skip
+"""Of a case, in its folder."""
 WARM_TICKS = 3
 """After a first one of each kind; the median counts."""
 BOARD = BOARDS["agx-orin-64gb"]
@@ -72,6 +78,9 @@ def full_size(config: FullSizeConfig) -> int:
 
     Returns:
         0, or 1 if something exceeds its limit.
+
+    Raises:
+        OutputError: the file of results or the folder of a case is somebody's.
     """
     path = config.results and config.results / FULL_SIZE
     found: Figures = {"cases": {}}
@@ -84,6 +93,7 @@ def full_size(config: FullSizeConfig) -> int:
         name, recipe = case.split("/")
         print(f"{case}:", flush=True)
         folder = config.work / case.replace("/", "-")
+        check_folder(folder, _foreign)
         measured = measure(name, recipe, folder)
         complaints += [f"{case}: {words}" for words in complaints_of(measured)]
         found["cases"][case] = measured | {"machine": machine()}
@@ -94,6 +104,12 @@ def full_size(config: FullSizeConfig) -> int:
     for words in complaints:
         print(f"error: {words}", file=sys.stderr)
     return int(bool(complaints))
+
+
+def _foreign(folder: Path) -> str | None:
+    """What in the folder of a case is not of one that was cut off."""
+    strange = (name for name in sorted(p.name for p in folder.iterdir()) if name not in PARTS)
+    return next((f"{name} is not of this command" for name in strange), None)
 
 
 def measure(name: str, recipe: str, folder: Path) -> Figures:
