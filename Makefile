@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check mutants export forecast run bench eval gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -105,6 +105,10 @@ bench: setup ## time the runtime beside the plain composition, interleaved in on
 eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a contact sheet
 	$(PY) -m device_tests.success $(call quoted,$(BUNDLE)) --tasks $(TASKS) --json build/eval/success.json \
 		--sheet build/eval/sheet.png --film build/eval/film.gif $(ARGS)
+
+delays: setup mesa ## success and motion of BUNDLE on TASKS by the control steps that a thought takes, sync and async (an hour)
+	$(PY) -m device_tests.success.delays $(call quoted,$(BUNDLE)) --tasks $(TASKS) --episodes 100 \
+		--json build/eval/delays.json $(ARGS)
 
 gate: setup mesa ## what each recipe costs in closed loop, success and motion, 600 episodes paired with float32 (25 minutes)
 	$(PY) -m export gate $(ARGS)

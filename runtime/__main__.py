@@ -30,7 +30,8 @@ from .board import doctor
 from .bundle import PLANS, read_bundle
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
-from .control.loop import LoopConfig, Step, run_episode
+from .control.delay import Delay
+from .control.loop import CHUNKS, LoopConfig, Step, run_episode
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages.benchmark import measure
 from .pages.imitation import Run
@@ -100,7 +101,10 @@ def _bytes_of(bundle: Path, backend: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     config = LoopConfig(
-        rate_hz=options.rate_hz, execute=options.execute, max_steps=options.max_steps
+        rate_hz=options.rate_hz,
+        execute=options.execute,
+        max_steps=options.max_steps,
+        chunks=options.chunks,
     )
     if options.report is not None:
         check_output(options.report, PAGE)
@@ -114,6 +118,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
     runs: list[Run] = []
+    delay: Delay | None = None
     for name, robot in _robots(options, policy.chunk_shape[1]):
         with contextlib.closing(robot):
             trace = run_episode(
@@ -122,6 +127,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 config,
                 seed=options.seed,
                 anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
+                delay=delay,
                 on_step=_narrate(name),
             )
         run = Run(name=name, trace=trace)
@@ -129,6 +135,9 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
             recorded = robot.recording
             run = replace(run, recorded_NA=recorded.actions, names=recorded.action_names)
         runs.append(run)
+        if delay is None and trace.delay is not None:
+            print(f"\r{trace.delay.words(config.rate_hz)}: chunks are used {trace.chunks}")
+        delay = trace.delay
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
     numbers = summarize(policy.graph, [run.trace for run in runs])
@@ -142,6 +151,13 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
     line |= {"succeeded": numbers.num_successes, "judged": numbers.num_judged}
+    line |= {"age": asdict(numbers.age), "misses": numbers.num_misses}
+    line |= {"dropped_actions": numbers.num_overtaken, "stale_answers": numbers.num_stale}
+    age = numbers.age
+    print(
+        f"age of actions when sent: {age.p50:.1f} ms median, {age.p99:.1f} ms p99 of {age.n}; "
+        f"{numbers.num_overtaken} actions dropped for their age, {numbers.num_misses} misses"
+    )
     print(json.dumps(_compact(line)))
     return 0
 
@@ -293,6 +309,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--num-episodes", type=int, help="live ones per task (default 1)")
     run.add_argument("--rate-hz", type=float, default=10.0, help="actions per second (default 10)")
     run.add_argument("--execute", type=int, default=5, help="actions per thought (default 5)")
+    run.add_argument(
+        "--chunks",
+        choices=CHUNKS,
+        default="sync",
+        help="wait for every chunk (sync, the default), think out the next one meanwhile (async), "
+        "or what the delay measured here allows (auto)",
+    )
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
     run.add_argument(
         "--anchor", default=None, help="first (the default), manual, every(K), kinematic, semantic"

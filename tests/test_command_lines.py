@@ -18,6 +18,7 @@ import pytest
 
 import device_tests.__main__
 import device_tests.success.__main__
+import device_tests.success.delays
 import export.__main__
 import export.evidence.bench
 import models.__main__
@@ -42,6 +43,7 @@ COMMANDS = {
     "export": (export.__main__.main, list(export.__main__.VERBS)),
     "device_tests": (device_tests.__main__.main, []),
     "device_tests.success": (device_tests.success.__main__.main, []),
+    "device_tests.success.delays": (device_tests.success.delays.main, []),
 }
 """`python -m` name -> its main and its verbs."""
 LINES = {
@@ -132,6 +134,7 @@ IN_THE_WAY = {
     "export results": ("results --readme OUT/README.md", "README.md"),
     "device_tests": ("BUNDLE --results OUT", "device.html"),
     "device_tests.success": ("BUNDLE --json OUT/a.json", "a.json"),
+    "device_tests.success.delays": ("BUNDLE --json OUT/a.json", "a.json"),
     "device_tests.success, its sheet": ("BUNDLE --sheet OUT/a.png", "a.png"),
     "device_tests.success, its film": ("BUNDLE --film OUT/a.gif", "a.gif"),
 }  # fmt: skip
@@ -281,6 +284,7 @@ def test_debug_shows_the_traceback(package, tmp_path):
         "export": ["twin", "--bundle", str(tmp_path), "--out", "/dev/null"],
         "device_tests": [str(tmp_path), "--results", str(tmp_path)],
         "device_tests.success": [str(tmp_path)],
+        "device_tests.success.delays": [str(tmp_path)],
     }
     assert call(package, lines[package]) in (2, 3, 8)
     with pytest.raises(Exception, match=r"/"):

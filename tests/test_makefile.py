@@ -13,6 +13,7 @@ PATHS = {
     "forecast": ("CHECKPOINT", "CONFIG"),
     "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
+    "delays": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),
 }

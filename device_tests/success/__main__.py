@@ -40,6 +40,7 @@ from device_tests.success.motion import FIGURES
 from device_tests.success.pictures import write_film, write_sheet
 from runtime.cli.command import finish, wants_debug
 from runtime.cli.progress import PERIOD_S
+from runtime.control.delay import Chunks
 from runtime.pages.report import processor_name
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import PICTURE, Kind, check_output, write_file
@@ -158,6 +159,8 @@ def _heading(config: SuccessConfig) -> str:
     words += f"{config.execute} actions per thought, anchor: {config.anchor}"
     if config.instruction is not None:
         words += f', instruction: "{TASKS[config.instruction].instruction}"'
+    if config.delay_steps:
+        words += f", {config.chunks} with thoughts of {config.delay_steps} control steps"
     return words + (", everything recomputed" if config.cold else "")
 
 
@@ -226,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--instruction", metavar="TASK", help="give the instruction of this task in every task")
     add("--cold", action="store_true", help="recompute everything at every thought")
+    add(
+        "--chunks",
+        choices=get_args(Chunks),
+        help="wait for every chunk (sync, the default), or think out the next one meanwhile",
+    )
+    add("--delay-steps", type=int, help="control steps that a thought takes (default 0)")
     add("--jobs", type=int, help="processes of one thread each (default all cores)")
     add("--json", type=Path, default=None, help="write everything here")
     add("--sheet", type=Path, default=None, help="write a PNG with frames of the first bundle")

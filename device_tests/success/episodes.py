@@ -25,7 +25,9 @@ from device_tests.success.intervals import Comparison, Rate
 from device_tests.success.motion import Motion, MotionComparison, mean_motion, measure_motion
 from device_tests.success.posed import EvaluatedPolicy, PosedPolicy
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.control.delay import Chunks, Delay
 from runtime.control.loop import LoopConfig, Step, Trace, VirtualClock, run_episode
+from runtime.control.thinker import InlineThinker
 from runtime.errors import RobotError
 from runtime.recordings.recording import FRAME
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
@@ -74,6 +76,13 @@ class SuccessConfig:
     cold: bool = False
     """Recompute everything at every thought."""
 
+    chunks: Chunks = "sync"
+    """How the loop uses them."""
+
+    delay_steps: int = 0
+    """Control steps that every thought takes, the last of them by half, in virtual time. The world
+    stands still where the loop waits: `sync` does the same whatever they are, and takes longer."""
+
     jobs: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes, each with one thread; one is this process itself."""
 
@@ -91,6 +100,15 @@ class SuccessConfig:
         for name in ("episodes", "execute", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.chunks not in get_args(Chunks):
+            raise ValueError(
+                f"chunks must be one of {', '.join(get_args(Chunks))}, got {self.chunks!r}"
+            )
+        if self.delay_steps < (least := int(self.chunks == "async")):
+            raise ValueError(
+                f"delay_steps must be at least {least} with chunks={self.chunks}, got "
+                f"{self.delay_steps}"
+            )
         if self.seed0 < 0:
             raise ValueError(f"seed0 must not be negative, got {self.seed0}")
 
@@ -109,6 +127,12 @@ class EpisodeResult:
     num_thoughts: int
     num_clipped_actions: int
     """Actions that the robot had to clip."""
+    num_overtaken: int
+    """Actions that came too late for their moment."""
+    num_held: int
+    """Control steps, behind the first action, for which none was valid."""
+    seconds: float
+    """Of virtual time, in which the robot waited too."""
     digest: str
     """SHA-256 over all chunks: equal if and only if the policy answered the same bits."""
     motion: Motion | None
@@ -183,6 +207,8 @@ def run(
     task: str,
     seed: int,
     execute: int,
+    chunks: Chunks = "sync",
+    delay_steps: int = 0,
     other: str | None = None,
     keep_frames: bool = False,
 ) -> tuple[EpisodeResult, Frames]:
@@ -196,11 +222,13 @@ def run(
         task: for the record.
         seed: of the action noise.
         execute: actions of a chunk that are carried out before the next thought.
+        chunks: how the loop uses them.
+        delay_steps: control steps of the virtual clock that a thought takes.
         other: the task to ask `achieved` about.
         keep_frames: whether to look after every action.
 
     Raises:
-        ValueError: `execute` is more than a chunk holds.
+        ValueError: `execute` is more than a chunk holds, or chunks cannot carry the delay.
         RobotError: the robot cannot go on, or cannot tell whether it succeeded.
     """
     images = list[NDArray[np.uint8]]()
@@ -208,12 +236,16 @@ def run(
     def look(step: Step) -> None:
         images.append(robot.observe().values[FRAME])
 
+    clock, config = VirtualClock(), LoopConfig(execute=execute, chunks=chunks)
+    delay = delay_of(delay_steps, config.rate_hz)
     trace = run_episode(
         policy,
         robot,
-        LoopConfig(execute=execute),
+        config,
         seed=seed,
-        clock=VirtualClock(),
+        clock=clock,
+        thinker=InlineThinker(policy, clock, delay.largest_s),
+        delay=delay,
         on_step=look if keep_frames else lambda step: None,
     )
     if trace.success is None:
@@ -227,10 +259,19 @@ def run(
         num_steps=len(trace.steps),
         num_thoughts=sum(step.act_s is not None for step in trace.steps),
         num_clipped_actions=trace.num_clipped,
+        num_overtaken=trace.num_overtaken,
+        num_held=trace.num_held,
+        seconds=clock(),
         digest=policy.digest,
         motion=_motion(robot, trace),
     )
     return result, (trace.first.values[FRAME], *images) if keep_frames else ()
+
+
+def delay_of(steps: int, rate_hz: float) -> Delay:
+    """Of thoughts that end in the middle of their last control step: no tick is met by rounding."""
+    delay_s = max(0.0, steps - 0.5) / rate_hz
+    return Delay(median_s=delay_s, largest_s=delay_s, num_thoughts=1)
 
 
 def _motion(robot: Robot, trace: Trace) -> Motion | None:
@@ -321,6 +362,8 @@ class _Worker:
             task=job.task,
             seed=job.seed,
             execute=config.execute,
+            chunks=config.chunks,
+            delay_steps=config.delay_steps,
             other=other,
             keep_frames=job.keep_frames,
         )

@@ -1,8 +1,12 @@
-"""The control loop: observe, think when the chunk is used up, act; on an absolute schedule.
+"""The control loop: observe, have it thought about, act; on an absolute schedule.
 
-It is synchronous: a tick that thinks takes as long as the policy does. A late tick is counted and
-the ones it swallowed are dropped, never caught up in a burst. The robot is observed where the
-policy thinks, and once at the end.
+One executor (`chunks.py`) says which action of which chunk is due, and a thinker (`thinker.py`)
+answers with chunks. With `sync` a tick waits for the answer, and takes as long as the policy does.
+With `async` none waits: the next chunk is thought out while this one is carried out, and a robot
+for which no action is due holds.
+
+A late tick is counted and the ones it swallowed are dropped, never caught up in a burst. The robot
+is observed where the policy thinks, and once at the end.
 
 An evaluation that waits for nothing is the same loop, on a `VirtualClock`.
 
@@ -16,15 +20,29 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..anchor import AnchorPolicy
-from ..declarations import Input, from_source
-from ..episode import Answer, Stats
+from ..anchor import AnchorPolicy, First, Manual
+from ..declarations import from_source
+from ..episode import Stats
 from ..robots.robot import Observation, Robot, check_fits
+from .chunks import ChunkExecutor
+from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
+from .thinker import (
+    ActingPolicy,
+    Event,
+    InlineThinker,
+    Observed,
+    Started,
+    Thinker,
+    Thought,
+    ThreadThinker,
+)
+
+CHUNKS: tuple[Wanted, ...] = get_args(Wanted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +53,20 @@ class LoopConfig:
     """Actions sent to the robot per second."""
 
     execute: int = 5
-    """Actions of a chunk that are carried out before the policy thinks again."""
+    """Actions of a chunk that are carried out before the policy thinks again; steps at which the
+    robot held count as actions."""
 
     max_steps: int = 1000
-    """Actions after which an episode is given up."""
+    """Actions, and steps that the robot held, after which an episode is given up."""
+
+    chunks: Wanted = "sync"
+    """`sync`: a tick that thinks waits for the answer, as recordings and simulators do anyway.
+    `async`: none waits; refused where a chunk is too short for the delay. `auto`: what the delay
+    allows (`delay.choose_chunks`). For the last two it is measured before the robot moves."""
 
     def __post_init__(self) -> None:
+        if self.chunks not in CHUNKS:
+            raise ValueError(f"chunks must be one of {', '.join(CHUNKS)}, got {self.chunks!r}")
         if not 0 < self.rate_hz <= 1000:
             raise ValueError(f"rate_hz must be in (0, 1000], got {self.rate_hz}")
         if self.execute < 1 or self.max_steps < 1:
@@ -56,13 +82,15 @@ class Step:
     late_s: float
     """How late it started."""
     act_s: float | None
-    """Seconds of `Episode.act`; None where the chunk still had an action."""
+    """Seconds of `Episode.act`; None where it is not the first action of a new chunk."""
     stages_s: Mapping[str, float]
     """Seconds of the stages that ran."""
     action: NDArray[np.float32]
     """[A] as the policy answered it."""
     sent: NDArray[np.float32]
     """[A] after the robot's own clipping."""
+    age_s: float
+    """When it was sent, seconds since somebody looked for the observation that it answers to."""
 
 
 class Film:
@@ -110,8 +138,24 @@ class Trace:
     """Control steps that a late one swallowed."""
     num_clipped: int = 0
     """Actions that the robot sent otherwise than the policy answered them."""
+    chunks: Chunks = "sync"
+    """How they were used, and what the thoughts took that it was chosen by, if it was."""
+    delay: Delay | None = None
+    num_waited: int = 0
+    """Control steps before the first action: the robot stood still."""
+    num_held: int = 0
+    """Later ones for which no action was valid: the robot held."""
+    num_overtaken: int = 0
+    """Actions that were too old to be sent when their chunk came, or their step was dropped."""
+    num_stale: int = 0
+    """Answers to a question that nobody waited for any more."""
     success: bool | None = None
     stats: Stats | None = None
+
+    @property
+    def num_misses(self) -> int:
+        """Control steps at which the robot was owed an action and got none."""
+        return self.num_dropped + self.num_held
 
 
 class Clock(Protocol):
@@ -143,30 +187,6 @@ class VirtualClock:
         self.now += seconds
 
 
-class ActingEpisode(Protocol):
-    """What the loop needs of `runtime.Episode`."""
-
-    @property
-    def stats(self) -> Stats | None:
-        """None where nobody measures."""
-
-    def act(self, observation: Mapping[str, Any], *, at: float | None) -> Answer: ...
-
-
-class ActingPolicy(Protocol):
-    """What the loop needs of `runtime.Policy`."""
-
-    @property
-    def inputs(self) -> Mapping[str, Input]: ...
-
-    @property
-    def chunk_shape(self) -> tuple[int, int]: ...
-
-    def start(
-        self, *, seed: int, anchor_policy: AnchorPolicy | None, **given: Any
-    ) -> ActingEpisode: ...
-
-
 def ticks(period_s: float, clock: Clock) -> Iterator[tuple[float, int]]:
     """Yield once per period, on an absolute schedule that cannot drift.
 
@@ -193,6 +213,8 @@ def run_episode(
     anchor_policy: AnchorPolicy | None = None,
     given: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
+    thinker: Thinker | None = None,
+    delay: Delay | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Trace:
     """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
@@ -208,72 +230,169 @@ def run_episode(
         anchor_policy: when the anchor is replaced; `First()` by default.
         given: what the operator gives besides the robot's instruction, by name.
         clock: real time by default.
+        thinker: of `policy`; closed at the end. A thread of its own by default, or none for `sync`.
+            Once the robot moves, other threads may tell it what `Thinker` takes.
+        delay: what thoughts take, where it was measured already: `Trace.delay`.
         on_step: called after every action, inside the loop: what it does takes its time.
 
     Raises:
-        ValueError: `config.execute` is more than a chunk holds; nothing moves then.
+        ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
+            thoughts as long as they are here; nothing moves then.
         RobotError: the robot does not fit the policy, or cannot go on.
         ObservationError: it shows something the policy cannot take.
+        Exception: what else a thought raised.
     """
-    num_actions, dimensions = policy.chunk_shape
-    if config.execute > num_actions:
-        raise ValueError(
-            f"execute={config.execute}, but a chunk of this policy has {num_actions} actions"
-        )
-    wanted = from_source(policy.inputs, "robot")
-    check_fits(robot, wanted, dimensions)
-    first = robot.reset()
-    try:
-        texts = (name for name, i in policy.inputs.items() if i.kind == "text")
-        latches = from_source(policy.inputs, "latch")
-        told: dict[str, Any] = dict.fromkeys(texts, robot.instruction)
-        told |= {name: first.values[latch.of] for name, latch in latches.items()}
-        told |= given or {}
-        episode = policy.start(seed=seed, anchor_policy=anchor_policy, **told)
-        films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
-        trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films)
-        with _no_collection():
-            _drive(episode, robot, config, clock or MonotonicClock(), trace, tuple(wanted), on_step)
-    finally:
-        robot.hold()
+    clock = clock or MonotonicClock()
+    if thinker is None:
+        is_inline = config.chunks == "sync"
+        thinker = (InlineThinker if is_inline else ThreadThinker)(policy, clock)
+    with contextlib.closing(thinker):
+        executor = ChunkExecutor(policy.chunk_shape, execute=config.execute)
+        wanted = from_source(policy.inputs, "robot")
+        check_fits(robot, wanted, executor.dimensions)
+        first = robot.reset()
+        try:
+            films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
+            trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films, delay=delay)
+            told = _told(policy, robot, first) | dict(given or {})
+            loop = _Loop(thinker, executor, robot, clock, trace, tuple(wanted))
+            is_first = isinstance(anchor_policy, (First, Manual, type(None)))
+            loop.choose(policy, config, told, reanchors=not is_first)
+            loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
+            with _no_collection():
+                _drive(loop, config, on_step)
+        finally:
+            robot.hold()
     _film(trace, robot.observe())
-    trace.success, trace.stats = robot.success, episode.stats
+    trace.success = robot.success
     return trace
 
 
-def _drive(
-    episode: ActingEpisode,
-    robot: Robot,
-    config: LoopConfig,
-    clock: Clock,
-    trace: Trace,
-    wanted: Sequence[str],
-    on_step: Callable[[Step], None],
-) -> None:
-    """Steps until the episode is over, noted in `trace`."""
-    chunk_TA: NDArray[np.float32] = np.empty((0, 0), np.float32)
-    used = config.execute
-    for late_s, dropped in ticks(trace.period_s, clock):
-        trace.num_dropped += dropped
-        if robot.done or len(trace.steps) >= config.max_steps:
+def _told(policy: ActingPolicy, robot: Robot, first: Observation) -> dict[str, Any]:
+    """What an episode is told by what the robot shows first."""
+    texts = (name for name, i in policy.inputs.items() if i.kind == "text")
+    latches = from_source(policy.inputs, "latch")
+    told: dict[str, Any] = dict.fromkeys(texts, robot.instruction)
+    return told | {name: first.values[latch.of] for name, latch in latches.items()}
+
+
+@dataclass(slots=True)
+class _Loop:
+    """What an episode is driven with."""
+
+    thinker: Thinker
+    executor: ChunkExecutor
+    robot: Robot
+    clock: Clock
+    trace: Trace
+    wanted: Sequence[str]
+    looked_at: float = 0.0
+    """When the observation was asked for that the chunk answers to."""
+    num_resets: int = 0
+    """Of the thinker, when the executor was last asked."""
+
+    def choose(
+        self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any], *, reanchors: bool
+    ) -> None:
+        """How to use chunks, by what a thought takes."""
+        if config.chunks == "sync":
             return
-        act_s: float | None = None
-        stages_s: Mapping[str, float] = {}
-        if used == config.execute:
-            seen = robot.observe()
-            start = clock()
-            values = {name: seen.values[name] for name in wanted}
-            chunk_TA, used = episode.act(values, at=seen.observed_at).actions, 0
-            act_s, stats = clock() - start, episode.stats
-            stages_s = {} if stats is None else stats.last_s
-            _film(trace, seen)
-        action_A = chunk_TA[used]
+        if self.trace.delay is None:
+            self.start(seed=0, anchor_policy=None, given=told)
+            seen = {name: self.trace.first.values[name] for name in self.wanted}
+            self.trace.delay = measure_delay(
+                self.thinker, policy.inputs, seen, clock=self.clock, reanchors=reanchors
+            )
+        executor = self.executor
+        self.trace.chunks = choose_chunks(
+            config.chunks,
+            self.trace.delay,
+            horizon=executor.horizon,
+            execute=config.execute,
+            rate_hz=config.rate_hz,
+        )
+        if self.trace.chunks == "async":
+            executor.expect(self.trace.delay.steps(config.rate_hz))
+
+    def start(
+        self, *, seed: int, anchor_policy: AnchorPolicy | None, given: Mapping[str, Any]
+    ) -> None:
+        """Begin an episode of the policy, and wait until it has."""
+        self.thinker.start(seed=seed, anchor_policy=anchor_policy, **given)
+        for event in self.thinker.wait():
+            self.take(event)
+
+    def think(self, step: int) -> Thought | None:
+        """Take what was answered, ask if an observation is due; the thought whose chunk is new."""
+        fresh = self.poll(self.thinker.poll)
+        if self.num_resets != (num_resets := self.thinker.num_resets):
+            self.executor.reset()
+            self.num_resets = num_resets
+        if self.executor.wants(step):
+            looked_at, seen = self.clock(), self.robot.observe()
+            question = self.executor.ask(step)
+            values = {name: seen.values[name] for name in self.wanted}
+            self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
+            _film(self.trace, seen)
+        while self.trace.chunks == "sync" and self.executor.is_waiting:
+            fresh = self.poll(self.thinker.wait) or fresh
+        return fresh
+
+    def poll(self, events: Callable[[], list[Event]]) -> Thought | None:
+        """Take events; the last thought that counts."""
+        fresh = None
+        for event in events():
+            fresh = self.take(event) or fresh
+        return fresh
+
+    def take(self, event: Event) -> Thought | None:
+        """The thought, if its chunk is taken."""
+        self.trace.stats = event.stats
+        if isinstance(event, Started):
+            return None
+        if not self.executor.answer(event.observed.number, event.answer.actions):
+            return None
+        self.looked_at = event.observed.looked_at
+        return event
+
+
+def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> None:
+    """Steps until the episode is over, noted in `loop.trace`."""
+    trace, robot, executor = loop.trace, loop.robot, loop.executor
+    step, is_held, waits = -1, False, trace.chunks == "sync"
+    for late_s, dropped in ticks(trace.period_s, loop.clock):
+        trace.num_dropped += dropped
+        num_steps = len(trace.steps) + trace.num_waited + trace.num_held
+        if robot.done or num_steps >= config.max_steps:
+            return
+        # A robot that waits for its answers moves by actions. One that does not moves by the clock.
+        step += 1 if waits else 1 + dropped
+        fresh = loop.think(step)
+        action_A = executor.action(step)
+        trace.num_overtaken, trace.num_stale = executor.num_overtaken, executor.num_stale
+        if action_A is None:
+            if not is_held:
+                robot.hold()
+            is_held = True
+            trace.num_held += bool(trace.steps)
+            trace.num_waited += not trace.steps
+            continue
+        is_held = False
+        age_s = loop.clock() - loop.looked_at
         sent_A = robot.send(action_A)
-        step = Step(late_s, act_s, stages_s, action_A, sent_A)
+        stats = None if fresh is None else fresh.stats
+        trace.steps.append(
+            Step(
+                late_s,
+                None if fresh is None else fresh.act_s,
+                {} if stats is None else stats.last_s,
+                action_A,
+                sent_A,
+                age_s,
+            )
+        )
         trace.num_clipped += int(not np.array_equal(sent_A, action_A))
-        trace.steps.append(step)
-        on_step(step)
-        used += 1
+        on_step(trace.steps[-1])
 
 
 def _film(trace: Trace, seen: Observation) -> None:

@@ -53,7 +53,13 @@ class Summary:
     saved_ms: float
     """Per warm tick: medians of the stages that are kept for them."""
     late: Quantiles
+    age: Quantiles
+    """Of every action when it was sent."""
     num_dropped: int
+    num_misses: int
+    num_overtaken: int
+    num_stale: int
+    """Sums of what `Trace` counts under these names."""
     num_steps: int
     num_successes: int
     num_judged: int
@@ -79,7 +85,11 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         kept_bytes=sum(map(graph.kept_bytes, kept)),
         saved_ms=sum(q.p50 for row, q in cold_stages.items() if row in kept_rows),
         late=Quantiles.of(late),
+        age=Quantiles.of([step.age_s for trace in traces for step in trace.steps]),
         num_dropped=sum(trace.num_dropped for trace in traces),
+        num_misses=sum(trace.num_misses for trace in traces),
+        num_overtaken=sum(trace.num_overtaken for trace in traces),
+        num_stale=sum(trace.num_stale for trace in traces),
         num_steps=len(late),
         num_successes=sum(trace.success is True for trace in traces),
         num_judged=sum(trace.success is not None for trace in traces),
@@ -183,6 +193,11 @@ def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) 
             f"{numbers.num_dropped} of {numbers.num_steps}",
             f"steps dropped at {config.rate_hz:g} Hz; {loop.p50:.1f} ms a thought in the loop, "
             f"p99 {loop.p99:.1f}",
+        ),
+        (
+            f"{numbers.age.p50:.0f} ms",
+            f"median age of an action when it is sent, p99 {numbers.age.p99:.0f}; "
+            f"{numbers.num_overtaken} too old to be sent, {numbers.num_misses} steps without one",
         ),
     ]
     if numbers.num_judged:

@@ -17,6 +17,7 @@ from PIL import Image
 from device_tests.success import __main__ as success
 from device_tests.success import episodes
 from device_tests.success.__main__ import main, write_table
+from device_tests.success.delays import sweep
 from device_tests.success.episodes import EpisodeResult, SuccessConfig, evaluate, run
 from device_tests.success.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
 from device_tests.success.posed import PosedPolicy
@@ -236,6 +237,46 @@ def test_thoughts_come_as_often_as_actions_are_used_up():
     assert {r.num_thoughts for r in episodes_of(count("0", execute=1))} == {6}
 
 
+def test_a_delay_is_played_in_virtual_time():
+    """Six actions, two per thought. Waiting costs time; thinking meanwhile costs the first actions
+    of every chunk but the first, and needs chunks that last."""
+    waited = episodes_of(count("0", execute=2, delay_steps=3))
+    assert {(r.num_steps, r.num_overtaken, r.num_held) for r in waited} == {(6, 0, 0)}
+    instant = episodes_of(count("0", execute=2))
+    assert [r.digest for r in waited] == [r.digest for r in instant]
+    for slow, quick in zip(waited, instant, strict=True):
+        # A thought of 2.5 steps swallows one tick, and the next one comes late; three thoughts.
+        assert slow.seconds - quick.seconds == pytest.approx(3 * 0.1)
+    meanwhile = episodes_of(count("0", execute=2, chunks="async", delay_steps=1))
+    assert {(r.num_steps, r.num_thoughts, r.num_overtaken, r.num_held) for r in meanwhile} == {
+        (6, 3, 2, 0)
+    }
+    with pytest.raises(ValueError, match=r"2 control steps .* last 4 steps, and .* lasts 3"):
+        count("0", execute=2, chunks="async", delay_steps=2)
+
+
+def test_a_sweep_of_delays_is_paired_with_no_delay_and_says_what_is_refused():
+    config = SuccessConfig(
+        bundles=(Path("0.5"),), tasks=("reach", "push"), episodes=3, execute=2, jobs=1
+    )
+    rows = list(sweep(config, [1, 3], 3, load=SteppingPolicy, make_robot=MovingRobot))
+    ways = [(row.chunks, row.delay_steps, row.rate is None) for row in rows]
+    assert ways == [("sync", 0, False), ("sync", 3, False), ("async", 1, False), ("async", 3, True)]
+    first, waited, meanwhile, refused = rows
+    assert (first.success, first.motion) == (None, None)
+    assert waited.seconds - first.seconds == pytest.approx(6 * 0.1)
+    assert waited.motion.figures["mean_jerk"].ratio == pytest.approx(1)
+    # 0, 1, 1, 2, 1, 2 and so on against 0, 1, 0, 1: of five seams the first is no step at all.
+    assert meanwhile.motion.figures["seam_step"].ratio == pytest.approx(4 / 5)
+    assert meanwhile.motion.pairs == 6
+    assert "a chunk has to last 6 steps, and this policy's lasts 3" in refused.words()
+    assert re.match(
+        r"async   1 steps     0 of 6 \[0\.0, 39\.0\] %    1\.3 s, 5\.0 overtaken, 0\.0 held  "
+        r"\+0\.0 points \[.*\], jerk [\d.]+ \[.*\], seam step 0\.80 \[",
+        meanwhile.words(),
+    )
+
+
 def test_more_actions_than_a_chunk_holds_are_refused():
     with pytest.raises(ValueError, match="execute=4, but a chunk of this policy has 3 actions"):
         count("1", execute=4)
@@ -430,6 +471,8 @@ def test_the_command_writes_table_json_sheet_and_film(demo_bundle, simulator, tm
         (["{bundle}", "--instruction", "juggle"], 2, "got 'juggle'"),
         (["{bundle}", "--episodes", "0"], 2, "episodes must be positive, got 0"),
         (["{bundle}", "--execute", "0"], 2, "execute must be positive, got 0"),
+        (["{bundle}", "--chunks", "async"], 2, "delay_steps must be at least 1 with chunks=async"),
+        (["{bundle}", "--delay-steps", "-1"], 2, "delay_steps must be at least 0 with chunks=sync"),
         (["{bundle}", "--jobs", "0"], 2, "jobs must be positive, got 0"),
         (["{bundle}", "--seed0", "-1"], 2, "seed0 must not be negative, got -1"),
         (["{bundle}", "--json", "{bundle}/manifest.json/x"], 8, "something is in the way"),

@@ -31,7 +31,8 @@ def episodes_that(jerk, num, *, success=True):
     return [
         EpisodeResult(
             task=task, seed=10_000 + i, success=success, other_success=None, num_steps=60,
-            num_thoughts=12, num_clipped_actions=0, digest="0",
+            num_thoughts=12, num_clipped_actions=0, digest="0", num_overtaken=0,
+            num_held=0, seconds=6.0,
             motion=replace(MOTION, mean_jerk=jerk * float(np.exp(0.1 * random.normal()))),
         )
         for i in range(num)

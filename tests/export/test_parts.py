@@ -316,7 +316,7 @@ def test_what_the_anchor_saves_counts_every_part(bundle):
     kept = {"prefix_0": 0.1, "prefix_1": 0.2, "prefix_2": 0.3, "suffix_0": 5.0}
     action = np.zeros(4, np.float32)
     first = Observation({"frame": np.zeros((2, 2, 3), np.uint8)}, {"frame": 0.0}, {"frame": 0})
-    steps = [Step(0.0, 6.0, kept, action, action)]
+    steps = [Step(0.0, 6.0, kept, action, action, 6.0)]
     assert summarize(graph, [Trace("do", 0.1, first, steps)]).saved_ms == pytest.approx(600.0)
 
 

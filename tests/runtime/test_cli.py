@@ -43,12 +43,44 @@ def test_run_replays_episodes_and_ends_with_one_json_line(
         err,
         re.S,
     )
-    assert last_json(out)["steps"] == 12
+    numbers = last_json(out)
+    assert numbers["steps"] == numbers["age"]["n"] == 12
+    assert (numbers["dropped_actions"], numbers["stale_answers"]) == (0, 0)
+    assert numbers["misses"] == numbers["dropped"] > 0, "at 1000 Hz every thought is late"
+    said = (
+        r"age of actions when sent: [\d.]+ ms median, [\d.]+ ms p99 of 12; 0 actions dropped for "
+    )
+    assert re.search(said + rf"their age, {numbers['misses']} misses\n", out)
+    assert "a thought takes" not in out, "nothing is measured where the loop waits"
     page = report.read_text()
     assert "seeded random weights" in page
     assert page.count("<svg") >= 4
     assert page.count('class="anchor"><img') == 1
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_chunks_that_the_measured_delay_does_not_allow_are_refused(demo_bundle, capsys):
+    """At 1000 Hz a chunk of 10 would need thoughts of 5 ms; the demo's take more."""
+    episode = str(EPISODES / "touch-red-1.npz")
+    code = main(["run", str(demo_bundle), "--episodes", episode, *FAST, "--chunks", "async"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert re.search(
+        r"chunks=async cannot be: a thought takes \d+ ms here \(largest of 10 after warm-up\), \d+ "
+        r"control steps at 1000 Hz, so with execute=5 a chunk has to last \d+ steps, and this "
+        r"policy's lasts 10: set rate_hz to [\d.]+ or less",
+        err,
+    )
+
+
+def test_chunks_are_thought_out_meanwhile_and_the_delay_is_measured_once(demo_bundle, capsys):
+    episodes = [str(EPISODES / name) for name in ("touch-red-1.npz", "touch-blue-3.npz")]
+    pace = ["--rate-hz", "5", "--max-steps", "3", "--chunks", "async"]
+    assert main(["run", str(demo_bundle), "--episodes", *episodes, *pace]) == 0
+    out = capsys.readouterr().out
+    words = r"a thought takes \d+ ms here .*, \d control steps at 5 Hz: chunks are used async\n"
+    assert len(re.findall(words, out)) == 1
+    assert last_json(out)["age"]["p50"] >= 200.0, "the first action waits for the tick after"
 
 
 def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, tmp_path, capsys):

@@ -49,7 +49,7 @@ def made_up(predicted_NA, recorded_NA):
     first = Observation({"frame": np.zeros((2, 2, 3), np.uint8)}, {"frame": 0.0}, {"frame": 0})
     actions_NA = np.asarray(predicted_NA, np.float32)
     steps = [
-        Step(0.0, 0.01 if i % 2 == 0 else None, {}, action_A, action_A)
+        Step(0.0, 0.01 if i % 2 == 0 else None, {}, action_A, action_A, 0.0)
         for i, action_A in enumerate(actions_NA)
     ]
     recorded = None if recorded_NA is None else np.asarray(recorded_NA, np.float32)

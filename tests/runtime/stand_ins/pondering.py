@@ -1,0 +1,67 @@
+"""A policy that needs no bundle, and a robot that shows it where it is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from runtime.episode import Answer
+from runtime.recordings.recording import Recording, evenly
+from runtime.robots.replay import ReplayedRobot
+from tests.graphs import anchored
+
+HORIZON = 8
+
+
+class PonderingPolicy:
+    """Action k of a chunk is [place, k, told]: the state of the robot when it looked, its index,
+    and how often something was said. Keeps what it was asked."""
+
+    chunk_shape = (HORIZON, 3)
+    stats = None
+    inputs: ClassVar = anchored("first", "task", side=1, state_dim=1)
+
+    def __init__(self, step_s: float | None = None) -> None:
+        self.step_s = step_s
+        self.calls: list[Any] = []
+        self.told = 0.0
+
+    def start(self, *, seed, anchor_policy=None, **given):
+        self.told = 0.0
+        self.calls.append(("start", seed, sorted(given)))
+        return self
+
+    def act(self, observation, *, at):
+        place = float(observation["state"][0])
+        self.calls.append(("act", place))
+        rows = [[place, index, self.told] for index in range(HORIZON)]
+        return Answer(np.array(rows, np.float32), {}, self.step_s, at)
+
+    def say(self, instruction):
+        if not instruction:
+            raise ValueError("nothing was said")
+        self.told += 1
+
+    def latch(self, name):
+        self.calls.append(("latch", name))
+
+
+class PlacedRobot(ReplayedRobot):
+    """Its state is how many actions it carried out. Keeps what it was told to do."""
+
+    def __init__(self, num_steps: int = 40) -> None:
+        images = np.arange(num_steps * 3, dtype=np.uint8).reshape(num_steps, 1, 1, 3)
+        places = np.arange(num_steps, dtype=np.float32)[:, None]
+        streams = {"frame": evenly(images, 10.0), "state": evenly(places, 10.0)}
+        recording = Recording(instruction="go", task="", seed=0, rate_hz=10.0, streams=streams)
+        super().__init__(recording, 3)
+        self.calls: list[str] = []
+
+    def send(self, action_A):
+        self.calls.append("send")
+        return super().send(action_A)
+
+    def hold(self):
+        super().hold()
+        self.calls.append("hold")
