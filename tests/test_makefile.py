@@ -13,6 +13,8 @@ PATHS = {
     "forecast": ("CHECKPOINT", "CONFIG"),
     "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
+    "fuzz-server": ("BUNDLE",),
+    "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),
 }
