@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo fuzz-server openpi-episodes robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -154,6 +154,12 @@ resolve: setup ## ask the package registry whether every pin of a robot exists f
 
 test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user space (5 minutes the first time)
 	$(PY) -m tests.aarch64 $(call quoted,$(BUNDLE)) --episode models/demo/episodes/touch-red-1.npz
+
+fuzz-server: setup ## 100,000 mutated messages against a server of BUNDLE: nothing may crash, hang or keep others waiting
+	$(PY) -m tests.fuzz_server $(call quoted,$(BUNDLE)) $(ARGS)
+
+openpi-episodes: setup mesa ## openpi's own client drives the simulator through a server of BUNDLE
+	$(PY) -m tests.openpi_episodes $(call quoted,$(BUNDLE)) $(ARGS)
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

@@ -4,6 +4,7 @@
     check  does the bundle compute what its exporter measured?
     bench  time it on this machine
     show   what is in it, and when each part is recomputed
+    serve  answer openpi's clients over the network
     build  compile it for this machine's GPU, once; then --backend tensorrt runs it
     doctor what keeps this machine from running a policy; exits 0, or 1 for warnings, 2 for errors
 
@@ -32,6 +33,7 @@ from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.loop import CHUNKS, LoopConfig, Step, run_episode
+from .control.server import command as serve_command
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages.benchmark import measure
 from .pages.imitation import Run
@@ -54,6 +56,7 @@ EXAMPLES = {
     "check": "--backend tensorrt",
     "bench": "--ticks 200",
     "show": "--svg graph.svg",
+    "serve": "--port 8000",
 }
 """What follows verb and bundle in the line that `--help` ends with."""
 
@@ -235,6 +238,10 @@ def _build(options: argparse.Namespace) -> int:
     )
 
 
+def _serve(options: argparse.Namespace) -> int:
+    return serve_command.main_serve(options, lambda: _loaded(options))
+
+
 def _robots(options: argparse.Namespace, num_actions: int) -> Iterator[tuple[str, Robot]]:
     if not options.episodes and not options.tasks:
         raise RecordingError(
@@ -335,6 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--svg", type=Path, help="draw it here")
     show.add_argument("--brief", action="store_true", help="leave out stages and tensors")
     show.set_defaults(verb=_show)
+    verb = verbs.add_parser("serve", parents=[common], help="answer openpi's clients")
+    serve_command.add_arguments(verb)
+    verb.set_defaults(verb=_serve)
     verb = verbs.add_parser("build", help="compile it for this machine's GPU")
     build_command.add_arguments(verb)
     verb.set_defaults(verb=_build)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import device_tests.__main__
+import device_tests.serving.__main__
 import device_tests.success.__main__
 import device_tests.success.delays
 import export.__main__
@@ -34,14 +35,18 @@ from runtime.plans.folder import how_to_build
 from runtime.recordings.lerobot import how_to_convert
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av")
+HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av", "websockets")
 COMMANDS = {
-    "runtime": (runtime.__main__.main, ["run", "check", "bench", "show", "build", "doctor"]),
+    "runtime": (
+        runtime.__main__.main,
+        ["run", "check", "bench", "show", "serve", "build", "doctor"],
+    ),
     "models": (models.__main__.main, list(models.__main__.VERBS)),
     "models.demo": (models.demo.__main__.main, list(models.demo.__main__.VERBS)),
     "quant": (quant.__main__.main, list(quant.__main__.VERBS)),
     "export": (export.__main__.main, list(export.__main__.VERBS)),
     "device_tests": (device_tests.__main__.main, []),
+    "device_tests.serving": (device_tests.serving.__main__.main, []),
     "device_tests.success": (device_tests.success.__main__.main, []),
     "device_tests.success.delays": (device_tests.success.delays.main, []),
 }
@@ -140,7 +145,8 @@ IN_THE_WAY = {
 }  # fmt: skip
 """A line of every command that writes, and the file of somebody's that is in its way."""
 WRITES_NOTHING = {
-    "runtime check", "runtime bench", "runtime doctor", "export crosscheck", "export parts",
+    "runtime check", "runtime bench", "runtime serve", "runtime doctor", "export crosscheck",
+    "export parts", "device_tests.serving",
 }  # fmt: skip
 TESTED_APART = {"runtime build"}
 """In tests/runtime/test_build.py: it writes into a folder of the bundle's own."""
@@ -283,6 +289,7 @@ def test_debug_shows_the_traceback(package, tmp_path):
         "quant": ["convert", str(tmp_path), "--out", "/dev/null"],
         "export": ["twin", "--bundle", str(tmp_path), "--out", "/dev/null"],
         "device_tests": [str(tmp_path), "--results", str(tmp_path)],
+        "device_tests.serving": ["no/address"],
         "device_tests.success": [str(tmp_path)],
         "device_tests.success.delays": [str(tmp_path)],
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_tests.errors import EXIT_CODES
+from tests.fuzz_server import served
 from tests.test_command_lines import COMMANDS, call
 
 ROOT = Path(__file__).parents[1]
@@ -92,10 +93,10 @@ state = np.zeros(4, np.float32)
 """
 
 
-def run_example(code, bundle, folder):
+def run_example(code, bundle, folder, prelude=PRELUDE):
     """As a user would, beside a bundle."""
     (folder / "bundle").symlink_to(bundle)
-    (folder / "example.py").write_text(PRELUDE + code)
+    (folder / "example.py").write_text(prelude + code)
     return subprocess.run(
         [sys.executable, "example.py"],
         cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -110,6 +111,17 @@ def test_the_code_in_the_docs_runs(name, words, demo_bundle, tmp_path):
     done = run_example(code, demo_bundle, tmp_path)
     assert done.returncode == 0, done.stderr
     assert words in done.stdout
+
+
+def test_the_client_in_the_docs_drives_a_served_bundle(demo_bundle, tmp_path):
+    (code,) = blocks(ROOT / "docs" / "serving.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    with served(demo_bundle) as (_, port):
+        assert code.count("port=8000") == 1
+        code = code.replace("port=8000", f"port={port}")
+        done = run_example(code, demo_bundle, tmp_path, prelude="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{step} (10, 4)" for step in range(3)]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ PATHS = {
     "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
     "delays": ("BUNDLE",),
+    "fuzz-server": ("BUNDLE",),
+    "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),
 }

@@ -1,0 +1,1 @@
+"""What holds of a server of openpi's protocol, found out from outside."""

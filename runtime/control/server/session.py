@@ -1,0 +1,110 @@
+"""Episodes of a served policy: which observation starts one, and what is answered to it.
+
+An episode starts with the first observation under a new lease, and with each that says `reset`. Its
+first observation is the anchor, unless the client sends that too. A new text is a new instruction
+in the same episode: what depends on it is recomputed, and the anchor stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...anchor import AnchorPolicy
+from ...declarations import Source, from_source
+from ...episode import FROM_OPERATOR, Episode
+from ...errors import ObservationError
+from ...policy import Policy
+from .contract import Request
+
+
+class Session:
+    """All calls come from one thread, the one that computes."""
+
+    def __init__(
+        self, policy: Policy, seed: int, anchor_policy: Callable[[], AnchorPolicy] | None = None
+    ) -> None:
+        """
+        Args:
+            policy: loaded and warm.
+            seed: of the first episode's noise; the next one has the next, unless a client says so.
+            anchor_policy: makes one for each episode; the first frame by default.
+        """
+        self.policy = policy
+        self.seed = seed
+        self.num_episodes = 0
+        self.num_ticks = 0
+        self.last_infer_ms: float | None = None
+        self._make_anchor_policy = anchor_policy
+        self._episode: Episode | None = None
+        self._lease = -1
+
+    def act(self, request: Request, lease: int) -> dict[str, Any]:
+        """One tick, as a message.
+
+        Raises:
+            ObservationError: a value is missing or cannot be taken; all stays as it was, and the
+                episode before goes on.
+            EngineError: an engine failed, or the policy answered with NaN or infinity.
+        """
+        if lease != self._lease:
+            self._episode, self._lease = None, lease
+        start = time.monotonic()
+        told = {n: v for n, v in request.values.items() if self._is_told(n)}
+        seen = {n: v for n, v in request.values.items() if n not in told}
+        is_first = self._episode is None or request.reset
+        self._check(request, is_first)
+        episode = self._start(request, told) if is_first else self._episode
+        assert episode is not None
+        if not is_first and told:
+            episode.give(**told)
+        for name in request.latch:
+            episode.latch(name)
+        answer = episode.act(seen)
+        outputs = {
+            name: answer.leaves[name] if name in answer.leaves else episode.ask(name)
+            for name in request.outputs
+        }
+        self.num_ticks += 1
+        self.last_infer_ms = 1e3 * (time.monotonic() - start)
+        message: dict[str, Any] = {"actions": answer.actions}
+        message |= {"episode": self.num_episodes, "step": episode.step - 1, "seed": episode.seed}
+        message |= {"outputs": outputs} if outputs else {}
+        return message | {"server_timing": {"infer_ms": self.last_infer_ms}}
+
+    def status(self) -> dict[str, Any]:
+        """Numbers only, so that any thread may ask."""
+        episode = self._episode
+        return {
+            "episodes": self.num_episodes,
+            "step": None if episode is None else episode.step,
+            "ticks": self.num_ticks,
+            "last_infer_ms": self.last_infer_ms,
+        }
+
+    def _is_told(self, name: str) -> bool:
+        return self.policy.inputs[name].source in FROM_OPERATOR
+
+    def _check(self, request: Request, is_first: bool) -> None:
+        """Whatever could refuse the request does it here, before anything changes."""
+        if request.seed is not None and not is_first:
+            raise ObservationError("a seed is of an episode: say reset beside it")
+        sources: tuple[Source, ...] = ("robot", "operator") if is_first else ("robot",)
+        wanted = from_source(self.policy.inputs, *sources)
+        if missing := [name for name in wanted if name not in request.values]:
+            when = "the first of an episode" if is_first else "every one"
+            raise ObservationError(
+                f"the observation lacks {', '.join(missing)}; {when} has {', '.join(wanted)}"
+            )
+        for name, value in request.values.items():
+            self.policy.take(name, value)
+
+    def _start(self, request: Request, told: Mapping[str, Any]) -> Episode:
+        seed = self.seed if request.seed is None else request.seed
+        chosen = None if self._make_anchor_policy is None else self._make_anchor_policy()
+        self._episode = self.policy.start(seed=seed, anchor_policy=chosen, **told)
+        if request.seed is None:
+            self.seed += 1
+        self.num_episodes += 1
+        return self._episode
