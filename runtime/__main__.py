@@ -40,6 +40,7 @@ from .pages.svg import standalone
 from .plans import command as build_command
 from .policy import Policy, load
 from .recordings.read import read_recordings
+from .robots.description import Description, read_description
 from .robots.replay import ReplayedRobot
 from .robots.robot import Robot
 from .storage.files import DRAWING, PAGE, check_output, write_file
@@ -108,11 +109,14 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("--title is the heading of a page: give --report too")
     if options.num_episodes is not None and not options.tasks:
         raise ValueError("--num-episodes counts episodes of simulator tasks: give --tasks too")
+    limits = None if options.limits is None else read_description(options.limits)
     with _loaded(options) as policy:
-        return _drive(options, config, policy)
+        return _drive(options, config, policy, limits)
 
 
-def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
+def _drive(
+    options: argparse.Namespace, config: LoopConfig, policy: Policy, limits: Description | None
+) -> int:
     runs: list[Run] = []
     for name, robot in _robots(options, policy.chunk_shape[1]):
         with contextlib.closing(robot):
@@ -123,6 +127,8 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 seed=options.seed,
                 anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
                 on_step=_narrate(name),
+                limits=limits,
+                flight=options.flight,
             )
         run = Run(name=name, trace=trace)
         if isinstance(robot, ReplayedRobot):
@@ -131,6 +137,8 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
         runs.append(run)
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
+        for kind, count in trace.interventions.items():
+            print(f"  guard: {kind}, {count} times")
     numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
         lines = Progress(sys.stderr)
@@ -142,6 +150,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
     line: dict[str, object] = {"warm": asdict(numbers.warm), "cold": asdict(numbers.cold)}
     line |= {"dropped": numbers.num_dropped, "steps": numbers.num_steps}
     line |= {"succeeded": numbers.num_successes, "judged": numbers.num_judged}
+    line |= {"interventions": dict(numbers.interventions)}
     print(json.dumps(_compact(line)))
     return 0
 
@@ -298,6 +307,15 @@ def _parser() -> argparse.ArgumentParser:
         "--anchor", default=None, help="first (the default), manual, every(K), kinematic, semantic"
     )
     run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
+    run.add_argument(
+        "--limits", type=Path, help="robot description that the guard keeps (docs/guard.md)"
+    )
+    run.add_argument(
+        "--flight",
+        type=Path,
+        default=Path("flight"),
+        help="folder for the last ticks before the guard stops a robot (default flight)",
+    )
     run.add_argument("--report", type=Path, help="write an HTML page here")
     run.add_argument("--title", help=f"heading of the page (default {TITLE!r})")
     run.set_defaults(verb=_run)

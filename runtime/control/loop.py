@@ -16,6 +16,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from ..anchor import AnchorPolicy
 from ..declarations import Input, from_source
 from ..episode import Answer, Stats
+from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
+from .guard import Guard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +63,11 @@ class Step:
     stages_s: Mapping[str, float]
     """Seconds of the stages that ran."""
     action: NDArray[np.float32]
-    """[A] as the policy answered it."""
+    """[A] as the policy answered it; as it was sent, where there was none."""
     sent: NDArray[np.float32]
-    """[A] after the robot's own clipping."""
+    """[A] after the guard, and the robot's own clipping."""
+    interventions: tuple[str, ...] = ()
+    """What the guard had to say, by kind."""
 
 
 class Film:
@@ -109,7 +114,11 @@ class Trace:
     num_dropped: int = 0
     """Control steps that a late one swallowed."""
     num_clipped: int = 0
-    """Actions that the robot sent otherwise than the policy answered them."""
+    """Actions that were sent otherwise than the policy answered them."""
+    num_held: int = 0
+    """Control steps in which the robot was told to hold, and nothing was sent."""
+    interventions: Mapping[str, int] = field(default_factory=dict)
+    """What the guard had to say, by kind."""
     success: bool | None = None
     stats: Stats | None = None
 
@@ -194,8 +203,12 @@ def run_episode(
     given: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    limits: Description | None = None,
+    flight: Path | None = None,
 ) -> Trace:
     """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
+
+    All that it is told goes through a `runtime.control.guard.Guard`.
 
     The garbage collector does not run inside the loop: everything the policy holds is frozen
     before, and what a step leaves behind is counted by reference.
@@ -209,10 +222,13 @@ def run_episode(
         given: what the operator gives besides the robot's instruction, by name.
         clock: real time by default.
         on_step: called after every action, inside the loop: what it does takes its time.
+        limits: what the robot may do; its own attribute `description`, if it has one, by default.
+        flight: folder for the last ticks, written if the guard stops the robot.
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds; nothing moves then.
-        RobotError: the robot does not fit the policy, or cannot go on.
+        RobotError: the robot does not fit the policy or its limits, or cannot go on.
+        Stopped: the guard stopped it.
         ObservationError: it shows something the policy cannot take.
     """
     num_actions, dimensions = policy.chunk_shape
@@ -222,8 +238,11 @@ def run_episode(
         )
     wanted = from_source(policy.inputs, "robot")
     check_fits(robot, wanted, dimensions)
+    clock = clock or MonotonicClock()
+    guard = Guard(robot, 1 / config.rate_hz, description=limits, flight=flight)
     first = robot.reset()
     try:
+        guard.begin(first, clock())
         texts = (name for name, i in policy.inputs.items() if i.kind == "text")
         latches = from_source(policy.inputs, "latch")
         told: dict[str, Any] = dict.fromkeys(texts, robot.instruction)
@@ -233,17 +252,19 @@ def run_episode(
         films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
         trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films)
         with _no_collection():
-            _drive(episode, robot, config, clock or MonotonicClock(), trace, tuple(wanted), on_step)
+            _drive(episode, robot, guard, config, clock, trace, tuple(wanted), on_step)
     finally:
-        robot.hold()
+        guard.rest()
     _film(trace, robot.observe())
     trace.success, trace.stats = robot.success, episode.stats
+    trace.interventions = dict(guard.interventions)
     return trace
 
 
 def _drive(
     episode: ActingEpisode,
     robot: Robot,
+    guard: Guard,
     config: LoopConfig,
     clock: Clock,
     trace: Trace,
@@ -255,25 +276,32 @@ def _drive(
     used = config.execute
     for late_s, dropped in ticks(trace.period_s, clock):
         trace.num_dropped += dropped
-        if robot.done or len(trace.steps) >= config.max_steps:
+        if robot.done or len(trace.steps) + trace.num_held >= config.max_steps:
             return
         act_s: float | None = None
         stages_s: Mapping[str, float] = {}
+        action_A: NDArray[np.float32] | None = None
+        start = clock()
         if used == config.execute:
-            seen = robot.observe()
-            start = clock()
-            values = {name: seen.values[name] for name in wanted}
-            chunk_TA, used = episode.act(values, at=seen.observed_at).actions, 0
-            act_s, stats = clock() - start, episode.stats
-            stages_s = {} if stats is None else stats.last_s
+            seen = guard.observe(start)
             _film(trace, seen)
-        action_A = chunk_TA[used]
-        sent_A = robot.send(action_A)
-        step = Step(late_s, act_s, stages_s, action_A, sent_A)
-        trace.num_clipped += int(not np.array_equal(sent_A, action_A))
+            if guard.may_think(start):
+                values = {name: seen.values[name] for name in wanted}
+                admitted = guard.admit(episode.act(values, at=seen.observed_at).actions)
+                chunk_TA, used = (admitted, 0) if admitted is not None else (chunk_TA, used)
+                act_s, stats = clock() - start, episode.stats
+                stages_s = {} if stats is None else stats.last_s
+        if used < config.execute:
+            action_A, used = chunk_TA[used], used + 1
+        verdict = guard.act(action_A, now=clock(), num_dropped=dropped)
+        if verdict.sent is None:
+            trace.num_held += 1
+            continue
+        asked_A = verdict.sent if action_A is None else action_A
+        step = Step(late_s, act_s, stages_s, asked_A, verdict.sent, verdict.interventions)
+        trace.num_clipped += int(not np.array_equal(verdict.sent, asked_A))
         trace.steps.append(step)
         on_step(step)
-        used += 1
 
 
 def _film(trace: Trace, seen: Observation) -> None:
