@@ -19,6 +19,7 @@ from .errors import (
     UnmeasuredWarning,
 )
 from .policy import Policy, load
+from .robots.description import Description, read_description
 from .robots.robot import Limits, Observation, Robot, Sensor
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "BundleError",
+    "Description",
     "EngineError",
     "Episode",
     "EpisodeError",
@@ -45,5 +47,6 @@ __all__ = [
     "anchor",
     "load",
     "read_bundle",
+    "read_description",
     "run_episode",
 ]

@@ -43,6 +43,7 @@ from .pages.svg import standalone
 from .plans import command as build_command
 from .policy import Policy, load
 from .recordings.read import read_recordings
+from .robots.description import Description, read_description
 from .robots.replay import ReplayedRobot
 from .robots.robot import Robot
 from .storage.files import DRAWING, PAGE, check_output, write_file
@@ -115,11 +116,14 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("--title is the heading of a page: give --report too")
     if options.num_episodes is not None and not options.tasks:
         raise ValueError("--num-episodes counts episodes of simulator tasks: give --tasks too")
+    limits = None if options.limits is None else read_description(options.limits)
     with _loaded(options) as policy:
-        return _drive(options, config, policy)
+        return _drive(options, config, policy, limits)
 
 
-def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> int:
+def _drive(
+    options: argparse.Namespace, config: LoopConfig, policy: Policy, limits: Description | None
+) -> int:
     runs: list[Run] = []
     delay: Delay | None = None
     for name, robot in _robots(options, policy.chunk_shape[1]):
@@ -132,6 +136,8 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
                 anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
                 delay=delay,
                 on_step=_narrate(name),
+                limits=limits,
+                flight=options.flight,
             )
         run = Run(name=name, trace=trace)
         if isinstance(robot, ReplayedRobot):
@@ -143,6 +149,8 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
         delay = trace.delay
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
+        for kind, count in trace.interventions.items():
+            print(f"  guard: {kind}, {count} times")
     numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
         lines = Progress(sys.stderr)
@@ -161,6 +169,7 @@ def _drive(options: argparse.Namespace, config: LoopConfig, policy: Policy) -> i
         f"age of actions when sent: {age.p50:.1f} ms median, {age.p99:.1f} ms p99 of {age.n}; "
         f"{numbers.num_overtaken} actions dropped for their age, {numbers.num_misses} misses"
     )
+    line |= {"interventions": dict(numbers.interventions)}
     print(json.dumps(_compact(line)))
     return 0
 
@@ -328,6 +337,15 @@ def _parser() -> argparse.ArgumentParser:
         "--anchor", default=None, help="first (the default), manual, every(K), kinematic, semantic"
     )
     run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
+    run.add_argument(
+        "--limits", type=Path, help="robot description that the guard keeps (docs/guard.md)"
+    )
+    run.add_argument(
+        "--flight",
+        type=Path,
+        default=Path("flight"),
+        help="folder for the last ticks before the guard stops a robot (default flight)",
+    )
     run.add_argument("--report", type=Path, help="write an HTML page here")
     run.add_argument("--title", help=f"heading of the page (default {TITLE!r})")
     run.set_defaults(verb=_run)

@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     package = ROOT / "runtime"
     modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     assert "backends/tensorrt.py" in modules
-    assert inside == modules | {"py.typed"}
+    assert inside == modules | {"py.typed", "robots/metaworld.json"}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"runtime", "anchorvla_runtime"}
     assert any(name.endswith("/LICENSE") for name in names)
 

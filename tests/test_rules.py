@@ -272,6 +272,52 @@ def test_harmless_code_is_left_alone(snippet):
     assert unsafe(snippet) == []
 
 
+MAY_COMMAND = {
+    "runtime/control/guard.py": "judges what it sends",
+    "runtime/robots/testing.py": "checks a robot of whoever calls it, and says that it moves",
+    "runtime/control/server/server.py": "sends to sockets",
+    "device_tests/serving/checks.py": "sends to sockets",
+    "device_tests/serving/target.py": "sends to sockets",
+}
+"""Who may tell a robot what to do, in what runs on one; others' words `send` and `hold` go here
+too, with what they are sent to."""
+
+
+def commands(source: str) -> list[int]:
+    """Lines that take `send` or `hold` of something, called or not, or name them to `getattr`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        named = isinstance(node, ast.Attribute) and node.attr in ("send", "hold")
+        if isinstance(node, ast.Call) and _last_name(node.func) in (
+            "getattr", "attrgetter", "methodcaller",
+        ):  # fmt: skip
+            named = any(_constant(argument) in ("send", "hold") for argument in node.args)
+        found += [node.lineno] if named else []
+    return found
+
+
+def test_nothing_but_the_guard_tells_a_robot_what_to_do():
+    files = [p for room in ("runtime", "device_tests") for p in (ROOT / room).rglob("*.py")]
+    found = {str(p.relative_to(ROOT)) for p in files if commands(p.read_text())}
+    assert found == MAY_COMMAND.keys()
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "robot.send(action_A)",
+        "self._robot.hold()",
+        "tell = robot.send\ntell(action_A)",
+        "getattr(robot, 'send')(action_A)",
+        "operator.methodcaller('hold')(robot)",
+        "super().send(action_A)",
+    ],
+)
+def test_a_planted_command_is_caught(snippet):
+    assert commands(snippet) == [1]
+    assert commands("def send(self, action_A): ...\nguard.act(action_A, now=0.0)\n'send'") == []
+
+
 # Written in two parts, so that this file does not find itself.
 PRIVATE = {
     "a path of somebody's machine": "|".join(

@@ -129,7 +129,7 @@ class ChunkExecutor:
         Raises:
             EngineError: the chunk has another shape than the policy declared.
         """
-        if self._question is None or self._question[0].number != number:
+        if self._question is None or not self.asked(number):
             self.num_stale += 1
             return False
         if actions_TA.shape != (self.horizon, self.dimensions):
@@ -142,6 +142,15 @@ class ChunkExecutor:
         self._chunk = _Chunk(actions_TA, question.step, moved)
         self._next, self._is_new = 0, True
         return True
+
+    def asked(self, number: int) -> bool:
+        """Whether that is the question that waits."""
+        return self._question is not None and self._question[0].number == number
+
+    def refuse(self, number: int) -> None:
+        """Give a question up whose answer cannot be used; the chunk that plays goes on."""
+        if self.asked(number):
+            self._question = None
 
     def action(self, step: int) -> NDArray[np.float32] | None:
         """What is due at this control step, [A]; None where nothing is: hold then.

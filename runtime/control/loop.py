@@ -20,6 +20,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -28,9 +29,11 @@ from numpy.typing import NDArray
 from ..anchor import AnchorPolicy, First, Manual
 from ..declarations import from_source
 from ..episode import Stats
+from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
 from .chunks import ChunkExecutor
 from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
+from .guard import Guard
 from .thinker import (
     ActingPolicy,
     Event,
@@ -86,11 +89,13 @@ class Step:
     stages_s: Mapping[str, float]
     """Seconds of the stages that ran."""
     action: NDArray[np.float32]
-    """[A] as the policy answered it."""
+    """[A] as the policy answered it; as it was sent, where there was none."""
     sent: NDArray[np.float32]
-    """[A] after the robot's own clipping."""
+    """[A] after the guard, and the robot's own clipping."""
     age_s: float
     """When it was sent, seconds since somebody looked for the observation that it answers to."""
+    interventions: tuple[str, ...] = ()
+    """What the guard had to say, by kind."""
 
 
 class Film:
@@ -137,18 +142,20 @@ class Trace:
     num_dropped: int = 0
     """Control steps that a late one swallowed."""
     num_clipped: int = 0
-    """Actions that the robot sent otherwise than the policy answered them."""
+    """Actions that were sent otherwise than the policy answered them."""
     chunks: Chunks = "sync"
     """How they were used, and what the thoughts took that it was chosen by, if it was."""
     delay: Delay | None = None
     num_waited: int = 0
     """Control steps before the first action: the robot stood still."""
     num_held: int = 0
-    """Later ones for which no action was valid: the robot held."""
+    """Later ones in which the robot was told to hold, and nothing was sent."""
     num_overtaken: int = 0
     """Actions that were too old to be sent when their chunk came, or their step was dropped."""
     num_stale: int = 0
     """Answers to a question that nobody waited for any more."""
+    interventions: Mapping[str, int] = field(default_factory=dict)
+    """What the guard had to say, by kind."""
     success: bool | None = None
     stats: Stats | None = None
 
@@ -216,6 +223,8 @@ def run_episode(
     thinker: Thinker | None = None,
     delay: Delay | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    limits: Description | None = None,
+    flight: Path | None = None,
 ) -> Trace:
     """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
 
@@ -234,11 +243,14 @@ def run_episode(
             Once the robot moves, other threads may tell it what `Thinker` takes.
         delay: what thoughts take, where it was measured already: `Trace.delay`.
         on_step: called after every action, inside the loop: what it does takes its time.
+        limits: what the robot may do; its own attribute `description`, if it has one, by default.
+        flight: folder for the last ticks, written if the guard stops the robot.
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
             thoughts as long as they are here; nothing moves then.
-        RobotError: the robot does not fit the policy, or cannot go on.
+        RobotError: the robot does not fit the policy or its limits, or cannot go on.
+        Stopped: the guard stopped it.
         ObservationError: it shows something the policy cannot take.
         Exception: what else a thought raised.
     """
@@ -250,21 +262,24 @@ def run_episode(
         executor = ChunkExecutor(policy.chunk_shape, execute=config.execute)
         wanted = from_source(policy.inputs, "robot")
         check_fits(robot, wanted, executor.dimensions)
+        guard = Guard(robot, 1 / config.rate_hz, description=limits, flight=flight)
         first = robot.reset()
         try:
             films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
             trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films, delay=delay)
             told = _told(policy, robot, first) | dict(given or {})
-            loop = _Loop(thinker, executor, robot, clock, trace, tuple(wanted))
+            loop = _Loop(thinker, executor, robot, guard, clock, trace, tuple(wanted))
             is_first = isinstance(anchor_policy, (First, Manual, type(None)))
             loop.choose(policy, config, told, reanchors=not is_first)
             loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
+            guard.begin(first, clock())
             with _no_collection():
                 _drive(loop, config, on_step)
         finally:
-            robot.hold()
+            guard.rest()
     _film(trace, robot.observe())
     trace.success = robot.success
+    trace.interventions = dict(guard.interventions)
     return trace
 
 
@@ -283,6 +298,7 @@ class _Loop:
     thinker: Thinker
     executor: ChunkExecutor
     robot: Robot
+    guard: Guard
     clock: Clock
     trace: Trace
     wanted: Sequence[str]
@@ -329,11 +345,14 @@ class _Loop:
             self.executor.reset()
             self.num_resets = num_resets
         if self.executor.wants(step):
-            looked_at, seen = self.clock(), self.robot.observe()
+            looked_at = self.clock()
+            seen = self.guard.observe(looked_at)
+            _film(self.trace, seen)
+            if not self.guard.may_think(looked_at):
+                return fresh
             question = self.executor.ask(step)
             values = {name: seen.values[name] for name in self.wanted}
             self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
-            _film(self.trace, seen)
         while self.trace.chunks == "sync" and self.executor.is_waiting:
             fresh = self.poll(self.thinker.wait) or fresh
         return fresh
@@ -350,7 +369,11 @@ class _Loop:
         self.trace.stats = event.stats
         if isinstance(event, Started):
             return None
-        if not self.executor.answer(event.observed.number, event.answer.actions):
+        number, actions_TA = event.observed.number, event.answer.actions
+        if self.executor.asked(number) and self.guard.admit(actions_TA) is None:
+            self.executor.refuse(number)
+            return None
+        if not self.executor.answer(number, actions_TA):
             return None
         self.looked_at = event.observed.looked_at
         return event
@@ -358,8 +381,8 @@ class _Loop:
 
 def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> None:
     """Steps until the episode is over, noted in `loop.trace`."""
-    trace, robot, executor = loop.trace, loop.robot, loop.executor
-    step, is_held, waits = -1, False, trace.chunks == "sync"
+    trace, robot, executor, guard = loop.trace, loop.robot, loop.executor, loop.guard
+    step, waits = -1, trace.chunks == "sync"
     for late_s, dropped in ticks(trace.period_s, loop.clock):
         trace.num_dropped += dropped
         num_steps = len(trace.steps) + trace.num_waited + trace.num_held
@@ -370,28 +393,26 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
         fresh = loop.think(step)
         action_A = executor.action(step)
         trace.num_overtaken, trace.num_stale = executor.num_overtaken, executor.num_stale
-        if action_A is None:
-            if not is_held:
-                robot.hold()
-            is_held = True
+        now = loop.clock()
+        verdict = guard.act(action_A, now=now, num_dropped=dropped)
+        if verdict.sent is None:
             trace.num_held += bool(trace.steps)
             trace.num_waited += not trace.steps
             continue
-        is_held = False
-        age_s = loop.clock() - loop.looked_at
-        sent_A = robot.send(action_A)
+        asked_A = verdict.sent if action_A is None else action_A
         stats = None if fresh is None else fresh.stats
         trace.steps.append(
             Step(
                 late_s,
                 None if fresh is None else fresh.act_s,
                 {} if stats is None else stats.last_s,
-                action_A,
-                sent_A,
-                age_s,
+                asked_A,
+                verdict.sent,
+                now - loop.looked_at,
+                verdict.interventions,
             )
         )
-        trace.num_clipped += int(not np.array_equal(sent_A, action_A))
+        trace.num_clipped += int(not np.array_equal(verdict.sent, asked_A))
         on_step(trace.steps[-1])
 
 

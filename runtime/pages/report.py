@@ -6,6 +6,7 @@ import base64
 import io
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -64,6 +65,8 @@ class Summary:
     num_successes: int
     num_judged: int
     """Episodes whose robot can tell success; a replayed one cannot."""
+    interventions: Mapping[str, int]
+    """Of the guard, by kind; none where it let everything pass."""
 
 
 def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
@@ -93,6 +96,7 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         num_steps=len(late),
         num_successes=sum(trace.success is True for trace in traces),
         num_judged=sum(trace.success is not None for trace in traces),
+        interventions=sum((Counter(trace.interventions) for trace in traces), Counter[str]()),
     )
 
 
@@ -139,6 +143,7 @@ def draw_page(
             sentence(_saved(numbers, timings)),
         ),
         section("What is recomputed when", chart(draw(graph))),
+        section("What the guard changed", *_interventions(numbers)),
         *([section("Predicted against recorded", *errors, sentence(EXPLAINED))] if errors else []),
         element("h2", "Episodes"),
         *(
@@ -206,6 +211,16 @@ def _cards(numbers: Summary, timings: Mapping[str, Timing], config: LoopConfig) 
     return cards(found)
 
 
+def _interventions(numbers: Summary) -> list[Markup]:
+    if not numbers.interventions:
+        return [sentence(f"Nothing, in {numbers.num_steps} steps.")]
+    rows = sorted(numbers.interventions.items(), key=lambda row: -row[1])
+    head = [Column("kind", "words"), Column("times")]
+    found = table(head, [(kind, f"{count:,}") for kind, count in rows])
+    words = "Times that the action guard held, limited or refused something, in all steps:"
+    return [sentence(f"{words} {numbers.num_steps}."), found]
+
+
 def _stage_bars(graph: Graph, timings: Mapping[str, Timing]) -> Markup:
     """Calls of one chain are one row; rows stand in running order."""
     rows: dict[str, dict[str, float]] = {}
@@ -243,15 +258,22 @@ def _actions(policy: Policy) -> tuple[Sequence[str], Sequence[float]]:
 def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
-    thinks = [
-        (i * trace.period_s, step.act_s * 1e3)
-        for i, step in enumerate(trace.steps)
-        if step.act_s is not None
-    ]
     words = f" \u00b7 {run.name} \u00b7 {verdict[trace.success]} \u00b7 {len(trace.steps)} steps"
     return panel(
         element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
         *(_strip(trace, camera) for camera in trace.films),
+        *(_charts(run, units, scale) if trace.steps else []),
+    )  # fmt: skip
+
+
+def _charts(run: Run, units: Sequence[str], scale: Sequence[float]) -> list[Markup]:
+    """What the policy did, and how long it thought."""
+    thinks = [
+        (i * run.trace.period_s, step.act_s * 1e3)
+        for i, step in enumerate(run.trace.steps)
+        if step.act_s is not None
+    ]
+    return [
         action_charts(run, units, scale),
         *error_table([run], units),
         element("h4", "Milliseconds per thought"),
@@ -261,7 +283,7 @@ def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
                 x_title="seconds", y_title="ms", height=130, from_zero=True,
             )
         ),
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _strip(trace: Trace, camera: str) -> Markup:

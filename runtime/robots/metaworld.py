@@ -16,12 +16,14 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RobotError
+from .description import Description, read_description
 from .rendering import EGL_PACKAGES, choose_backend
 from .robot import Limits, Observation, Sensor
 
@@ -234,6 +236,11 @@ class MetaWorldRobot:
     def hold(self) -> None:
         """The simulated world stands still until the next `send`."""
         self._require_reset("hold")
+
+    @property
+    def description(self) -> Description:
+        """What the guard keeps it to: wider than the demo's policy goes, closer than it could."""
+        return read_description(Path(__file__).with_name("metaworld.json"))
 
     @property
     def done(self) -> bool:

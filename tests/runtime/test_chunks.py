@@ -279,3 +279,18 @@ def test_any_schedule_agrees_with_one_that_remembers_every_step():
         assert given == expected
         assert executor.num_overtaken == overtaken
         assert executor.num_stale == 0
+
+
+def test_a_question_whose_answer_cannot_be_used_is_given_up_and_the_chunk_goes_on():
+    executor = ChunkExecutor((6, 1), execute=2)
+    chunk_TA = np.arange(6, dtype=np.float32)[:, None]
+    assert executor.answer(executor.ask(0).number, chunk_TA)
+    assert [float(executor.action(step)[0]) for step in (0, 1)] == [0.0, 1.0]
+    number = executor.ask(2).number
+    executor.refuse(number - 1)
+    assert executor.asked(number) and executor.is_waiting, "another question is not given up"
+    executor.refuse(number)
+    assert not executor.asked(number) and not executor.is_waiting
+    assert not executor.answer(number, chunk_TA) and executor.num_stale == 1
+    assert [float(executor.action(step)[0]) for step in (2, 3)] == [2.0, 3.0]
+    assert executor.wants(4)

@@ -45,6 +45,7 @@ def test_run_replays_episodes_and_ends_with_one_json_line(
     )
     numbers = last_json(out)
     assert numbers["steps"] == numbers["age"]["n"] == 12
+    assert numbers["interventions"] == {}
     assert (numbers["dropped_actions"], numbers["stale_answers"]) == (0, 0)
     assert numbers["misses"] == numbers["dropped"] > 0, "at 1000 Hz every thought is late"
     said = (
@@ -81,6 +82,26 @@ def test_chunks_are_thought_out_meanwhile_and_the_delay_is_measured_once(demo_bu
     words = r"a thought takes \d+ ms here .*, \d control steps at 5 Hz: chunks are used async\n"
     assert len(re.findall(words, out)) == 1
     assert last_json(out)["age"]["p50"] >= 200.0, "the first action waits for the tick after"
+
+
+def test_run_keeps_the_limits_of_a_file_and_counts_what_that_changed(demo_bundle, tmp_path, capsys):
+    turn = {"control": "delta", "unit": "rad", "scale": 0.001, "velocity": 25, "acceleration": 1e5}
+    slow = {**turn, "velocity": 0.05}  # a twentieth of 1 in each action, at 1000 Hz
+    axes = [{"name": name, **(slow if name == "x" else turn)} for name in "xyzg"]
+    raw = {"robot": "r", "stamps": "simulated", "arming": {"actions": 0}, "axes": axes}
+    limits = tmp_path / "robot.json"
+    limits.write_text(json.dumps(raw))
+    words = ["run", str(demo_bundle), "--episodes", str(EPISODES / "touch-red-1.npz"), *FAST]
+    assert main([*words, "--limits", str(limits)]) == 0
+    out = capsys.readouterr().out
+    said = last_json(out)["interventions"]
+    assert 1 <= said["velocity"] <= 12 and "not finite" not in said
+    assert f"  guard: velocity, {said['velocity']} times" in out
+    limits.write_text(json.dumps({**raw, "axes": axes[:3]}))
+    assert main([*words, "--limits", str(limits)]) == 6
+    assert "has 3 axes (x, y, z), the robot takes 4 action" in capsys.readouterr().err
+    assert main([*words, "--limits", str(tmp_path / "none.json")]) == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err
 
 
 def test_run_replays_a_lerobot_dataset_on_the_camera_that_is_named(demo_bundle, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_ages_are_of_what_was_seen_until_it_is_sent():
     assert ages == [0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2, 0.3]
 
 
-def test_where_a_thought_takes_too_long_the_robot_holds_once_and_goes_on_where_it_was():
+def test_where_a_thought_takes_too_long_the_robot_holds_and_goes_on_where_it_was():
     trace, robot = drive([0.1, 0.65, 0.1], max_steps=16)
     # The first chunk is of step 0 and carried out from step 1: its last action is too old.
     assert sent(trace)[:9] == [*((0, index) for index in range(HORIZON - 1)), (2, 5), (7, 1)]
@@ -97,7 +97,7 @@ def test_a_chunk_that_is_older_than_its_horizon_is_not_carried_out():
 def test_a_robot_whose_thinker_never_answers_is_given_up_at_the_limit():
     trace, robot = drive([1000.0], max_steps=12)
     assert (len(trace.steps), trace.num_waited) == (0, 12)
-    assert robot.calls == ["hold", "hold"]
+    assert robot.calls == ["hold"]
 
 
 def test_steps_that_a_late_one_swallowed_age_a_chunk():

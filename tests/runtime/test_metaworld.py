@@ -9,6 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from runtime.control.guard import Guard
 from runtime.errors import RobotError
 from runtime.robots import rendering
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
@@ -327,3 +328,18 @@ def test_a_robot_with_a_new_seed_is_as_one_that_was_built_with_it(task):
         with pytest.raises(RobotError, match="outside an episode"):
             other.observe()
         assert frames(other) == want
+
+
+def test_the_expert_keeps_the_limits_that_the_simulator_ships_and_a_leap_does_not():
+    with make_robot(task="touch-red", seed=70_000) as robot:
+        guard = Guard(robot, 0.1)
+        guard.begin(robot.reset(), 0.0)
+        while not robot.done:
+            action_A = robot.expert_action()
+            assert np.array_equal(guard.act(action_A, now=0.0).sent, action_A)
+        assert robot.success and not guard.interventions
+        guard.begin(robot.reset(), 0.0)
+        leap_A = np.ones(4, np.float32)
+        for sign in (1, -1, 1):
+            guard.act(sign * leap_A, now=0.0)
+        assert guard.interventions["acceleration"] >= 1

@@ -85,6 +85,16 @@ def test_errors_are_those_of_the_steps_that_have_both(page, run):
     assert f"Over 12 of {len(run.recorded_NA)} recorded steps: the run was cut short" in page.text
 
 
+def test_what_the_guard_changed_is_counted_by_kind(page, policy, run, timings):
+    assert "Nothing, in 12 steps." in page.text
+    held = dataclasses.replace(run.trace, interventions={"jerk": 3, "not finite": 1200})
+    nothing_sent = dataclasses.replace(held, steps=[], num_held=12)
+    runs = [dataclasses.replace(run, trace=trace) for trace in (held, nothing_sent)]
+    counted = Page(draw_page(policy, runs, timings, CONFIG, "A run"))
+    rows = counted.sections["What the guard changed"][1:]
+    assert [row[:2] for row in rows] == [["not finite", "2,400"], ["jerk", "6"]]
+
+
 def test_an_error_is_worked_out_by_hand():
     a = made_up([[1.0, 0.0], [2.0, 0.0], [9.0, 9.0]], [[0.5, 0.0], [4.0, 1.0]])
     b = made_up([[0.0, 0.0]], [[0.0, -4.0], [7.0, 7.0]])

@@ -48,7 +48,8 @@ class PonderingPolicy:
 
 
 class PlacedRobot(ReplayedRobot):
-    """Its state is how many actions it carried out. Keeps what it was told to do."""
+    """Its state is how many actions it carried out. Keeps what it was told to do; to hold in every
+    step of a pause is one entry."""
 
     def __init__(self, num_steps: int = 40) -> None:
         images = np.arange(num_steps * 3, dtype=np.uint8).reshape(num_steps, 1, 1, 3)
@@ -64,4 +65,5 @@ class PlacedRobot(ReplayedRobot):
 
     def hold(self):
         super().hold()
-        self.calls.append("hold")
+        if self.calls[-1:] != ["hold"]:
+            self.calls.append("hold")
