@@ -48,6 +48,8 @@ FOLDING = 1e-3
 times by the first denoise step. A factor in the wrong place is 1e-2 and more."""
 GOLDEN = "the golden actions"
 Stages = dict[str, StageFigures]
+Shown = Sequence[Mapping[str, NDArray[Any]]]
+"""All tensors of the float32 policy, for each observation."""
 
 
 def allowed_parity(subject: Subject) -> dict[str, float]:
@@ -178,9 +180,6 @@ def worst_stages(subject: Subject, floors: Mapping[str, Sequence[float]] | None 
         )
         for stage in errors
     }
-
-
-Shown = Sequence[Mapping[str, NDArray[Any]]]
 
 
 def _errors_on(subject: Subject, shown: Shown) -> dict[str, list[float]]:
