@@ -30,19 +30,6 @@ from tests.runtime.stand_ins.served import (
 KEY = "0123456789abcdef0123"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving(max_clients=8) as server:
-        yield server
-
-
-@pytest.fixture
-def driver(server):
-    one = client(server)
-    yield one
-    leave(one)
-
-
 def test_one_client_drives_and_another_may_only_look_on(server, driver):
     driver.infer(observation(5))
     other = client(server)

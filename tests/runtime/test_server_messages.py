@@ -10,22 +10,8 @@ from tests.runtime.stand_ins.served import (
     leave,
     observation,
     packed_array,
-    serving,
     told,
 )
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving(max_clients=8) as server:
-        yield server
-
-
-@pytest.fixture
-def driver(server):
-    one = client(server)
-    yield one
-    leave(one)
 
 
 def test_metadata_are_the_declared_inputs_and_outputs(driver):
