@@ -49,7 +49,7 @@ def publish(folder: Path, out: Path) -> None:
 
 def publish_kept(folder: Path, out: Path) -> None:
     """Put a complete folder of `kept_work` there."""
-    with folders.temporary(out) as new:
+    with temporary(out) as new:
         folders.sync_all(folder)  # the longest part, while it is still where it was
         folder.rename(new)
         publish(new, out)

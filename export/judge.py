@@ -164,7 +164,8 @@ def worst_stages(subject: Subject, floors: Mapping[str, Sequence[float]] | None 
         floors: per stage, what bfloat16 does to it on each observation; measured by default.
     """
     shown = [seen.tensors for seen in subject.judged]
-    floors, errors = floors or _bfloat16_floors(subject, shown), _errors_on(subject, shown)
+    floors = floors or _bfloat16_floors(subject, shown)
+    errors = _of_engines(subject, "errors", subject.parts, shown)
     factor = subject.recipe.stage_error
     return {
         stage: max(
@@ -182,13 +183,8 @@ def worst_stages(subject: Subject, floors: Mapping[str, Sequence[float]] | None 
     }
 
 
-def _errors_on(subject: Subject, shown: Shown) -> dict[str, list[float]]:
-    """Per stage, what quantization does to it on each of `shown`."""
-    return _of_engines(subject, "errors", subject.parts, shown)
-
-
 def _bfloat16_floors(subject: Subject, shown: Shown) -> dict[str, list[float]]:
-    """The same of bfloat16."""
+    """Per stage, what bfloat16 does to it on each of `shown`."""
     exact = {n for n, r in orin_bf16().decide(subject.rules).items() if r.format == "float32"}
     with rounding(subject.checkpoint.model, "bfloat16", exact):
         return _of_engines(subject, "bfloat16", subject.exact, shown)
@@ -199,10 +195,8 @@ def _of_engines(subject: Subject, what: str, parts: Split, shown: Shown) -> dict
     name = f"{what} on {[digest_of(tensors) for tensors in shown]}"
     found: dict[str, list[float]] = {}
     for engine in parts.engines:
-        kept = subject.kept.arrays(
-            f"{name} in {engine}",
-            partial(_as_arrays, engine, parts, shown),
-        )
+        make = partial(_as_arrays, engine, parts, shown)
+        kept = subject.kept.arrays(f"{name} in {engine}", make)
         found |= {stage: errors.tolist() for stage, errors in kept.items()}
     return {s.name: found[s.name] for s in parts.graph.stages if s.engine}
 

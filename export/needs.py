@@ -25,7 +25,7 @@ from models.stored import KEPT_BYTES
 from quant.apply import linear_layers
 from quant.calibrate import SAMPLED_ROWS
 from quant.recipes import Recipe, Rule
-from runtime.board.machine import peak_bytes
+from runtime.board.machine import meminfo, peak_bytes
 from runtime.image import ImageConfig, grid_of
 
 LIBRARIES = 700_000_000
@@ -147,9 +147,7 @@ def refuse_if_too_large(
 
 def available_bytes() -> int:
     """Of memory, without swapping: what the kernel says, or what this container has left."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    available = meminfo()["MemAvailable"]
     limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
         available = min(available, int(most) - int(used.read_text()))
@@ -157,21 +155,19 @@ def available_bytes() -> int:
 
 
 class DiskWatch:
-    """The most that folders held at any of the moments when they were looked at."""
+    """The most that a folder held at any of the moments when it was looked at."""
 
-    def __init__(self, *folders: Path) -> None:
-        self._folders = folders
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.most_bytes = 0
 
     def look(self) -> int:
         """Look now.
 
         Returns:
-            What they hold, in bytes.
+            What it holds, in bytes.
         """
-        files = [
-            path.stat() for folder in self._folders for path in folder.rglob("*") if path.is_file()
-        ]
+        files = [path.stat() for path in self._folder.rglob("*") if path.is_file()]
         now = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
         self.most_bytes = max(self.most_bytes, now)
         return now

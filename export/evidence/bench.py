@@ -217,15 +217,23 @@ def _host_functions_ms(policy: Policy, ticks: Sequence[Tick]) -> float:
     return round(float(np.median(host)) * 1e3, 4)
 
 
-def make_up_episode(checkpoint: Checkpoint, size: Size, folder: Path) -> None:
-    """Something to calibrate random weights on: made-up images, states in the statistics' range."""
+def make_up_episode(
+    checkpoint: Checkpoint, size: Size, folder: Path, *, count: int = 4, seed: int = 0
+) -> None:
+    """Something to calibrate random weights on: made-up images, states in the statistics' range.
+
+    Args:
+        count: observations.
+        seed: of the first; each next one has the next.
+    """
     head = checkpoint.config.head
-    frames = [made_up(checkpoint, (size.image, size.image), seed=n) for n in range(4)]
+    image_size = (size.image, size.image)
+    frames = [made_up(checkpoint, image_size, seed=seed + n) for n in range(count)]
     save_recording(
         Recording(
             instruction=frames[0].instruction,
             task="made up",
-            seed=0,
+            seed=seed,
             rate_hz=10.0,
             streams={
                 FRAME: evenly(np.stack([seen.frame for seen in frames]), 10.0),

@@ -25,15 +25,14 @@ from typing import Any, Literal
 import numpy as np
 
 from export.build import build, engine_bytes
-from export.config import BuildConfig
+from export.config import BuildConfig, Size
 from export.engines.compile_check import COMPUTE_CAPABILITY, MODULE, is_available
 from export.engines.counts import count
-from export.evidence.bench import machine
+from export.evidence.bench import machine, make_up_episode
 from export.evidence.config import CALIBRATED_ON, FULL_SIZE, PUBLISHED_IMAGE, FullSizeConfig
 from export.evidence.results import full_size_table
 from export.forecast.policy import prompt_of, size
 from export.forecast.stages import stage_costs
-from export.measure import made_up
 from export.subject import choose_parts
 from export.twin import write_twin
 from models.checkpoint import load_checkpoint, open_checkpoint
@@ -48,7 +47,6 @@ from runtime.pages.benchmark import Ticker
 from runtime.pages.show import file_bytes
 from runtime.plans.build import build as compile_plans
 from runtime.policy import Policy
-from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
 from runtime.storage.folders import check_folder
 
@@ -161,8 +159,9 @@ def _synthesize(name: str, out: Path) -> Figures:
 
 
 def _export(checkpoint: Path, recipe: str, folder: Path) -> Figures:
-    for number, kind in enumerate(("calibration", "held_out")):
-        _write_episode(checkpoint, folder / kind, 100 * number)
+    policy, shown = load_checkpoint(checkpoint), Size(PUBLISHED_IMAGE[0], TOKENS, 1)
+    for seed, kind in ((0, "calibration"), (100, "held_out")):
+        make_up_episode(policy, shown, folder / kind, count=CALIBRATED_ON, seed=seed)
     bundle = build(
         BuildConfig(
             recipe=recipe,
@@ -187,25 +186,6 @@ def _export(checkpoint: Path, recipe: str, folder: Path) -> Figures:
         "gates": {name: str(verdict) for name, verdict in manifest.gates.items()},
         "action_error": manifest.action_error,
     }
-
-
-def _write_episode(checkpoint: Path, folder: Path, seed: int) -> None:
-    """Made-up pictures: random weights make nothing of real ones either."""
-    policy = load_checkpoint(checkpoint)
-    seen = [made_up(policy, PUBLISHED_IMAGE, seed=seed + n) for n in range(CALIBRATED_ON)]
-    recording = Recording(
-        instruction=seen[0].instruction,
-        task="made up",
-        seed=seed,
-        rate_hz=10.0,
-        streams={
-            FRAME: evenly(np.stack([s.frame for s in seen]), 10.0),
-            STATE: evenly(np.stack([s.state for s in seen]), 10.0),
-        },
-        actions=np.zeros((len(seen), policy.config.head.action_dim), np.float32),
-        success=False,
-    )
-    save_recording(recording, folder / "made-up.npz")
 
 
 def _counts(checkpoint: Path, bundle: Path, recipe: str) -> Figures:
