@@ -30,7 +30,7 @@ from device_tests.provenance import read_provenance
 from device_tests.result import Measured, TimedRun
 from runtime.backends.registry import MakeBackend
 from runtime.board.machine import Machine, read_machine
-from runtime.control.loop import Clock, MonotonicClock
+from runtime.control.clock import Clock, MonotonicClock
 
 CALM, BUSY_CORES, BUSY_MEMORY = "undisturbed", "a busy process per core", "memory in use"
 

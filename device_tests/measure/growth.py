@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_tests.measure.latency import no_collection
-from runtime.control.loop import Clock
+from runtime.control.clock import Clock
 
 MAX_POINTS = 400
 MIN_TICKS = 50

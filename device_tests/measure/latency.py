@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_tests.measure.scene import Scene
-from runtime.control.loop import Clock
+from runtime.control.clock import Clock
 from runtime.declarations import Input, from_source
 from runtime.episode import FROM_OPERATOR, Episode
 from runtime.policy import Policy

@@ -13,7 +13,7 @@ import numpy as np
 
 from device_tests.measure.conditions import Conditions, Look
 from device_tests.measure.latency import no_collection
-from runtime.control.loop import Clock
+from runtime.control.clock import Clock
 
 SAMPLE_EVERY_S = 1.0
 MAX_SAMPLES = 4000

@@ -25,8 +25,9 @@ from device_tests.success.intervals import Comparison, Rate
 from device_tests.success.motion import Motion, MotionComparison, mean_motion, measure_motion
 from device_tests.success.posed import EvaluatedPolicy, PosedPolicy
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.control.clock import VirtualClock
 from runtime.control.delay import Chunks, Delay
-from runtime.control.loop import LoopConfig, Step, Trace, VirtualClock, run_episode
+from runtime.control.loop import LoopConfig, Step, Trace, run_episode
 from runtime.control.thinker import InlineThinker
 from runtime.errors import RobotError
 from runtime.recordings.recording import FRAME

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from ..episode import Stats
 from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
 from .chunks import ChunkExecutor
+from .clock import Clock, MonotonicClock, ticks
 from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
 from .guard import Guard
 from .thinker import (
@@ -163,52 +163,6 @@ class Trace:
     def num_misses(self) -> int:
         """Control steps at which the robot was owed an action and got none."""
         return self.num_dropped + self.num_held
-
-
-class Clock(Protocol):
-    """Seconds that only go forward, and a way to wait."""
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
-
-
-class MonotonicClock:
-    def __call__(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-class VirtualClock:
-    """Time that passes only where somebody sleeps: nothing waits, and nothing is ever late."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def ticks(period_s: float, clock: Clock) -> Iterator[tuple[float, int]]:
-    """Yield once per period, on an absolute schedule that cannot drift.
-
-    Yields how late the tick is in seconds, and how many ticks before it were dropped.
-    """
-    due, dropped = clock(), 0
-    while True:
-        late = clock() - due
-        if late < 0:
-            clock.sleep(-late)
-            late = clock() - due  # it may have overslept
-        yield max(late, 0.0), dropped
-        missed = max(1, int((clock() - due) // period_s))
-        dropped = missed - 1
-        due += period_s * missed
 
 
 def run_episode(

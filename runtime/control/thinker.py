@@ -22,6 +22,7 @@ from ..anchor import AnchorPolicy
 from ..declarations import Input, from_source
 from ..episode import Answer, Stats
 from ..errors import EngineError, EpisodeError
+from .clock import Clock
 
 _SAME_S = 1e-9
 """Sums of periods are off by less than this in a day."""
@@ -210,14 +211,6 @@ class Thinker(abc.ABC):
         return Started(self._episode.stats)
 
 
-class WaitingClock(Protocol):
-    """Seconds that only go forward, and a way to wait."""
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
-
-
 class InlineThinker(Thinker):
     """Thinks while it is polled, in the polling thread.
 
@@ -225,7 +218,7 @@ class InlineThinker(Thinker):
     the question its answer comes out.
     """
 
-    def __init__(self, policy: ActingPolicy, clock: WaitingClock, delay_s: float = 0.0) -> None:
+    def __init__(self, policy: ActingPolicy, clock: Clock, delay_s: float = 0.0) -> None:
         super().__init__(policy, clock)
         if not 0 <= delay_s < 3600:
             raise ValueError(f"delay_s must be in [0, 3600), got {delay_s}")

@@ -13,7 +13,7 @@ import device_tests.measure.latency as latency
 import runtime
 from device_tests.measure.scene import Scene
 from runtime.bundle import read_bundle
-from runtime.control.loop import MonotonicClock
+from runtime.control.clock import MonotonicClock
 from runtime.declarations import Input, Tensor
 from runtime.golden import vary
 from runtime.graph import Stage

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from runtime.anchor import Every, First
+from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay, choose_chunks, measure_delay
-from runtime.control.loop import LoopConfig, VirtualClock, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import InlineThinker
 from runtime.errors import EngineError
 from tests.runtime.stand_ins.pondering import HORIZON, PlacedRobot, PonderingPolicy

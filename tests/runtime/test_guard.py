@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from runtime.control.clock import VirtualClock
 from runtime.control.flight import FLIGHT, MARK, NUM_TICKS, FlightRecord
 from runtime.control.guard import MOST_MISSES, Guard, Stopped
-from runtime.control.loop import LoopConfig, VirtualClock, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.episode import Answer
 from runtime.errors import EngineError, OutputError, RobotError
 from runtime.robots.description import read_description

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import models.demo
-from runtime.control.loop import Film, LoopConfig, VirtualClock, run_episode, ticks
+from runtime.control.clock import VirtualClock, ticks
+from runtime.control.loop import Film, LoopConfig, run_episode
 from runtime.episode import Answer
 from runtime.errors import EngineError, RobotError
 from runtime.recordings.recording import Recording, evenly, load_recording

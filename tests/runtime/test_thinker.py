@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay
-from runtime.control.loop import LoopConfig, VirtualClock, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import InlineThinker, Observed, Started, Thought, ThreadThinker
 from runtime.errors import EngineError, EpisodeError
 from tests.runtime.stand_ins.pondering import PlacedRobot, PonderingPolicy
