@@ -109,7 +109,7 @@ eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a co
 	$(PY) -m device_tests.success $(call quoted,$(BUNDLE)) --tasks $(TASKS) --json build/eval/success.json \
 		--sheet build/eval/sheet.png --film build/eval/film.gif $(ARGS)
 
-delays: setup mesa ## success and motion of BUNDLE on TASKS by the control steps that a thought takes, sync and async (an hour)
+delays: setup mesa ## success and motion of BUNDLE on TASKS by the control steps that a thought takes: sync, async and rtc (two hours)
 	$(PY) -m device_tests.success.delays $(call quoted,$(BUNDLE)) --tasks $(TASKS) --episodes 100 \
 		--json build/eval/delays.json $(ARGS)
 

@@ -58,14 +58,16 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
 def golden_of(
     checkpoint: Checkpoint, observation: Observation, *, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """An observation as the graph's inputs, with noise of a seed."""
+    """An observation as the graph's inputs, with noise of a seed and nothing left over."""
     head = checkpoint.config.head
+    chunk = head.prediction_horizon, head.action_dim
     return {
         "anchor": observation.anchor,
         "frame": observation.frame,
         "instruction": np.array(observation.instruction),
         "state": observation.state.astype(np.float32),
-        "noise": draw_noise(seed, 0, (head.prediction_horizon, head.action_dim)),
+        "noise": draw_noise(seed, 0, chunk),
+        "leftover": np.zeros((chunk[0], 1 + chunk[1]), np.float32),
         "embodiment": np.array(sorted(checkpoint.statistics)[0]),
     }
 
@@ -167,7 +169,7 @@ def step_sensitivity(parts: Split, exact: Split, tensors: Tensors) -> dict[str, 
         x = torch.from_numpy(tensors[changed.inputs["x"]])
         for stage in steps[steps.index(changed) :]:
             engines = parts.engines if stage is changed else exact.engines
-            ports = ("modulation", "coefficients")
+            ports = ("modulation", "coefficients", "leftover", "weights")
             others = [torch.from_numpy(tensors[stage.inputs[port]]) for port in ports]
             with torch.no_grad():
                 x = engines["denoise"].module(x, *others)

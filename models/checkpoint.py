@@ -148,6 +148,7 @@ def reference(
     instruction: str,
     state: np.ndarray,
     noise: np.ndarray,
+    leftover: np.ndarray | None = None,
     embodiment: str | None = None,
 ) -> np.ndarray:
     """The float32 reference from camera to robot units: observation, noise -> action chunk.
@@ -159,6 +160,8 @@ def reference(
         instruction: one line of text.
         state: [S] float32 in robot units.
         noise: [T, A] float32 standard normal.
+        leftover: [T, 1 + A] float32, what is left of the last chunk: per action its weight in
+            [0, 1], and the action in robot units; nothing by default.
         embodiment: key of the statistics.
 
     Returns:
@@ -182,8 +185,19 @@ def reference(
         checkpoint.tail_ids(instruction),
         torch.from_numpy(to_policy.to_policy(state.astype(np.float32))),
         torch.from_numpy(noise),
+        *(
+            (
+                torch.from_numpy(to_robot.to_policy(leftover[:, 1:])),
+                torch.from_numpy(leftover[:, :1]),
+            )
+            if leftover is not None
+            else ()
+        ),
     )
-    return to_robot.to_robot(actions.numpy())
+    answered = to_robot.to_robot(actions.numpy())
+    return (
+        answered if leftover is None else np.where(leftover[:, :1] == 1, leftover[:, 1:], answered)
+    )
 
 
 def normalizations(

@@ -330,7 +330,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=CHUNKS,
         default="sync",
         help="wait for every chunk (sync, the default), think out the next one meanwhile (async), "
-        "or what the delay measured here allows (auto)",
+        "likewise and going on from what is carried out meanwhile (rtc), or what the delay "
+        "measured here allows (auto)",
     )
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
     run.add_argument(

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
 
-Kind = Literal["image", "depth", "vector", "text", "video", "noise"]
-Source = Literal["robot", "operator", "latch", "ring", "drawn"]
+Kind = Literal["image", "depth", "vector", "text", "video", "noise", "leftover"]
+Source = Literal["robot", "operator", "latch", "ring", "drawn", "loop"]
 Pace = Literal["load", "episode", "event", "tick", "control"]
 PACES: tuple[Pace, ...] = get_args(Pace)
 """From what changes least. An input's own pace is above `load`, which is that of constants."""
@@ -26,14 +26,16 @@ _DTYPES: Mapping[str, str] = {
     "vector": "float32",
     "text": "int64",
     "noise": "float32",
+    "leftover": "float32",
 }
-_RANKS = {"image": 3, "depth": 2, "vector": 1, "text": 1}
+_RANKS = {"image": 3, "depth": 2, "vector": 1, "text": 1, "leftover": 2}
 _SOURCES: Mapping[str, tuple[Pace, ...]] = {
     "robot": ("tick", "control"),
     "operator": ("episode", "event"),
     "latch": ("episode", "event"),
     "ring": ("tick", "control"),
     "drawn": ("tick", "control"),
+    "loop": ("tick", "control"),
 }
 """Paces that a source's values may have."""
 
@@ -82,10 +84,12 @@ class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """`robot`: in every observation. `operator`: given at the start or in between. `latch`: the
     input `of`, as it was when it was last latched, at the latest in the first tick. `ring`: the
     last n values of the input `of`, the oldest first; the first value stands for those before it.
-    `drawn`: standard normal, from the seed and the tick."""
+    `drawn`: standard normal, from the seed and the tick. `loop`: what is left of the last chunk and
+    how much of it counts, from whoever carries chunks out; zeros where nobody says."""
     shape: tuple[int, ...]
     """[H, W, 3] for an image as it was exported, [H, W] for depth, [S], at most so many token ids
-    for a text; with n in front for a ring or a video."""
+    for a text; with n in front for a ring or a video. [T, 1 + A] for a leftover: per action its
+    weight in [0, 1], and the action in robot units."""
     dtype: str
     pace: Pace
     """How often it is expected to change. No result depends on it."""
@@ -143,6 +147,10 @@ def _check_input(
         raise DeclarationError(f"pace {declared.pace!r}, what comes from {source!r} has {allowed}")
     if (kind == "noise") != (source == "drawn"):
         raise DeclarationError(f"{kind} from {source!r}; noise is drawn, and nothing else is")
+    if (kind == "leftover") != (source == "loop"):
+        raise DeclarationError(
+            f"{kind} from {source!r}; a leftover is the loop's, and nothing else is"
+        )
     if (kind == "text") != (declared.prompt is not None):
         raise DeclarationError("a text needs a 'prompt', and nothing else has one")
     if declared.prompt is not None and "{instruction}" not in declared.prompt.template:
@@ -185,5 +193,5 @@ def _check_values(kind: Kind, shape: tuple[int, ...], dtype: str) -> None:
         kind, shape = "image", shape[1:]
     rank = _RANKS.get(kind, len(shape))
     if dtype != _DTYPES[kind] or len(shape) != rank or (kind == "image" and shape[2] != 3):
-        axes = {"image": "[H, W, 3]", "depth": "[H, W]"}.get(kind, "[n]")
+        axes = {"image": "[H, W, 3]", "depth": "[H, W]", "leftover": "[T, 1 + A]"}.get(kind, "[n]")
         raise DeclarationError(f"{kind} must be {_DTYPES[kind]} {axes}, not {dtype} {list(shape)}")

@@ -20,10 +20,10 @@ from .declarations import Source, from_source
 from .engine import Memory
 from .errors import EngineError, EpisodeError, ObservationError
 from .graph import Graph
-from .inputs import CAMERAS, draw_noise, push
+from .inputs import CAMERAS, draw_noise, no_leftover, push
 from .interpreter import Interpreter
 
-FROM_ROBOT: tuple[Source, ...] = ("robot", "drawn")
+FROM_ROBOT: tuple[Source, ...] = ("robot", "drawn", "loop")
 FROM_OPERATOR: tuple[Source, ...] = ("operator", "latch")
 """Sources of what `act` may be given, and of what the start and `give` may."""
 
@@ -109,6 +109,7 @@ class Episode:
         inputs = policy.graph.inputs
         self._robot = [*from_source(inputs, "robot")]
         self._drawn = [*from_source(inputs, "drawn")]
+        self._nothing_left = {n: no_leftover(i) for n, i in from_source(inputs, "loop").items()}
         self._rings = [*from_source(inputs, "ring")]
         self._operator = [*from_source(inputs, "operator")]
         self._by_engine = {
@@ -144,7 +145,8 @@ class Episode:
         Args:
             observation: every input that the robot gives, by name (`Policy.inputs` declares
                 them): images uint8 [H, W, 3] RGB, vectors float32 [S] in robot units. What is
-                drawn may be given too, float32 of its declared shape.
+                drawn may be given too, float32 of its declared shape; and what is left of
+                the last chunk (`control.chunks.Question.leftover`).
             at: when it was taken, in seconds of a clock that only goes forward.
 
         Raises:
@@ -298,6 +300,8 @@ class Episode:
             if drawn is None:
                 drawn = draw_noise(self.seed, self.step, inputs[name].shape, stream)
             interpreter.set(name, drawn)
+        for name, nothing in self._nothing_left.items():
+            interpreter.set(name, values.get(name, nothing))
         for name in self._rings:
             before = interpreter.values[name] if name in self._filled else None
             ring = push(before, values[inputs[name].of], inputs[name].shape[0])
@@ -404,6 +408,7 @@ def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[Source, 
             where = {
                 "robot": "it belongs into every observation: act({...})",
                 "drawn": "it is drawn from the seed, or belongs into an observation: act({...})",
+                "loop": "it belongs into an observation: act({...})",
                 "ring": f"it keeps {graph.inputs[name].of!r} by itself",
             }.get(source, f"give it at the start or with give({name}=...)")
             raise ObservationError(f"{name!r} cannot be given here: {where}")

@@ -21,7 +21,7 @@ from .declarations import Input, Tensor
 from .errors import BundleError
 from .graph import Graph, Stage
 from .image import ImageConfig, PatchMaker, similarity
-from .normalization import Normalization
+from .normalization import Scaling, scaling
 from .prompt import Segment
 
 Values = Mapping[str, Any]
@@ -89,15 +89,6 @@ class Constant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Numbers of the leading corner."""
 
     values: list[Any]
-
-
-class Scaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How each number of a vector is normalized; see `runtime.normalization`."""
-
-    statistics: str
-    """Which of the embodiment's."""
-    modes: tuple[str, ...]
-    units: tuple[str, ...]
 
 
 def _patches(params: Patches, resources: Resources) -> HostFunction:
@@ -248,17 +239,37 @@ def _unnormalize(params: Scaling, resources: Resources) -> HostFunction:
     return run
 
 
-def scaling(params: Scaling, statistics: Mapping[str, Mapping[str, Any]]) -> Normalization:
-    """The mapping of one vector for an embodiment.
+def _leftover(params: Scaling, resources: Resources) -> HostFunction:
+    mapping = scaling(params, resources.statistics)
 
-    Raises:
-        ValueError: the statistics are missing or do not fit; see `Normalization.from_statistics`.
-    """
-    if params.statistics not in statistics:
-        raise ValueError(f"no statistics {params.statistics!r}, only {sorted(statistics)}")
-    return Normalization.from_statistics(
-        statistics[params.statistics], params.modes, params.units, what=params.statistics
+    def run(values: Values, out: Arrays) -> None:
+        leftover = values["leftover"]
+        out["actions"][...] = mapping.to_policy(leftover[:, 1:])
+        out["weights"][...] = leftover[:, :1]
+
+    return run
+
+
+def _check_leftover(params: Scaling, ports: Ports) -> str:
+    count, width = ports["leftover"].shape
+    return (
+        _shape("actions", ports, (count, width - 1))
+        or _shape("weights", ports, (count, 1))
+        or _check_scaling(params, {"value": ports["actions"]})
     )
+
+
+def _commit(params: Nothing, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        leftover = values["leftover"]
+        out["actions"][...] = np.where(leftover[:, :1] == 1, leftover[:, 1:], values["denoised"])
+
+    return run
+
+
+def _check_commit(params: Nothing, ports: Ports) -> str:
+    wanted = ports["leftover"].shape[0], ports["leftover"].shape[1] - 1
+    return _shape("denoised", ports, wanted) or _shape("actions", ports, wanted)
 
 
 def _check_scaling(params: Scaling, ports: Ports) -> str:
@@ -337,6 +348,14 @@ FUNCTIONS: Mapping[str, Function] = {
     "unnormalize": Function(
         params=Scaling, make=_unnormalize, check=_check_scaling,
         inputs={"value": ("tensor",)}, outputs=("value",), same_shape=True,
+    ),
+    "leftover": Function(
+        params=Scaling, make=_leftover, check=_check_leftover,
+        inputs={"leftover": ("leftover",)}, outputs=("actions", "weights"),
+    ),
+    "commit": Function(
+        params=Nothing, make=_commit, check=_check_commit,
+        inputs={"denoised": ("tensor",), "leftover": ("leftover",)}, outputs=("actions",),
     ),
     "cosine": Function(
         params=Nothing, make=_cosine, check=_check_cosine,

@@ -30,7 +30,7 @@ class Golden:
     observed: Mapping[str, NDArray[Any]]
     """What the robot gave: for `Episode.act`."""
     drawn: Mapping[str, NDArray[Any]]
-    """Noise: for `Episode.act` too."""
+    """Noise, and what is left of the last chunk: for `Episode.act` too."""
     tensors: Mapping[str, NDArray[Any]]
     """What every engine wrote, and outputs, by name."""
 
@@ -51,7 +51,8 @@ class Golden:
         tensors = {n: arrays[n] for n in graph.outputs if n in arrays}
         stages = {n: a for n, a in arrays.items() if n.startswith(GOLDEN_STAGE)}
         tensors = {n.removeprefix(GOLDEN_STAGE): a for n, a in stages.items()} | tensors
-        return cls(of_source("operator", "latch"), of_source("robot"), of_source("drawn"), tensors)
+        drawn = of_source("drawn", "loop")
+        return cls(of_source("operator", "latch"), of_source("robot"), drawn, tensors)
 
 
 def vary(

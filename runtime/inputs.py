@@ -90,6 +90,11 @@ def _draw(key: int, counter: tuple[int, int, int, int], count: int) -> NDArray[n
     return raw
 
 
+def no_leftover(declared: Input) -> NDArray[np.float32]:
+    """The value of a leftover where nothing is left: [T, 1 + A] of zeros."""
+    return _frozen(np.zeros(declared.shape, np.float32))
+
+
 def push(ring: NDArray[Any] | None, value: NDArray[Any], length: int) -> NDArray[Any]:
     """A ring [n, ...] with one more value; the first value stands for all before it."""
     before = np.repeat(value[None], length, axis=0) if ring is None else ring
@@ -113,6 +118,8 @@ def _taker(name: str, declared: Input, graph: Graph, tokenizers: Mapping[str, An
         return lambda image: _take_image(image, name, declared.shape, grids)
     if declared.kind == "video":
         return lambda video: _take_video(video, name, declared.shape)
+    if declared.kind == "leftover":
+        return lambda leftover: _take_leftover(leftover, name, declared.shape)
     if declared.kind == "noise":
         return lambda noise: _take_noise(noise, name, declared.shape)
     is_depth = declared.kind == "depth"
@@ -199,6 +206,19 @@ def _take_noise(
     if not np.isfinite(result).all():
         raise ObservationError(f"{name} must be finite in float32; it holds NaN, infinity or more")
     return _frozen(result)
+
+
+def _take_leftover(
+    leftover: NDArray[np.float32], name: str, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Weights and actions [T, 1 + A] as float32."""
+    taken = _take_vector(leftover, name, shape, is_depth=False)
+    if not ((taken[:, 0] >= 0) & (taken[:, 0] <= 1)).all():
+        raise ObservationError(
+            f"the weights of {name}, its first column, must be in [0, 1], got "
+            f"{taken[:, 0].tolist()}"
+        )
+    return taken
 
 
 def _take_text(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 MODES = ("q99", "min_max", "mean_std", "identity", "binary")
@@ -22,6 +23,15 @@ MIN_SPREAD = 1e-6
 stood still with noise on it, which would come out of the mapping a million times larger."""
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+class Scaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How each number of a vector is normalized, as a graph says it."""
+
+    statistics: str
+    """Which of the embodiment's."""
+    modes: tuple[str, ...]
+    units: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,19 @@ class Normalization:
         """What the policy says -> robot units; binary dimensions become 0 or 1."""
         robot = policy * self.scale + self.offset
         return np.where(self.binary, (policy > 0.5).astype(np.float32), robot)
+
+
+def scaling(params: Scaling, statistics: Mapping[str, Mapping[str, Any]]) -> Normalization:
+    """The mapping of one vector for an embodiment.
+
+    Raises:
+        ValueError: the statistics are missing or do not fit; see `Normalization.from_statistics`.
+    """
+    if params.statistics not in statistics:
+        raise ValueError(f"no statistics {params.statistics!r}, only {sorted(statistics)}")
+    return Normalization.from_statistics(
+        statistics[params.statistics], params.modes, params.units, what=params.statistics
+    )
 
 
 def choose_embodiment(statistics: Mapping[str, Any], embodiment: str | None) -> str:

@@ -32,11 +32,14 @@ from .episode import FROM_OPERATOR, Episode, check_names
 from .errors import BundleError, EpisodeError, ObservationError, UnmeasuredWarning
 from .functions import Embed, Resources, constants
 from .golden import Golden, vary
-from .graph import Graph
+from .graph import Graph, Stage
 from .inputs import take_seed, takers
 from .interpreter import assemble
 from .normalization import choose_embodiment
 
+LEFT_OVER = 1e-4
+"""Relative error of a leftover that comes out again: it is scaled and scaled back, some 1e-7 of the
+range of actions, of which a golden chunk takes a hundredth at least. Without a leftover it is 1."""
 CLOSED = "this policy was closed: load the bundle again"
 
 
@@ -53,7 +56,7 @@ def load(
 
     >>> policy = load("bundle")
     >>> sorted(policy.inputs)
-    ['anchor', 'frame', 'instruction', 'noise', 'state']
+    ['anchor', 'frame', 'instruction', 'leftover', 'noise', 'state']
 
     Args:
         path: the bundle's folder.
@@ -223,7 +226,9 @@ class Policy:
     def check(self) -> list[Parity]:
         """Run the golden observation and compare what every engine writes, and the actions.
 
-        The last verdict is about the actions, against the reference that knows nothing of stages.
+        Then again with every action left over, which is what has to come out of the last
+        denoise step. The last verdict is about the golden actions, against the reference that knows
+        nothing of stages.
         """
         golden, graph = Golden.of(self.bundle), self.graph
         episode = self.start(**golden.given)
@@ -233,11 +238,23 @@ class Policy:
         for name in graph.engine_outputs:
             self.memory.download(name)
             errors[name] = relative_error(self.memory.host(name), golden.tensors[name])
-        errors[graph.target] = relative_error(chunk, golden.tensors[graph.target])
         manifest = self.bundle.manifest
         allowed = dict(manifest.tolerance)
+        backwards_TA = golden.tensors[graph.target][::-1]  # as the robot could do, and nobody asked
+        for name, stage in self._inpainted().items():
+            leftover = np.insert(backwards_TA, 0, 1, axis=1)
+            episode.act({**golden.observed, **golden.drawn, name: leftover})
+            denoised = self.memory.host(stage.inputs["denoised"])
+            errors[name], allowed[name] = relative_error(denoised, backwards_TA), LEFT_OVER
+        errors[graph.target] = relative_error(chunk, golden.tensors[graph.target])
         allowed[graph.target] += manifest.action_error
         return [Parity(name, error, allowed[name]) for name, error in errors.items()]
+
+    def _inpainted(self) -> dict[str, Stage]:
+        """Per leftover, the stage that takes it over to the bit behind the denoise steps."""
+        leftovers = from_source(self.inputs, "loop")
+        stages = [stage for stage in self.graph.stages if stage.function == "commit"]
+        return {s.inputs["leftover"]: s for s in stages if s.inputs["leftover"] in leftovers}
 
     def forget(self) -> None:
         """Recompute everything at the next `Episode.act`, as if every input had changed."""

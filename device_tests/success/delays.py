@@ -1,7 +1,7 @@
 """python -m device_tests.success.delays BUNDLE
 
 What does the robot do where thoughts take their time: success and motion in closed loop, with
-`sync` and `async` chunks, by the control steps that a thought takes?
+`sync`, `async` and `rtc` chunks, by the control steps that a thought takes?
 
 All of it are the same episodes, paired with `sync` without delay. A thought takes its steps in
 virtual time, so this machine's speed does not matter. The world stands still while the loop waits:
@@ -95,7 +95,7 @@ def sweep(
     load: Load = load_policy,
     make_robot: MakeRobot = MetaWorldRobot,
 ) -> Iterator[Row]:
-    """`sync` without delay and with the longest, then `async` with each.
+    """`sync` without delay and with the longest, then `async` and `rtc` with each.
 
     Args:
         config: of one bundle, with `sync` and no delay.
@@ -107,7 +107,8 @@ def sweep(
     (bundle,) = config.bundles
     first: Sequence[EpisodeResult] | None = None
     ways: list[tuple[Chunks, int]] = [("sync", 0), ("sync", max(delays))]
-    for chunks, delay in ways + [("async", delay) for delay in delays]:
+    meanwhile: tuple[Chunks, ...] = ("async", "rtc")
+    for chunks, delay in ways + [(way, delay) for delay in delays for way in meanwhile]:
         posed = replace(config, chunks=chunks, delay_steps=delay)
         if refused := _refusal(posed, horizon):
             yield Row(chunks=posed.chunks, delay_steps=delay, refused=refused)
@@ -124,7 +125,12 @@ def _refusal(config: SuccessConfig, horizon: int) -> str:
     delay = delay_of(config.delay_steps, rate_hz)
     try:
         choose_chunks(
-            config.chunks, delay, horizon=horizon, execute=config.execute, rate_hz=rate_hz
+            config.chunks,
+            delay,
+            horizon=horizon,
+            execute=config.execute,
+            rate_hz=rate_hz,
+            takes_leftover=True,  # or the first episode says so
         )
     except ValueError as error:
         return str(error)

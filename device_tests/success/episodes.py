@@ -105,7 +105,7 @@ class SuccessConfig:
             raise ValueError(
                 f"chunks must be one of {', '.join(get_args(Chunks))}, got {self.chunks!r}"
             )
-        if self.delay_steps < (least := int(self.chunks == "async")):
+        if self.delay_steps < (least := int(self.chunks != "sync")):
             raise ValueError(
                 f"delay_steps must be at least {least} with chunks={self.chunks}, got "
                 f"{self.delay_steps}"

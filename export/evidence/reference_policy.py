@@ -68,7 +68,8 @@ class ReferenceEpisode:
         self._follows = False
 
     def act(self, observation: Mapping[str, Any], *, at: float | None = None) -> Answer:
-        """`frame` uint8 [H, W, 3] RGB and `state` [S] -> chunk [T, A] float32, in robot units."""
+        """`frame` uint8 [H, W, 3] RGB, `state` [S], perhaps `leftover` [T, 1 + A] -> chunk [T, A]
+        float32, in robot units."""
         if self._follows:
             self._anchor = observation["frame"]
         self._follows = False
@@ -81,6 +82,7 @@ class ReferenceEpisode:
             instruction=self._instruction,
             state=observation["state"],
             noise=noise,
+            leftover=observation.get("leftover"),
         )
         return Answer(actions, {}, None, at)
 

@@ -129,16 +129,22 @@ class ConditionEngine(nn.Module):
 
 
 class DenoiseEngine(nn.Module):
-    """One DDIM step, scheduler arithmetic included."""
+    """One DDIM step, scheduler arithmetic and inpainting included."""
 
     def __init__(self, model: AnchorVLA4D) -> None:
         super().__init__()
         self.head = model.action_head
 
     def forward(
-        self, x: torch.Tensor, modulation: torch.Tensor, coefficients: torch.Tensor
+        self,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        coefficients: torch.Tensor,
+        leftover: torch.Tensor,
+        weights: torch.Tensor,
     ) -> torch.Tensor:
-        return ddim_step(x, self.head.denoise(x, modulation), coefficients[:4])
+        epsilon = self.head.denoise(x, modulation)
+        return ddim_step(x, epsilon, coefficients[:4], leftover, weights)
 
 
 def engines_of(
@@ -175,7 +181,13 @@ def engines_of(
         ),
         "denoise": EngineSpec(
             DenoiseEngine(model),
-            {"x": x, "modulation": modulation, "coefficients": Tensor(shape=(COEFFICIENT_ROW,))},
+            {
+                "x": x,
+                "modulation": modulation,
+                "coefficients": Tensor(shape=(COEFFICIENT_ROW,)),
+                "leftover": x,
+                "weights": Tensor(shape=(x.shape[0], 1)),
+            },
             {"x_next": x},
         ),
     }

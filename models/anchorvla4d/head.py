@@ -147,14 +147,35 @@ def ddim_coefficients(config: HeadConfig) -> Tensor:
     return torch.stack(rows)
 
 
-def ddim_step(x_TA: Tensor, epsilon_TA: Tensor, coefficients: Tensor) -> Tensor:
-    """One deterministic DDIM step with the predicted actions clipped to [-1, 1].
+def ddim_step(
+    x_TA: Tensor,
+    epsilon_TA: Tensor,
+    coefficients: Tensor,
+    leftover_TA: Tensor,
+    weights_T1: Tensor,
+) -> Tensor:
+    """One deterministic DDIM step with the predicted actions clipped to [-1, 1], inpainted.
 
-    Song et al. (2021), eta = 0. `coefficients` is a row of `ddim_coefficients`.
+    Song et al. (2021), eta = 0. Where the weight is 1, the clean action is the leftover's, and the
+    noise the one that `x_TA` then holds: this row stays on the way from its noise to the leftover,
+    and the network sees it as it saw actions in training. Where it is 0, nothing is changed, to the
+    bit. In between both are mixed: the soft masks are those of Black, Galliker and Levine (2025),
+    whose own correction takes the network's derivative, which no engine has.
+
+    Args:
+        x_TA: [T, A].
+        epsilon_TA: [T, A] the noise that is predicted to be in it.
+        coefficients: a row of `ddim_coefficients`.
+        leftover_TA: [T, A] of the last chunk, in policy units.
+        weights_T1: [T, 1] in [0, 1].
     """
     sqrt_1m_a, sqrt_a, sqrt_prev, sqrt_1m_prev = coefficients.unbind(-1)
     clean = ((x_TA - sqrt_1m_a * epsilon_TA) / sqrt_a).clamp(-1.0, 1.0)
-    return sqrt_prev * clean + sqrt_1m_prev * epsilon_TA
+    implied = (x_TA - sqrt_a * leftover_TA) / sqrt_1m_a
+    free_T1 = 1.0 - weights_T1
+    clean = free_T1 * clean + weights_T1 * leftover_TA
+    epsilon = free_T1 * epsilon_TA + weights_T1 * implied
+    return sqrt_prev * clean + sqrt_1m_prev * epsilon
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

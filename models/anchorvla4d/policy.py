@@ -82,6 +82,8 @@ class AnchorVLA4D(nn.Module):
         tail_ids: tuple[int, ...],
         state: Tensor,
         noise_TA: Tensor,
+        leftover_TA: Tensor | None = None,
+        weights_T1: Tensor | None = None,
     ) -> Tensor:
         """One observation -> one action chunk, in policy units.
 
@@ -93,6 +95,8 @@ class AnchorVLA4D(nn.Module):
             tail_ids: tokens behind the frame image.
             state: [S] in policy units.
             noise_TA: [T, A] standard normal.
+            leftover_TA: [T, A] what is left of the last chunk, in policy units; zeros by default.
+            weights_T1: [T, 1] how much of it counts, see `head.ddim_step`.
 
         Returns:
             [T, A] in policy units.
@@ -104,10 +108,12 @@ class AnchorVLA4D(nn.Module):
         pooled_BD = functional.adaptive_avg_pool1d(fused.T[None], bins)[0].T
         condition = self.action_head.condition(pooled_BD, state)
         x_TA = noise_TA
+        leftover_TA = torch.zeros_like(x_TA) if leftover_TA is None else leftover_TA
+        weights_T1 = torch.zeros_like(x_TA[:, :1]) if weights_T1 is None else weights_T1
         coefficients = ddim_coefficients(self.config.head)
         for k, t in enumerate(inference_timesteps(self.config.head)):
             epsilon = self.action_head.epsilon(x_TA, torch.tensor(t), condition)
-            x_TA = ddim_step(x_TA, epsilon, coefficients[k])
+            x_TA = ddim_step(x_TA, epsilon, coefficients[k], leftover_TA, weights_T1)
         return x_TA
 
     def language(

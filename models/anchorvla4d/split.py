@@ -139,6 +139,10 @@ def declare_inputs(
             pace="tick", unit=units.pop() if len(units) == 1 else "",
         ),
         "noise": Input(kind="noise", source="drawn", shape=chunk, dtype="float32", pace="tick"),
+        "leftover": Input(
+            kind="leftover", source="loop", shape=(chunk[0], 1 + chunk[1]), dtype="float32",
+            pace="tick",
+        ),
     }  # fmt: skip
 
 
@@ -311,9 +315,22 @@ def _condition(
 
 
 def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
-    """From noise to actions in robot units; and how like the anchor the frame is."""
-    build.tensor("x_0", (c.head.prediction_horizon, c.head.action_dim))
+    """From noise to actions in robot units, along what is left of the last chunk; and how like the
+    anchor the frame is."""
+    chunk, scaling = (
+        (c.head.prediction_horizon, c.head.action_dim),
+        _scaling("action", c.normalization.action, c.normalization.action_units),
+    )
+    build.tensor("x_0", chunk)
     build.call("copy", {"value": "noise"}, {"value": "x_0"})
+    build.tensor("leftover_actions", chunk)
+    build.tensor("leftover_weights", (chunk[0], 1))
+    build.call(
+        "leftover",
+        {"leftover": "leftover"},
+        {"actions": "leftover_actions", "weights": "leftover_weights"},
+        scaling,
+    )
     for k in range(c.head.num_inference_timesteps):
         build.slice(f"modulation_{k}", "modulations", k)
         build.slice(f"coefficients_{k}", "coefficients", k)
@@ -324,15 +341,17 @@ def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
                 "x": f"x_{k}",
                 "modulation": f"modulation_{k}",
                 "coefficients": f"coefficients_{k}",
+                "leftover": "leftover_actions",
+                "weights": "leftover_weights",
             },
             {"x_next": f"x_{k + 1}"},
         )
-    build.tensor(ACTIONS, build.tensors["x_0"].shape)
+    build.tensor("denoised_actions", chunk)
+    last = f"x_{c.head.num_inference_timesteps}"
+    build.call("unnormalize", {"value": last}, {"value": "denoised_actions"}, scaling)
+    build.tensor(ACTIONS, chunk)
     build.call(
-        "unnormalize",
-        {"value": f"x_{c.head.num_inference_timesteps}"},
-        {"value": ACTIONS},
-        _scaling("action", c.normalization.action, c.normalization.action_units),
+        "commit", {"denoised": "denoised_actions", "leftover": "leftover"}, {"actions": ACTIONS}
     )
     build.tensor(SIMILARITY, (1,))
     build.call("cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": SIMILARITY})

@@ -48,6 +48,21 @@ class Question:
         """[D, A] the prefix that the answer cannot change any more."""
         return self.ahead_RA[: self.num_committed]
 
+    def leftover(self, horizon: int) -> NDArray[np.float32]:
+        """What a policy inpaints its answer on: float32 [T, 1 + A], weights and actions.
+
+        1 where an action is committed; from there on it falls, by the paper's equation 5, until
+        nothing is left of the old chunk.
+        """
+        num_left, num_committed = len(self.ahead_RA), self.num_committed
+        leftover = np.zeros((horizon, 1 + self.ahead_RA.shape[1]), np.float32)
+        leftover[:num_left, 1:] = self.ahead_RA
+        index_R = np.arange(num_left)
+        falling_R = (num_left - index_R) / (num_left - num_committed + 1)
+        soft_R = falling_R * np.expm1(falling_R) / np.expm1(1)
+        leftover[:num_left, 0] = np.where(index_R < num_committed, 1, soft_R)
+        return leftover
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chunk:

@@ -2,7 +2,8 @@
 
 `sync`: the loop waits for every answer; the robot gets nothing meanwhile. `async`: the next chunk
 is thought out while this one is carried out. So a chunk has to last from its observation to the
-next one, and until the answer to that comes.
+next one, and until the answer to that comes. `rtc`, real-time chunking: likewise, and the next
+chunk goes on from what is carried out meanwhile, if the policy has an input for that.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..declarations import Input, from_source
 from ..golden import vary
 from .thinker import Observed, Thinker, Thought
 
-Chunks = Literal["sync", "async"]
-Wanted = Literal["sync", "async", "auto"]
+Chunks = Literal["sync", "async", "rtc"]
+Wanted = Literal["sync", "async", "rtc", "auto"]
 
 NUM_THOUGHTS = 10
 """To measure, behind one that is not: it computes what the others keep."""
@@ -109,27 +110,44 @@ def choose_chunks(
     horizon: int,
     execute: int,
     rate_hz: float,
+    takes_leftover: bool,
 ) -> Chunks:
-    """`auto`: sync where a thought fits into a tick, async where chunks are long enough for the
-    delay, and sync otherwise: the robot stops for every thought then.
+    """`auto`: sync where a thought fits into a tick; where chunks are long enough for the delay,
+    rtc if the policy can and async if it cannot; and sync otherwise: the robot stops for every
+    thought then.
+
+    Args:
+        wanted: by whoever configured the loop.
+        delay: of a thought.
+        horizon: actions of a chunk.
+        execute: control steps from one observation to the next.
+        rate_hz: control steps per second.
+        takes_leftover: whether the policy has an input for what is left of the last chunk.
 
     Raises:
-        ValueError: `async` is wanted and cannot be.
+        ValueError: `async` or `rtc` is wanted and cannot be.
     """
+    if wanted == "sync":
+        return wanted
     why_not = _refusal(delay, horizon, execute, rate_hz)
-    if wanted == "async" and why_not:
-        raise ValueError(why_not)
     if wanted == "auto":
         is_quick = delay.largest_s <= SYNC_SHARE / rate_hz
-        return "sync" if is_quick or why_not else "async"
+        return "sync" if is_quick or why_not else "rtc" if takes_leftover else "async"
+    if wanted == "rtc" and not takes_leftover:
+        raise ValueError(
+            "chunks=rtc cannot be: this policy has no input for what is left of the last chunk; "
+            "export it again with this version, or use chunks=async"
+        )
+    if why_not:
+        raise ValueError(f"chunks={wanted} {why_not}")
     return wanted
 
 
 def _refusal(delay: Delay, horizon: int, execute: int, rate_hz: float) -> str:
-    """Why chunks cannot be carried out while the next one is thought out; empty if they can."""
+    """Why a chunk cannot be carried out while the next is thought out; empty if it can."""
     if delay.step_s is not None and abs(delay.step_s * rate_hz - 1) > SAME_PERIOD:
         return (
-            f"chunks=async takes every action for its moment, but this checkpoint's actions are "
+            f"takes every action for its moment, but this checkpoint's actions are "
             f"{delay.step_s:g} s apart and the loop sends one every {1 / rate_hz:g} s: set rate_hz "
             f"to {1 / delay.step_s:g}, or use chunks=sync"
         )
@@ -138,7 +156,7 @@ def _refusal(delay: Delay, horizon: int, execute: int, rate_hz: float) -> str:
     if needed <= horizon:
         return ""
     return (
-        f"chunks=async cannot be: {delay.words(rate_hz)}, so with execute={execute} a chunk has to "
+        f"cannot be: {delay.words(rate_hz)}, so with execute={execute} a chunk has to "
         f"last {needed} steps, and this policy's lasts {horizon}: "
         f"{_remedy(delay, steps, horizon, execute)}"
     )

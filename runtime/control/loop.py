@@ -2,8 +2,8 @@
 
 One executor (`chunks.py`) says which action of which chunk is due, and a thinker (`thinker.py`)
 answers with chunks. With `sync` a tick waits for the answer, and takes as long as the policy does.
-With `async` none waits: the next chunk is thought out while this one is carried out, and a robot
-for which no action is due holds.
+With `async` and `rtc` none waits: the next chunk is thought out while this one is carried out, and
+a robot for which no action is due holds. With `rtc` the policy is told what will be carried out.
 
 A late tick is counted and the ones it swallowed are dropped, never caught up in a burst. The robot
 is observed where the policy thinks, and once at the end.
@@ -64,8 +64,9 @@ class LoopConfig:
 
     chunks: Wanted = "sync"
     """`sync`: a tick that thinks waits for the answer, as recordings and simulators do anyway.
-    `async`: none waits; refused where a chunk is too short for the delay. `auto`: what the delay
-    allows (`delay.choose_chunks`). For the last two it is measured before the robot moves."""
+    `async`: none waits; refused where a chunk is too short for the delay. `rtc`: likewise, and the
+    next chunk goes on from what is carried out meanwhile. `auto`: what the delay allows
+    (`delay.choose_chunks`). For the last three it is measured before the robot moves."""
 
     def __post_init__(self) -> None:
         if self.chunks not in CHUNKS:
@@ -256,6 +257,8 @@ class _Loop:
     clock: Clock
     trace: Trace
     wanted: Sequence[str]
+    leftovers: Sequence[str] = ()
+    """Inputs that are told what is left of the last chunk, if they shall be."""
     looked_at: float = 0.0
     """When the observation was asked for that the chunk answers to."""
     num_resets: int = 0
@@ -280,8 +283,11 @@ class _Loop:
             horizon=executor.horizon,
             execute=config.execute,
             rate_hz=config.rate_hz,
+            takes_leftover=bool(leftovers := tuple(from_source(policy.inputs, "loop"))),
         )
-        if self.trace.chunks == "async":
+        if self.trace.chunks == "rtc":
+            self.leftovers = leftovers
+        if self.trace.chunks != "sync":
             executor.expect(self.trace.delay.steps(config.rate_hz))
 
     def start(
@@ -306,6 +312,7 @@ class _Loop:
                 return fresh
             question = self.executor.ask(step)
             values = {name: seen.values[name] for name in self.wanted}
+            values |= {name: question.leftover(self.executor.horizon) for name in self.leftovers}
             self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
         while self.trace.chunks == "sync" and self.executor.is_waiting:
             fresh = self.poll(self.thinker.wait) or fresh

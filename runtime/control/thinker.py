@@ -60,7 +60,7 @@ class Observed:
     number: int
     """Of the question."""
     values: Mapping[str, Any]
-    """What the robot gives, by name."""
+    """What the robot gives, and what is left of the last chunk, by name."""
     at: float | None
     """When it was taken, in seconds of the robot's clock."""
     looked_at: float

@@ -21,8 +21,9 @@ from ..bundle import Bundle
 from ..control.loop import LoopConfig, Step, Trace
 from ..declarations import from_source
 from ..engine import Backend
-from ..functions import Scaling, constants, scaling
+from ..functions import constants
 from ..graph import Graph
+from ..normalization import Scaling, scaling
 from ..policy import Policy
 from ..storage.files import PAGE, write_file
 from .benchmark import Quantiles, Timing

@@ -24,7 +24,7 @@ BORDERS: Mapping[Pace, str] = {
 """Per pace; its fill is the colour of its name."""
 SEVERAL = ""
 """Lane of what depends on several inputs."""
-ORDER = ("image", "video", "depth", "text", "vector", "noise")
+ORDER = ("image", "video", "depth", "text", "vector", "leftover", "noise")
 """Kinds of the inputs whose lanes stand below that one; those of latches stand above."""
 
 

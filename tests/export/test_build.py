@@ -59,11 +59,12 @@ def test_the_runtime_equals_the_reference_on_recorded_observations(demo_bundle, 
         recording = load_recording(path)
         images, states = (recording.streams[name].values for name in ("frame", "state"))
         episode = policy.start(anchor=images[0], instruction=recording.instruction, seed=11)
+        leftover = np.zeros((10, 5), np.float32)
         for tick, frame in enumerate((0, 7, 20)):
-            observation = {"state": states[frame], "frame": images[frame]}
-            chunk = episode.act(
-                {"frame": observation["frame"], "state": observation["state"]}
-            ).actions
+            observation = {"state": states[frame], "frame": images[frame], "leftover": leftover}
+            chunk = episode.act(observation).actions
+            weights = np.float32([1, 1, 0.7, 0.3, *[0] * 6])[:, None]
+            leftover = np.concatenate([weights, chunk[::-1]], axis=1)
             want = reference(
                 loaded,
                 anchor=images[0],

@@ -37,8 +37,50 @@ def test_every_step_equals_diffusers(k, saturated):
     x = a_t.sqrt() * clean + (1 - a_t).sqrt() * epsilon
     want = scheduler.step(epsilon[None], t, x[None])
     assert (want.pred_original_sample.abs() < 1).all() != saturated
-    got = ddim_step(x, epsilon, ddim_coefficients(config)[k])
-    assert (got - want.prev_sample[0]).abs().max() <= STEP
+    leftover = 9 * normal(50, 12, seed=7)
+    got = ddim_step(x, epsilon, ddim_coefficients(config)[k], leftover, torch.zeros(50, 1))
+    assert (got - want.prev_sample[0]).abs().max() <= STEP, "a leftover that weighs nothing is none"
+
+
+def test_what_is_left_stays_on_the_way_from_its_noise_whatever_the_network_says():
+    config = full().head
+    scheduler, coefficients = ddim_scheduler(config), ddim_coefficients(config)
+    noise, leftover = normal(2, 50, 12)
+    leftover = leftover.clamp(-1, 1)
+    x, weights = noise, torch.zeros(50, 1)
+    weights[:20] = 1
+    # The first sample is noise alone, and not yet the leftover's share of 1 / 204.
+    drift = abs(float(coefficients[0, 1]))
+    for k, t in enumerate(inference_timesteps(config)):
+        x = ddim_step(x, 5 * normal(50, 12, seed=k), coefficients[k], leftover, weights)
+        before = t - config.num_train_timesteps // config.num_inference_timesteps
+        if before >= 0:
+            want = scheduler.add_noise(leftover, noise, torch.tensor(before))
+            assert (x - want)[:20].abs().max() <= 1.1 * drift
+    assert torch.equal(x[:20], leftover[:20]), "the last step leaves no noise"
+    assert (x[20:] - leftover[20:]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("k", [0, 4, 9])
+def test_a_soft_leftover_mixes_clean_actions_and_noise_alike(k):
+    """By the library's clean action and by arithmetic in float64."""
+    config = full().head
+    scheduler, t = ddim_scheduler(config), inference_timesteps(config)[k]
+    epsilon, clean, leftover = normal(3, 50, 12)
+    weights = torch.linspace(0, 1, 50)[:, None]
+    a_t = scheduler.alphas_cumprod[t]
+    x = a_t.sqrt() * clean.clamp(-2, 2) / 2.5 + (1 - a_t).sqrt() * epsilon
+    predicted = scheduler.step(epsilon[None], t, x[None]).pred_original_sample[0]
+    a, w, x64, leftover64 = (value.double().numpy() for value in (a_t, weights, x, leftover))
+    mixed = (1 - w) * predicted.double().numpy() + w * leftover64
+    implied = (x64 - np.sqrt(a) * leftover64) / np.sqrt(1 - a)
+    noise = (1 - w) * epsilon.double().numpy() + w * implied
+    before = t - config.num_train_timesteps // config.num_inference_timesteps
+    kept = float(scheduler.alphas_cumprod[before]) if before >= 0 else 1.0
+    want = np.sqrt(kept) * mixed + np.sqrt(1 - kept) * noise
+    got = ddim_step(x, epsilon, ddim_coefficients(config)[k], leftover, weights).numpy()
+    # 1 - a_t of the last step but one is 1e-3 and loses three digits of float32 in both.
+    assert np.abs(got - want).max() <= 1e-5
 
 
 def test_the_first_step_multiplies_an_error_of_the_predicted_noise_by_204():

@@ -1,11 +1,12 @@
 """The executor says which action of which chunk is due, and what its age has overtaken."""
 
+import math
 import random
 
 import numpy as np
 import pytest
 
-from runtime.control.chunks import ChunkExecutor
+from runtime.control.chunks import ChunkExecutor, Question
 from runtime.errors import EngineError
 
 T = 6
@@ -163,6 +164,23 @@ def test_a_question_carries_what_will_be_carried_out_until_its_answer():
     assert [tuple(row) for row in question.committed_DA.astype(int).tolist()] == due[2:]
     with pytest.raises(ValueError, match="read-only"):
         question.ahead_RA[0, 0] = 1.0
+
+
+@pytest.mark.parametrize(("left", "committed"), [(4, 3), (4, 0), (4, 4), (1, 1), (0, 0)])
+def test_a_leftover_weighs_what_is_committed_whole_and_the_rest_less_and_less(left, committed):
+    """By the paper's equation 5, in its own letters: H is the horizon, s is carried out already."""
+    ahead_RA = np.arange(2.0 * left, dtype=np.float32).reshape(left, 2) + 5
+    leftover = Question(1, 0, ahead_RA, committed).leftover(T)
+    d, H, s = committed, T, T - left
+    weights = []
+    for i in range(H):
+        c = (H - s - i) / (H - s - d + 1)
+        soft = c * (math.exp(c) - 1) / (math.e - 1) if i < H - s else 0.0
+        weights.append(1.0 if i < d else soft)
+    assert leftover.dtype == np.float32 and leftover.shape == (T, 3)
+    assert leftover[:, 0] == pytest.approx(weights, abs=1e-7)
+    assert leftover[:left, 1:].tobytes() == ahead_RA.tobytes() and not leftover[left:].any()
+    assert (np.diff(leftover[:, 0]) <= 0).all() and (leftover[committed:, 0] < 1).all()
 
 
 def test_no_more_is_committed_than_is_left():

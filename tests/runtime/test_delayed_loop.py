@@ -242,7 +242,47 @@ def test_a_delay_is_counted_in_steps_that_have_begun(seconds, steps):
 )
 def test_the_delay_says_how_chunks_are_used(wanted, seconds, chosen):
     """A chunk of 8 at 10 Hz carries a delay of 4 steps, since the next answer is as late."""
-    assert choose_chunks(wanted, took(seconds), horizon=8, execute=4, rate_hz=10.0) == chosen
+    options = {"horizon": 8, "execute": 4, "rate_hz": 10.0}
+    assert choose_chunks(wanted, took(seconds), **options, takes_leftover=False) == chosen
+    likewise = "rtc" if (wanted, chosen) == ("auto", "async") else chosen
+    assert choose_chunks(wanted, took(seconds), **options, takes_leftover=True) == likewise
+
+
+def test_real_time_chunking_needs_a_policy_that_takes_leftover_and_chunks_that_last():
+    options = {"horizon": 8, "execute": 4, "rate_hz": 10.0}
+    assert choose_chunks("rtc", took(0.4), **options, takes_leftover=True) == "rtc"
+    with pytest.raises(ValueError, match=r"chunks=rtc cannot be: this policy has no input .*async"):
+        choose_chunks("rtc", took(0.4), **options, takes_leftover=False)
+    with pytest.raises(ValueError, match=r"^chunks=rtc cannot be: a thought takes 410 ms here"):
+        choose_chunks("rtc", took(0.41), **options, takes_leftover=True)
+    slow = took(0.1, step_s=0.2)
+    with pytest.raises(ValueError, match=r"^chunks=rtc takes every action for its moment, but"):
+        choose_chunks("rtc", slow, **options, takes_leftover=True)
+
+
+def test_with_real_time_chunking_a_thought_is_told_what_is_carried_out_meanwhile():
+    policy = PonderingPolicy(takes_leftover=True)
+    trace, _ = drive([0.2], policy=policy, chunks="rtc", max_steps=14)
+    # As with async, an answer begins two steps behind its question; what lies between is as the
+    # chunk before had it, and so the robot never turns from what it has begun.
+    assert trace.chunks == "rtc"
+    assert sent(trace) == [
+        *[(0, 0), (0, 1), (0, 2)],
+        *[(1, 2), (1, 3), (1, 4), (4, 2), (4, 3), (4, 4), (7, 2), (7, 3), (7, 4)],
+    ]
+    first, second, third = policy.leftovers[:3]
+    assert not first.any(), "nothing was left"
+    # Asked at step 3: of a chunk of step 0 that is valid for 8, 5 are left, from its action 1 on.
+    assert second[:, 1:3].tolist() == [*([0, k] for k in range(1, 6)), *[[0, 0]] * 3]
+    assert second[0, 0] == 1 and (second[1:, 0] < 1).all(), "a step was said to be the delay"
+    assert third[:2, 0].tolist() == [1, 1] and third[2, 0] < 1, "and two were seen"
+    assert third[:2, 1:3].tolist() == [[1, 3], [1, 4]]
+
+
+def test_without_it_a_thought_is_told_nothing_of_what_is_left():
+    policy = PonderingPolicy(takes_leftover=True)
+    drive([0.2], policy=policy, max_steps=14)
+    assert policy.leftovers == []
 
 
 @pytest.mark.parametrize(
@@ -270,7 +310,7 @@ def test_the_delay_says_how_chunks_are_used(wanted, seconds, chosen):
     ids=["rate", "execute", "less", "checkpoint"],
 )
 def test_what_chunks_cannot_carry_is_refused_with_the_figures(horizon, execute, delay, message):
-    options = {"horizon": horizon, "execute": execute, "rate_hz": 10.0}
+    options = {"horizon": horizon, "execute": execute, "rate_hz": 10.0, "takes_leftover": True}
     with pytest.raises(ValueError) as caught:
         choose_chunks("async", delay, **options)
     assert message in str(caught.value)
@@ -278,10 +318,14 @@ def test_what_chunks_cannot_carry_is_refused_with_the_figures(horizon, execute, 
 
 
 def test_the_remedy_of_a_refusal_is_one():
+    def choose(seconds, execute, rate_hz):
+        options = {"horizon": 16, "execute": execute, "rate_hz": rate_hz, "takes_leftover": False}
+        return choose_chunks("async", took(seconds), **options)
+
     with pytest.raises(ValueError, match=r"set rate_hz to 3\.33 or less"):
-        choose_chunks("async", took(2.4), horizon=16, execute=8, rate_hz=10.0)
-    assert choose_chunks("async", took(2.4), horizon=16, execute=8, rate_hz=3.33) == "async"
-    assert choose_chunks("async", took(0.3), horizon=16, execute=13, rate_hz=10.0) == "async"
+        choose(2.4, 8, 10.0)
+    assert choose(2.4, 8, 3.33) == "async"
+    assert choose(0.3, 13, 10.0) == "async"
 
 
 def test_a_refused_way_moves_nothing():
@@ -293,5 +337,7 @@ def test_a_refused_way_moves_nothing():
 
 
 def test_an_unknown_way_is_refused():
-    with pytest.raises(ValueError, match="chunks must be one of sync, async, auto, got 'both'"):
+    with pytest.raises(
+        ValueError, match="chunks must be one of sync, async, rtc, auto, got 'both'"
+    ):
         LoopConfig(chunks="both")

@@ -132,6 +132,22 @@ def test_states_and_actions_are_mapped_each_its_own_way():
     assert actions.tolist() == [[2, 4], [-2, 6]]
 
 
+def test_a_leftover_is_weights_and_actions_as_the_policy_scales_them():
+    leftover = np.float32([[1, 2, 4], [0.25, -2, 0]])
+    out = {"actions": np.full((2, 2), 7, np.float32), "weights": np.full((2, 1), 7, np.float32)}
+    make("leftover", SCALING)({"leftover": leftover}, out)
+    assert out["actions"].tolist() == [[1, 0], [-1, -1]]
+    assert out["weights"].tolist() == [[1], [0.25]]
+
+
+def test_what_is_committed_replaces_what_was_denoised_to_the_bit_and_the_rest_does_not():
+    leftover = np.float32([[1, 0.1, 0.2], [0.99, 8, 8], [0, 8, 8]])
+    denoised = np.float32([[3, 3], [4, 4], [5, 5]])
+    kept = run("commit", {}, {"leftover": leftover, "denoised": denoised}, "actions", (3, 2))
+    assert kept.tobytes() == np.float32([[0.1, 0.2], [4, 4], [5, 5]]).tobytes()
+    assert denoised[0, 0] == 3
+
+
 def test_cosine_compares_the_two_images_and_not_one_with_itself():
     a, b = np.float32([[3, 0], [1, 0]]), np.float32([[0, 1], [2, 1]])
     value = run("cosine", {}, {"a": a, "b": b}, "value", (1,))
@@ -159,12 +175,14 @@ TEXT = Input(
     pace="event",
     prompt=Prompt(tokenizer="t", template="{instruction}", end_ids=()),
 )
+LEFTOVER = Input(kind="leftover", source="loop", shape=(4, 3), dtype="float32", pace="tick")
 ROTARY = {"segments": [2, [2, 2]], "start": 0, "theta": 1e4, "sections": [1, 1]}
 
 
 def check(name, params, inputs, outputs, text=True):
     """Check a call in a graph: shapes of what engines write, and of what the call writes."""
     ports = {port: f"in_{port}" for port in inputs} | ({"ids": "text"} if text else {})
+    ports |= {"leftover": "leftover"} if name in ("leftover", "commit") else {}
     written = {f"in_{port}": tensor for port, tensor in inputs.items()}
     targets = {f"out_{port}": tensor for port, tensor in outputs.items()}
     call = Stage(
@@ -176,7 +194,7 @@ def check(name, params, inputs, outputs, text=True):
     )
     makers = [Stage(name=n, engine="net", outputs={"y": n}) for n in written]
     graph = Graph(
-        inputs={"text": TEXT},
+        inputs={"text": TEXT, "leftover": LEFTOVER},
         outputs=leaves(next(iter(targets))),
         tensors=written | targets,
         stages=(*makers, call),
@@ -217,6 +235,12 @@ CALLS = [
      {"value": block(4, 1)}, r"'in_value' is \[2, 2\], 'out_value' \[4, 1\]"),
     ("copy", {}, {"value": block(2, 2, dtype="uint8")}, {"value": block(2, 2, dtype="uint8")},
      False, {"value": block(2, 2, dtype="int32")}, "is int32, not float32"),
+    ("leftover", SCALING, {}, {"actions": block(4, 2), "weights": block(4, 1)}, False,
+     {"actions": block(4, 3), "weights": block(4, 1)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
+    ("leftover", SCALING, {}, {"actions": block(4, 2), "weights": block(4, 1)}, False,
+     {"actions": block(4, 2), "weights": block(4)}, r"'weights' is \[4\], \[4, 1\] is"),
+    ("commit", {}, {"denoised": block(4, 2)}, {"actions": block(4, 2)}, False,
+     {"actions": block(4, 3)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
     ("normalize", SCALING, {"value": block(3, 2, dtype="uint8")}, {"value": block(3, 2)}, False,
      {"value": block(3, 2, dtype="uint8")}, "is uint8, not float32"),
     ("normalize", SCALING, {"value": block(3, 2)}, {"value": block(3, 2)}, False,
@@ -264,6 +288,15 @@ def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, m
 def test_what_no_tensor_could_mend_is_refused(name, params, inputs, outputs, words):
     with pytest.raises(BundleError, match=words):
         check(name, params, inputs, outputs, text=False)
+
+
+def test_a_leftover_fits_its_scaling_and_what_was_denoised():
+    three = {"statistics": "test", "modes": ["min_max"] * 3, "units": ["m"] * 3}
+    written = {"actions": block(4, 2), "weights": block(4, 1)}
+    with pytest.raises(BundleError, match="3 modes and 3 units for 2 numbers"):
+        check("leftover", three, {}, written, text=False)
+    with pytest.raises(BundleError, match=r"'denoised' is \[3, 2\], \[4, 2\] is wanted"):
+        check("commit", {}, {"denoised": block(3, 2)}, {"actions": block(4, 2)}, text=False)
 
 
 def test_constant_ids_beside_a_text_are_refused():

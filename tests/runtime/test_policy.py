@@ -316,6 +316,79 @@ def test_another_noise_for_the_same_observation_is_no_repeated_frame(episode, im
     assert episode.stats.repeated_frames == {"frame": 2}
 
 
+def left_over(weights, seed=0):
+    """[10, 5]: weights, and actions that no network would say."""
+    actions = np.random.default_rng(seed).uniform(-0.9, 0.9, (10, 4)).astype(np.float32)
+    return np.concatenate([np.float32(weights)[:, None], actions], axis=1)
+
+
+def test_what_is_left_comes_out_as_it_went_in_and_the_rest_bends_towards_it(episode, image):
+    seen, noise = {"frame": image(2), "state": STATE}, draw_noise(3, 0, (10, 4))
+    free = episode.act(seen | {"noise": noise}).actions
+    leftover = left_over([1, 1, 1, 0.5, 0.2, 0, 0, 0, 0, 0])
+    bent = episode.act(seen | {"noise": noise, "leftover": leftover}).actions
+    assert bent[:3].tobytes() == leftover[:3, 1:].tobytes()
+    assert (np.abs(bent[3:5] - free[3:5]) > 0).any(axis=1).all()
+    assert np.abs(bent[3] - leftover[3, 1:]).sum() < np.abs(free[3] - leftover[3, 1:]).sum()
+    again = episode.act(seen | {"noise": noise}).actions
+    assert again.tobytes() == free.tobytes(), "a leftover is for its tick"
+    weightless = episode.act(seen | {"noise": noise, "leftover": left_over([0] * 10)}).actions
+    assert weightless.tobytes() == free.tobytes()
+
+
+def test_a_new_leftover_computes_the_denoise_steps_alone(episode, image):
+    seen = {"frame": image(2), "state": STATE, "noise": draw_noise(3, 0, (10, 4))}
+    episode.act(seen)
+    leftover = left_over([1] * 10)
+    want = leftover[:, 1:].copy()
+    got = episode.act(seen | {"leftover": leftover}).actions
+    leftover[:] = 0
+    assert got.tobytes() == want.tobytes(), "the caller's array is not kept"
+    ran = set(episode.stats.last_s)
+    assert ran == {f"denoise_{k}" for k in range(10)} | {
+        "leftover_actions", "denoised_actions", "actions"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("leftover", "message"),
+    [
+        (np.zeros((10, 4), np.float32), r"leftover must be \[10, 5\], got \[10, 4\]"),
+        (
+            left_over([1.01] + [0] * 9),
+            r"weights of leftover, its first column, must be in \[0, 1\], got",
+        ),
+        (
+            left_over([-0.01] + [0] * 9),
+            r"weights of leftover, its first column, must be in \[0, 1\], got",
+        ),
+        (left_over([np.nan] + [0] * 9), "leftover holds NaN or infinity"),
+        ("left", "leftover must be .10, 5. numbers, got str"),
+    ],
+)
+def test_a_leftover_that_is_none_is_refused(episode, image, leftover, message):
+    with pytest.raises(runtime.ObservationError, match=message):
+        episode.act({"frame": image(2), "state": STATE, "leftover": leftover})
+
+
+def test_a_leftover_is_no_word_of_the_operator(policy, episode):
+    with pytest.raises(
+        runtime.ObservationError, match=r"'leftover' cannot be given here: it belongs"
+    ):
+        episode.give(leftover=left_over([1] * 10))
+
+
+def test_the_check_finds_an_engine_that_ignores_the_leftover(policy, monkeypatch):
+    assert {v.name: v.passed for v in policy.check()}["leftover"]
+    stages, download = policy.interpreter._host_calls, policy.memory.host
+    monkeypatch.setitem(
+        stages, "leftover_actions", lambda values: download("leftover_weights").fill(0)
+    )
+    verdicts = {v.name: v for v in policy.check()}
+    assert not verdicts["leftover"].passed and verdicts["leftover"].error > 0.1
+    assert all(v.passed for name, v in verdicts.items() if name != "leftover")
+
+
 def test_threads_on_one_episode_take_turns_and_no_noise_is_used_twice(policy, image):
     start = {"anchor": image(1), "instruction": "open the drawer", "seed": 5}
     episode = policy.start(**start)

@@ -72,7 +72,7 @@ def test_health_and_readiness_answer_anybody(server):
 
 def test_a_message_over_the_cap_ends_its_connection_and_no_other(server, driver):
     cap = driver.get_server_metadata()["max_message_bytes"]
-    declared = 2 * np.prod(PICTURE) * 4 + 2 * 9 + 6 * 9 + 4 * 2000  # as floats, and UTF-8
+    declared = 2 * np.prod(PICTURE) * 4 + (2 + 6 + 8) * 9 + 4 * 2000  # as floats, and UTF-8
     assert declared <= cap <= declared + 16 * 1024
     other = client(server)
     other._ws.send(bytes(cap + 1))

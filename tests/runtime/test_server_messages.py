@@ -16,7 +16,7 @@ from tests.runtime.stand_ins.served import (
 
 def test_metadata_are_the_declared_inputs_and_outputs(driver):
     said = driver.get_server_metadata()
-    assert list(said["inputs"]) == ["anchor", "instruction", "frame", "state", "noise"]
+    assert list(said["inputs"]) == ["anchor", "instruction", "frame", "state", "noise", "leftover"]
     state = said["inputs"]["state"]
     assert (state["kind"], state["shape"], state["dtype"]) == ("vector", [2], "float32")
     assert state["unit"] == "rad" and state["is_required"]
@@ -60,6 +60,15 @@ def test_a_latch_keeps_this_frame_or_the_one_that_is_sent(driver):
     sent = np.full(PICTURE, 9, np.uint8)
     assert driver.infer(observation(3, anchor=sent))["actions"][0, 2] == 9
     assert driver.infer(observation(4))["actions"][0, 2] == 9
+
+
+def test_a_client_says_what_it_will_carry_out_meanwhile_and_the_answer_keeps_it(driver):
+    leftover = np.array([[1, 0.25, 0.5, 0.75], [0.5, 8, 8, 8]], np.float32)
+    actions = driver.infer(observation(7, leftover=leftover))["actions"]
+    np.testing.assert_array_equal(actions[0], [0.25, 0.5, 0.75])
+    assert actions[1, 0] == 0.25, "the state, as without a leftover"
+    np.testing.assert_array_equal(driver.infer(observation(7))["actions"][0], [1, 7, 7])
+    assert not driver.get_server_metadata()["inputs"]["leftover"]["is_required"]
 
 
 def test_an_output_comes_along_when_it_is_asked_for(driver):

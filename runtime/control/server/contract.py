@@ -25,7 +25,7 @@ from ...graph import Graph
 from ...prompt import MAX_INSTRUCTION
 from .wire import Bounds, WireError
 
-GIVEN: tuple[Source, ...] = ("robot", "operator", "latch", "drawn")
+GIVEN: tuple[Source, ...] = ("robot", "operator", "latch", "drawn", "loop")
 """Sources of inputs that a client may send."""
 WORDS = {"reset", "seed", "latch", "outputs", "request_id", "ask"}
 """Keys that are no input."""

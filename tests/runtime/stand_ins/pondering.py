@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from runtime.declarations import Input
 from runtime.episode import Answer
 from runtime.recordings.recording import Recording, evenly
 from runtime.robots.replay import ReplayedRobot
@@ -16,14 +17,21 @@ HORIZON = 8
 
 class PonderingPolicy:
     """Action k of a chunk is [place, k, told]: the state of the robot when it looked, its index,
-    and how often something was said. Keeps what it was asked."""
+    and how often something was said; but an action that is left over and weighs 1 is as it was.
+    Keeps what it was asked."""
 
     chunk_shape = (HORIZON, 3)
     stats = None
     inputs: ClassVar = anchored("first", "task", side=1, state_dim=1)
+    leftover: ClassVar = Input(
+        kind="leftover", source="loop", shape=(HORIZON, 4), dtype="float32", pace="tick"
+    )
 
-    def __init__(self, step_s: float | None = None) -> None:
+    def __init__(self, step_s: float | None = None, *, takes_leftover: bool = False) -> None:
+        if takes_leftover:
+            self.inputs = {**self.inputs, "ahead": self.leftover}  # type: ignore[misc]
         self.step_s = step_s
+        self.leftovers: list[np.ndarray] = []
         self.calls: list[Any] = []
         self.told = 0.0
 
@@ -35,8 +43,12 @@ class PonderingPolicy:
     def act(self, observation, *, at):
         place = float(observation["state"][0])
         self.calls.append(("act", place))
-        rows = [[place, index, self.told] for index in range(HORIZON)]
-        return Answer(np.array(rows, np.float32), {}, self.step_s, at)
+        rows = np.array([[place, index, self.told] for index in range(HORIZON)], np.float32)
+        if "ahead" in observation:
+            leftover = observation["ahead"]
+            self.leftovers.append(leftover)
+            rows = np.where(leftover[:, :1] == 1, leftover[:, 1:], rows)
+        return Answer(rows, {}, self.step_s, at)
 
     def say(self, instruction):
         if not instruction:

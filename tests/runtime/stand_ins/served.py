@@ -49,6 +49,9 @@ def graph(**more: Input) -> Graph:
             kind="vector", source="robot", shape=(2,), dtype="float32", pace="tick", unit="rad"
         ),
         "noise": Input(kind="noise", source="drawn", shape=(2, 3), dtype="float32", pace="tick"),
+        "leftover": Input(
+            kind="leftover", source="loop", shape=(2, 4), dtype="float32", pace="tick"
+        ),
         **more,
     }
     outputs = {"chunk": Output(units=("m", "m", "1"), step_s=0.05)}
@@ -76,7 +79,9 @@ class Episode:
         numbers = [self.step, seen["frame"].flat[0], self.told["anchor"].flat[0]]
         numbers += [seen["state"][0], len(self.told["instruction"]), self.seed]
         self.step += 1
-        return Answer(np.array(numbers, np.float32).reshape(2, 3), {}, 0.05, None)
+        actions = np.array(numbers, np.float32).reshape(2, 3)
+        leftover = seen.get("leftover", np.zeros((2, 4), np.float32))
+        return Answer(np.where(leftover[:, :1] == 1, leftover[:, 1:], actions), {}, 0.05, None)
 
     def ask(self, name: str) -> Any:
         return np.array([0.5], np.float32) if name == "likeness" else np.zeros(LARGE, np.float32)
