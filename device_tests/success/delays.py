@@ -182,7 +182,7 @@ def _main(arguments: list[str] | None) -> None:
             "machine": machine(),
             "seconds": round(time.monotonic() - begin, 1),
             "bundle": {"source_sha256": manifest.source_sha256, "recipe": manifest.recipe.name},
-            "config": asdict(config) | {"bundles": [str(config.bundles[0])]},
+            "config": {n: v for n, v in asdict(config).items() if n != "bundles"},
             "delays": [asdict(row) for row in rows],
         }
         write_file(out, json.dumps(document, indent=1) + "\n", RESULT)

@@ -13,11 +13,13 @@ from typing import Any
 from device_tests.success.motion import FIGURES
 from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
 from export.evidence.config import CALIBRATED_ON, DEPTH, FULL_SIZE
+from export.evidence.delays import delay_pictures, render_delays
 from export.gates import MOTION_BOUND, MOTION_FIGURES
 from quant.recipes import RECIPES
 from runtime.graph import whole_of
+from runtime.pages.svg import standalone
 from runtime.robots.metaworld import TASKS
-from runtime.storage.files import Kind, write_file
+from runtime.storage.files import DRAWING, Kind, write_file
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 MARKED = Kind("a text with a section for results", (BEGIN.encode(), END.encode()))
@@ -56,6 +58,7 @@ def update(config: ResultsConfig) -> None:
             success
             + render_recipes(config.results)
             + motion
+            + render_delays(config.results)
             + render_depth(config.results)
             + render_full_size(config.results)
             + benchmarks,
@@ -64,6 +67,8 @@ def update(config: ResultsConfig) -> None:
         (config.card, success),
     ):
         write_file(path, place(path.read_text(), tables), MARKED)
+    for name, picture in delay_pictures(config.results).items():
+        write_file(config.numbers.with_name(name), standalone(picture), DRAWING)
 
 
 def place(text: str, tables: str) -> str:
