@@ -50,7 +50,7 @@ from export.page.report import write_report
 from export.parts import largest_of
 from export.subject import Subject, choose_parts, prepare, scanned_tensors
 from export.twin import write_twin
-from models.anchorvla4d.split import TOKENIZER, TOKENS
+from models.anchorvla4d.split import ACTIONS, DENOISED, TOKENIZER, TOKENS
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.statistics import KINDS
 from models.stored import Rows, return_what_is_freed
@@ -216,7 +216,7 @@ def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], 
         engines={name: e.entry for name, e in exported.items()},
         gates=gates.verdicts,
         action_error=error,
-        tolerance=allowed,
+        tolerance=allowed | {ACTIONS: allowed[DENOISED]},
         quantization=replace(
             manifest.quantization, stages=stages, observations=subject.evidence.describe()
         ),

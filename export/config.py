@@ -52,6 +52,10 @@ class BuildConfig:
     """Where images become patches: on the CPU, or in an engine, which a GPU runs sooner than most
     CPUs (see `docs/on_the_robot.md`). The patches are the same."""
 
+    samples: int = 1
+    """Chunks per tick, each from a noise of its own, denoised at once. The one nearest to the
+    others is carried out, and how far it is from them comes along as the output `spread`."""
+
     tokens: int | None = None
     """Tokens per call of the language engine; the prompt is padded to it, which costs time. By
     default what the prompt and the longest instruction of the episodes take, with a margin."""
@@ -111,6 +115,8 @@ class BuildConfig:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be positive, got {self.tokens}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be positive, got {self.samples}")
         if self.stride < 1:
             raise ValueError(f"stride must be positive, got {self.stride}")
         _check_parts(self.board, self.layers_per_part)

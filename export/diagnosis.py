@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from export.judge import Stages, worst_stages
 from export.measure import Modules
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import ACTIONS, Split
+from models.anchorvla4d.split import DENOISED, Split
 from quant.modules import QuantLinear
 from runtime.backends.parity import relative_error
 
@@ -62,7 +62,7 @@ def diagnose(subject: Subject) -> Diagnosis:
 
 def _error(subject: Subject, parts: Split, seen: Judged) -> float:
     modules = Modules(subject.checkpoint, parts)
-    return relative_error(modules.actions(seen.inputs), seen.tensors[ACTIONS])
+    return relative_error(modules.actions(seen.inputs), seen.tensors[DENOISED])
 
 
 def _excess(error: float, limit: float) -> float:

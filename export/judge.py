@@ -27,7 +27,7 @@ from export.measure import (
     step_sensitivity,
 )
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import ACTIONS, Split
+from models.anchorvla4d.split import DENOISED, Split
 from models.stored import SHELF
 from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -95,7 +95,7 @@ def judge_coverage(subject: Subject, gates: Gates) -> None:
 
 def judge_folding(subject: Subject, gates: Gates) -> None:
     """Does the float32 policy that was made ready for its formats compute what it did before?"""
-    error = relative_error(subject.exact_tensors[ACTIONS], subject.golden[ACTIONS])
+    error = relative_error(subject.exact_tensors[DENOISED], subject.golden[DENOISED])
     gates.judge(
         "folding",
         bool(error <= FOLDING),
@@ -249,7 +249,7 @@ def allowed_in_chain(subject: Subject, exported: Mapping[str, Exported]) -> dict
     its error by 204, and no single number would suit it and the last.
     """
     written = subject.parts.graph.engine_outputs
-    allowed = dict.fromkeys([*written, ACTIONS], subject.recipe.chain_tolerance)
+    allowed = dict.fromkeys([*written, DENOISED], subject.recipe.chain_tolerance)
     if not subject.recipe.is_quantized:
         return allowed
 
@@ -283,27 +283,29 @@ def judge_actions(
         def of_golden() -> dict[str, float]:
             tensors = _run_bundle(policy(), subject.golden, tuple(allowed))
             found = {n: relative_error(tensors[n], subject.tensors[n]) for n in allowed}
-            return found | {GOLDEN: relative_error(tensors[ACTIONS], subject.golden[ACTIONS])}
+            return found | {GOLDEN: relative_error(tensors[DENOISED], subject.golden[DENOISED])}
 
         def of_judged(seen: Judged) -> dict[str, float]:
-            actions = _run_bundle(policy(), seen.inputs, (ACTIONS,))[ACTIONS]
-            return {ACTIONS: relative_error(actions, seen.tensors[ACTIONS])}
+            actions = _run_bundle(policy(), seen.inputs, (DENOISED,))[DENOISED]
+            return {DENOISED: relative_error(actions, seen.tensors[DENOISED])}
 
         parity = subject.kept.figures("bundle", of_golden)
         error = parity.pop(GOLDEN)
         errors = [
-            subject.kept.figures(f"bundle on {digest_of(s.inputs)}", partial(of_judged, s))[ACTIONS]
+            subject.kept.figures(f"bundle on {digest_of(s.inputs)}", partial(of_judged, s))[
+                DENOISED
+            ]
             for s in subject.judged
         ]
     worst = max(parity, key=lambda name: parity[name] / allowed[name])
     gates.judge(
         "graph_parity",
         parity[worst] <= allowed[worst] and np.isfinite(parity[worst]),
-        f"actions {parity[ACTIONS]:.1e} of {allowed[ACTIONS]:.1e}",
+        f"actions {parity[DENOISED]:.1e} of {allowed[DENOISED]:.1e}",
         f"{worst!r} of the compiled policy differs from its modules' by {parity[worst]:.2e}, "
         f"allowed {allowed[worst]:.1e}, although every engine passed: a fault of the graph",
     )
-    judge_end_to_end(subject, gates, errors, allowed[ACTIONS])
+    judge_end_to_end(subject, gates, errors, allowed[DENOISED])
     return error
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
-from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, Split
+from models.anchorvla4d.split import ACTIONS, DENOISED, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
 from models.stored import Rows, Shelf
 from quant.data.observations import Observation
@@ -27,7 +27,7 @@ from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.parity import relative_error
 from runtime.engine import in_order
-from runtime.functions import Resources
+from runtime.functions.function import Resources
 from runtime.golden import Golden
 from runtime.graph import Stage
 from runtime.inputs import draw_noise, takers
@@ -56,7 +56,7 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
 
 
 def golden_of(
-    checkpoint: Checkpoint, observation: Observation, *, seed: int
+    checkpoint: Checkpoint, observation: Observation, *, seed: int, samples: int = 1
 ) -> dict[str, NDArray[Any]]:
     """An observation as the graph's inputs, with noise of a seed and nothing left over."""
     head = checkpoint.config.head
@@ -66,14 +66,14 @@ def golden_of(
         "frame": observation.frame,
         "instruction": np.array(observation.instruction),
         "state": observation.state.astype(np.float32),
-        "noise": draw_noise(seed, 0, chunk),
+        "noise": draw_noise(seed, 0, chunk if samples == 1 else (samples, *chunk)),
         "leftover": np.zeros((chunk[0], 1 + chunk[1]), np.float32),
         "embodiment": np.array(sorted(checkpoint.statistics)[0]),
     }
 
 
 def reference_actions(checkpoint: Checkpoint, golden: Tensors) -> NDArray[np.float32]:
-    """[T, A] of the float32 reference, robot units."""
+    """[T, A] of the float32 reference, or [K, T, A] of K samples, robot units."""
     return reference(
         checkpoint,
         anchor=golden["anchor"],
@@ -101,12 +101,12 @@ class Modules:
         self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)
 
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
-        """[T, A] on an observation, robot units."""
+        """[T, A] on an observation, or [K, T, A] of K samples, robot units."""
         seen = Golden.from_arrays(self._graph, golden)
         for name, value in {**seen.given, **seen.observed, **seen.drawn}.items():
             self._interpreter.set(name, self._take[name](value))
         self._interpreter.run(ACTIONS)
-        return self._memory.host(ACTIONS).copy()
+        return self._memory.host(DENOISED).copy()
 
     def forget(self) -> None:
         """Everything runs again."""

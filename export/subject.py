@@ -22,8 +22,8 @@ from export.tokens import Tokens, choose_tokens
 from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.parts import LayersPerPart
 from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.split import ACTIONS, Split, split
-from models.checkpoint import Checkpoint
+from models.anchorvla4d.split import ACTIONS, DENOISED, Split, split
+from models.checkpoint import Checkpoint, normalizations
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.boards import find_board
 from quant.calibrate import Statistics, calibrate
@@ -31,6 +31,7 @@ from quant.data.episode import Observation
 from quant.fold import Folded
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
+from runtime.normalization import medoid
 
 TENSOR, REACHED, SPREAD = "tensor/", "reached/", "spread"
 """What a run of the float32 policy leaves; two of them stand before other names."""
@@ -129,7 +130,8 @@ def prepare(
     layers = choose_parts(config, recipe, checkpoint.config)
     kept = Kept(
         work, *_policy(checkpoint), recipe, layers, tokens.slots, config.image_size,
-        config.resize_on, config.compile_check, _digest_of_all(evidence.calibration),
+        config.resize_on, config.samples, config.compile_check,
+        _digest_of_all(evidence.calibration),
     )  # fmt: skip
     cut = partial(
         split,
@@ -139,15 +141,20 @@ def prepare(
         slots=tokens.slots,
         layers=layers,
         resize_on=config.resize_on,
+        samples=config.samples,
     )
     step("run in float32")
     golden = golden_of(
-        checkpoint, evidence.golden or made_up(checkpoint, config.image_size), seed=0
+        checkpoint,
+        evidence.golden or made_up(checkpoint, config.image_size),
+        seed=0,
+        samples=config.samples,
     )
     golden |= kept.arrays(
         f"reference on {digest_of(golden)}",
-        lambda: {ACTIONS: reference_actions(checkpoint, golden)},
+        lambda: {DENOISED: reference_actions(checkpoint, golden)},
     )
+    golden[ACTIONS] = _chosen(checkpoint, golden)
     is_quantized = any(rule.format not in ("float32", "float") for rule in rules.values())
     folded = Folded(checkpoint.model, {}, {})
     if is_quantized:
@@ -161,7 +168,9 @@ def prepare(
     modules = Modules(checkpoint, exact)
     shown = digest_of(golden)
     step(f"run in float32 on {len(evidence.judged) or 1} observations")
-    judged = _judge_by(checkpoint, evidence, modules, golden, kept, recipe.is_quantized)
+    judged = _judge_by(
+        checkpoint, evidence, modules, golden, kept, recipe.is_quantized, config.samples
+    )
     tensors = exact_tensors = next(
         (seen.tensors for seen in judged if seen.is_golden), None
     ) or kept.arrays(f"exact on {shown}", lambda: modules.tensors(golden))
@@ -224,15 +233,25 @@ def _judge_by(
     golden: Mapping[str, NDArray[Any]],
     kept: Kept,
     with_spread: bool,
+    samples: int,
 ) -> tuple[Judged, ...]:
     """Run the float32 policy on what gates are judged by, and watch its linear layers."""
     run = partial(_run, checkpoint, modules, kept, with_spread)
     found: list[Judged] = []
     for number, seen in enumerate(evidence.judged):
         is_golden = seen is evidence.golden
-        inputs = golden if is_golden else golden_of(checkpoint, seen, seed=number)
+        inputs = golden if is_golden else golden_of(checkpoint, seen, seed=number, samples=samples)
         found.append(run(seen.where, inputs, is_golden))
     return tuple(found) or (run("the golden observation", golden, True),)
+
+
+def _chosen(checkpoint: Checkpoint, golden: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """[T, A], of several samples the one that is carried out."""
+    denoised, embodiment = golden[DENOISED], str(golden["embodiment"])
+    if denoised.ndim == 2:
+        return denoised
+    _, mapping = normalizations(checkpoint.config, checkpoint.statistics[embodiment], embodiment)
+    return medoid(denoised, mapping)[0]
 
 
 def _run(
@@ -276,7 +295,9 @@ def scanned_tensors(subject: Subject) -> list[dict[str, NDArray[Any]]]:
     chosen = subject.evidence.calibration[::stride][:SCANNED]
     modules = Modules(subject.checkpoint, subject.parts)
     return [
-        modules.tensors(golden_of(subject.checkpoint, seen, seed=number))
+        modules.tensors(
+            golden_of(subject.checkpoint, seen, seed=number, samples=subject.config.samples)
+        )
         for number, seen in enumerate(chosen)
     ]
 

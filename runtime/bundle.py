@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .declarations import Tensor
 from .errors import BundleError
-from .functions import check_call, constants
+from .functions.calls import check_call, constants
 from .graph import Graph, Stage
 from .storage.listed import check_hash, check_none_else, check_places, readable
 

@@ -55,7 +55,7 @@ class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Port name -> tensor."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """Constants of a host function; see its entry in `runtime.functions`."""
+    """Constants of a host function; see its entry in `runtime.functions.calls`."""
 
     @property
     def label(self) -> str:
@@ -87,6 +87,11 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
             check_inputs(self.inputs, self.outputs)
         except DeclarationError as error:
             raise GraphError(str(error)) from None
+
+    @property
+    def sampled(self) -> str | None:
+        """The tensor that holds several answers [K, ...], of which one is chosen; None if none."""
+        return next((s.inputs["samples"] for s in self.stages if s.function == "medoid"), None)
 
     @property
     def target(self) -> str:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from . import prompt
 from .declarations import Input
 from .errors import ObservationError
-from .functions import Patches, constants
+from .functions.calls import constants
+from .functions.tokens import Patches
 from .graph import Graph
 from .image import check_grid, check_image
 
@@ -50,12 +51,19 @@ def draw_noise(seed: int, tick: int, shape: tuple[int, ...], stream: int = 0) ->
     Args:
         seed: of the episode, in [0, 2**64).
         tick: of the episode.
-        shape: of the noise.
+        shape: of the noise. One of rank 3, [K, T, A], is K noises of rank 2, and the first of
+            them is that of a policy that draws only one.
         stream: which of the inputs that are drawn, from 0.
     """
+    if len(shape) == 3:
+        return np.stack([_noise(seed, (0, k, stream, tick), shape[1:]) for k in range(shape[0])])
+    return _noise(seed, (0, 0, stream, tick), shape)
+
+
+def _noise(seed: int, place: tuple[int, int, int, int], shape: tuple[int, ...]) -> NDArray[Any]:
     size = math.prod(shape)
     count = -(-size // 2)
-    raw = _draw(seed, (0, 0, stream, tick), 2 * count)
+    raw = _draw(seed, place, 2 * count)
     raw >>= np.uint64(11)
     uniform = raw.astype(np.float64)
     uniform += 0.5

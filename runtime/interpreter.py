@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from .engine import Engine, Launch, Memory
-from .functions import Resources, make_call
+from .functions.calls import make_call
+from .functions.function import Resources
 from .graph import Graph, Stage
 
 NEVER = -1

@@ -99,6 +99,35 @@ def scaling(params: Scaling, statistics: Mapping[str, Mapping[str, Any]]) -> Nor
     )
 
 
+def medoid(
+    samples_KTA: NDArray[np.float32], mapping: Normalization
+) -> tuple[NDArray[np.float32], float]:
+    """The sample that is nearest to the others, and how far it is from them.
+
+    The medoid of Kaufman and Rousseeuw (1987): unlike a mean it is something that the policy said,
+    so between two ways around an obstacle it takes one of them. Binary dimensions have no distance:
+    at each step they are what more than half of the samples say.
+
+    Args:
+        samples_KTA: float32 [K, T, A] in robot units, K of 2 or more.
+        mapping: of the actions; distances are in policy units, where all dimensions count alike.
+
+    Returns:
+        [T, A] in robot units, and the root mean square distance to the other samples, of a number.
+    """
+    is_far = ~mapping.binary
+    policy_KTA = mapping.to_policy(samples_KTA.astype(np.float64))[..., is_far]
+    between_KKTA = policy_KTA[:, None] - policy_KTA[None]
+    count = len(samples_KTA)
+    squares_KK = (
+        np.mean(np.square(between_KKTA), axis=(2, 3)) if is_far.any() else np.zeros((count,) * 2)
+    )
+    chosen = int(np.argmin(np.sqrt(squares_KK).sum(axis=1)))
+    actions_TA = samples_KTA[chosen].copy()
+    actions_TA[:, mapping.binary] = samples_KTA[..., mapping.binary].mean(axis=0) > 0.5
+    return actions_TA, float(np.sqrt(squares_KK[chosen].sum() / (count - 1)))
+
+
 def choose_embodiment(statistics: Mapping[str, Any], embodiment: str | None) -> str:
     """The statistics key to use.
 

@@ -30,7 +30,9 @@ from .declarations import Input, Output, from_source
 from .engine import Backend
 from .episode import FROM_OPERATOR, Episode, check_names
 from .errors import BundleError, EpisodeError, ObservationError, UnmeasuredWarning
-from .functions import Embed, Resources, constants
+from .functions.calls import constants
+from .functions.function import Resources
+from .functions.tokens import Embed
 from .golden import Golden, vary
 from .graph import Graph, Stage
 from .inputs import take_seed, takers
@@ -226,14 +228,18 @@ class Policy:
     def check(self) -> list[Parity]:
         """Run the golden observation and compare what every engine writes, and the actions.
 
-        Then again with every action left over, which is what has to come out of the last
-        denoise step. The last verdict is about the golden actions, against the reference that knows
-        nothing of stages.
+        Then again with every action left over, which is what has to come out of the last denoise
+        step. The last verdict is about the golden actions, against the reference that knows nothing
+        of stages. Of several samples all are compared, and not which of them is chosen: two may be
+        as near to the others.
         """
         golden, graph = Golden.of(self.bundle), self.graph
         episode = self.start(**golden.given)
         self.forget()
-        chunk = episode.act({**golden.observed, **golden.drawn}).actions
+        answered = episode.act({**golden.observed, **golden.drawn}).actions
+        answer = graph.sampled or graph.target
+        if graph.sampled:
+            answered = self.memory.host(answer).copy()
         errors = {}
         for name in graph.engine_outputs:
             self.memory.download(name)
@@ -246,8 +252,8 @@ class Policy:
             episode.act({**golden.observed, **golden.drawn, name: leftover})
             denoised = self.memory.host(stage.inputs["denoised"])
             errors[name], allowed[name] = relative_error(denoised, backwards_TA), LEFT_OVER
-        errors[graph.target] = relative_error(chunk, golden.tensors[graph.target])
-        allowed[graph.target] += manifest.action_error
+        errors[answer] = relative_error(answered, golden.tensors[answer])
+        allowed[answer] += manifest.action_error
         return [Parity(name, error, allowed[name]) for name, error in errors.items()]
 
     def _inpainted(self) -> dict[str, Stage]:

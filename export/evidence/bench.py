@@ -51,6 +51,14 @@ from runtime.policy import Policy, load
 from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
 
+SAMPLES = 8
+OPTIONS: dict[str, dict[str, Any]] = {
+    "warm": {"recipe": "float32"},
+    "resized_warm": {"recipe": "float32", "resize_on": "engine"},
+    "sampled_warm": {"recipe": "float32", "samples": SAMPLES},
+    "int8_warm": {"recipe": "cpu-int8"},
+}
+"""Of each row that ticks with the anchor kept: how its bundle is exported."""
 FIGURES = Kind("figures of a benchmark", (b'"machine"', b'"sizes"'))
 ROWS = ("eager", "compiled", "reference", "uncached", "warm", "resized_warm", "int8_warm")
 GEMM_SHAPES = ((112, 2048, 11008), (324, 1280, 3420), (648, 768, 3072))
@@ -80,8 +88,9 @@ def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
 
 
 def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, Any]:
-    checkpoint, policy, resized, int8 = _make_bundles(name, config, console)
-    rows = Rows(checkpoint, policy, resized, int8)
+    checkpoint, policies = _make_bundles(name, config, console)
+    policy, resized, int8 = (policies[row] for row in ("warm", "resized_warm", "int8_warm"))
+    rows = Rows(checkpoint, policies)
     lines = Progress(sys.stderr)
     for row, run in rows.run.items():  # compilers, allocators, caches have their first time here
         lines.step(f"{name}: first run, {row}")
@@ -107,24 +116,18 @@ def _bench_size(name: str, config: BenchConfig, console: Console) -> dict[str, A
 
 def _make_bundles(
     name: str, config: BenchConfig, console: Console
-) -> tuple[Checkpoint, Policy, Policy, Policy]:
-    """Random weights of a size, and their bundles loaded: in float32, with images resized in an
-    engine, and in int8."""
+) -> tuple[Checkpoint, dict[str, Policy]]:
+    """Random weights of a size, and their bundles loaded, by the row that is a tick of it."""
     size, folder = SIZES[name], config.work / name
     init(Init(config=name, out=folder / "checkpoint"))
     checkpoint = load_checkpoint(folder / "checkpoint")
     make_up_episode(checkpoint, size, folder / "episodes")
-    options: dict[str, dict[str, Any]] = {
-        "float32": {"recipe": "float32"},
-        "resized": {"recipe": "float32", "resize_on": "engine"},
-        "cpu-int8": {"recipe": "cpu-int8"},
-    }
-    for out, chosen in options.items():
+    for row, chosen in OPTIONS.items():
         build(
             BuildConfig(
                 **chosen,
                 checkpoint=folder / "checkpoint",
-                out=folder / out,
+                out=folder / row,
                 image_size=(size.image, size.image),
                 tokens=size.tokens,
                 calibration=folder / "episodes",
@@ -134,38 +137,29 @@ def _make_bundles(
             ),
             console,
         )
-    policy, resized, int8 = (load(folder / out) for out in options)
-    return checkpoint, policy, resized, int8
+    return checkpoint, {row: load(folder / row) for row in OPTIONS}
 
 
 class Rows:
     """What is measured, each row a function that runs one tick."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, policy: Policy, resized: Policy, int8: Policy
-    ) -> None:
-        ticker, resized_ticker, int8_ticker = Ticker(policy), Ticker(resized), Ticker(int8)
-        self.ticks: dict[str, list[Tick]] = {"warm": [], "resized_warm": []}
-        self.run = _torch_rows(checkpoint, policy) | {
-            "uncached": lambda: ticker.tick(cold=True),
-            "warm": lambda: self.ticks["warm"].append(ticker.tick(cold=False)),
-            "resized_warm": lambda: self.ticks["resized_warm"].append(
-                resized_ticker.tick(cold=False)
-            ),
-            "int8_warm": lambda: int8_ticker.tick(cold=False),
-        }
-        self._before = {
-            "warm": ticker, "resized_warm": resized_ticker, "int8_warm": int8_ticker
-        }  # fmt: skip
-        """The rows before left the caches to other weights."""
+    def __init__(self, checkpoint: Checkpoint, policies: Mapping[str, Policy]) -> None:
+        self._tickers = {row: Ticker(policy) for row, policy in policies.items()}
+        self.ticks: dict[str, list[Tick]] = {row: [] for row in policies}
+        self.run = _torch_rows(checkpoint, policies["warm"])
+        self.run["uncached"] = lambda: self._tickers["warm"].tick(cold=True)
+        self.run |= {row: partial(self._tick, row) for row in policies}
+
+    def _tick(self, row: str) -> None:
+        self.ticks[row].append(self._tickers[row].tick(cold=False))
 
     def measure(self, num_rounds: int, on_round: Callable[[int, int], None]) -> Timed:
         """Every row once in each round."""
         seconds: dict[str, list[float]] = {row: [] for row in self.run}
         for done in range(1, num_rounds + 1):
             for row, run in self.run.items():
-                if row in self._before:
-                    self._before[row].tick(cold=False)
+                if row in self._tickers:  # the rows before left the caches to other weights
+                    self._tickers[row].tick(cold=False)
                 start = time.perf_counter()
                 run()
                 seconds[row].append(time.perf_counter() - start)
@@ -180,6 +174,7 @@ def _times(timed: Timed) -> dict[str, Any]:
     result |= {
         "warm_speedup": round(timed["uncached"].p50 / timed["warm"].p50, 3),
         "int8_speedup": round(timed["warm"].p50 / timed["int8_warm"].p50, 3),
+        "sampled_cost": round(timed["sampled_warm"].p50 / timed["warm"].p50, 3),
         "rounds": timed["warm"].n,
     }
     if "compiled" not in timed:

@@ -30,6 +30,7 @@ WORDS = {
     "uncached": "our runtime, every input changed",
     "warm": "**our runtime, anchor kept**",
     "resized_warm": "the same, an engine resizes the image",
+    "sampled_warm": "the same, eight chunks sampled at once",
     "int8_warm": "anchor kept, in int8 (recipe `cpu-int8`)",
 }
 CALLS = {

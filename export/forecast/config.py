@@ -42,6 +42,9 @@ class ForecastConfig:
     tokens: int | None = None
     """Tokens per call of the language engine; by default 112, and 64 for the demo."""
 
+    samples: int = 1
+    """Chunks that are denoised at once, as `python -m export build` takes it."""
+
     layers_per_part: int | None = None
     """As `python -m export build` takes it; by default what suits the board."""
 
@@ -63,6 +66,8 @@ class ForecastConfig:
             )
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be positive, got {self.tokens}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be positive, got {self.samples}")
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
         if self.layers_per_part is not None and self.layers_per_part < 1:

@@ -60,14 +60,14 @@ class SizedPolicy:
     """Of each language call, by its row in the graph: tokens that are no padding."""
     layers: LayersPerPart
     graph: Graph
+    samples: int
     recut: Callable[[LayersPerPart], SizedPolicy]
     """The same policy with other layers per part."""
 
     def work(self, tokens: Tokens | None = None) -> dict[str, Work]:
         """Of every engine, padded unless `tokens` says which."""
-        return engines_work(
-            self.config, self.grid, tokens or Tokens.padded(self.slots), self.layers
-        )
+        padded = Tokens.padded(self.slots)
+        return engines_work(self.config, self.grid, tokens or padded, self.layers, self.samples)
 
 
 def size_policy(asked: ForecastConfig) -> SizedPolicy:
@@ -84,6 +84,7 @@ def size_policy(asked: ForecastConfig) -> SizedPolicy:
         image_size=asked.image_size or (asked.size.image, asked.size.image),
         slots=asked.tokens or asked.size.tokens,
         layers=_layers(asked, config),
+        samples=asked.samples,
     )
 
 
@@ -96,12 +97,13 @@ def size(
     image_size: tuple[int, int],
     slots: int,
     layers: LayersPerPart,
+    samples: int = 1,
 ) -> SizedPolicy:
     """Cut a policy that has no weights."""
     with torch.device("meta"):
         model = AnchorVLA4D(config)
     model.action_head.t_embedder.to_empty(device="cpu")  # splitting computes with it
-    cut = split(model, prompt.parts, image, image_size, slots, layers)
+    cut = split(model, prompt.parts, image, image_size, slots, layers, samples=samples)
     prefix, suffix = cut.num_prefix, cut.num_suffix + prompt.tail
     if suffix > slots:
         raise ValueError(
@@ -120,6 +122,7 @@ def size(
         },
         layers=layers,
         graph=cut.graph,
+        samples=samples,
         recut=lambda other: size(
             config,
             name=name,
@@ -128,6 +131,7 @@ def size(
             image_size=image_size,
             slots=slots,
             layers=other,
+            samples=samples,
         ),
     )
 

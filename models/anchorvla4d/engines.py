@@ -152,8 +152,13 @@ def engines_of(
     grid: tuple[int, int],
     slots: int,
     layers: LayersPerPart = WHOLE,
+    samples: int = 1,
 ) -> dict[str, EngineSpec]:
-    """All engines by name; a trunk in several parts has one engine for each, numbered."""
+    """All engines by name; a trunk in several parts has one engine for each, numbered.
+
+    Args:
+        samples: chunks that are denoised at once. Of more than one, K, `x` is [K, T, A].
+    """
     c, num_patches = model.config, grid[0] * grid[1]
     patches = Tensor(shape=(num_patches, c.vision.patch_dim))
     view = Tensor(shape=(num_patches, c.spatial.dim))
@@ -162,7 +167,8 @@ def engines_of(
     spatial = Tensor(shape=(num_spatial, c.spatial.dim))
     modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
     steps = c.head.num_inference_timesteps
-    x = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
+    chunk = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
+    x = chunk if samples == 1 else Tensor(shape=(samples, *chunk.shape))
     return {
         **_vision(model, grid, layers.vision),
         **_language(model, slots, layers.language),
@@ -185,8 +191,8 @@ def engines_of(
                 "x": x,
                 "modulation": modulation,
                 "coefficients": Tensor(shape=(COEFFICIENT_ROW,)),
-                "leftover": x,
-                "weights": Tensor(shape=(x.shape[0], 1)),
+                "leftover": chunk,
+                "weights": Tensor(shape=(chunk.shape[0], 1)),
             },
             {"x_next": x},
         ),

@@ -30,8 +30,10 @@ from runtime.graph import Graph, Stage, part_name, whole_of
 from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
-ACTIONS, SIMILARITY = "actions", "anchor_similarity"
-"""Outputs of the graph."""
+ACTIONS, SIMILARITY, SPREAD = "actions", "anchor_similarity", "spread"
+"""Outputs of the graph; the last where several chunks are sampled."""
+DENOISED = "denoised_actions"
+"""What the last denoise step makes, in robot units: a chunk, or several of which one is chosen."""
 ResizeOn = Literal["host", "engine"]
 TOKENS, TOKENIZER = "tokens", "tokenizer.json"
 """The table of token embeddings, and the file that makes ids of a text."""
@@ -72,6 +74,7 @@ def split(
     layers: LayersPerPart = WHOLE,
     *,
     resize_on: ResizeOn = "host",
+    samples: int = 1,
 ) -> Split:
     """Cut `model` for the images of one camera and language calls of `slots` tokens.
 
@@ -83,6 +86,7 @@ def split(
         slots: tokens per call of the language engine.
         layers: that one engine holds at most.
         resize_on: where images become patches: in a host function, or in an engine of their own.
+        samples: chunks per tick, each from a noise of its own; the medoid is carried out.
 
     Raises:
         ValueError: the prompt around the images does not fit `slots`, or no engine can resize
@@ -99,7 +103,7 @@ def split(
             f"the prompt takes {num_prefix} prefix and more than {num_suffix + shortest_tail} "
             f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
         )
-    engines = engines_of(model, grid, slots, layers)
+    engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = _GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
@@ -108,10 +112,10 @@ def split(
     _constants(build, c)
     _pictures(build)
     _condition(build, c, num_prefix, num_suffix, slots)
-    _denoising(build, c)
+    _denoising(build, c, samples)
     graph = Graph(
-        inputs=declare_inputs(c, parts, (height, width, 3), slots - num_suffix),
-        outputs=_outputs(c),
+        inputs=declare_inputs(c, parts, (height, width, 3), slots - num_suffix, samples),
+        outputs=_outputs(c, samples),
         tensors=build.tensors,
         stages=tuple(build.stages),
     )
@@ -119,11 +123,16 @@ def split(
 
 
 def declare_inputs(
-    c: PolicyConfig, parts: PromptParts, shape: tuple[int, int, int], max_tail: int
+    c: PolicyConfig,
+    parts: PromptParts,
+    shape: tuple[int, int, int],
+    max_tail: int,
+    samples: int = 1,
 ) -> dict[str, Input]:
     """What the policy sees, is told and starts from."""
     camera = partial(Input, kind="image", shape=shape, dtype="uint8")
     chunk = (c.head.prediction_horizon, c.head.action_dim)
+    noises = chunk if samples == 1 else (samples, *chunk)
     units = set(c.normalization.state_units)
     prompt = Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=tuple(parts.end_ids))
     return {
@@ -138,7 +147,7 @@ def declare_inputs(
             kind="vector", source="robot", shape=(c.head.state_dim,), dtype="float32",
             pace="tick", unit=units.pop() if len(units) == 1 else "",
         ),
-        "noise": Input(kind="noise", source="drawn", shape=chunk, dtype="float32", pace="tick"),
+        "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),
         "leftover": Input(
             kind="leftover", source="loop", shape=(chunk[0], 1 + chunk[1]), dtype="float32",
             pace="tick",
@@ -146,16 +155,19 @@ def declare_inputs(
     }  # fmt: skip
 
 
-def _outputs(c: PolicyConfig) -> dict[str, Output]:
-    """The chunk, and how like the anchor the frame is."""
-    return {
-        ACTIONS: Output(
-            axes=("step", "action"),
-            units=tuple(c.normalization.action_units),
-            statistics="action",
-        ),
+def _outputs(c: PolicyConfig, samples: int) -> dict[str, Output]:
+    """The chunk, and how like the anchor the frame is; of several, all, and how far apart."""
+    units = tuple(c.normalization.action_units)
+    outputs = {
+        ACTIONS: Output(axes=("step", "action"), units=units, statistics="action"),
         SIMILARITY: Output(axes=("anchor",)),
     }
+    if samples > 1:
+        outputs[SPREAD] = Output(every=1)
+        outputs[DENOISED] = Output(
+            axes=("sample", "step", "action"), units=units, statistics="action"
+        )
+    return outputs
 
 
 def num_prompt_tokens(parts: PromptParts, grid: tuple[int, int]) -> tuple[int, int]:
@@ -314,14 +326,15 @@ def _condition(
     )
 
 
-def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
+def _denoising(build: _GraphBuilder, c: PolicyConfig, samples: int) -> None:
     """From noise to actions in robot units, along what is left of the last chunk; and how like the
     anchor the frame is."""
     chunk, scaling = (
         (c.head.prediction_horizon, c.head.action_dim),
         _scaling("action", c.normalization.action, c.normalization.action_units),
     )
-    build.tensor("x_0", chunk)
+    denoised = chunk if samples == 1 else (samples, *chunk)
+    build.tensor("x_0", denoised)
     build.call("copy", {"value": "noise"}, {"value": "x_0"})
     build.tensor("leftover_actions", chunk)
     build.tensor("leftover_weights", (chunk[0], 1))
@@ -346,13 +359,17 @@ def _denoising(build: _GraphBuilder, c: PolicyConfig) -> None:
             },
             {"x_next": f"x_{k + 1}"},
         )
-    build.tensor("denoised_actions", chunk)
+    build.tensor(DENOISED, denoised)
     last = f"x_{c.head.num_inference_timesteps}"
-    build.call("unnormalize", {"value": last}, {"value": "denoised_actions"}, scaling)
+    build.call("unnormalize", {"value": last}, {"value": DENOISED}, scaling)
+    chosen = DENOISED
+    if samples > 1:
+        chosen = "chosen_actions"
+        build.tensor(chosen, chunk)
+        build.tensor(SPREAD, (1,))
+        build.call("medoid", {"samples": DENOISED}, {"actions": chosen, "spread": SPREAD}, scaling)
     build.tensor(ACTIONS, chunk)
-    build.call(
-        "commit", {"denoised": "denoised_actions", "leftover": "leftover"}, {"actions": ACTIONS}
-    )
+    build.call("commit", {"denoised": chosen, "leftover": "leftover"}, {"actions": ACTIONS})
     build.tensor(SIMILARITY, (1,))
     build.call("cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": SIMILARITY})
 

@@ -90,13 +90,18 @@ class Tokens:
 
 
 def engines_work(
-    config: PolicyConfig, grid: tuple[int, int], tokens: Tokens, layers: LayersPerPart = WHOLE
+    config: PolicyConfig,
+    grid: tuple[int, int],
+    tokens: Tokens,
+    layers: LayersPerPart = WHOLE,
+    samples: int = 1,
 ) -> dict[str, Work]:
     """Of every engine, under the names and in the order of `engines.engines_of`.
 
     Args:
         grid: rows and columns of patches of an image.
         tokens: of a language call. The condition pools over the new tokens of two such calls.
+        samples: chunks that are denoised at once.
     """
     trunks = {
         "vision": (config.vision.depth, layers.vision),
@@ -111,7 +116,7 @@ def engines_work(
         for i, part in enumerate(parts):
             found[part_name(trunk, i, len(parts))] = trunk_work(config, trunk, part, grid, tokens)
     found["condition"] = _condition(config, grid, tokens)
-    found["denoise"] = _denoise(config)
+    found["denoise"] = _denoise(config, samples)
     return found
 
 
@@ -267,7 +272,7 @@ def _condition(config: PolicyConfig, grid: tuple[int, int], tokens: Tokens) -> W
     )
 
 
-def _denoise(config: PolicyConfig) -> Work:
+def _denoise(config: PolicyConfig, samples: int) -> Work:
     c = config.head
     width, rows, hidden = c.n_emb, c.prediction_horizon, int(c.n_emb * c.mlp_ratio)
     shapes = {"action_head.x_embedder": (c.action_dim, width)}
@@ -275,7 +280,11 @@ def _denoise(config: PolicyConfig) -> Work:
         shapes |= _transformer(f"action_head.blocks.{index}", width, hidden)
     shapes["action_head.final_layer.linear"] = (width, c.action_dim)
     attention = c.depth * _attention(c.num_heads, rows, rows, width // c.num_heads)
-    return Work(layers=_layers(shapes, rows), attention_flops=attention, beside=rows * width)
+    return Work(
+        layers=_layers(shapes, samples * rows),
+        attention_flops=samples * attention,
+        beside=rows * width,
+    )
 
 
 def _layers(

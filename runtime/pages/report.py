@@ -21,7 +21,7 @@ from ..bundle import Bundle
 from ..control.loop import LoopConfig, Step, Trace
 from ..declarations import from_source
 from ..engine import Backend
-from ..functions import constants
+from ..functions.calls import constants
 from ..graph import Graph
 from ..normalization import Scaling, scaling
 from ..policy import Policy

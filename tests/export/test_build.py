@@ -179,6 +179,7 @@ def interrupted(*arguments):
         ({"recipe": "int1"}, r"unknown recipe 'int1'; there are \['cpu-int8', 'float32', "),
         ({"image_size": (0, 5)}, "image_size must be positive"),
         ({"tokens": 0}, "tokens must be positive"),
+        ({"samples": 0}, "samples must be positive"),
         ({"softmax": "base"}, "recipe float32 computes in float32, and softmax with it"),
     ],
 )

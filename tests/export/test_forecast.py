@@ -293,6 +293,7 @@ def test_a_checkpoint_is_forecast_by_its_own_configuration_without_its_weights(t
         ({"recipe": "thor-fp8"}, "recipe thor-fp8: it needs FP8, which an Orin"),
         ({"config": "fulll"}, "unknown configuration 'fulll'"),
         ({"tokens": 0}, "tokens must be positive"),
+        ({"samples": 0}, "samples must be positive"),
         ({"image_size": (0, 9)}, "image_size must be positive"),
         ({"layers_per_part": 0}, "layers_per_part must be positive"),
     ],

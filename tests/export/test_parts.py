@@ -31,7 +31,7 @@ from runtime.backends.schedule import plan
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.control.loop import LoopConfig, Step, Trace
 from runtime.engine import in_order
-from runtime.functions import Resources
+from runtime.functions.function import Resources
 from runtime.golden import Golden
 from runtime.graph import whole_of
 from runtime.inputs import takers

@@ -34,7 +34,7 @@ from tests.mutants.source import mutants_of
 
 NAMES = {
     "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
-    "functions image prompt normalization engine",
+    "functions.calls functions.numbers functions.tokens image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.storage": "listed",
     "runtime.plans": "record key folder",

@@ -12,7 +12,7 @@ from runtime.backends.cuda import Cuda
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.bundle import read_golden
 from runtime.errors import EngineError
-from runtime.functions import FUNCTIONS
+from runtime.functions.calls import FUNCTIONS
 from runtime.golden import Golden, vary
 from tests.on_gpu.tensorrt_stand_in import Delays, tensorrt, why_no_gpu
 from tests.simulation import make_plan

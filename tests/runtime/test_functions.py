@@ -8,7 +8,8 @@ import torch
 
 from runtime.declarations import Input, Prompt, Tensor
 from runtime.errors import BundleError
-from runtime.functions import Resources, check_call, make_call
+from runtime.functions.calls import check_call, make_call
+from runtime.functions.function import Resources
 from runtime.graph import Graph, Stage
 from tests.graphs import leaves
 
@@ -148,6 +149,15 @@ def test_what_is_committed_replaces_what_was_denoised_to_the_bit_and_the_rest_do
     assert denoised[0, 0] == 3
 
 
+def test_the_medoid_is_chosen_and_how_far_it_is_comes_along():
+    samples = np.float32([[[0, 0]], [[1, 4]], [[2, 8]]])  # in policy units -1, 0 and 1 apart by 1
+    out = {"actions": np.full((1, 2), 7, np.float32), "spread": np.full(1, 7, np.float32)}
+    make("medoid", SCALING)({"samples": samples}, out)
+    assert out["actions"].tolist() == [[1, 4]]
+    # By 0.5 in the first dimension of range 4, and by 1 in the second of range 8.
+    assert out["spread"][0] == pytest.approx(math.sqrt((0.25 + 1) / 2))
+
+
 def test_cosine_compares_the_two_images_and_not_one_with_itself():
     a, b = np.float32([[3, 0], [1, 0]]), np.float32([[0, 1], [2, 1]])
     value = run("cosine", {}, {"a": a, "b": b}, "value", (1,))
@@ -239,6 +249,12 @@ CALLS = [
      {"actions": block(4, 3), "weights": block(4, 1)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
     ("leftover", SCALING, {}, {"actions": block(4, 2), "weights": block(4, 1)}, False,
      {"actions": block(4, 2), "weights": block(4)}, r"'weights' is \[4\], \[4, 1\] is"),
+    ("medoid", SCALING, {"samples": block(3, 4, 2)},
+     {"actions": block(4, 2), "spread": block(1)}, False,
+     {"actions": block(4, 3), "spread": block(1)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
+    ("medoid", SCALING, {"samples": block(3, 4, 2)},
+     {"actions": block(4, 2), "spread": block(1)}, False,
+     {"actions": block(4, 2), "spread": block(2)}, r"'spread' is \[2\], \[1\] is"),
     ("commit", {}, {"denoised": block(4, 2)}, {"actions": block(4, 2)}, False,
      {"actions": block(4, 3)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
     ("normalize", SCALING, {"value": block(3, 2, dtype="uint8")}, {"value": block(3, 2)}, False,
@@ -297,6 +313,13 @@ def test_a_leftover_fits_its_scaling_and_what_was_denoised():
         check("leftover", three, {}, written, text=False)
     with pytest.raises(BundleError, match=r"'denoised' is \[3, 2\], \[4, 2\] is wanted"):
         check("commit", {}, {"denoised": block(3, 2)}, {"actions": block(4, 2)}, text=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (4, 2)])
+def test_a_medoid_needs_two_samples(shape):
+    chosen = {"actions": block(4, 2), "spread": block(1)}
+    with pytest.raises(BundleError, match=r"\[K, T, A\] is wanted, with K of 2 or more"):
+        check("medoid", SCALING, {"samples": block(*shape)}, chosen, text=False)
 
 
 def test_constant_ids_beside_a_text_are_refused():

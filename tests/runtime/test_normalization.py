@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.normalization import Normalization, choose_embodiment
+from runtime.normalization import Normalization, choose_embodiment, medoid
 
 STATISTICS = {
     "min": [-2.0, 0.0, 5.0, -1.0],
@@ -178,3 +178,48 @@ def test_a_robot_is_never_guessed():
         ValueError, match=r"no statistics for embodiment 'c'; there are \['a', 'b'\]"
     ):
         choose_embodiment({"a": {}, "b": {}}, "c")
+
+
+MIXED = Normalization.from_statistics(
+    {"min": [-2.0, 0.0, 0.0], "max": [2.0, 0.5, 1.0]},
+    ["min_max", "min_max", "binary"],
+    ["m", "m", ""],
+    what="action",
+)
+
+
+def test_the_medoid_is_a_sample_and_its_binary_dimensions_are_the_majority_of_all():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        samples = random.uniform(-1, 1, (5, 4, 3)).astype(np.float32)
+        samples[..., 2] = random.integers(0, 2, (5, 4))
+        kept = samples.copy()
+        actions, spread = medoid(samples, MIXED)
+        x = samples[..., :2].astype(float) / [2.0, 0.25]
+        between = [[np.sqrt(((a - b) ** 2).mean()) for b in x] for a in x]
+        chosen = min(range(5), key=lambda k: sum(between[k]))
+        assert actions[:, :2].tobytes() == samples[chosen, :, :2].tobytes()
+        votes = (samples[..., 2] == 1).sum(axis=0)
+        assert actions[:, 2].tolist() == [float(count >= 3) for count in votes]
+        others = [d for k, d in enumerate(between[chosen]) if k != chosen]
+        assert spread == pytest.approx(np.sqrt(np.mean(np.square(others))))
+        assert samples.tobytes() == kept.tobytes(), "what was sampled is not written into"
+
+
+def test_of_two_groups_the_medoid_is_in_the_larger_and_never_between():
+    left, right = np.full((3, 2, 3), -1, np.float32), np.full((2, 2, 3), 1, np.float32)
+    actions, _ = medoid(np.concatenate([right, left]), MIXED)
+    assert (actions[:, :2] == -1).all()
+
+
+def test_half_of_the_votes_are_no_majority():
+    samples = np.zeros((2, 1, 3), np.float32)
+    samples[0, 0, 2] = 1
+    assert medoid(samples, MIXED)[0][0, 2] == 0
+
+
+def test_binary_dimensions_alone_have_no_distance():
+    samples = np.ones((3, 2, 3), np.float32)
+    gripper = Normalization.from_statistics({}, ["binary"] * 3, [""] * 3, what="action")
+    actions, spread = medoid(samples, gripper)
+    assert (actions == 1).all() and spread == 0

@@ -47,6 +47,17 @@ def test_noise_is_standard_normal_and_differs_by_seed_and_tick():
     assert (draw_noise(5, 0, (5, 7)) != draw_noise(6, 0, (5, 7))).all()
 
 
+def test_of_several_noises_the_first_is_that_of_one_and_none_is_like_another():
+    several = draw_noise(5, 3, (4, 10, 6))
+    assert several[0].tobytes() == draw_noise(5, 3, (10, 6)).tobytes()
+    correlations = np.corrcoef(several.reshape(4, -1)) - np.eye(4)
+    assert np.abs(correlations).max() < 0.45  # 60 draws: 0.13 is usual, of 6 pairs 0.45 never
+    others = {draw_noise(5, 3, (10, 6), stream).tobytes() for stream in range(4)}
+    assert len(others | {noise.tobytes() for noise in several}) == 7
+    large = draw_noise(6, 0, (8, 50, 12)).reshape(8, -1)
+    assert np.abs(large.mean(axis=1)).max() < 0.2 and np.abs(large.var(axis=1) - 1).max() < 0.3
+
+
 @pytest.mark.parametrize("word", [0, 2**64 - 1], ids=["smallest", "largest"])
 def test_noise_of_every_raw_word_is_finite(monkeypatch, word):
     """A draw of zero has no logarithm, and 2**-53 of all draws would be one."""
@@ -478,7 +489,7 @@ def test_a_similarity_that_is_no_number_undoes_the_tick(policy, image, monkeypat
     )
     episode.act({"frame": image(42), "state": STATE})
     with monkeypatch.context() as patch:
-        patch.setattr("runtime.functions.similarity", lambda a, b: float("nan"))
+        patch.setattr("runtime.functions.numbers.similarity", lambda a, b: float("nan"))
         told = "tick 1: .* NaN or infinity in 'anchor_similarity', and the tick was undone"
         with pytest.raises(runtime.EngineError, match=told):
             episode.act({"frame": image(43), "state": STATE})
@@ -492,7 +503,7 @@ def test_an_answer_that_is_no_number_is_computed_again_when_it_is_asked_for_agai
 ):
     episode.act({"frame": image(44), "state": STATE})
     with monkeypatch.context() as patch:
-        patch.setattr("runtime.functions.similarity", lambda a, b: float("nan"))
+        patch.setattr("runtime.functions.numbers.similarity", lambda a, b: float("nan"))
         with pytest.raises(runtime.EngineError, match="NaN or infinity in 'anchor_similarity'"):
             episode.ask("anchor_similarity")
     assert np.isfinite(episode.ask("anchor_similarity")).all()

@@ -18,7 +18,8 @@ import numpy as np
 
 from runtime.engine import Backend, Engine, Launch, Memory
 from runtime.errors import EngineError
-from runtime.functions import HostFunction, Resources, make_call
+from runtime.functions.calls import make_call
+from runtime.functions.function import HostFunction, Resources
 from runtime.graph import Graph, Stage
 from tests.simulation.world import World
 
@@ -36,7 +37,7 @@ class Faults:
     """What goes wrong next.
 
     Args:
-        monkeypatch: wraps `runtime.functions.make_call`, so that host functions fail too.
+        monkeypatch: wraps `runtime.functions.calls.make_call`, so that host functions fail too.
     """
 
     def __init__(self, monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from runtime.declarations import Tensor
-from runtime.functions import Function
+from runtime.functions.function import Function
 from runtime.graph import Graph, Stage
 from tests.graphs import leaves, vectors
 
@@ -152,7 +152,7 @@ def host_function(params: Mapping[str, Any], resources: Any) -> Callable[..., No
 
 
 GENERATED = Function(params=dict, make=host_function, inputs={}, outputs=())
-"""For `runtime.functions.FUNCTIONS`, under the name `FUNCTION`."""
+"""For `runtime.functions.calls.FUNCTIONS`, under the name `FUNCTION`."""
 
 
 def in_order(graph: Graph, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

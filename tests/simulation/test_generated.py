@@ -15,7 +15,7 @@ from runtime.backends.cuda_launch import CudaLauncher
 from runtime.backends.device_memory import DeviceMemory
 from runtime.backends.tensorrt import BoundContext, TensorRTBackend
 from runtime.errors import EngineError
-from runtime.functions import FUNCTIONS
+from runtime.functions.calls import FUNCTIONS
 from runtime.interpreter import assemble
 from tests.simulation import Violation, install, make_plan
 from tests.simulation.generated import (

@@ -1,0 +1,1 @@
+"""Stages of a graph that are no engines."""

@@ -1,0 +1,188 @@
+"""Host functions that make tokens: of images and texts, and where all of them stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from msgspec import Struct
+
+from .. import prompt
+from ..image import ImageConfig, PatchMaker
+from ..prompt import Segment
+from .function import Arrays, Function, HostFunction, Ports, Resources, Values, misfit
+
+
+class Patches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an image becomes patches."""
+
+    grid: tuple[int, int]
+    """Patches of the exported image, rows and columns."""
+    image: ImageConfig
+
+
+class Embed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows of a table."""
+
+    table: str
+    ids: tuple[int, ...] = ()
+    """Constant, where no text gives them."""
+
+
+class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Segments of a prompt, and the position of the first."""
+
+    segments: tuple[int | tuple[int, int], ...]
+    start: int
+    theta: float
+    sections: tuple[int, ...]
+
+
+class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens of a call, a text's not counted."""
+
+    num_past: int
+    num_new: int
+
+
+class Pooling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens that are pooled, a text's not counted."""
+
+    num_spatial: int
+    num_prefix: int
+    num_suffix: int
+
+
+def _patches(params: Patches, resources: Resources) -> HostFunction:
+    make = PatchMaker(params.image, params.grid)
+
+    def run(values: Values, out: Arrays) -> None:
+        images, rows = values["image"], out["patches"]
+        if images.ndim == 3:
+            make(images, rows)
+            return
+        for image, part in zip(images, np.split(rows, len(images)), strict=True):
+            make(image, part)
+
+    return run
+
+
+def _check_patches(params: Patches, ports: Ports) -> str:
+    c, (rows, columns) = params.image, params.grid
+    count = rows * columns * (ports["image"].shape[0] if len(ports["image"].shape) == 4 else 1)
+    if rows % c.merge_size or columns % c.merge_size or min(rows, columns) < 1:
+        return f"a grid of {rows}x{columns} patches does not merge by {c.merge_size}"
+    return misfit("patches", ports, (count, c.patch_dim))
+
+
+def _embed(params: Embed, resources: Resources) -> HostFunction:
+    table = resources.tables[params.table]
+    if params.ids and not 0 <= min(params.ids) <= max(params.ids) < len(table):
+        raise ValueError(f"ids {params.ids} lie outside of table {params.table!r} [{len(table)}]")
+
+    def run(values: Values, out: Arrays) -> None:
+        ids = list(values.get("ids", params.ids))
+        rows = out["embeddings"]
+        picked = table[ids]
+        if picked.dtype == np.uint16:
+            picked = (picked.astype(np.uint32) << 16).view(np.float32)
+        rows[: len(ids)] = picked
+        rows[len(ids) :] = 0
+
+    return run
+
+
+def _check_embed(params: Embed, ports: Ports) -> str:
+    rows = ports["embeddings"].shape
+    count = _text(ports) or len(params.ids)
+    if "ids" in ports and params.ids:
+        return "constant ids beside a text"
+    return "" if len(rows) == 2 and count <= rows[0] else _too_many(count, "embeddings", rows)
+
+
+def _rotary(params: Rotary, resources: Resources) -> HostFunction:
+    segments: list[Segment] = list(params.segments)
+
+    def run(values: Values, out: Arrays) -> None:
+        tail = [len(values["ids"])] if "ids" in values else []
+        positions, _ = prompt.mrope_positions([*segments, *tail], params.start)
+        cos, sin = prompt.mrope_tables(positions, theta=params.theta, sections=params.sections)
+        count = len(cos)
+        out["cos"][:count], out["sin"][:count] = cos, sin
+        out["cos"][count:], out["sin"][count:] = 1, 0
+
+    return run
+
+
+def _check_rotary(params: Rotary, ports: Ports) -> str:
+    rows, count = ports["cos"].shape, prompt.num_tokens(params.segments) + _text(ports)
+    width = 2 * sum(params.sections)
+    if len(rows) != 2 or count > rows[0]:
+        return _too_many(count, "cos", rows)
+    return misfit("cos", ports, (rows[0], width)) or misfit("sin", ports, (rows[0], width))
+
+
+def _mask(params: Mask, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        count = params.num_new + len(values.get("ids", ()))
+        slots, columns = out["mask"].shape
+        out["mask"][:] = prompt.attention_mask(params.num_past, columns - slots, count, slots)
+
+    return run
+
+
+def _check_mask(params: Mask, ports: Ports) -> str:
+    rows, count = ports["mask"].shape, params.num_new + _text(ports)
+    fits = len(rows) == 2 and count <= rows[0] and params.num_past <= rows[1] - rows[0]
+    return "" if fits else _too_many(count, "mask", rows)
+
+
+def _pooling(params: Pooling, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        bins, columns = out["weights"].shape
+        num_spatial, num_suffix = params.num_spatial, params.num_suffix + len(values["ids"])
+        out["weights"][:] = prompt.pooling_matrix(
+            bins, num_spatial, params.num_prefix, num_suffix, (columns - num_spatial) // 2
+        )
+
+    return run
+
+
+def _check_pooling(params: Pooling, ports: Ports) -> str:
+    shape, count = ports["weights"].shape, params.num_suffix + _text(ports)
+    slots = (shape[-1] - params.num_spatial) // 2
+    fits = len(shape) == 2 and max(count, params.num_prefix) <= slots
+    return "" if fits else _too_many(max(count, params.num_prefix), "weights", shape)
+
+
+def _text(ports: Ports) -> int:
+    """Tokens that the text may take."""
+    return ports["ids"].shape[0] if "ids" in ports else 0
+
+
+def _too_many(count: int, port: str, shape: tuple[int, ...]) -> str:
+    return f"{count} tokens do not fit {port!r}, which is {list(shape)}"
+
+
+_IDS = {"ids": ("text",)}
+FUNCTIONS: Mapping[str, Function] = {
+    "patches": Function(
+        params=Patches, make=_patches, check=_check_patches,
+        inputs={"image": ("image", "video")}, outputs=("patches",),
+    ),
+    "embed": Function(
+        params=Embed, make=_embed, check=_check_embed,
+        inputs=_IDS, optional=("ids",), outputs=("embeddings",),
+    ),
+    "rotary": Function(
+        params=Rotary, make=_rotary, check=_check_rotary,
+        inputs=_IDS, optional=("ids",), outputs=("cos", "sin"),
+    ),
+    "mask": Function(
+        params=Mask, make=_mask, check=_check_mask,
+        inputs=_IDS, optional=("ids",), outputs=("mask",),
+    ),
+    "pooling": Function(
+        params=Pooling, make=_pooling, check=_check_pooling, inputs=_IDS, outputs=("weights",),
+    ),
+}  # fmt: skip
