@@ -114,6 +114,9 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """Seconds from one entry of the first axis to the next; None where nobody stated them."""
     statistics: str = ""
     """Of an embodiment: the ones that its numbers were scaled by."""
+    spread: str = ""
+    """Of several samples the one that is chosen: the output that says how far it is from the
+    others, in policy units, where a range is 2 long."""
     every: int = 0
     """A leaf that is computed in every so many ticks; 0 if only when it is asked for."""
 
@@ -134,6 +137,10 @@ def check_inputs(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> 
             _check_input(declared, inputs, outputs)
         except DeclarationError as error:
             raise DeclarationError(f"input {name!r}: {error}") from None
+
+    for name, output in outputs.items():
+        if output.spread and output.spread not in outputs:
+            raise DeclarationError(f"output {name!r}: its spread {output.spread!r} is no output")
 
 
 def _check_input(

@@ -40,6 +40,8 @@ class Answer:
     """Seconds from one action to the next; None where the checkpoint does not say."""
     observed_at: float | None
     """When the observation was taken, as `act` was told."""
+    spread: float | None = None
+    """Of several samples: how far this one is from the others, in policy units; None of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,12 +333,15 @@ class Episode:
 
     def _run(self, at: float | None) -> Answer:
         target, leaves = self.policy.graph.target, self._due()
-        self.policy.interpreter.run(target, *leaves)
+        declared = self.policy.graph.outputs[target]
+        spread = [declared.spread] if declared.spread else []
+        self.policy.interpreter.run(target, *leaves, *spread)
         return Answer(
             self._read(target),
             {name: self._read(name) for name in leaves},
-            self.policy.graph.outputs[target].step_s,
+            declared.step_s,
             at,
+            float(self._read(spread[0]).ravel()[0]) if spread else None,
         )
 
     def _due(self) -> list[str]:

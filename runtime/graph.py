@@ -291,6 +291,8 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
             if declared.similarity in self.outputs and self.tensors[declared.similarity].size != 1:
                 raise GraphError(f"input {name!r}: its similarity must be one number")
         for name, output in self.outputs.items():
+            if output.spread in self.outputs and self.tensors[output.spread].size != 1:
+                raise GraphError(f"output {name!r}: its spread must be one number")
             shape = self.tensors[name].shape
             if output.axes and len(output.axes) != len(shape):
                 raise GraphError(f"output {name!r} is {list(shape)}, its axes are {output.axes}")

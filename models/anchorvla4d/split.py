@@ -159,11 +159,16 @@ def _outputs(c: PolicyConfig, samples: int) -> dict[str, Output]:
     """The chunk, and how like the anchor the frame is; of several, all, and how far apart."""
     units = tuple(c.normalization.action_units)
     outputs = {
-        ACTIONS: Output(axes=("step", "action"), units=units, statistics="action"),
+        ACTIONS: Output(
+            axes=("step", "action"),
+            units=units,
+            statistics="action",
+            spread=SPREAD if samples > 1 else "",
+        ),
         SIMILARITY: Output(axes=("anchor",)),
     }
     if samples > 1:
-        outputs[SPREAD] = Output(every=1)
+        outputs[SPREAD] = Output()
         outputs[DENOISED] = Output(
             axes=("sample", "step", "action"), units=units, statistics="action"
         )

@@ -91,6 +91,7 @@ class Guard:
         self._limiter: Limiter | None = None
         self._watch: Watch | None = None
         self._is_timed = False
+        self._max_spread = None if description is None else description.max_spread
         self._looks = False
         name = "a robot without a description"
         if description is not None:
@@ -153,9 +154,19 @@ class Guard:
         self.interventions.update(f"no thought: {problem}" for problem in sorted(problems))
         return not problems
 
-    def admit(self, actions: object) -> NDArray[np.float32] | None:
-        """A chunk [T, A] in which every number can be judged; None, and counted, if not so."""
+    def admit(self, actions: object, spread: float | None = None) -> NDArray[np.float32] | None:
+        """A chunk [T, A] in which every number can be judged; None, and counted, if not so.
+
+        Args:
+            actions: in robot units.
+            spread: how far it is from the other samples of its tick; None if it is the only one.
+        """
         problem = self._not_judged(actions, 2)
+        if not problem and self._max_spread is not None:
+            if spread is None:
+                problem = "one sample, no spread"
+            elif not spread <= self._max_spread:
+                problem = "uncertain"
         if problem:
             self.interventions[f"chunk: {problem}"] += 1
             return None

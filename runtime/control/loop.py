@@ -330,8 +330,10 @@ class _Loop:
         self.trace.stats = event.stats
         if isinstance(event, Started):
             return None
-        number, actions_TA = event.observed.number, event.answer.actions
-        if self.executor.asked(number) and self.guard.admit(actions_TA) is None:
+        number, answer = event.observed.number, event.answer
+        actions_TA = answer.actions
+        is_asked = self.executor.asked(number)
+        if is_asked and self.guard.admit(actions_TA, answer.spread) is None:
             self.executor.refuse(number)
             return None
         if not self.executor.answer(number, actions_TA):

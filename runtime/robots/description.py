@@ -106,6 +106,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     state: str | None = None
     """Name of the input whose numbers `Axis.measured` counts."""
     arming: Arming = Arming()
+    max_spread: float | None = None
+    """How far a chunk may be from the other samples of its tick, in policy units, where a range is
+    2 long; one that is further, or of a policy that samples once, is not carried out."""
     period_s: float | None = None
     """How long an action lasts on the robot, if that is not the loop's period: a simulator."""
     urdf: str | None = None
@@ -210,6 +213,8 @@ def _problems(whole: Description) -> Iterator[str]:
             yield f"camera {name!r}: rate_hz must be in (0, 1000], got {camera.rate_hz:g}"
     if whole.cameras and whole.stamps == "simulated":
         yield "cameras: they are watched by the clock, which simulated stamps lack; leave them out"
+    if whole.max_spread is not None and not 0 < whole.max_spread <= 2:
+        yield f"max_spread must be in (0, 2], got {whole.max_spread:g}"
     if whole.arming.actions < 0 or not 0 < whole.arming.fraction <= 1:
         yield (
             f"arming: actions must not be negative and fraction in (0, 1], got "

@@ -101,7 +101,7 @@ def test_the_sample_nearest_to_the_others_is_carried_out_and_says_how_near(polic
     chosen = int(distances.sum(axis=1).argmin())
     np.testing.assert_array_equal(answer.actions, samples_KTA[chosen])
     others = np.delete(distances[chosen], chosen)
-    assert answer.leaves["spread"] == pytest.approx([np.sqrt(np.mean(others**2))], rel=1e-5)
+    assert answer.spread == pytest.approx(np.sqrt(np.mean(others**2)), rel=1e-5)
 
 
 def test_the_check_compares_all_samples(policy):

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -230,6 +231,25 @@ def test_a_chunk_is_admitted_whole_or_not_at_all():
     assert guard.interventions == {"chunk: not finite": 1, "chunk: not an action": 3}
 
 
+@pytest.mark.parametrize(
+    ("spread", "kind"),
+    [
+        (0.2, None),
+        (0.0, None),
+        (0.21, "chunk: uncertain"),
+        (float("nan"), "chunk: uncertain"),
+        (None, "chunk: one sample, no spread"),
+    ],
+)
+def test_a_chunk_that_is_too_far_from_the_other_samples_is_not_carried_out(spread, kind):
+    _, guard = started(World(ARM | {"max_spread": 0.2}))
+    chunk = np.zeros((4, 4), np.float32)
+    assert (guard.admit(chunk, spread) is None) == (kind is not None)
+    assert dict(guard.interventions) == ({kind: 1} if kind else {})
+    _, free = started()
+    assert free.admit(chunk, spread) is chunk, "nobody asked"
+
+
 def test_an_action_is_valid_until_its_chunk_ends():
     world, guard = started()
     action = sweep(0.0)
@@ -340,6 +360,21 @@ def test_the_loop_holds_a_robot_whose_policy_answers_nan_and_gives_up_in_time():
     assert robot.calls == ["reset", *["send"] * 3, *["hold"] * 8]
     assert len(trace.steps) == 3 and trace.num_held == 7
     assert trace.interventions == {"chunk: not finite": 7, "no action": 7}
+
+
+def test_the_loop_tells_the_guard_how_far_a_chunk_is_from_the_others(tmp_path):
+    class Uncertain(Broken):
+        def act(self, observation, *, at):
+            self.count += 1
+            spread = 0.3 if self.count == 2 else 0.1
+            return Answer(np.full((3, 2), 0.01, np.float32), {}, None, at, spread)
+
+    robot, limits = Counting(), turns(tmp_path, "simulated")
+    limits = msgspec.structs.replace(limits, max_spread=0.2)
+    config = LoopConfig(execute=3, max_steps=7)
+    trace = run_episode(Uncertain(), robot, config, clock=VirtualClock(), limits=limits)
+    assert trace.interventions["chunk: uncertain"] == 1
+    assert trace.interventions["no action"] == 1, "and then it was asked again"
 
 
 def test_the_loop_holds_a_robot_whose_policy_crashes():

@@ -26,6 +26,10 @@ def _inputs(name, **changes):
     return lambda raw: raw["graph"]["inputs"][name].update(changes)
 
 
+def _outputs(name, **changes):
+    return lambda raw: raw["graph"]["outputs"][name].update(changes)
+
+
 def _stage(number, **changes):
     return lambda raw: raw["graph"]["stages"][number].update(changes)
 
@@ -55,6 +59,15 @@ def _stage(number, **changes):
             r"its prompt's template has no \{instruction\}",
         ),
         (_inputs("first", similarity="actions"), "its similarity must be one number"),
+        (_outputs("actions", spread="x"), "output 'actions': its spread 'x' is no output"),
+        (_outputs("actions", spread="actions"), "output 'actions': its spread must be one number"),
+        (_inputs("latent", kind="leftover"), "leftover from 'drawn'; noise is drawn, and nothing"),
+        (_inputs("latent", source="loop"), "noise from 'loop'; noise is drawn, and nothing else"),
+        (_inputs("joints", source="loop"), "vector from 'loop'; a leftover is the loop's, and no"),
+        (
+            _inputs("joints", kind="leftover", source="loop"),
+            r"leftover must be float32 \[T, 1 \+ A\], not float32 \[3\]",
+        ),
         (
             lambda raw: raw["graph"]["tensors"]["camera_mean"].update(dtype="bfloat16"),
             r"outputs \['camera_mean'\] are bfloat16",
