@@ -52,8 +52,10 @@ def test_of_several_noises_the_first_is_that_of_one_and_none_is_like_another():
     assert several[0].tobytes() == draw_noise(5, 3, (10, 6)).tobytes()
     correlations = np.corrcoef(several.reshape(4, -1)) - np.eye(4)
     assert np.abs(correlations).max() < 0.45  # 60 draws: 0.13 is usual, of 6 pairs 0.45 never
-    others = {draw_noise(5, 3, (10, 6), stream).tobytes() for stream in range(4)}
-    assert len(others | {noise.tobytes() for noise in several}) == 7
+    places = [(seed, tick, stream) for seed in (5, 6) for tick in range(8) for stream in range(4)]
+    others = {draw_noise(seed, tick, (10, 6), stream).tobytes() for seed, tick, stream in places}
+    assert len(others) == 64
+    assert len(others | {noise.tobytes() for noise in several}) == 67, "the first is there already"
     large = draw_noise(6, 0, (8, 50, 12)).reshape(8, -1)
     assert np.abs(large.mean(axis=1)).max() < 0.2 and np.abs(large.var(axis=1) - 1).max() < 0.3
 
