@@ -39,7 +39,7 @@ HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av
 COMMANDS = {
     "runtime": (
         runtime.__main__.main,
-        ["run", "check", "bench", "show", "serve", "build", "doctor"],
+        ["run", "replay", "check", "bench", "show", "serve", "build", "doctor"],
     ),
     "models": (models.__main__.main, list(models.__main__.VERBS)),
     "models.demo": (models.demo.__main__.main, list(models.demo.__main__.VERBS)),
@@ -96,6 +96,8 @@ SLUG = export.evidence.bench._slug(processor_name())
 MINE = "somebody's own"
 IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
+    "runtime run, its journals": ("run BUNDLE --episodes E.npz --record OUT/a", "a/notes.txt"),
+    "runtime replay": ("replay E.zip BUNDLE --report OUT/a.html", "a.html"),
     "runtime show": ("show BUNDLE --svg OUT/a.svg", "a.svg"),
     "models init": ("init demo --out OUT/a", "a/notes.txt"),
     "models init over a file": ("init demo --out OUT/a", "a"),
