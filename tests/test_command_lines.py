@@ -115,6 +115,7 @@ IN_THE_WAY = {
         "sensitivity --checkpoint C --board agx-orin-64gb --budget-ms 9 --out OUT", "layers.svg",
     ),
     "quant convert": ("convert DATASET --out OUT/d", "d/episode_000000.npz"),
+    "quant convert, to a dataset": ("convert E.npz --to lerobot --out OUT/d", "d/notes.txt"),
     "export build": ("build float32 --checkpoint C --out OUT/b", "b/notes.txt"),
     "export build, its page": ("build float32 --checkpoint C --out OUT/b", "b-report.html"),
     "export build, another's work": (

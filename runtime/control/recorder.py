@@ -108,6 +108,7 @@ class Recorder:
         self._done_bytes = 0
         self._num_ticks = self._num_drained = self._num_looks = 0
         self._seen: Observation | None = None
+        self._guarded: Observation | None = None  # what the guard looked at last
         self._said: dict[tuple[str, ...], int] = {(): 0}
         self._about: dict[str, Any] = {}
         self._result: dict[str, Any] = {}
@@ -207,7 +208,7 @@ class Recorder:
             fields = {"values": dict(seen.values), "at_s": seen.at, "frame_ids": seen.frame_ids}
             self.put("look", "loop", fields)
         if looked_s == looked_s:
-            self._looked_s = looked_s
+            self._looked_s, self._guarded = looked_s, seen
         self._spent_s += time.perf_counter() - begin
 
     def glance(self, observe: Callable[[], Observation]) -> None:
@@ -250,7 +251,9 @@ class Recorder:
         Args:
             seen: what the guard looked at last.
         """
-        self.look(seen)
+        if seen is not self._guarded:
+            self._guarded = seen
+            self.look(seen)
         begin = time.perf_counter()
         if self._num_ticks - self._num_drained >= RING:
             self.num_lost["ticks"] += 1
