@@ -184,6 +184,20 @@ def test_ticks_tell_what_the_trace_tells(tmp_path):
     assert (ticks["record_s"] > 0).all()
 
 
+def test_what_is_left_of_a_chunk_is_recorded_and_replayed(tmp_path):
+    policy = PonderingPolicy(takes_leftover=True)
+    record(
+        tmp_path / "a.zip", policy, robot=PlacedRobot(), chunks="rtc", delay_s=0.11,
+        tell=by_step({6: ("say", "on"), 13: ("reset",)}),
+    )  # fmt: skip
+    again = PonderingPolicy(takes_leftover=True)
+    with opened(tmp_path / "a.zip") as journal:
+        assert replay(journal, again).is_exact
+        assert journal.ticks["reset"].sum() == 1
+    assert [x.tobytes() for x in again.leftovers] == [x.tobytes() for x in policy.leftovers]
+    assert any((leftover[:, 0] == 1).any() for leftover in again.leftovers)
+
+
 def test_what_an_own_policy_of_anchors_decided_is_replayed_without_it(policy, tmp_path):
     class Mine:
         def __init__(self):
