@@ -137,6 +137,11 @@ class Recorder:
             raise self._error
 
     @property
+    def waiting_bytes(self) -> int:
+        """Of pictures that are not written yet."""
+        return sum(self._given.values()) - self._done_bytes
+
+    @property
     def words(self) -> str:
         """What it cost, and what it lost."""
         lost = ", ".join(f"{count} {name}" for name, count in self.num_lost.items() if count)
@@ -288,7 +293,7 @@ class Recorder:
             self.num_lost["events"] += 1
             return
         num_bytes = sum(map(_bytes_of, fields.values()))
-        if sum(self._given.values()) - self._done_bytes + num_bytes > self._most_bytes:
+        if self.waiting_bytes + num_bytes > self._most_bytes:
             self.num_lost["pictures"] += 1
             fields = {name: _without_pictures(value) for name, value in fields.items()}
             num_bytes = sum(map(_bytes_of, fields.values()))

@@ -64,7 +64,6 @@ class _WatchedEpisode:
         return self._episode.stats
 
     def act(self, observation: Mapping[str, Any], **how: Any) -> Answer:
-        self._decided.clear()
         fields: dict[str, Any] = {"values": dict(observation), "how": how}
         with _noting(self._put, "act", fields):
             answer = self._episode.act(observation, **how)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from quant.data.convert import ConvertConfig, convert
@@ -18,6 +19,7 @@ from runtime.errors import OutputError, RecordingError
 from runtime.recordings.lerobot import read_lerobot
 from runtime.recordings.read import read_recordings
 from runtime.recordings.recording import load_recording, save_recording
+from runtime.robots.robot import Limits
 from tests.drawn_frames import NUM_FRAMES, identify, write_episode
 from tests.lerobot_reader import PYTHON
 from tests.runtime.stand_ins.pondering import PlacedRobot, PonderingPolicy
@@ -68,6 +70,19 @@ def test_our_reader_finds_every_frame_and_every_bit_of_states_and_actions(writte
         assert np.abs(difference).mean() < NEAR
 
 
+def test_frames_are_counted_through_the_whole_dataset(written):
+    _, dataset = written
+    tables = [pq.read_table(path) for path in sorted(dataset.glob("data/*/*.parquet"))]
+    index = np.concatenate([table["index"].to_numpy() for table in tables])
+    assert index.tolist() == list(range(3 * NUM_FRAMES))
+    (contents,) = dataset.glob("meta/episodes/*/*.parquet")
+    rows = pq.read_table(contents).to_pylist()
+    starts = [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows]
+    assert starts == [(e * NUM_FRAMES, (e + 1) * NUM_FRAMES) for e in range(3)]
+    info = json.loads((dataset / "meta/info.json").read_text())
+    assert (info["total_frames"], info["total_episodes"]) == (3 * NUM_FRAMES, 3)
+
+
 def test_statistics_are_those_of_what_was_recorded(written):
     recordings, dataset = written
     stats = json.loads((dataset / "meta/stats.json").read_text())
@@ -90,7 +105,9 @@ def test_statistics_are_those_of_what_was_recorded(written):
 
 
 def test_a_run_that_was_recorded_becomes_a_dataset(tmp_path):
+    """Its actions are those that were sent: this robot clips."""
     robot, folder = PlacedRobot(12), tmp_path / "journals"
+    robot.limits = Limits(-np.ones(3), np.full(3, 5.0), ("",) * 3, ("x", "y", "z"))
     for name in ("a", "b"):
         with Recorder(folder / f"{name}.zip", every_step=True) as recorder:
             trace = run_episode(
@@ -102,6 +119,7 @@ def test_a_run_that_was_recorded_becomes_a_dataset(tmp_path):
     found = episode.recording()
     assert found.streams["state"].values[:, 0].tolist() == list(range(12))
     assert np.array_equal(found.actions, [step.sent for step in trace.steps])
+    assert trace.num_clipped == 4 and found.action_names == ("x", "y", "z")
     (_, same), _ = read_recordings([folder])
     assert np.array_equal(same.streams["frame"].values, robot.recording.streams["frame"].values)
     with pytest.raises(RecordingError, match=r"no episode 2 to leave out, there are 2, 0 to 1"):

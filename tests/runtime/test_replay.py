@@ -3,9 +3,11 @@
 import contextlib
 import json
 import threading
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -21,6 +23,8 @@ from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.recorder import Recorder
 from runtime.control.replay import replay
 from runtime.control.thinker import InlineThinker
+from runtime.declarations import Input
+from runtime.episode import Answer
 from runtime.errors import ObservationError, OutputError, RecordingError
 from runtime.recordings.journal import JOURNAL, Journal, JournalWriter, foreign, free_path
 from runtime.recordings.png import decode_png, encode_png_quickly
@@ -28,6 +32,8 @@ from runtime.recordings.recording import load_recording
 from runtime.robots import metaworld
 from runtime.robots.description import Description, read_description
 from runtime.robots.replay import ReplayedRobot
+from tests.graphs import vectors
+from tests.guard_faults import World, sweep
 from tests.runtime.stand_ins.pondering import PlacedRobot, PonderingPolicy
 
 PACE = LoopConfig(rate_hz=20, execute=4, max_steps=24)
@@ -89,7 +95,7 @@ EVENTFUL = {5: ("say", "touch the blue marker"), 10: ("latch", "anchor"), 14: ("
 def test_an_eventful_episode_replays_bit_for_bit(policy, tmp_path, chunks):
     """With interventions, new anchors by two ways, a new instruction and a reset."""
     trace = record(
-        tmp_path / "a.zip", policy, tell=by_step(EVENTFUL), anchor=Every(3), limits=tight(),
+        tmp_path / "a.zip", policy, tell=by_step(EVENTFUL), anchor=Every(2), limits=tight(),
         chunks=chunks, delay_s=0.1 if chunks == "async" else 0.0,
     )  # fmt: skip
     assert trace.interventions and trace.num_clipped
@@ -196,6 +202,86 @@ def test_what_is_left_of_a_chunk_is_recorded_and_replayed(tmp_path):
         assert journal.ticks["reset"].sum() == 1
     assert [x.tobytes() for x in again.leftovers] == [x.tobytes() for x in policy.leftovers]
     assert any((leftover[:, 0] == 1).any() for leftover in again.leftovers)
+
+
+class Sweeping:
+    """A policy of the watched arm: where it should be, by the time of the observation."""
+
+    chunk_shape = (8, 4)
+    stats = None
+    inputs: ClassVar = {
+        **{
+            name: Input(kind="image", source="robot", shape=(32, 32, 3), dtype="uint8", pace="tick")
+            for name in ("front", "wrist")
+        },
+        **vectors("state", width=4),
+    }
+
+    def start(self, *, seed, anchor_policy=None):
+        return self
+
+    def act(self, observation, *, at):
+        return Answer(np.stack([sweep(at + i / 20) for i in range(8)]), {}, None, at)
+
+
+class Wall(World):
+    """The world's clock is the loop's."""
+
+    @property
+    def now(self):
+        return self.clock.now
+
+    @now.setter
+    def now(self, value):
+        """It goes by itself."""
+
+
+def test_what_the_guard_saw_is_replayed_tick_by_tick(tmp_path):
+    """An arm that is stuck for a while, black pictures, and ticks that are missed."""
+    clock = VirtualClock()
+    Wall.clock = clock
+    robot = Wall()
+    count = [0]
+
+    def plant(step):
+        count[0] += 1
+        robot.black = 20 <= count[0] < 24
+        robot.stuck_A = robot.at_A.copy() if count[0] == 30 else robot.stuck_A
+        robot.stuck_A = None if count[0] == 38 else robot.stuck_A
+        clock.sleep(0.18 if count[0] in (10, 45) else 0.0)
+
+    with Recorder(tmp_path / "a.zip") as recorder:
+        trace = run_episode(
+            Sweeping(), robot, replace(PACE, max_steps=60), clock=clock, recorder=recorder,
+            on_step=plant,
+        )  # fmt: skip
+    assert trace.num_dropped == 4 and len(trace.interventions) >= 3
+    with opened(tmp_path / "a.zip") as journal:
+        done = replay(journal, Sweeping())
+        assert (done.thought, done.tick, done.num_ticks) == (None, None, len(journal.ticks))
+        assert journal.ticks["dropped"].sum() == 4
+        looks = journal.named("look")
+        seen = [looks[number]["at_s"]["state"] for number in journal.ticks["look"]]
+        assert np.allclose(seen, journal.ticks["acted_s"])
+        journal.ticks["dropped"] = 0
+        assert replay(journal, Sweeping()).tick is not None
+
+
+def test_what_is_written_waits_no_more(tmp_path):
+    """Three pictures fit, and many more come while the thread keeps up."""
+
+    until = time.monotonic() + 10
+
+    def wait(step):
+        while recorder.waiting_bytes and time.monotonic() < until:
+            time.sleep(0.001)
+
+    with Recorder(tmp_path / "a.zip", every_step=True, backlog_bytes=300) as recorder:
+        run_episode(
+            PonderingPolicy(), PlacedRobot(), PACE, clock=VirtualClock(), recorder=recorder,
+            on_step=wait,
+        )  # fmt: skip
+    assert sum(recorder.num_lost.values()) == 0 and "nothing lost" in recorder.words
 
 
 def test_what_an_own_policy_of_anchors_decided_is_replayed_without_it(policy, tmp_path):
@@ -311,6 +397,8 @@ def test_values_come_back_to_the_bit_and_each_stands_there_once(tmp_path):
         "frame": chance.integers(0, 256, (37, 41, 3), np.uint8),
         "depth": chance.standard_normal((40, 50), np.float32),
         "odd": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+        "none": np.zeros((40, 50), np.float32),
+        "nothing": np.zeros((50, 40), np.float32),
         "tall": chance.integers(0, 256, (500, 1, 3), np.uint8)[::-1],
     }
     path = tmp_path / "a.zip"
@@ -328,7 +416,7 @@ def test_values_come_back_to_the_bit_and_each_stands_there_once(tmp_path):
             assert all(found[n].dtype == v.dtype for n, v in values.items())
             assert (event["at_s"], event["name"], event["flag"]) == ({"frame": 1.25}, "x", True)
     names = zipfile.ZipFile(path).namelist()
-    assert sum(name.startswith("values/") for name in names) == 2
+    assert sum(name.startswith("values/") for name in names) == 4
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 3), (1, 9, 3), (48, 64, 3)])
