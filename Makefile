@@ -164,8 +164,8 @@ fuzz-server: setup ## 100,000 mutated messages against a server of BUNDLE: nothi
 openpi-episodes: setup mesa ## openpi's own client drives the simulator through a server of BUNDLE
 	$(PY) -m tests.openpi_episodes $(call quoted,$(BUNDLE)) $(ARGS)
 
-test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader on datasets that we write, in an environment of its own (250 MB)
-	$(PY) -m pytest tests/runtime/test_lerobot_writer.py $(ARGS)
+test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's on what we write, in an environment of their own (750 MB)
+	$(PY) -m pytest tests/runtime/test_lerobot_writer.py tests/runtime/test_rerun.py $(ARGS)
 
 build/lerobot/bin/python: requirements/lerobot.txt | $(STAMP)
 	$(PY) -m tests.lerobot_reader --make

@@ -1,6 +1,6 @@
-"""LeRobot's own reader, in an environment of its own.
+"""LeRobot's own reader, and rerun, in an environment of its own.
 
-    python -m tests.lerobot_reader --make               # build/lerobot, 250 MB
+    python -m tests.lerobot_reader --make               # build/lerobot, 750 MB
     build/lerobot/bin/python tests/lerobot_reader.py DATASET OUT.npz
 
 The environment sees what .venv holds, torch among it. Second line: all that LeRobot reads of a

@@ -98,6 +98,7 @@ IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
     "runtime run, its journals": ("run BUNDLE --episodes E.npz --record OUT/a", "a/notes.txt"),
     "runtime replay": ("replay E.zip BUNDLE --report OUT/a.html", "a.html"),
+    "runtime replay, its rerun": ("replay E.zip BUNDLE --rerun OUT/a.rrd", "a.rrd"),
     "runtime show": ("show BUNDLE --svg OUT/a.svg", "a.svg"),
     "models init": ("init demo --out OUT/a", "a/notes.txt"),
     "models init over a file": ("init demo --out OUT/a", "a"),

@@ -13,6 +13,7 @@ from ..cli.progress import Progress
 from ..control.replay import Replay, replay
 from ..policy import Policy
 from ..recordings.journal import Journal
+from ..recordings.rerun_file import RERUN, check_rerun, write_rerun
 from ..storage.files import PAGE, check_output, write_file
 from .replayed import draw_replays, origin
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--report", type=Path, help="write a page here: predicted and recorded")
+    parser.add_argument(
+        "--rerun", type=Path, help="write an .rrd for the rerun viewer here, of one episode"
+    )
 
 
 def main_replay(
@@ -36,6 +40,11 @@ def main_replay(
     """0 where every bit is as recorded, 1 otherwise."""
     if options.report is not None:
         check_output(options.report, PAGE)
+    if options.rerun is not None:
+        if len(options.episodes) > 1:
+            raise ValueError(f"--rerun is of one episode, got {len(options.episodes)}")
+        check_output(options.rerun, RERUN)
+        check_rerun(options.rerun)
     with contextlib.ExitStack() as stack:
         journals = [
             stack.enter_context(contextlib.closing(Journal(path))) for path in options.episodes
@@ -48,6 +57,9 @@ def main_replay(
             page = draw_replays(policy, list(zip(journals, done, strict=True)))
             write_file(options.report, page, PAGE)
             print(f"report: {options.report}")
+        if options.rerun is not None:
+            write_rerun(journals[0], done[0].due, options.rerun)
+            print(f"rerun: {options.rerun}")
     return 0 if all(one.is_exact for one in done) else FAILED
 
 
