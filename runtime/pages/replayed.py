@@ -20,7 +20,7 @@ from ..recordings.journal import Journal
 from ..robots.robot import Observation
 from .imitation import Run, action_charts, error_table
 from .markup import Markup, element
-from .page import document, note, panel, section, sentence
+from .page import document, panel, section, sentence
 from .report import action_scales
 
 EXPLAINED = (
@@ -110,7 +110,7 @@ def _episode(
     ]
     return panel(
         element("h3", f"\u201c{run.trace.instruction}\u201d", element("span", words, class_="sub")),
-        note(origin(journal, policy).capitalize() + "."),
+        sentence(f"Was {origin(journal, policy)}."),
         *map(sentence, found),
         *([sentence(_interventions(said))] if said else []),
         *([action_charts(run, units, scales)] if run.trace.steps else []),

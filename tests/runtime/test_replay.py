@@ -34,6 +34,7 @@ from runtime.robots.description import Description, read_description
 from runtime.robots.replay import ReplayedRobot
 from tests.graphs import vectors
 from tests.guard_faults import World, sweep
+from tests.pages import Page, broken_promises
 from tests.runtime.stand_ins.pondering import PlacedRobot, PonderingPolicy
 
 PACE = LoopConfig(rate_hz=20, execute=4, max_steps=24)
@@ -499,7 +500,7 @@ def test_run_records_and_replay_compares(demo_bundle, tmp_path, capsys):
     assert out.count("control ticks: all 10 bit for bit as recorded") == 2
     text = page.read_text()
     assert "Predicted against sent" in text and text.count("2 of 2 thoughts bit for bit") == 2
-    assert text.count("<svg") == 8
+    assert text.count("<svg") == 8 and broken_promises(Page(text)) == []
     assert main(["replay", episode, bundle]) == 6
     assert (
         f"to see a policy on a recording: anchorvla run BUNDLE --episodes {episode}"
