@@ -92,12 +92,12 @@ def by_step(messages):
 EVENTFUL = {5: ("say", "touch the blue marker"), 10: ("latch", "anchor"), 14: ("reset",)}
 
 
-@pytest.mark.parametrize("chunks", ["sync", "async"])
+@pytest.mark.parametrize("chunks", ["sync", "async", "rtc"])
 def test_an_eventful_episode_replays_bit_for_bit(policy, tmp_path, chunks):
     """With interventions, new anchors by two ways, a new instruction and a reset."""
     trace = record(
         tmp_path / "a.zip", policy, tell=by_step(EVENTFUL), anchor=Every(2), limits=tight(),
-        chunks=chunks, delay_s=0.1 if chunks == "async" else 0.0,
+        chunks=chunks, delay_s=0.0 if chunks == "sync" else 0.1,
     )  # fmt: skip
     assert trace.interventions and trace.num_clipped
     with opened(tmp_path / "a.zip") as journal:
