@@ -169,7 +169,7 @@ def _compare(
     number, was = done.num_thoughts, event.get("error")
     done.num_thoughts += 1
     try:
-        chunk_TA = episode.act(values, **how).actions
+        answer = episode.act(values, **how)
     except Exception as error:
         done.chunks.append(None)
         now = f"{type(error).__name__}: {one_line(error)}"
@@ -179,6 +179,7 @@ def _compare(
             done.largest = np.nan
             done.thought = done.thought or Difference(number, words)
         return
+    chunk_TA = answer.actions
     done.chunks.append(chunk_TA)
     if was is not None:
         done.num_other += 1
@@ -190,6 +191,10 @@ def _compare(
         done.largest = max(done.largest, float(np.abs(recorded_TA - chunk_TA).max()))
         names = journal.about["robot"]["names"]
         done.thought = done.thought or Difference(number, _where(recorded_TA, chunk_TA, names))
+    elif str(event["spread"]) != str(answer.spread):
+        done.num_other += 1
+        words = f"spread of the samples: recorded {event['spread']}, now {answer.spread}"
+        done.thought = done.thought or Difference(number, words)
 
 
 def _command(journal: Journal, done: Replay) -> None:

@@ -69,6 +69,7 @@ class _WatchedEpisode:
             answer = self._episode.act(observation, **how)
             fields["actions"] = answer.actions.copy()
             fields["anchors"] = dict(self._decided)
+            fields["spread"] = answer.spread
         return answer
 
     def give(self, **values: Any) -> None:

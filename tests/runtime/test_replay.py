@@ -172,6 +172,23 @@ def test_a_last_bit_is_a_difference(tmp_path):
     assert done.tick.number == 11 and done.num_other_ticks == 1
 
 
+def test_the_spread_of_samples_is_compared_too(tmp_path):
+    """The guard may refuse a chunk for it, whatever its actions are."""
+
+    def spreading(*spreads):
+        policy = PonderingPolicy()
+        act, left = policy.act, list(spreads)
+        policy.act = lambda seen, *, at: replace(act(seen, at=at), spread=left.pop(0))
+        return policy
+
+    record(tmp_path / "a.zip", spreading(0.1, 0.2, 0.3, np.nan, 0.1, 0.2), robot=PlacedRobot())
+    with opened(tmp_path / "a.zip") as journal:
+        assert replay(journal, spreading(0.1, 0.2, 0.3, np.nan, 0.1, 0.2)).is_exact
+        done = replay(journal, spreading(0.1, 0.2, 0.3, 0.4, 0.1, 0.2))
+    assert (done.num_other, done.thought.number) == (1, 3)
+    assert done.thought.words == "spread of the samples: recorded nan, now 0.4"
+
+
 def test_ticks_tell_what_the_trace_tells(tmp_path):
     trace = record(
         tmp_path / "a.zip", PonderingPolicy(), robot=PlacedRobot(), chunks="async", delay_s=0.11,
