@@ -147,10 +147,14 @@ def test_replay_sees_another_seed_anchor_instruction_and_picture(policy, tmp_pat
 def test_replay_sees_a_guard_that_sends_otherwise(policy, tmp_path):
     record(tmp_path / "a.zip", policy, limits=tight())
     with opened(tmp_path / "a.zip") as journal:
+        described = journal.about["robot"]["description"]
         journal.about["robot"]["description"] = msgspec.to_builtins(tight(0.9))
         done = replay(journal, policy)
-    assert done.thought is None and done.num_other_ticks
-    assert "recorded" in done.tick.words and "now" in done.tick.words
+        assert done.thought is None and done.num_other_ticks
+        assert "recorded" in done.tick.words and "now" in done.tick.words
+        journal.about["robot"]["description"] = described
+        journal.about["interventions"] = [["made up"] for _ in journal.interventions]
+        assert replay(journal, policy).tick.words.startswith("the guard said made up, now")
 
 
 def test_a_last_bit_is_a_difference(tmp_path):
@@ -302,6 +306,19 @@ def test_what_is_written_waits_no_more(tmp_path):
     assert sum(recorder.num_lost.values()) == 0 and "nothing lost" in recorder.words
 
 
+def test_a_policy_of_other_chunks_is_refused(tmp_path):
+    record(tmp_path / "a.zip", PonderingPolicy(), robot=PlacedRobot())
+    policy = PonderingPolicy()
+    policy.chunk_shape = (8, 2)
+    with (
+        opened(tmp_path / "a.zip") as journal,
+        pytest.raises(
+            ValueError, match=r"with chunks \[8, 3\], this policy's are \[8, 2\]: name the"
+        ),
+    ):
+        replay(journal, policy)
+
+
 def test_what_an_own_policy_of_anchors_decided_is_replayed_without_it(policy, tmp_path):
     class Mine:
         def __init__(self):
@@ -338,6 +355,13 @@ def test_a_run_that_ends_in_an_error_is_recorded_up_to_it(tmp_path):
     with opened(tmp_path / "a.zip") as journal:
         done = replay(journal, PonderingPolicy())
         assert done.thought.words == f"recorded {journal.about['error']}, now an answer"
+        other = PonderingPolicy()
+        other.act = lambda observation, *, at: np.linalg.inv(np.zeros((2, 2)))
+        done = replay(journal, other)
+        assert (done.num_other, done.thought.number) == (4, 0)
+        assert done.thought.words == "recorded an answer, now LinAlgError: Singular matrix"
+        journal.named("act")[0]["error"] = "ValueError: another one"
+        assert replay(journal, other).thought.words.startswith("ValueError: another one, now LinAl")
 
 
 def test_where_the_disk_is_too_slow_the_loop_goes_on_and_the_loss_is_counted(tmp_path, monkeypatch):
