@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo fuzz-server openpi-episodes robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -163,6 +163,12 @@ fuzz-server: setup ## 100,000 mutated messages against a server of BUNDLE: nothi
 
 openpi-episodes: setup mesa ## openpi's own client drives the simulator through a server of BUNDLE
 	$(PY) -m tests.openpi_episodes $(call quoted,$(BUNDLE)) $(ARGS)
+
+test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's on what we write, in an environment of their own (750 MB)
+	$(PY) -m pytest tests/runtime/test_lerobot_writer.py tests/runtime/test_rerun.py $(ARGS)
+
+build/lerobot/bin/python: requirements/lerobot.txt | $(STAMP)
+	$(PY) -m tests.lerobot_reader --make
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

@@ -1,6 +1,7 @@
 """anchorvla VERB BUNDLE (= python -m runtime VERB BUNDLE)
 
     run    drive recorded episodes or the simulator at a fixed rate, and report
+    replay ask a policy again what it was asked in a recorded run, and compare to the bit
     check  does the bundle compute what its exporter measured?
     bench  time it on this machine
     show   what is in it, and when each part is recomputed
@@ -33,8 +34,10 @@ from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.loop import CHUNKS, LoopConfig, Step, run_episode
+from .control.recorder import Recorder
 from .control.server import command as serve_command
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
+from .pages import replay_command
 from .pages.benchmark import measure
 from .pages.imitation import Run
 from .pages.report import summarize, write_report
@@ -42,24 +45,27 @@ from .pages.show import describe, draw
 from .pages.svg import standalone
 from .plans import command as build_command
 from .policy import Policy, load
+from .recordings.journal import foreign, free_path
 from .recordings.read import read_recordings
 from .robots.description import Description, read_description
 from .robots.replay import ReplayedRobot
 from .robots.robot import Robot
 from .storage.files import DRAWING, PAGE, check_output, write_file
+from .storage.folders import check_folder
 
 TICKS_FOR_REPORT = 50
 LARGE_BYTES = 1e9
 """From here on, reading a bundle takes so long that it is said."""
 TITLE = "AnchorVLA4D run"
 EXAMPLES = {
-    "run": "--episodes recorded --report report.html",
-    "check": "--backend tensorrt",
-    "bench": "--ticks 200",
-    "show": "--svg graph.svg",
-    "serve": "--port 8000",
+    "run": "bundle --episodes recorded --report report.html",
+    "replay": "episode.zip bundle --report replay.html",
+    "check": "bundle --backend tensorrt",
+    "bench": "bundle --ticks 200",
+    "show": "bundle --svg graph.svg",
+    "serve": "bundle --port 8000",
 }
-"""What follows verb and bundle in the line that `--help` ends with."""
+"""What follows the verb in the line that `--help` ends with."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,6 +122,10 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("--title is the heading of a page: give --report too")
     if options.num_episodes is not None and not options.tasks:
         raise ValueError("--num-episodes counts episodes of simulator tasks: give --tasks too")
+    if options.record is not None:
+        check_folder(options.record, foreign)
+    elif options.every_step:
+        raise ValueError("--every-step says what is recorded: give --record too")
     limits = None if options.limits is None else read_description(options.limits)
     with _loaded(options) as policy:
         return _drive(options, config, policy, limits)
@@ -127,7 +137,7 @@ def _drive(
     runs: list[Run] = []
     delay: Delay | None = None
     for name, robot in _robots(options, policy.chunk_shape[1]):
-        with contextlib.closing(robot):
+        with contextlib.closing(robot), _recorder(options, name) as recorder:
             trace = run_episode(
                 policy,
                 robot,
@@ -138,6 +148,7 @@ def _drive(
                 on_step=_narrate(name),
                 limits=limits,
                 flight=options.flight,
+                recorder=recorder,
             )
         run = Run(name=name, trace=trace)
         if isinstance(robot, ReplayedRobot):
@@ -151,6 +162,8 @@ def _drive(
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
         for kind, count in trace.interventions.items():
             print(f"  guard: {kind}, {count} times")
+        if recorder is not None:
+            print(f"  recorded: {recorder.path}, {recorder.words}")
     numbers = summarize(policy.graph, [run.trace for run in runs])
     if options.report is not None:
         lines = Progress(sys.stderr)
@@ -251,6 +264,10 @@ def _serve(options: argparse.Namespace) -> int:
     return serve_command.main_serve(options, lambda: _loaded(options))
 
 
+def _replay(options: argparse.Namespace) -> int:
+    return replay_command.main_replay(options, lambda: _loaded(options))
+
+
 def _robots(options: argparse.Namespace, num_actions: int) -> Iterator[tuple[str, Robot]]:
     if not options.episodes and not options.tasks:
         raise RecordingError(
@@ -265,6 +282,14 @@ def _robots(options: argparse.Namespace, num_actions: int) -> Iterator[tuple[str
         for number in range(options.num_episodes or 1):
             seed = options.seed + number
             yield f"{task} live, seed {seed}", MetaWorldRobot(task=task, seed=seed)
+
+
+def _recorder(
+    options: argparse.Namespace, name: str
+) -> contextlib.AbstractContextManager[Recorder | None]:
+    if options.record is None:
+        return contextlib.nullcontext()
+    return Recorder(free_path(options.record, name), every_step=options.every_step)
 
 
 def _narrate(name: str) -> Callable[[Step], None]:
@@ -297,20 +322,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="anchorvla", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("bundle", type=Path, metavar="BUNDLE")
-    common.add_argument("--embodiment", help="key of the statistics, where there are several")
-    common.add_argument(
+    loading = argparse.ArgumentParser(add_help=False)
+    loading.add_argument("--embodiment", help="key of the statistics, where there are several")
+    loading.add_argument(
         "--accept-failed-gates",
         action="store_true",
         help="run a bundle too whose export was forced",
     )
-    common.add_argument(
+    loading.add_argument(
         "--backend",
         choices=list(BACKENDS),
         default="onnxruntime",
         help="what computes (default onnxruntime; tensorrt needs anchorvla build once)",
     )
+    common = argparse.ArgumentParser(add_help=False, parents=[loading])
+    common.add_argument("bundle", type=Path, metavar="BUNDLE")
 
     run = verbs.add_parser("run", parents=[common], help="drive episodes and report")
     run.add_argument(
@@ -347,10 +373,19 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("flight"),
         help="folder for the last ticks before the guard stops a robot (default flight)",
     )
+    run.add_argument("--record", type=Path, help="folder for a journal of each episode, to replay")
+    run.add_argument(
+        "--every-step",
+        action="store_true",
+        help="look at the robot at every step for it, and not only to think: what a dataset needs",
+    )
     run.add_argument("--report", type=Path, help="write an HTML page here")
     run.add_argument("--title", help=f"heading of the page (default {TITLE!r})")
     run.set_defaults(verb=_run)
 
+    verb = verbs.add_parser("replay", parents=[loading], help="compare with a recorded run")
+    replay_command.add_arguments(verb)
+    verb.set_defaults(verb=_replay)
     verb = verbs.add_parser("check", parents=[common], help="compare with the golden data")
     verb.set_defaults(verb=_check)
     bench = verbs.add_parser("bench", parents=[common], help="time it here")
@@ -372,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=doctor.main_doctor)
     for name, verb in verbs.choices.items():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        verb.epilog = f"example: anchorvla {name} bundle {EXAMPLES.get(name, '')}"
+        verb.epilog = f"example: anchorvla {name} {EXAMPLES.get(name, 'bundle')}"
     return parser
 
 

@@ -39,7 +39,7 @@ HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av
 COMMANDS = {
     "runtime": (
         runtime.__main__.main,
-        ["run", "check", "bench", "show", "serve", "build", "doctor"],
+        ["run", "replay", "check", "bench", "show", "serve", "build", "doctor"],
     ),
     "models": (models.__main__.main, list(models.__main__.VERBS)),
     "models.demo": (models.demo.__main__.main, list(models.demo.__main__.VERBS)),
@@ -96,6 +96,9 @@ SLUG = export.evidence.bench._slug(processor_name())
 MINE = "somebody's own"
 IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
+    "runtime run, its journals": ("run BUNDLE --episodes E.npz --record OUT/a", "a/notes.txt"),
+    "runtime replay": ("replay E.zip BUNDLE --report OUT/a.html", "a.html"),
+    "runtime replay, its rerun": ("replay E.zip BUNDLE --rerun OUT/a.rrd", "a.rrd"),
     "runtime show": ("show BUNDLE --svg OUT/a.svg", "a.svg"),
     "models init": ("init demo --out OUT/a", "a/notes.txt"),
     "models init over a file": ("init demo --out OUT/a", "a"),
@@ -113,6 +116,7 @@ IN_THE_WAY = {
         "sensitivity --checkpoint C --board agx-orin-64gb --budget-ms 9 --out OUT", "layers.svg",
     ),
     "quant convert": ("convert DATASET --out OUT/d", "d/episode_000000.npz"),
+    "quant convert, to a dataset": ("convert E.npz --to lerobot --out OUT/d", "d/notes.txt"),
     "export build": ("build float32 --checkpoint C --out OUT/b", "b/notes.txt"),
     "export build, its page": ("build float32 --checkpoint C --out OUT/b", "b-report.html"),
     "export build, another's work": (

@@ -27,7 +27,7 @@ HTTP_CLIENTS = {"httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "ai
 
 # What a robot has: requirements/robot*.txt, and the simulator extra where it is wanted.
 RUNTIME_IMPORTS = {"msgspec", "numpy", "PIL", "tokenizers", "onnxruntime", "metaworld", "mujoco"}
-DATASET_IMPORTS = {"av", "pyarrow"}
+DATASET_IMPORTS = {"av", "pyarrow", "rerun"}
 """On a workstation: a robot replays recordings, and the runtime must load without them too."""
 GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda", "cuda"}
 """On a robot, and only there: the runtime must load without them."""

@@ -17,6 +17,7 @@ MAY_WRITE = {
     "runtime/plans/compiler.py": "into what `beside` gives; /proc",
     "runtime/plans/record.py": "into what `beside` gives",
     "runtime/recordings/recording.py": "into what `replacing` gives",
+    "runtime/recordings/lerobot_writer.py": "into the folder that `temporary` gives",
     "export/build.py": "into the folder that `temporary` gives; its own page, seen to be one",
     "export/twin.py": "into the folder that `temporary` gives",
     "export/engines/engine.py": "into the folder that `temporary` gives",

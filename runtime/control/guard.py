@@ -84,8 +84,11 @@ class Guard:
         """
         if description is None:
             description = getattr(robot, "description", None)
+        self.description = description
         self.interventions: Counter[str] = Counter()
         """By kind, of this episode."""
+        self.seen: Observation | None = None
+        """The last observation that was looked at."""
         self._robot, self._flight = robot, flight
         self._num_actions = robot.limits.num_actions
         self._limiter: Limiter | None = None
@@ -139,7 +142,7 @@ class Guard:
 
     def observe(self, now: float) -> Observation:
         """The robot's newest observation, looked at."""
-        seen = self._robot.observe()
+        self.seen = seen = self._robot.observe()
         self._stamps = seen.at
         if self._watch is not None:
             self._problems = self._watch.look(seen, now)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +34,7 @@ from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
 from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
 from .guard import Guard
+from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
     Event,
@@ -180,6 +181,7 @@ def run_episode(
     on_step: Callable[[Step], None] = lambda step: None,
     limits: Description | None = None,
     flight: Path | None = None,
+    recorder: Recorder | None = None,
 ) -> Trace:
     """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
 
@@ -200,6 +202,8 @@ def run_episode(
         on_step: called after every action, inside the loop: what it does takes its time.
         limits: what the robot may do; its own attribute `description`, if it has one, by default.
         flight: folder for the last ticks, written if the guard stops the robot.
+        recorder: writes everything down for `anchorvla replay`. A `thinker` of yours has to think
+            with `recorder.watch(policy)`.
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
@@ -209,10 +213,11 @@ def run_episode(
         ObservationError: it shows something the policy cannot take.
         Exception: what else a thought raised.
     """
-    clock = clock or MonotonicClock()
+    clock, notes = clock or MonotonicClock(), recorder or Unrecorded()
+    watched = notes.watch(policy)
     if thinker is None:
         is_inline = config.chunks == "sync"
-        thinker = (InlineThinker if is_inline else ThreadThinker)(policy, clock)
+        thinker = (InlineThinker if is_inline else ThreadThinker)(watched, clock)
     with contextlib.closing(thinker):
         executor = ChunkExecutor(policy.chunk_shape, execute=config.execute)
         wanted = from_source(policy.inputs, "robot")
@@ -223,11 +228,14 @@ def run_episode(
             films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
             trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films, delay=delay)
             told = _told(policy, robot, first) | dict(given or {})
-            loop = _Loop(thinker, executor, robot, guard, clock, trace, tuple(wanted))
+            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, tuple(wanted))
             is_first = isinstance(anchor_policy, (First, Manual, type(None)))
             loop.choose(policy, config, told, reanchors=not is_first)
+            notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
             loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
-            guard.begin(first, clock())
+            armed_s = clock()
+            guard.begin(first, armed_s)
+            notes.arm(armed_s)
             with _no_collection():
                 _drive(loop, config, on_step)
         finally:
@@ -235,6 +243,7 @@ def run_episode(
     _film(trace, robot.observe())
     trace.success = robot.success
     trace.interventions = dict(guard.interventions)
+    notes.result(success=trace.success)
     return trace
 
 
@@ -256,6 +265,7 @@ class _Loop:
     guard: Guard
     clock: Clock
     trace: Trace
+    notes: Recorder | Unrecorded
     wanted: Sequence[str]
     leftovers: Sequence[str] = ()
     """Inputs that are told what is left of the last chunk, if they shall be."""
@@ -303,14 +313,17 @@ class _Loop:
         fresh = self.poll(self.thinker.poll)
         if self.num_resets != (num_resets := self.thinker.num_resets):
             self.executor.reset()
+            self.notes.reset()
             self.num_resets = num_resets
         if self.executor.wants(step):
             looked_at = self.clock()
             seen = self.guard.observe(looked_at)
+            self.notes.look(seen, looked_at)
             _film(self.trace, seen)
             if not self.guard.may_think(looked_at):
                 return fresh
             question = self.executor.ask(step)
+            self.notes.ask(question.number)
             values = {name: seen.values[name] for name in self.wanted}
             values |= {name: question.leftover(self.executor.horizon) for name in self.leftovers}
             self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
@@ -353,11 +366,18 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
             return
         # A robot that waits for its answers moves by actions. One that does not moves by the clock.
         step += 1 if waits else 1 + dropped
+        began_s = loop.clock()
         fresh = loop.think(step)
+        loop.notes.glance(robot.observe)
         action_A = executor.action(step)
         trace.num_overtaken, trace.num_stale = executor.num_overtaken, executor.num_stale
         now = loop.clock()
         verdict = guard.act(action_A, now=now, num_dropped=dropped)
+        loop.notes.tick(
+            step=step, began_s=began_s, late_s=late_s, dropped=dropped, acted_s=now,
+            age_s=now - loop.looked_at, fresh=fresh, due=action_A, command=verdict.sent,
+            said=verdict.interventions, seen=guard.seen,
+        )  # fmt: skip
         if verdict.sent is None:
             trace.num_held += bool(trace.steps)
             trace.num_waited += not trace.steps

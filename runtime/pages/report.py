@@ -132,7 +132,7 @@ def draw_page(
     """The page as text; see `write_report`."""
     graph, manifest = policy.graph, policy.bundle.manifest
     numbers = summarize(graph, [run.trace for run in runs])
-    units, scale = _actions(policy)
+    units, scale = action_scales(policy)
     errors = error_table(runs, units)
     parts = [
         sentence(_provenance(policy)),
@@ -244,7 +244,7 @@ def _saved(numbers: Summary, timings: Mapping[str, Timing]) -> str:
     )
 
 
-def _actions(policy: Policy) -> tuple[Sequence[str], Sequence[float]]:
+def action_scales(policy: Policy) -> tuple[Sequence[str], Sequence[float]]:
     """Per action dimension: its unit, and what one unit of the policy is in it."""
     target, width = policy.graph.target, policy.chunk_shape[1]
     units, scale = policy.outputs[target].units or ("",) * width, [1.0] * width

@@ -6,6 +6,8 @@ N = picture, H, W = image height and width.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,7 @@ def decode_pictures(png: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.uint
         )
     data = png.tobytes()
     frames = [
-        _decode_png(data[start:end], index)
+        decode_png(data[start:end], index)
         for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
     ]
     shapes = {frame.shape for frame in frames}
@@ -57,13 +59,37 @@ def decode_pictures(png: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.uint
     return np.stack(frames)
 
 
+def encode_png_quickly(image: NDArray[np.uint8]) -> bytes:
+    """An RGB picture [H, W, 3] as PNG (ISO 15948), some ten times faster than the smallest one.
+
+    numpy and zlib let other threads run meanwhile, which Pillow does not: a control loop goes on.
+    """
+    height, width, _ = image.shape
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 2  # filter "up": each row less the one above it
+    flat = image.reshape(height, 3 * width)
+    rows[:1, 1:] = flat[:1]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
 def _encode_png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _decode_png(data: bytes, index: int) -> NDArray[np.uint8]:
+def decode_png(data: bytes, index: int) -> NDArray[np.uint8]:
+    """A picture [H, W, 3].
+
+    Raises:
+        RecordingError: it is damaged; says its number, `index`.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.asarray(image.convert("RGB"))

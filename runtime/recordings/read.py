@@ -1,4 +1,4 @@
-"""Recorded episodes to replay, wherever they are: .npz files, folders of them, LeRobot datasets.
+"""Recorded episodes to replay: recordings, journals of runs, folders of them, LeRobot datasets.
 
 The trade-off: an episode is in memory as a whole while it is replayed, and no other one is.
 """
@@ -6,10 +6,13 @@ The trade-off: an episode is in memory as a whole while it is replayed, and no o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ..errors import RecordingError
+from .journal import SUFFIX, Journal
 from .lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
+from .read_journal import recording_of
 from .recording import Recording, load_recording
 
 
@@ -19,7 +22,7 @@ def read_recordings(
     """Name and recording of every episode, in the order of `paths` and of names or indices.
 
     Args:
-        paths: of .npz recordings, folders of them, or LeRobot datasets.
+        paths: of .npz recordings, .zip journals, folders of them, or LeRobot datasets.
         camera: key of the camera in a LeRobot dataset that has several.
         max_frames: of a LeRobot episode, more are not decoded.
 
@@ -32,11 +35,13 @@ def read_recordings(
         if is_lerobot(path):
             sources += read_lerobot(path, camera)
             continue
-        found = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        found = [path]
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix in (".npz", SUFFIX))
         if not found:
             raise RecordingError(
-                f"{path}: nothing to run, neither recordings (*.npz) nor a LeRobot dataset "
-                f"({INFO}); check the path"
+                f"{path}: nothing to run, neither recordings (*.npz, *{SUFFIX}) nor a LeRobot "
+                f"dataset ({INFO}); check the path"
             )
         sources += found
     if camera is not None and not any(isinstance(source, LeRobotEpisode) for source in sources):
@@ -50,4 +55,7 @@ def read_recordings(
 def _open(source: Path | LeRobotEpisode, max_frames: int | None) -> tuple[str, Recording]:
     if isinstance(source, LeRobotEpisode):
         return source.name, source.recording(max_frames)
+    if source.suffix == SUFFIX:
+        with closing(Journal(source)) as journal:
+            return source.stem, recording_of(journal)
     return source.stem, load_recording(source)

@@ -696,7 +696,7 @@ def test_the_error_about_cameras_names_the_flag(dataset, tmp_path):
 
 def test_what_is_no_source_of_recordings_is_refused(tmp_path):
     with pytest.raises(
-        RecordingError, match=r"neither recordings \(\*.npz\) nor a LeRobot dataset"
+        RecordingError, match=r"neither recordings \(\*.npz, \*.zip\) nor a LeRobot dataset"
     ):
         read_recordings([tmp_path])
     with pytest.raises(RecordingError, match="gone.npz: no such file"):
