@@ -34,9 +34,12 @@ from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.loop import CHUNKS, LoopConfig, Step, run_episode
 from .control.server import command as serve_command
+from .control.sight import EpisodeScene
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages.benchmark import measure
 from .pages.imitation import Run
+from .pages.live import command as live
+from .pages.live.page import LivePage
 from .pages.report import summarize, write_report
 from .pages.show import describe, draw
 from .pages.svg import standalone
@@ -117,17 +120,21 @@ def _run(options: argparse.Namespace) -> int:
     if options.num_episodes is not None and not options.tasks:
         raise ValueError("--num-episodes counts episodes of simulator tasks: give --tasks too")
     limits = None if options.limits is None else read_description(options.limits)
-    with _loaded(options) as policy:
-        return _drive(options, config, policy, limits)
+    with _loaded(options) as policy, live.watched(options, policy.graph) as scene:
+        return _drive(options, config, policy, limits, scene)
 
 
 def _drive(
-    options: argparse.Namespace, config: LoopConfig, policy: Policy, limits: Description | None
+    options: argparse.Namespace,
+    config: LoopConfig,
+    policy: Policy,
+    limits: Description | None,
+    scene: EpisodeScene,
 ) -> int:
     runs: list[Run] = []
     delay: Delay | None = None
     for name, robot in _robots(options, policy.chunk_shape[1]):
-        with contextlib.closing(robot):
+        with contextlib.closing(robot), live.on_screen(options, scene):
             trace = run_episode(
                 policy,
                 robot,
@@ -135,7 +142,8 @@ def _drive(
                 seed=options.seed,
                 anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
                 delay=delay,
-                on_step=_narrate(name),
+                on_step=(lambda step: None) if options.live else _narrate(name),
+                watch=scene.begin(name, robot.limits.names),
                 limits=limits,
                 flight=options.flight,
             )
@@ -248,7 +256,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return serve_command.main_serve(options, lambda: _loaded(options))
+    return serve_command.main_serve(options, lambda: _loaded(options), LivePage())
 
 
 def _robots(options: argparse.Namespace, num_actions: int) -> Iterator[tuple[str, Robot]]:
@@ -347,6 +355,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("flight"),
         help="folder for the last ticks before the guard stops a robot (default flight)",
     )
+    live.add_arguments(run)
     run.add_argument("--report", type=Path, help="write an HTML page here")
     run.add_argument("--title", help=f"heading of the page (default {TITLE!r})")
     run.set_defaults(verb=_run)
