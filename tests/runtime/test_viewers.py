@@ -3,17 +3,24 @@
 import contextlib
 import json
 import re
+import shutil
+import ssl
+import subprocess
 import threading
 import urllib.request
 
+import numpy as np
 import pytest
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from runtime.control.server import viewers
 from runtime.control.server.connections import MAX_VIEWERS
 from runtime.control.server.lease import Lease, LeaseError, StopError
+from runtime.control.server.server import ServeConfig
 from runtime.pages.live.page import LivePage
+from tests.runtime.stand_ins import strangers
 from tests.runtime.stand_ins.served import (
     MAX_WAIT_S,
     FakeClock,
@@ -328,6 +335,58 @@ def test_a_policy_that_still_loads_is_shown_as_such(show):
         with page(server) as socket:
             assert drawing(socket)["drawing"]["figures"] == {"state": "loading"}
     go.set()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """For 127.0.0.1, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", "/CN=robot", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+def test_with_a_certificate_it_speaks_tls_and_nothing_else(certificate, show, monkeypatch):
+    cert, key = certificate
+    with serving(show=show, cert=cert, cert_key=key, key=KEY) as server:
+        assert server.address == f"wss://127.0.0.1:{server.port}"
+        assert server.page == f"https://127.0.0.1:{server.port}/view"
+        with strangers.connected(server.port, handshake=False) as plain:
+            plain.sendall(strangers.HANDSHAKE)
+            assert not plain.recv(4096).startswith(b"HTTP")
+        with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
+            WebsocketClientPolicy("wss://127.0.0.1", server.port, api_key=KEY)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        one = WebsocketClientPolicy("wss://127.0.0.1", server.port, api_key=KEY)
+        np.testing.assert_array_equal(one.infer(observation(5))["actions"][0], [0, 5, 5])
+        leave(one)
+
+
+def test_a_certificate_and_its_key_are_looked_at_before_anything_is_loaded(certificate, tmp_path):
+    cert, key = certificate
+    with pytest.raises(ValueError, match="belong together: give both"):
+        ServeConfig(cert=cert)
+    swapped = "are no certificate and its private key in PEM"
+    with pytest.raises(ValueError, match=swapped), serving(cert=key, cert_key=cert):
+        pass
+    missing = tmp_path / "none.pem"
+    with pytest.raises(FileNotFoundError, match="none.pem"), serving(cert=cert, cert_key=missing):
+        pass
+    locked = tmp_path / "locked.pem"
+    subprocess.run(
+        ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    password = "without a password"
+    with pytest.raises(ValueError, match=password), serving(cert=cert, cert_key=locked):
+        pass
 
 
 def test_the_lease_is_nobody_s_after_a_stop_and_the_driver_s_end_changes_nothing(server):

@@ -43,6 +43,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         type=Path,
         help="clients show the key in this file; needed where other machines can connect",
     )
+    say("--cert", type=Path, help="PEM certificate of this server: it speaks TLS then")
+    say("--cert-key", type=Path, help="PEM file with that certificate's private key")
     say(
         "--heartbeat-s",
         type=float,

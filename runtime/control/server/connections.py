@@ -11,9 +11,11 @@ import contextlib
 import hmac
 import itertools
 import logging
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
@@ -150,6 +152,28 @@ class Doors:
 def address(scheme: str, host: str, port: int) -> str:
     """As it is typed into a browser."""
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def secured(cert: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 or newer, with that certificate.
+
+    Raises:
+        ValueError: the two files are no certificate and its key.
+        OSError: they cannot be read.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for file in (cert, key):
+        file.open("rb").close()  # whose absence the library tells without its name
+    try:
+        # No password: asking for one would make a service wait for somebody at a terminal.
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"{cert} and {key} are no certificate and its private key in PEM, without a password "
+            f"({error.reason or error}); make a pair with openssl req -x509"
+        ) from None
+    return context
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -26,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ...cli.command import one_line
 from ...errors import ObservationError
-from .connections import VIEW, Connection, Doors, address, listening, quiet
+from .connections import VIEW, Connection, Doors, address, listening, quiet, secured
 from .contract import Contract, Request, question, take_id
 from .lease import Lease, LeaseError, StopError
 from .scene import ServedScene
@@ -77,6 +78,12 @@ class ServeConfig:
     key: str | None = None
     """What clients have to show; needed at any address but this machine's own."""
 
+    cert: Path | None = None
+    """PEM file with the certificate by which clients know this server; with it, it speaks TLS."""
+
+    cert_key: Path | None = None
+    """PEM file with its private key."""
+
     heartbeat_s: float = 5.0
     """Between pings. A client that leaves one unanswered for so long is dead."""
 
@@ -102,6 +109,8 @@ class ServeConfig:
             )
         if self.max_clients < 1:
             raise ValueError(f"max_clients must be at least 1, got {self.max_clients}")
+        if (self.cert is None) != (self.cert_key is None):
+            raise ValueError("a certificate and its private key belong together: give both")
         if self.key is None and not is_loopback(self.host):
             raise ValueError(
                 f"{self.host or 'every address'} is reached from other machines, so clients need a "
@@ -209,21 +218,26 @@ class PolicyServer:
     @property
     def address(self) -> str:
         """For clients."""
-        return address("ws", self.config.host, self.port)
+        return address("ws" if self.config.cert is None else "wss", self.config.host, self.port)
 
     @property
     def page(self) -> str:
         """For browsers; with the key of this process, if nobody chose one. Such a one is secret."""
+        scheme = "http" if self.config.cert is None else "https"
         key = "" if self.viewers is None or self.config.key else f"#{self.viewers.key}"
-        return f"{address('http', self.config.host, self.port)}{VIEW}{key}"
+        return f"{address(scheme, self.config.host, self.port)}{VIEW}{key}"
 
     async def _listen(self) -> Server:
         config = self.config
+        security = None
+        if config.cert is not None and config.cert_key is not None:
+            security = secured(config.cert, config.cert_key)
         with listening(config.host, config.port):
             listener: Server = await serve(
                 self._handle,
                 config.host,
                 config.port,
+                ssl=security,
                 create_connection=functools.partial(Connection, doors=self.doors),  # type: ignore[arg-type]
                 compression=None,
                 process_request=self.doors.judge,
