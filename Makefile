@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -133,6 +133,9 @@ success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor
 
 mesa: ## install the simulator's software renderer, where that is possible
 	@sh requirements/mesa.sh
+
+chromium: ## install the headless browser in which the live page is tested, where that is possible
+	@sh requirements/chromium.sh
 
 train-demo: setup mesa $(DATA) ## train the demo policy into build/demo-trained (40 minutes on 2 cores)
 	$(PY) -m models.demo train $(ARGS)

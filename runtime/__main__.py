@@ -36,10 +36,13 @@ from .control.delay import Delay
 from .control.loop import CHUNKS, LoopConfig, Step, run_episode
 from .control.recorder import Recorder
 from .control.server import command as serve_command
+from .control.sight import EpisodeScene
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages import replay_command
 from .pages.benchmark import measure
 from .pages.imitation import Run
+from .pages.live import command as live
+from .pages.live.page import LivePage
 from .pages.report import summarize, write_report
 from .pages.show import describe, draw
 from .pages.svg import standalone
@@ -127,17 +130,25 @@ def _run(options: argparse.Namespace) -> int:
     elif options.every_step:
         raise ValueError("--every-step says what is recorded: give --record too")
     limits = None if options.limits is None else read_description(options.limits)
-    with _loaded(options) as policy:
-        return _drive(options, config, policy, limits)
+    with _loaded(options) as policy, live.watched(options, policy.graph) as scene:
+        return _drive(options, config, policy, limits, scene)
 
 
 def _drive(
-    options: argparse.Namespace, config: LoopConfig, policy: Policy, limits: Description | None
+    options: argparse.Namespace,
+    config: LoopConfig,
+    policy: Policy,
+    limits: Description | None,
+    scene: EpisodeScene,
 ) -> int:
     runs: list[Run] = []
     delay: Delay | None = None
     for name, robot in _robots(options, policy.chunk_shape[1]):
-        with contextlib.closing(robot), _recorder(options, name) as recorder:
+        with (
+            contextlib.closing(robot),
+            live.on_screen(options, scene),
+            _recorder(options, name) as recorder,
+        ):
             trace = run_episode(
                 policy,
                 robot,
@@ -145,7 +156,8 @@ def _drive(
                 seed=options.seed,
                 anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
                 delay=delay,
-                on_step=_narrate(name),
+                on_step=(lambda step: None) if options.live else _narrate(name),
+                watch=scene.begin(name, robot.limits.names),
                 limits=limits,
                 flight=options.flight,
                 recorder=recorder,
@@ -261,7 +273,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return serve_command.main_serve(options, lambda: _loaded(options))
+    return serve_command.main_serve(options, lambda: _loaded(options), LivePage())
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -373,6 +385,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("flight"),
         help="folder for the last ticks before the guard stops a robot (default flight)",
     )
+    live.add_arguments(run)
     run.add_argument("--record", type=Path, help="folder for a journal of each episode, to replay")
     run.add_argument(
         "--every-step",

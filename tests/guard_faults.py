@@ -157,6 +157,8 @@ class Fault:
     from_start: bool = False
     is_stale: bool = False
     stalls_s: float = 0.0
+    is_told: bool = False
+    """Somebody presses stop."""
     raw: dict[str, Any] = field(default_factory=lambda: ARM)
 
 
@@ -259,6 +261,7 @@ FAULTS = [
     Fault("the arm is stuck for 1.7 s", sense=_stuck, ticks=34),
     Fault("the arm is stuck for good", sense=_stuck),
     Fault("the loop stalls for 1 s", stalls_s=1.0, ticks=1),
+    Fault("an operator presses stop", is_told=True),
     Fault("the robot clips by itself", sense=_set(clip=0.4), ticks=30),
     Fault("the arm starts outside its range", sense=_set(noise=1.5), from_start=True),
     Fault("the arm starts without knowing where", sense=_set(noise=np.nan), from_start=True),
@@ -302,6 +305,8 @@ def run(fault: Fault) -> Outcome:
         vars(world).update({} if is_on else healthy)
         if is_on:
             fault.sense(world)
+        if is_on and fault.is_told:
+            guard.stop("an operator pressed stop")
         asked = sweep(world.now) if fault.raw is ARM else steps(world.now)
         before = guard.interventions.copy()
         try:

@@ -275,7 +275,7 @@ def test_harmless_code_is_left_alone(snippet):
 MAY_COMMAND = {
     "runtime/control/guard.py": "judges what it sends",
     "runtime/robots/testing.py": "checks a robot of whoever calls it, and says that it moves",
-    "runtime/control/server/server.py": "sends to sockets",
+    "runtime/control/server/connections.py": "sends to sockets",
     "device_tests/serving/checks.py": "sends to sockets",
     "device_tests/serving/target.py": "sends to sockets",
 }

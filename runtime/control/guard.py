@@ -34,6 +34,7 @@ MOST_MISSES = 20
 """Ticks in a row without an action that was sent; then the watchdog holds."""
 WATCHDOG_S = 0.5
 """The same in time."""
+OPERATOR = "operator's stop"
 
 Action = NDArray[np.float32]
 
@@ -96,6 +97,7 @@ class Guard:
         self._is_timed = False
         self._max_spread = None if description is None else description.max_spread
         self._looks = False
+        self._told = ""
         name = "a robot without a description"
         if description is not None:
             self._check_number(description)
@@ -140,6 +142,11 @@ class Guard:
         self._watch.begin(first, now)
         self._felt = felt
 
+    def stop(self, why: str) -> None:
+        """Slow down and stop for good, from the next `act` on. Any thread may say so; nothing takes
+        it back, a new episode neither."""
+        self._told = why
+
     def observe(self, now: float) -> Observation:
         """The robot's newest observation, looked at."""
         self.seen = seen = self._robot.observe()
@@ -151,6 +158,9 @@ class Guard:
 
     def may_think(self, now: float) -> bool:
         """Whether a thought may start on the last observation; why not is counted."""
+        if self._told:
+            self.interventions[f"no thought: {OPERATOR}"] += 1
+            return False
         if self._watch is None:
             return True
         problems = self._problems | self._watch.too_old(now)
@@ -198,6 +208,9 @@ class Guard:
         if self._limiter is not None and self._is_timed:
             self._limiter.paused(num_dropped)
         kinds = self._faults(now)
+        if self._told:
+            kinds.add(OPERATOR)
+            self._stopping = self._stopping or self._told
         wanted_A, problem = self._judged(action, now, valid_until)
         if problem:
             kinds.add(problem)
@@ -298,9 +311,11 @@ class Guard:
                 where = f"; the last {len(self.record)} ticks are in {path}"
             except OutputError as error:
                 where = f"; the last ticks could not be written ({error})"
+        remedy = "see to the camera, the cable or the arm, and start a new episode"
+        if reason == self._told:
+            remedy = "run again once it may move"
         raise Stopped(
-            f"the guard stopped the robot: {reason}; it stands and holds: see to the camera, the "
-            f"cable or the arm, and start a new episode{where}",
+            f"the guard stopped the robot: {reason}; it stands and holds: {remedy}{where}",
             self.record,
             path,
         )

@@ -129,6 +129,11 @@ class Film:
         """By step, in order; at most `capacity` and the last one."""
         return self._kept | dict([self._last] if self._last else [])
 
+    @property
+    def last(self) -> NDArray[np.uint8] | None:
+        """The last one, if there is any."""
+        return self._last[1] if self._last else None
+
 
 @dataclass(slots=True)
 class Trace:
@@ -179,6 +184,7 @@ def run_episode(
     thinker: Thinker | None = None,
     delay: Delay | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    watch: Callable[[Trace, Callable[[str], None]], None] = lambda trace, stop: None,
     limits: Description | None = None,
     flight: Path | None = None,
     recorder: Recorder | None = None,
@@ -200,6 +206,8 @@ def run_episode(
             Once the robot moves, other threads may tell it what `Thinker` takes.
         delay: what thoughts take, where it was measured already: `Trace.delay`.
         on_step: called after every action, inside the loop: what it does takes its time.
+        watch: called before the robot moves, with the trace as it grows and `Guard.stop`. Other
+            threads may read the one and call the other.
         limits: what the robot may do; its own attribute `description`, if it has one, by default.
         flight: folder for the last ticks, written if the guard stops the robot.
         recorder: writes everything down for `anchorvla replay`. A `thinker` of yours has to think
@@ -228,6 +236,8 @@ def run_episode(
             films = {name: Film() for name, what in wanted.items() if what.kind == "image"}
             trace = Trace(robot.instruction, 1 / config.rate_hz, first, films=films, delay=delay)
             told = _told(policy, robot, first) | dict(given or {})
+            trace.interventions = guard.interventions
+            watch(trace, guard.stop)
             loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, tuple(wanted))
             is_first = isinstance(anchor_policy, (First, Manual, type(None)))
             loop.choose(policy, config, told, reanchors=not is_first)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-VOID = frozenset({"meta", "img", "br"})
+VOID = frozenset({"meta", "img", "br", "link", "input"})
 """Elements of HTML that have no content and no end tag."""
 
 

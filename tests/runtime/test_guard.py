@@ -73,6 +73,7 @@ EXPECTED = {
     "the arm is stuck for 1.7 s": ("not following", 1.6, ON),
     "the arm is stuck for good": ("not following", 1.6, STOPPED),
     "the loop stalls for 1 s": ("watchdog", 1.1, ON),
+    "an operator presses stop": ("operator's stop", 0, STOPPED),
     "the robot clips by itself": ("robot clips", 0, ON),
     "the arm starts outside its range": ("axis 'joint0' stands at 1.5 rad", 0, "not moved at all"),
     "the arm starts without knowing where": ("a state that is no number", 0, "not moved at all"),

@@ -27,6 +27,7 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .server import PolicyServer, ServeConfig
+    from .viewers import Show
 
 MIN_KEY = 16
 """Characters; shorter ones are guessed."""
@@ -42,6 +43,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         type=Path,
         help="clients show the key in this file; needed where other machines can connect",
     )
+    say("--cert", type=Path, help="PEM certificate of this server: it speaks TLS then")
+    say("--cert-key", type=Path, help="PEM file with that certificate's private key")
     say(
         "--heartbeat-s",
         type=float,
@@ -66,13 +69,16 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def main_serve(
-    options: argparse.Namespace, load: Callable[[], AbstractContextManager[Policy]]
+    options: argparse.Namespace,
+    load: Callable[[], AbstractContextManager[Policy]],
+    show: Show,
 ) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         options: of the command line.
         load: loads the bundle; called in the thread that will compute.
+        show: what the page for operators looks like.
 
     Raises:
         ValueError: an option is wrong, the address is taken, or websockets is not installed.
@@ -106,7 +112,7 @@ def main_serve(
             traceback.print_exception(error, file=sys.stderr)
         print(f"serve: a client was told of a failure: {one_line(error)}", file=sys.stderr)
 
-    served = server.PolicyServer(contract, own, config, complain=complain)
+    served = server.PolicyServer(contract, own, config, complain=complain, show=show)
     return asyncio.run(_until_told(served, config))
 
 
@@ -137,10 +143,9 @@ async def _until_told(served: PolicyServer, config: ServeConfig) -> int:
         gc.freeze()  # what the policy holds stays, and is never looked through in a tick
         sessions.append(session)
         steps, actions = session.policy.chunk_shape
-        host = f"[{config.host}]" if ":" in config.host else config.host
         print(
             f"serving {session.policy.bundle.manifest.policy}, chunks of {steps} x {actions}, on "
-            f"ws://{host}:{served.port} after {time.monotonic() - start:.1f} s",
+            f"{served.address} after {time.monotonic() - start:.1f} s; page {served.page}",
             flush=True,
         )
 
@@ -148,10 +153,11 @@ async def _until_told(served: PolicyServer, config: ServeConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     has_ended = await served.run(stop, on_ready)
     counts = ", ".join(f"{count} {kind}" for kind, count in served.refused.items() if count)
+    stops = f"; stopped by operators: {n} times" if (n := served.lease.num_stops) else ""
     for session in sessions:
         print(
             f"stopped after {session.num_episodes} episodes, {session.num_ticks} ticks; "
-            f"refused: {counts or 'nothing'}"
+            f"refused: {counts or 'nothing'}{stops}"
         )
     if has_ended:
         return 0

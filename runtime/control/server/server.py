@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
-import logging
-import sys
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -27,10 +27,12 @@ from websockets.exceptions import ConnectionClosed
 
 from ...cli.command import one_line
 from ...errors import ObservationError
-from .connections import Connection, Doors
+from .connections import VIEW, Connection, Doors, address, listening, quiet, secured
 from .contract import Contract, Request, question, take_id
-from .lease import Lease, LeaseError
+from .lease import Lease, LeaseError, StopError
+from .scene import ServedScene
 from .session import Session
+from .viewers import Show, Viewers
 from .wire import WireError, pack, unpack
 from .worker import Worker
 
@@ -38,6 +40,10 @@ MAX_WORDS = 500
 """Characters of a refusal: it may quote what a client sent."""
 INTERNAL_ERROR = 1011
 """A close code of RFC 6455."""
+STOPPED = 4001
+"""The same, free for any use: an operator stopped the robot that this client drove."""
+MAX_REASON = 120
+"""Bytes of what a close code is said with."""
 _UNREAD = 4 << 20
 
 
@@ -53,6 +59,7 @@ KINDS: dict[type[Exception], str] = {
     WireError: "malformed",
     ObservationError: "observation",
     LeaseError: "lease",
+    StopError: "stopped",
     UnreadyError: "unready",
 }
 """Why messages are refused, as the status counts them."""
@@ -70,6 +77,12 @@ class ServeConfig:
 
     key: str | None = None
     """What clients have to show; needed at any address but this machine's own."""
+
+    cert: Path | None = None
+    """PEM file with the certificate by which clients know this server; with it, it speaks TLS."""
+
+    cert_key: Path | None = None
+    """PEM file with its private key."""
 
     heartbeat_s: float = 5.0
     """Between pings. A client that leaves one unanswered for so long is dead."""
@@ -96,6 +109,8 @@ class ServeConfig:
             )
         if self.max_clients < 1:
             raise ValueError(f"max_clients must be at least 1, got {self.max_clients}")
+        if (self.cert is None) != (self.cert_key is None):
+            raise ValueError("a certificate and its private key belong together: give both")
         if self.key is None and not is_loopback(self.host):
             raise ValueError(
                 f"{self.host or 'every address'} is reached from other machines, so clients need a "
@@ -120,6 +135,7 @@ class PolicyServer:
         config: how it is served.
         clock: of the lease, and of what has taken too long.
         complain: told of our own failures.
+        show: of the page on which operators look on, and stop what drives; none by default.
     """
 
     def __init__(
@@ -130,21 +146,34 @@ class PolicyServer:
         *,
         clock: Callable[[], float] = time.monotonic,
         complain: Callable[[Exception], None] = lambda error: None,
+        show: Show | None = None,
     ) -> None:
         self.contract, self.config = contract, config
         self.worker: Worker[Session] = Worker(own, clock)
         self.lease = Lease(config.lease_s, clock)
-        self.doors = Doors(
-            config.max_clients, _UNREAD + contract.reply_bytes, config.key, self.why_unready
-        )
         self.refused = dict.fromkeys([*KINDS.values(), "failed"], 0)
         """Messages that were not answered as they wished, by kind."""
+        self.viewers: Viewers | None = None
+        if show is not None:
+            scene = ServedScene(self)
+            key = config.key or secrets.token_urlsafe(16)
+            self.viewers = Viewers(scene, show, key, config.heartbeat_s, complain)
+        self.doors = Doors(
+            config.max_clients,
+            _UNREAD + contract.reply_bytes,
+            config.key,
+            self.why_unready,
+            None if self.viewers is None else self.viewers.respond,
+        )
         self.port = config.port
         self._complain = complain
-        self._session: Session | None = None
+        self.session: Session | None = None
+        """Once the policy is warm."""
         self._metadata = b""
         self._ready = asyncio.Event()
         self._is_closing = False
+        self._halt = asyncio.Event()
+        self._busy, self._halted = set[int](), set[int]()
         self._is_late = False
         """The last observation was not answered in time."""
 
@@ -178,21 +207,38 @@ class PolicyServer:
             self._is_closing = True
             stopped.cancel()
             self.doors.close()
+            if self.viewers is not None:
+                await self.viewers.close("the server is closing")
             listener.close()
             await listener.wait_closed()
-        if self._session is None:
+        if self.session is None:
             return False  # it loads, for as long as that takes
         return await asyncio.to_thread(self.worker.stop, self.config.answer_s)
 
+    @property
+    def address(self) -> str:
+        """For clients."""
+        return address("ws" if self.config.cert is None else "wss", self.config.host, self.port)
+
+    @property
+    def page(self) -> str:
+        """For browsers; with the key of this process, if nobody chose one. Such a one is secret."""
+        scheme = "http" if self.config.cert is None else "https"
+        key = "" if self.viewers is None or self.config.key else f"#{self.viewers.key}"
+        return f"{address(scheme, self.config.host, self.port)}{VIEW}{key}"
+
     async def _listen(self) -> Server:
         config = self.config
-        try:
+        security = None
+        if config.cert is not None and config.cert_key is not None:
+            security = secured(config.cert, config.cert_key)
+        with listening(config.host, config.port):
             listener: Server = await serve(
                 self._handle,
                 config.host,
                 config.port,
+                ssl=security,
                 create_connection=functools.partial(Connection, doors=self.doors),  # type: ignore[arg-type]
-                origins=[None],  # a page in a browser has one, and is not let in
                 compression=None,
                 process_request=self.doors.judge,
                 open_timeout=config.heartbeat_s,
@@ -202,37 +248,56 @@ class PolicyServer:
                 max_size=self.contract.bounds.num_bytes,
                 max_queue=2,
                 server_header=None,
-                logger=_quiet(),
+                logger=quiet(),
             )
-            return listener
-        except OSError as error:
-            raise ValueError(
-                f"{config.host}:{config.port}: cannot be listened at ({error.strerror or error}); "
-                "choose another --host or --port"
-            ) from None
+        return listener
 
     def why_unready(self) -> str:
         """Why an observation would not be answered; empty if it would."""
         if self._is_closing:
             return "closing"
-        if self._session is None:
+        if self.lease.why_stopped:
+            return self.lease.why_stopped
+        if self.session is None:
             return "loading"
         busy_s = self.worker.busy_s
         if busy_s > self.config.answer_s or (busy_s and self._is_late):
             return f"the policy has not answered for {busy_s:.1f} s"
         return ""
 
+    def stop(self, why: str) -> None:
+        """Whoever drives is told so at once, and nobody drives until `release`."""
+        driver = self.lease.stop(why)
+        self._halt.set()
+        if driver is None:
+            return
+        self._halted.add(driver)
+        for connection in self.doors.inside:
+            if connection.number == driver and driver not in self._busy:
+                asyncio.ensure_future(self._end_halted(connection))
+
+    def release(self, number: int) -> bool:
+        """Take the stop of that number back; False if it is not the present one."""
+        newest = max((connection.number for connection in self.doors.inside), default=-1)
+        is_released = self.lease.release(number, newest + 1)
+        if is_released:
+            self._halt.clear()
+        return is_released
+
     def _open(self, session: Session) -> None:
         config, policy = self.config, session.policy
         described = self.contract.describe(policy.bundle.manifest, policy.embodiment)
         described |= {"server": "anchorvla", "heartbeat_s": config.heartbeat_s}
         described |= {"answer_s": config.answer_s, "lease_s": config.lease_s}
-        self._metadata, self._session = pack(described), session
+        self._metadata, self.session = pack(described), session
         self._ready.set()
 
     async def _handle(self, connection: ServerConnection) -> None:
         """One client, from its handshake until it leaves."""
         assert isinstance(connection, Connection)
+        if connection.is_viewer and self.viewers is not None:
+            await self.viewers.serve(connection)
+            return
         waiting = {asyncio.ensure_future(w) for w in (self._ready.wait(), connection.wait_closed())}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
@@ -244,11 +309,14 @@ class PolicyServer:
             pass
         finally:
             self.lease.drop(connection.number)
+            self._halted.discard(connection.number)
+            self._busy.discard(connection.number)
 
     async def _converse(self, connection: Connection) -> None:
         last_id, previous_s = -1, None
         async for data in connection:
             start, number, is_ours = time.monotonic(), None, False
+            self._busy.add(connection.number)
             try:
                 message = self._unpacked(data)
                 number = take_id(message)
@@ -270,6 +338,10 @@ class PolicyServer:
             if is_ours:
                 await connection.close(INTERNAL_ERROR, "internal error, told in the text before")
                 return
+            self._busy.discard(connection.number)
+            if connection.number in self._halted:
+                await self._end_halted(connection)
+                return
             previous_s = time.monotonic() - start
 
     def _unpacked(self, data: str | bytes) -> dict[str, Any]:
@@ -281,7 +353,7 @@ class PolicyServer:
         if question(message):
             return self._status(client)
         request = self.contract.request(message)
-        if why := self.why_unready():
+        if (why := self.why_unready()) and not self.lease.why_stopped:
             raise UnreadyError(f"{why}: nothing is answered now; /readyz tells when it is")
         lease = self.lease.use(client)
         try:
@@ -290,13 +362,23 @@ class PolicyServer:
             self.lease.answered(client)
 
     async def _act(self, request: Request, lease: int) -> dict[str, Any]:
-        """Raises: SilentError: the policy took too long, and may still compute."""
+        """Raises:
+        SilentError: the policy took too long, and may still compute.
+        StopError: an operator has stopped it meanwhile.
+        """
         job = self.worker.submit(lambda session: session.act(request, lease))
         future: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(job)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        done, _ = await asyncio.wait({future}, timeout=self.config.answer_s)
-        self._is_late = not done
-        if not done:
+        halt = asyncio.ensure_future(self._halt.wait())
+        either: set[asyncio.Future[Any]] = {future, halt}
+        await asyncio.wait(
+            either, timeout=self.config.answer_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        halt.cancel()
+        if self.lease.why_stopped:
+            raise StopError(f"{self.lease.why_stopped}: the robot has to stand")
+        self._is_late = not future.done()
+        if self._is_late:
             raise SilentError(f"no answer within {self.config.answer_s:g} s")
         return future.result()
 
@@ -304,9 +386,18 @@ class PolicyServer:
         lease, why = self.lease, self.why_unready()
         silent_s = None if lease.holder is None else lease.clock() - lease.used_at
         driver = {"you_drive": client == lease.holder, "silent_s": silent_s, "leases": lease.count}
-        status = {"ready": not why, "why_unready": why, "clients": len(self.doors.inside)}
-        assert self._session is not None  # a client hears nothing before
-        return {**status, **driver, "refused": dict(self.refused), **self._session.status()}
+        status = {
+            "ready": not why,
+            "why_unready": why,
+            "clients": self.doors.num_inside(viewers=False),
+        }
+        stop = {"stopped": lease.why_stopped, "stops": lease.num_stops}
+        if self.viewers is not None:
+            stop |= {"viewers": len(self.viewers.pages)}
+            stop |= {"drawings_dropped": self.viewers.num_dropped}
+        assert self.session is not None  # a client hears nothing before
+        told = {**status, **driver, **stop, "refused": dict(self.refused)}
+        return told | self.session.status()
 
     def _refusal(self, error: Exception) -> tuple[str, bool]:
         """What to say to a client, and whether the failure is ours."""
@@ -320,19 +411,10 @@ class PolicyServer:
             return one_line(error), True
         return "the policy failed, and this tick was undone; the server's own output says how", True
 
+    async def _end_halted(self, connection: Connection) -> None:
+        words = (self.lease.why_stopped or "an operator pressed stop").encode()
+        await connection.close(STOPPED, words[:MAX_REASON].decode("ascii", "ignore"))
+
     async def _send(self, connection: Connection, data: str | bytes) -> None:
         """Raises: ConnectionClosed: the client is gone, or reads too slowly."""
-        sending = asyncio.ensure_future(connection.send(data))
-        done, _ = await asyncio.wait({sending}, timeout=self.config.answer_s)
-        if not done:
-            connection.abort()
-        await sending
-
-
-def _quiet() -> logging.Logger:
-    """What strangers do to a connection is no news, and no traceback."""
-    logger = logging.getLogger("anchorvla.serve")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = "--debug" in sys.argv
-    return logger
+        await connection.deliver(data, self.config.answer_s)

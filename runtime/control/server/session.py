@@ -8,8 +8,12 @@ in the same episode: what depends on it is recomputed, and the anchor stays.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 from ...anchor import AnchorPolicy
 from ...declarations import Source, from_source
@@ -17,6 +21,22 @@ from ...episode import FROM_OPERATOR, Episode
 from ...errors import ObservationError
 from ...policy import Policy
 from .contract import Request
+
+NUM_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What was answered, for those who look on."""
+
+    at: float
+    """On `time.monotonic`, when it was asked."""
+    infer_s: float
+    actions_TA: NDArray[Any]
+    step_s: float | None
+    """Seconds from one action to the next, where that is known."""
+    stages_s: Mapping[str, float]
+    """Seconds of the stages that ran."""
 
 
 class Session:
@@ -36,6 +56,10 @@ class Session:
         self.num_episodes = 0
         self.num_ticks = 0
         self.last_infer_ms: float | None = None
+        self.answered: deque[Answered] = deque(maxlen=NUM_KEPT)
+        """The last ones."""
+        self.seen: Mapping[str, Any] = {}
+        """What the last one answered to, and what the episode was told last, by name."""
         self._make_anchor_policy = anchor_policy
         self._episode: Episode | None = None
         self._lease = -1
@@ -67,7 +91,11 @@ class Session:
             for name in request.outputs
         }
         self.num_ticks += 1
-        self.last_infer_ms = 1e3 * (time.monotonic() - start)
+        infer_s = time.monotonic() - start
+        self.last_infer_ms = 1e3 * infer_s
+        ran_s = {} if episode.stats is None else episode.stats.last_s
+        self.answered.append(Answered(start, infer_s, answer.actions, answer.step_s, ran_s))
+        self.seen = {**({} if is_first else self.seen), **request.values}
         message: dict[str, Any] = {"actions": answer.actions}
         message |= {"episode": self.num_episodes, "step": episode.step - 1, "seed": episode.seed}
         message |= {"outputs": outputs} if outputs else {}

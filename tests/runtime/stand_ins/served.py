@@ -62,6 +62,8 @@ def graph(**more: Input) -> Graph:
 
 
 class Episode:
+    stats = None
+
     def __init__(self, policy: Policy, seed: int, told: dict[str, Any]) -> None:
         self.policy, self.seed, self.step = policy, seed, 0
         self.told, self.latched = dict(told), False
@@ -126,7 +128,7 @@ def serving(policy: Any = None, *, seed: int = 0, **options: Any) -> Iterator[Po
     session = Session(policy, seed)
     own = options.pop("own", lambda: contextlib.nullcontext(session))
     wait, ends = options.pop("wait", True), options.pop("ends", True)
-    more = {name: options.pop(name) for name in ("clock", "complain") if name in options}
+    more = {name: options.pop(name) for name in ("clock", "complain", "show") if name in options}
     config = ServeConfig(port=0, **options)
     ready, began = threading.Event(), threading.Event()
     state: dict[str, Any] = {}

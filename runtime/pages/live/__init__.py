@@ -1,0 +1,1 @@
+"""What an operator watches while a policy drives: a terminal, or a page with a stop button."""
