@@ -164,8 +164,10 @@ class Robot(Protocol):
         """
 
     def observe(self) -> Observation:
-        """The newest observation; the same one, bit for bit, until the next `send`.
+        """The newest observation; the same one, bit for bit, until the next `send`, or a newer one.
 
+        What differs from the last has a newer stamp, so a world that stands still between two
+        actions shows one picture, and a robot that is held for long shows what it sees by then.
         Within an episode stamps never go backwards, and two pictures never have one frame id. An
         observation stays as it is: the robot does not write into its arrays again.
         """

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ NUM_SENDS = 5
 """Actions in a row of which observations are compared."""
 MOST_SENDS = 1000
 """A robot that is not done after these is not asked about the end of an episode."""
+LOOK_AGAIN_S = 0.2
+"""A robot that shows the same for so long is one of a world that stands still."""
 
 Promise = Callable[[Robot], Iterator[str]]
 """Yields what is wrong with a robot that was just made, in words; nothing if it keeps it."""
@@ -87,11 +90,12 @@ def _shows_its_inputs(robot: Robot) -> Iterator[str]:
         yield from _unlike(seen, robot.inputs)
 
 
-def _shows_the_same_until_the_next_send(robot: Robot) -> Iterator[str]:
+def _shows_the_same_or_newer(robot: Robot) -> Iterator[str]:
     robot.reset()
+    differs = _rule(robot)
     for seen in _observations(robot):
         again = robot.observe()
-        if changed := _changed(seen, again):
+        if changed := differs(seen, again):
             yield f"{changed} differs between two calls of observe"
 
 
@@ -135,7 +139,7 @@ def _numbers_its_pictures(robot: Robot) -> Iterator[str]:
 
 def _refuses_what_is_no_action(robot: Robot) -> Iterator[str]:
     robot.reset()
-    before = robot.observe()
+    differs, before = _rule(robot), robot.observe()
     good_A, number = _action(robot), robot.limits.num_actions
     bad: dict[str, NDArray[Any]] = {
         f"float32 [{number + 1}]": np.zeros(number + 1, np.float32),
@@ -148,7 +152,7 @@ def _refuses_what_is_no_action(robot: Robot) -> Iterator[str]:
         bad[f"an action with {value}"] = holed_A
     for words, action in bad.items():
         yield from _refuses(partial(robot.send, action), ValueError, f"send of {words}")
-        if changed := _changed(before, robot.observe()):
+        if changed := differs(before, robot.observe()):
             yield f"{changed} changed though send refused {words}"
 
 
@@ -170,7 +174,7 @@ def _sends_within_its_limits(robot: Robot) -> Iterator[str]:
 
 def _leaves_actions_to_the_caller(robot: Robot) -> Iterator[str]:
     robot.reset()
-    action_A = _action(robot)
+    differs, action_A = _rule(robot), _action(robot)
     copy_A, alive = action_A.copy(), weakref.ref(action_A)
     sent_A = robot.send(action_A)
     if np.shares_memory(sent_A, action_A):
@@ -186,16 +190,16 @@ def _leaves_actions_to_the_caller(robot: Robot) -> Iterator[str]:
         gc.collect()
     if alive() is not None:
         yield "the robot keeps the caller's array, expected a copy"
-    if changed := _changed(seen, robot.observe()):
+    if changed := differs(seen, robot.observe()):
         yield f"whoever writes into what send returned changes {changed}"
 
 
 def _holds(robot: Robot) -> Iterator[str]:
     robot.reset()
-    before, done = robot.observe(), robot.done
+    differs, before, done = _rule(robot), robot.observe(), robot.done
     for _ in range(2):
         robot.hold()
-        if changed := _changed(before, robot.observe()):
+        if changed := differs(before, robot.observe()):
             yield f"{changed} changed before the next send"
     if robot.done != done:
         yield "hold ended the episode"
@@ -252,7 +256,7 @@ PROMISES: Mapping[str, Promise] = {
     "a robot declares instruction, inputs and limits": _declares,
     "nothing is done before the first reset": _waits_for_reset,
     "an observation is what inputs declare": _shows_its_inputs,
-    "observe is the same, bit for bit, until the next send": _shows_the_same_until_the_next_send,
+    "observe is the same, bit for bit, until the next send, or newer": _shows_the_same_or_newer,
     "an observation stays as it is": _leaves_observations_alone,
     "stamps never go backwards": _stamps_forwards,
     "one frame id is one picture": _numbers_its_pictures,
@@ -332,6 +336,34 @@ def _changed(before: Observation, after: Observation) -> str:
     if before.at != after.at:
         return "a stamp"
     return "" if before.frame_ids == after.frame_ids else "a frame id"
+
+
+Differs = Callable[[Observation, Observation], str]
+"""Name of a part that differs and should not; empty if none does."""
+
+
+def _rule(robot: Robot) -> Differs:
+    """Where nothing was sent: in a world that stands still nothing changes, in one that goes on
+    what has a newer stamp."""
+    seen = robot.observe()
+    time.sleep(LOOK_AGAIN_S)
+    return _untold if _changed(seen, robot.observe()) else _changed
+
+
+def _untold(before: Observation, after: Observation) -> str:
+    """Name of a part that differs though its stamp is not newer; empty if none does."""
+    is_newer = {name for name, at in after.at.items() if at > before.at.get(name, at)}
+    kept = [name for name in after.values if name not in is_newer]
+    if before.values.keys() != after.values.keys():
+        return "the set of names"
+    return _changed(_part(before, kept), _part(after, kept)) if kept else ""
+
+
+def _part(seen: Observation, names: Sequence[str]) -> Observation:
+    frame_ids = {name: number for name, number in seen.frame_ids.items() if name in names}
+    return Observation(
+        {name: seen.values[name] for name in names}, {n: seen.at[n] for n in names}, frame_ids
+    )
 
 
 def _unlike(seen: Observation, inputs: Mapping[str, Sensor]) -> Iterator[str]:
