@@ -20,6 +20,7 @@ from .errors import (
 )
 from .policy import Policy, load
 from .robots.description import Description, read_description
+from .robots.live import LiveRobot
 from .robots.robot import Limits, Observation, Robot, Sensor
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "EpisodeError",
     "Input",
     "Limits",
+    "LiveRobot",
     "LoopConfig",
     "Observation",
     "ObservationError",
