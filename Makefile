@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -172,6 +172,9 @@ test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's
 
 build/lerobot/bin/python: requirements/lerobot.txt | $(STAMP)
 	$(PY) -m tests.lerobot_reader --make
+
+test-ros2: setup ## the ROS 2 robot with the real rclpy, in build/ros2 (2 minutes the first time; Python 3.11)
+	$(PY) -m tests.ros2 $(ARGS)
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime

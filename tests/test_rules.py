@@ -31,6 +31,8 @@ DATASET_IMPORTS = {"av", "pyarrow", "rerun"}
 """On a workstation: a robot replays recordings, and the runtime must load without them too."""
 GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda", "cuda"}
 """On a robot, and only there: the runtime must load without them."""
+ROS_IMPORTS = {"rclpy", "sensor_msgs", "std_msgs", "trajectory_msgs"}
+"""Of ROS 2, which no registry of ours pins for a robot: `runtime/robots/ros2.py` alone."""
 SERVER_IMPORTS = {"websockets"}
 """Of `anchorvla serve`, which is optional: no other command may need them."""
 
@@ -159,7 +161,7 @@ def test_importing_the_runtime_stays_lean():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "runtime" in loaded
-    lazy = GPU_IMPORTS | DATASET_IMPORTS | {"metaworld", "mujoco"}
+    lazy = GPU_IMPORTS | DATASET_IMPORTS | ROS_IMPORTS | {"metaworld", "mujoco"}
     assert not (HEAVY | HTTP_CLIENTS | lazy).intersection(loaded)
 
 
@@ -168,6 +170,8 @@ def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
     allowed = RUNTIME_IMPORTS | GPU_IMPORTS | DATASET_IMPORTS | set(sys.stdlib_module_names)
     if path.parent.name == "server":
         allowed |= SERVER_IMPORTS
+    if path.name == "ros2.py":
+        allowed |= ROS_IMPORTS
     wrong = [
         f"{path.name}:{line}: {name}"
         for line, name in imports(ast.parse(path.read_text()))
