@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 bench-loop robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -75,6 +75,12 @@ bench-gpu: setup ## what a tick of BUNDLE costs there, replayed as CUDA graphs a
 
 storm: setup ## a million adversarial chunks against the action guard; 0 violations on the wire (10 minutes)
 	$(PY) -m tests.guard_storm $(ARGS)
+
+soak-loop: setup mesa ## BUNDLE on the simulator in real time, 30 minutes at 20 Hz: violations, watchdog, misses, jitter, age at the wire
+	$(PY) -m tests.loop_soak $(call quoted,$(BUNDLE)) $(ARGS)
+
+soak-ticks: setup ## a million control ticks on a clock of their own, with faults planted: does the process grow (20 minutes)
+	$(PY) -m tests.loop_ticks $(ARGS)
 
 bench-loop: setup ## what loop, executor and guard cost in a control tick, without robot and policy
 	$(PY) -m tests.loop_bench $(ARGS)

@@ -14,6 +14,7 @@ PATHS = {
     "run": ("BUNDLE", "EPISODES", "REPORT", "EMBODIMENT", "CAMERA"),
     "eval": ("BUNDLE",),
     "delays": ("BUNDLE",),
+    "soak-loop": ("BUNDLE",),
     "fuzz-server": ("BUNDLE",),
     "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),
