@@ -110,8 +110,13 @@ class LeRobotRobot(LiveRobot):
 
     def halt(self) -> None:
         if self._still is None:  # once: an arm that sags would be told to, at every look
-            measured = _numbers(self._robot.get_observation())
-            self._joints.felt(measured)
+            try:
+                measured = _numbers(self._robot.get_observation())
+                self._joints.felt(measured)
+            except Exception:  # of a camera, say, without which an arm can hold all the same
+                if self._last is None:
+                    raise
+                measured = self._last
             self._still = self._joints.still(measured, self._last)
         self._robot.send_action(dict(self._still))
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ DEAD_S = 1.0
 
 Reading = tuple[NDArray[Any], float]
 """A value, and when it was captured."""
+Live = TypeVar("Live", bound="LiveRobot")
 
 
 class LiveRobot(abc.ABC):
@@ -129,7 +130,7 @@ class LiveRobot(abc.ABC):
             with self._words("disconnect"):
                 self.disconnect()
 
-    def __enter__(self) -> LiveRobot:
+    def __enter__(self: Live) -> Live:
         return self
 
     def __exit__(

@@ -136,6 +136,18 @@ def test_a_held_arm_is_told_one_place_though_it_sags_and_keeps_its_grip():
     assert first["elbow_flex.pos"] == pytest.approx(math.degrees(0.2) - 3.0, abs=1e-4)
 
 
+def test_an_arm_whose_camera_is_gone_still_holds_by_its_last_command():
+    arm = _Fails()
+    with connected(arm) as robot:
+        robot.reset()
+        robot.send(np.array([0.1, 0.2, 0.1], np.float32))
+        arm.where, arm.num_looks = "read", 9
+        with pytest.raises(RobotError, match="read failed"):
+            robot.observe()
+        robot.hold()
+    assert arm.told[1:] == [arm.told[0]]
+
+
 def test_a_wheel_that_is_held_stops():
     arm = Arm()
     arm.places = {"x.vel": 0.3}
