@@ -37,6 +37,7 @@ NAMES = {
     "functions.calls functions.numbers functions.tokens image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.storage": "listed",
+    "runtime.control": "chunks delay guard limiter pursuit stops watch flight",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply fold",
     "export": "judge held_out gates",

@@ -289,3 +289,18 @@ def test_the_smooth_way_has_less_jerk_than_any_near_it():
     cost = lambda inner: (np.diff([1, 1, *inner, 0, 0], 2) ** 2).sum()  # noqa: E731
     best, random = cost(steps[:length]), np.random.default_rng(0)
     assert all(cost(steps[:length] + random.normal(0, 1e-3, length)) > best for _ in range(50))
+
+
+def test_ways_to_stop_are_looked_for_twice_as_far_as_the_fastest_one_takes():
+    """From 0.1 rad/s that is 0.1 s at 1 rad/s^2 and 0.025 s of jerk: with two steps more, 4.5 of
+    0.1 s. The first length that is not below is 6."""
+    axis = {"name": "a", "control": "position", "unit": "rad", "low": -1.0, "high": 1.0,
+            "velocity": 0.1, "acceleration": 1.0, "jerk": 40.0,
+            "measured": {"index": 0}}  # fmt: skip
+    raw = {"robot": "one", "stamps": "simulated", "state": "state", "axes": [axis]}
+    assert limiter(raw, 0.1).stops.velocities_WK2.shape[1] == 1 + 6
+    # A gripper whose speed nobody limits has no full speed to stop from.
+    grip = {"name": "g", "control": "gripper", "unit": "fraction", "low": 0.0, "high": 1.0,
+            "acceleration": 5.0}  # fmt: skip
+    both = limiter({**raw, "axes": [axis, grip]}, 0.1)
+    assert both.stops.velocities_WK2.shape[1] == 1 + 6
