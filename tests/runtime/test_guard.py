@@ -418,3 +418,16 @@ def test_a_record_that_cannot_be_written_says_why(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="something is in the way"):
         FlightRecord("r").write(tmp_path / "file", "a", {})
+
+
+def test_what_the_guard_says_of_a_tick_is_in_the_order_of_the_alphabet():
+    world = World()
+    guard = Guard(world, PERIOD_S)
+    guard.begin(world.reset(), 0.0)
+    said = []
+    for tick in range(12):
+        world.now = tick * PERIOD_S
+        far = np.array([2.0, -1.0, 0.5, 3.0], np.float32) * (-1) ** tick
+        said.append(guard.act(far, now=world.now).interventions)
+    assert max(map(len, said)) >= 4
+    assert said == [tuple(sorted(words)) for words in said]
