@@ -431,3 +431,25 @@ def test_what_the_guard_says_of_a_tick_is_in_the_order_of_the_alphabet():
         said.append(guard.act(far, now=world.now).interventions)
     assert max(map(len, said)) >= 4
     assert said == [tuple(sorted(words)) for words in said]
+
+
+def test_an_arm_that_still_moves_when_it_has_to_stop_slows_down_within_its_limits_first():
+    """From 0.4 rad/s at 0.6 rad/s^2 that takes 0.67 s; the cameras are given up after 0.5 s."""
+    slow = {"velocity": 0.5, "acceleration": 0.6, "jerk": 6.0}
+    axes = [axis | slow if "jerk" in axis else axis for axis in ARM["axes"]]
+    raw = {**ARM, "axes": axes, "arming": {"actions": 0}}
+    world = World(raw)
+    guard = Guard(world, PERIOD_S)
+    guard.begin(world.reset(), 0.0)
+    angle = 0.0
+    with pytest.raises(Stopped, match="camera lost"):
+        for tick in range(200):
+            world.now = tick * PERIOD_S
+            if world.now >= 1.5 and world.frozen_id is None:
+                world.frozen_id = int(world.now * guard_faults.CAMERA_HZ)
+            angle += PERIOD_S * min(0.4, 0.5 * world.now)
+            guard.act(np.array([angle, 0, 0, 0.5], np.float32), now=world.now)
+    before, last = (sent_A[0] for sent_A in world.sent[-2:])
+    assert before == last, "it was stopped while it moved"
+    assert world.now > 1.5 + 0.67 and 0.4 < last < 0.9
+    assert Checker(raw, PERIOD_S).violations(world.sent).total() == 0
