@@ -35,7 +35,8 @@ Live = TypeVar("Live", bound="LiveRobot")
 
 
 class LiveRobot(abc.ABC):
-    """Inherit and give `instruction`, `inputs` and `limits`; see `Robot` for what they are.
+    """Inherit and give `instruction`, `inputs` and `limits`; see `Robot` for what they are. A
+    constructor of your own calls `super().__init__()`.
 
     Use it as a context manager, or `close` it: however an episode ends, the robot is disconnected,
     at the end of the process if nothing else does it.
