@@ -60,11 +60,12 @@ def test_what_is_too_old_for_a_thought_by_a_millisecond(name, oldest_s, word):
         assert one.too_old(100.0 + after_s) == ({f"stale {word}"} if is_stale else set())
 
 
-@pytest.mark.parametrize(("ahead_s", "problems"), [(0.009, set()), (0.011, {"stale state"})])
+@pytest.mark.parametrize(("ahead_s", "problems"), [(0.01, set()), (0.011, {"stale state"})])
 def test_a_stamp_of_the_future_is_of_another_clock(ahead_s, problems):
-    one = watch()
-    one.look(seen(1, 100.0, at={"state": 100.0 + ahead_s}), 100.0)
-    assert one.too_old(100.0) == problems
+    """Around zero, where 0.01 is the figure to the bit."""
+    one = watch(at_s=0.0)
+    one.look(seen(1, 0.0, at={"state": ahead_s}), 0.0)
+    assert one.too_old(0.0) == problems
 
 
 def test_a_camera_without_new_pictures_is_lost_after_three_periods_and_stops_after_half_a_second():
@@ -191,6 +192,15 @@ def test_an_axis_that_does_not_follow_strays_after_half_a_second():
     assert not one.follows({0: 0.2501}, np.zeros(2), 100.5)
     assert not one.strayed(100.74) and one.strayed(100.75)
     assert one.follows({0: 5.0}, np.array([5.0, 0.0]), 101.0) and not one.strayed(101.25)
+
+
+def test_one_axis_that_does_not_follow_is_enough():
+    axis = AXIS | {"max_error": 0.25}
+    axes = [axis | {"name": n, "measured": {"index": i}} for i, n in enumerate("ab")]
+    one = watch(axes=axes)
+    assert one.follows({0: 0.1, 1: 0.1}, np.zeros(2), 100.25)
+    assert not one.follows({0: 0.1, 1: 0.3}, np.zeros(2), 100.5)
+    assert not one.follows({0: 0.3, 1: 0.1}, np.zeros(2), 100.5)
 
 
 @pytest.mark.parametrize(
