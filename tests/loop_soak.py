@@ -116,10 +116,11 @@ class Soak:
         kinds = ", ".join(f"{kind} {number}" for kind, number in self.violations.items())
         yield f"on the wire: {n['sent']} commands, {self.violations.total()} violations {kinds}"
         yield f"watchdog: {self.interventions['watchdog']} times"
-        missed, due = n["dropped"] + n["held"], n["sent"] + n["held"] + n["dropped"]
+        without = self.interventions["no action"] - n["waited"]
+        missed, due = n["dropped"] + without, n["sent"] + n["held"] + n["dropped"]
         yield (
             f"misses: {missed} of {due} ({100 * missed / due:.3f} %): {n['dropped']} dropped by "
-            f"late ticks, {n['held']} held without an action"
+            f"late ticks, {without} slowed down or held for want of an action"
         )
         yield f"waited for a first action: {n['waited']} steps; overtaken: {n['overtaken']} actions"
         for name, values_s in (("jitter", self.late_s), ("age at the wire", self.ages_s)):

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from runtime.control.clock import VirtualClock
-from runtime.control.loop import LoopConfig
+from runtime.control.delay import Delay
+from runtime.control.loop import LoopConfig, run_episode
+from runtime.control.thinker import InlineThinker
 from runtime.episode import Answer
 from runtime.robots import metaworld
 from runtime.robots.description import read_description
 from runtime.robots.metaworld import LIMITS
 from runtime.robots.robot import Observation, Sensor
 from tests.graphs import anchored
-from tests.loop_soak import Soak, soak
+from tests.loop_soak import Recorded, Soak, soak
 
 SHIPPED = Path(metaworld.__file__).with_name("metaworld.json")
 RAW = json.loads(SHIPPED.read_text())
@@ -100,6 +102,28 @@ def test_a_command_that_breaks_a_limit_on_the_wire_is_counted(value, kind):
     result, words = soaked(Hand(obeys), seconds=1.0)
     assert result.violations[kind] > 0 and result.has_failed
     assert f"{kind} {result.violations[kind]}" in words
+
+
+def test_steps_for_which_the_policy_gave_nothing_are_misses_though_the_guard_sent_something():
+    class Slow(InlineThinker):
+        """Its second thought ends when the first chunk is long over."""
+
+        def ask(self, observed):
+            self.delay_s = 1.0 if observed.number == 2 else 0.1
+            super().ask(observed)
+
+    result, clock = Soak(20.0), VirtualClock()
+    policy, hand = Policy(), Recorded(Hand())
+    delay = Delay(median_s=0.1, largest_s=0.1, num_thoughts=1)
+    trace = run_episode(
+        policy, hand, LoopConfig(rate_hz=20.0, execute=5, chunks="async"), clock=clock,
+        thinker=Slow(policy, clock), delay=delay,
+    )  # fmt: skip
+    result.add(trace, hand.violations(RAW))
+    # The first chunk ends with step 9. The answer of step 25 is too old, the next one comes at 27.
+    assert trace.num_waited == 2 and trace.num_held == 0
+    num = result.interventions["no action"] - trace.num_waited
+    assert num == 17 and f"misses: {num} of {len(trace.steps)} " in "\n".join(result.words())
 
 
 def test_the_workspace_is_counted_from_where_the_hand_began():
