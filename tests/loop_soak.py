@@ -194,11 +194,16 @@ def main() -> int:
             )
             for task in TASKS
         }
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             soak(
                 policy, robots, result, raw,
                 seconds=options.minutes * 60, config=config, clock=MonotonicClock(),
             )  # fmt: skip
+        except ValueError as error:  # a delay that chunks cannot carry, with the figures
+            print(f"soak-loop: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            pass
     print("\n".join(result.words()))
     print(f"finished {time.strftime('%Y-%m-%d %H:%M')}")
     return int(result.has_failed or not result.counts["sent"])
