@@ -31,6 +31,8 @@ DATASET_IMPORTS = {"av", "pyarrow", "rerun"}
 """On a workstation: a robot replays recordings, and the runtime must load without them too."""
 GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda", "cuda"}
 """On a robot, and only there: the runtime must load without them."""
+CAMERA_IMPORTS = {"pyrealsense2", "cv2"}
+"""On a robot with such cameras, in the process of each: the runtime must load without them."""
 SERVER_IMPORTS = {"websockets"}
 """Of `anchorvla serve`, which is optional: no other command may need them."""
 
@@ -159,13 +161,15 @@ def test_importing_the_runtime_stays_lean():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "runtime" in loaded
-    lazy = GPU_IMPORTS | DATASET_IMPORTS | {"metaworld", "mujoco"}
+    lazy = GPU_IMPORTS | DATASET_IMPORTS | CAMERA_IMPORTS | {"metaworld", "mujoco"}
     assert not (HEAVY | HTTP_CLIENTS | lazy).intersection(loaded)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda p: p.name)
 def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
     allowed = RUNTIME_IMPORTS | GPU_IMPORTS | DATASET_IMPORTS | set(sys.stdlib_module_names)
+    if path.parent.name == "cameras":
+        allowed |= CAMERA_IMPORTS
     if path.parent.name == "server":
         allowed |= SERVER_IMPORTS
     wrong = [
