@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -75,6 +75,9 @@ bench-gpu: setup ## what a tick of BUNDLE costs there, replayed as CUDA graphs a
 
 storm: setup ## a million adversarial chunks against the action guard; 0 violations on the wire (10 minutes)
 	$(PY) -m tests.guard_storm $(ARGS)
+
+cameras: setup libusb ## unplug the SDK's software camera 100 times, kill its process 50 times: recovery, and no stale or torn frame (15 minutes)
+	$(PY) -m tests.camera_cycles $(ARGS)
 
 mutants: setup ## small faults planted in the core: which does no test notice (40 minutes on 2 cores)
 	$(PY) -m tests.mutants $(ARGS)
