@@ -31,7 +31,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -50,13 +50,13 @@ $(STAMP): requirements/dev.txt requirements/dev-no-deps.txt pyproject.toml
 demo: setup mesa ## the whole job on the shipped policy: export, run in real time, report
 	$(PY) -m export demo
 
-test: setup ## the quick tests; no GPU needed
+test: setup libusb ## the quick tests; no GPU needed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full and not gpu" $(ARGS)
 
 help-times: setup ## how long every command takes to answer --help and a wrong argument
 	$(PY) -m tests.help_times
 
-test-full: setup ## all tests, at the published widths too
+test-full: setup libusb ## all tests, at the published widths too
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
 test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json
@@ -84,6 +84,9 @@ soak-ticks: setup ## a million control ticks on a clock of their own, with fault
 
 bench-loop: setup ## what loop, executor and guard cost in a control tick, without robot and policy
 	$(PY) -m tests.loop_bench $(ARGS)
+
+cameras: setup libusb ## unplug the SDK's software camera 100 times, kill its process 50 times: recovery, and no stale or torn frame (15 minutes)
+	$(PY) -m tests.camera_cycles $(ARGS)
 
 mutants: setup ## small faults planted in the core: which does no test notice (40 minutes on 2 cores)
 	$(PY) -m tests.mutants $(ARGS)
@@ -141,7 +144,13 @@ success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor
 	$(PY) -m export results
 
 mesa: ## install the simulator's software renderer, where that is possible
-	@sh requirements/mesa.sh
+	@sh requirements/system.sh mesa 'libEGL\.so\.1 libEGL_mesa\.so\.0' \
+		'the demo goes on with recorded episodes; for live simulation' \
+		libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0
+
+libusb: ## install what the RealSense SDK needs of the system, where that is possible
+	@sh requirements/system.sh libusb 'libusb-1\.0\.so\.0' \
+		'tests of RealSense cameras are skipped; for them' libusb-1.0-0
 
 chromium: ## install the headless browser in which the live page is tested, where that is possible
 	@sh requirements/chromium.sh

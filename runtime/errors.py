@@ -21,6 +21,10 @@ class RobotError(RuntimeError):
     """The robot or simulator cannot be used, or was used at the wrong time."""
 
 
+class CameraError(RobotError):
+    """A camera cannot be opened, or shows nothing that may be used."""
+
+
 class RecordingError(ValueError):
     """An episode, or a file that should hold one, is not what it has to be."""
 
@@ -31,6 +35,10 @@ class OutputError(Exception):
 
 class PowerModeWarning(UserWarning):
     """Plans were tuned in another power mode than the one they run in."""
+
+
+class CameraWarning(UserWarning):
+    """A camera works, and not as it should."""
 
 
 class UnmeasuredWarning(UserWarning):

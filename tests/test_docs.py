@@ -124,6 +124,18 @@ def test_the_client_in_the_docs_drives_a_served_bundle(demo_bundle, tmp_path):
     assert done.stdout.splitlines() == [f"{step} (10, 4)" for step in range(3)]
 
 
+def test_the_cameras_of_the_docs_show_what_a_recording_holds(tmp_path):
+    (code,) = blocks(ROOT / "docs" / "cameras.md", "python")
+    camera = 'RealSense(serial="231622070888", size=(640, 480))'
+    assert code.count(camera) == 1
+    episode = ROOT / "models" / "demo" / "episodes" / "touch-red-1.npz"
+    recorded = f"RecordedEpisode(path={str(episode)!r}, size=(112, 112), rate_hz=20)"
+    code = code.replace(camera, recorded).replace("import Cameras, RealSense", "import *")
+    done = run_example(code, episode, tmp_path, prelude="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(112, 112, 3) {'frame': ")
+
+
 @pytest.mark.parametrize(
     ("line", "planted", "promise"),
     [

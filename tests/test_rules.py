@@ -33,6 +33,8 @@ GPU_IMPORTS = {"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycuda
 """On a robot, and only there: the runtime must load without them."""
 ROS_IMPORTS = {"rclpy", "sensor_msgs", "std_msgs", "trajectory_msgs"}
 """Of ROS 2, which no registry of ours pins for a robot: `runtime/robots/ros2.py` alone."""
+CAMERA_IMPORTS = {"pyrealsense2", "cv2"}
+"""On a robot with such cameras, in the process of each: the runtime must load without them."""
 SERVER_IMPORTS = {"websockets"}
 """Of `anchorvla serve`, which is optional: no other command may need them."""
 
@@ -161,13 +163,16 @@ def test_importing_the_runtime_stays_lean():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "runtime" in loaded
-    lazy = GPU_IMPORTS | DATASET_IMPORTS | ROS_IMPORTS | {"metaworld", "mujoco"}
+    lazy = GPU_IMPORTS | DATASET_IMPORTS | ROS_IMPORTS | CAMERA_IMPORTS
+    lazy |= {"metaworld", "mujoco"}
     assert not (HEAVY | HTTP_CLIENTS | lazy).intersection(loaded)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda p: p.name)
 def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
     allowed = RUNTIME_IMPORTS | GPU_IMPORTS | DATASET_IMPORTS | set(sys.stdlib_module_names)
+    if path.parent.name == "cameras":
+        allowed |= CAMERA_IMPORTS
     if path.parent.name == "server":
         allowed |= SERVER_IMPORTS
     if path.name == "ros2.py":
