@@ -153,7 +153,8 @@ libusb: ## install what the RealSense SDK needs of the system, where that is pos
 		'tests of RealSense cameras are skipped; for them' libusb-1.0-0
 
 chromium: ## install the headless browser in which the live page is tested, where that is possible
-	@sh requirements/chromium.sh
+	@sh requirements/system.sh chromium bin:chromium-headless-shell,chromium,chromium-browser,google-chrome \
+		'tests of the live page are skipped; for them' chromium-headless-shell
 
 train-demo: setup mesa $(DATA) ## train the demo policy into build/demo-trained (40 minutes on 2 cores)
 	$(PY) -m models.demo train $(ARGS)

@@ -1,18 +1,29 @@
 #!/bin/sh
-# Install packages of the system, for libraries that Python's packages do not bring along.
+# Install packages of the system, for what Python's packages do not bring along.
 #
-#     system.sh NAME LIBRARIES WITHOUT PACKAGE...
+#     system.sh NAME NEEDS WITHOUT PACKAGE...
 #
-# LIBRARIES are patterns of what has to be there then, WITHOUT says what is done otherwise.
-# Never prompts and never fails: what needs the libraries goes on without, or says so itself.
+# NEEDS are what has to be there then: patterns of libraries, or bin:A,B for one of these commands.
+# WITHOUT says what is done otherwise.
+# Never prompts and never fails: what needs them goes on without, or says so itself.
 
-name=$1 libraries=$2 without=$3
+name=$1 needs=$2 without=$3
 shift 3
 export PATH="$PATH:/usr/sbin:/sbin"
 
-they_load() {
-    for library in $libraries; do
-        ldconfig -p 2>/dev/null | grep -q "$library" || return 1
+is_command() {
+    for command in $(echo "$1" | tr , ' '); do
+        command -v "$command" >/dev/null && return 0
+    done
+    return 1
+}
+
+they_are_there() {
+    for need in $needs; do
+        case $need in
+        bin:*) is_command "${need#bin:}" || return 1 ;;
+        *) ldconfig -p 2>/dev/null | grep -q "$need" || return 1 ;;
+        esac
     done
 }
 
@@ -24,7 +35,7 @@ go_on_without() {
 }
 
 packages="$*"
-if they_load; then
+if they_are_there; then
     echo "$name: is installed"
     exit 0
 fi
@@ -47,7 +58,7 @@ if ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; then
     $apt update </dev/null >"$log" 2>&1
 fi
 # shellcheck disable=SC2086 # the words of $apt are meant to be split
-if $apt install -y --no-install-recommends "$@" </dev/null >"$log" 2>&1 && they_load; then
+if $apt install -y --no-install-recommends "$@" </dev/null >"$log" 2>&1 && they_are_there; then
     echo "$name: installed"
 else
     tail -n 5 "$log"
