@@ -42,6 +42,7 @@ from device_tests.success.motion import MotionComparison
 from runtime.cli.command import finish, wants_debug
 from runtime.control.delay import Chunks, choose_chunks
 from runtime.control.loop import LoopConfig
+from runtime.declarations import from_source
 from runtime.robots.metaworld import MetaWorldRobot
 from runtime.storage.files import Kind, check_output, write_file
 
@@ -92,6 +93,7 @@ def sweep(
     delays: Sequence[int],
     horizon: int,
     *,
+    takes_leftover: bool,
     load: Load = load_policy,
     make_robot: MakeRobot = MetaWorldRobot,
 ) -> Iterator[Row]:
@@ -101,6 +103,7 @@ def sweep(
         config: of one bundle, with `sync` and no delay.
         delays: control steps, above 0.
         horizon: actions of a chunk.
+        takes_leftover: whether the policy can; `rtc` is refused otherwise.
         load: as `evaluate` takes it.
         make_robot: likewise.
     """
@@ -110,7 +113,7 @@ def sweep(
     meanwhile: tuple[Chunks, ...] = ("async", "rtc")
     for chunks, delay in ways + [(way, delay) for delay in delays for way in meanwhile]:
         posed = replace(config, chunks=chunks, delay_steps=delay)
-        if refused := _refusal(posed, horizon):
+        if refused := _refusal(posed, horizon, takes_leftover):
             yield Row(chunks=posed.chunks, delay_steps=delay, refused=refused)
             continue
         progress = show_progress(len(config.tasks) * config.episodes)
@@ -120,7 +123,7 @@ def sweep(
         first = first or results
 
 
-def _refusal(config: SuccessConfig, horizon: int) -> str:
+def _refusal(config: SuccessConfig, horizon: int, takes_leftover: bool) -> str:
     rate_hz = LoopConfig().rate_hz
     delay = delay_of(config.delay_steps, rate_hz)
     try:
@@ -130,7 +133,7 @@ def _refusal(config: SuccessConfig, horizon: int) -> str:
             horizon=horizon,
             execute=config.execute,
             rate_hz=rate_hz,
-            takes_leftover=True,  # or the first episode says so
+            takes_leftover=takes_leftover,
         )
     except ValueError as error:
         return str(error)
@@ -171,10 +174,14 @@ def _main(arguments: list[str] | None) -> None:
     if out is not None:
         check_output(out, RESULT)
     manifest, begin = runtime.read_bundle(config.bundles[0]).manifest, time.monotonic()
-    horizon = manifest.graph.tensors[manifest.graph.target].shape[0]
+    graph = manifest.graph
+    horizon, takes_leftover = (
+        graph.tensors[graph.target].shape[0],
+        bool(from_source(graph.inputs, "loop")),
+    )
     print(f"{config.episodes} episodes of {', '.join(config.tasks)}, chunks of {horizon} actions")
     rows = list[Row]()
-    for row in sweep(config, sorted(delays), horizon):
+    for row in sweep(config, sorted(delays), horizon, takes_leftover=takes_leftover):
         print(row.words(), flush=True)
         rows.append(row)
     if out is not None:

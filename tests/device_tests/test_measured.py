@@ -214,7 +214,7 @@ def test_without_parity_nothing_is_timed(measure, plain):
     wrong = measure(spoiled="condition")
     assert wrong.run is None and wrong.reference is None
     rows, broken = judge(wrong)
-    assert any("parity of 20 stages, worst: modulations: measured" in words for words in broken)
+    assert any("parity of 21 stages, worst: modulations: measured" in words for words in broken)
     assert not [r for r in rows if "tick" in r.name or "deadline" in r.name]
     with pytest.raises(ValueError, match="nothing was timed"):
         replace(wrong, baseline=plain.reference).change()

@@ -7,7 +7,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from device_tests.success.delays import sweep
 from device_tests.success.episodes import EpisodeResult, SuccessConfig, evaluate, run
 from device_tests.success.pictures import FAILED_RGB, PASSED_RGB, draw_sheet, write_film
 from device_tests.success.posed import PosedPolicy
+from runtime.episode import Answer
 from runtime.errors import RobotError
 from runtime.robots.metaworld import TASKS, MetaWorldRobot
 from runtime.robots.robot import Limits, Observation, Sensor
@@ -108,7 +108,7 @@ class Expert:
         return self
 
     def act(self, observation, *, at):
-        return SimpleNamespace(actions=self.robot.expert_action()[None])
+        return Answer(self.robot.expert_action()[None], {}, None, at)
 
 
 def test_the_expert_succeeds_on_the_way_that_policies_take(simulator):
@@ -185,7 +185,7 @@ class SteadyPolicy:
 
     def act(self, observation, *, at):
         assert observation.keys() == {"frame", "state"}
-        return SimpleNamespace(actions=np.full((3, 1), self.value, np.float32))
+        return Answer(np.full((3, 1), self.value, np.float32), {}, None, at)
 
 
 def count(*bundles, make_robot=CountingRobot, **options):
@@ -259,10 +259,15 @@ def test_a_sweep_of_delays_is_paired_with_no_delay_and_says_what_is_refused():
     config = SuccessConfig(
         bundles=(Path("0.5"),), tasks=("reach", "push"), episodes=3, execute=2, jobs=1
     )
-    rows = list(sweep(config, [1, 3], 3, load=SteppingPolicy, make_robot=MovingRobot))
+    policy = {"takes_leftover": False, "load": SteppingPolicy, "make_robot": MovingRobot}
+    rows = list(sweep(config, [1, 3], 3, **policy))
     ways = [(row.chunks, row.delay_steps, row.rate is None) for row in rows]
-    assert ways == [("sync", 0, False), ("sync", 3, False), ("async", 1, False), ("async", 3, True)]
-    first, waited, meanwhile, refused = rows
+    assert ways == [
+        ("sync", 0, False), ("sync", 3, False),
+        ("async", 1, False), ("rtc", 1, True), ("async", 3, True), ("rtc", 3, True),
+    ]  # fmt: skip
+    first, waited, meanwhile, cannot, refused, _ = rows
+    assert "no input for what is left of the last chunk" in cannot.words()
     assert (first.success, first.motion) == (None, None)
     assert waited.seconds - first.seconds == pytest.approx(6 * 0.1)
     assert waited.motion.figures["mean_jerk"].ratio == pytest.approx(1)
@@ -332,7 +337,7 @@ class SteppingPolicy(SteadyPolicy):
     """Chunks of three actions, each by `value` larger than the one before; over and over."""
 
     def act(self, observation, *, at):
-        return SimpleNamespace(actions=self.value * np.arange(3, dtype=np.float32)[:, None])
+        return Answer(self.value * np.arange(3, dtype=np.float32)[:, None], {}, None, at)
 
 
 def stepping(*bundles, make_robot=MovingRobot, **options):

@@ -23,6 +23,7 @@ from export.build import build
 from export.config import BuildConfig
 from export.engines import engine as engines
 from export.errors import ExportError
+from models.anchorvla4d.split import DENOISED
 from models.checkpoint import load_checkpoint, reference
 from models.init import init
 from models.verbs import Init
@@ -197,10 +198,12 @@ def test_an_old_bundle_is_replaced_only_by_a_whole_new_one(checkpoint, tmp_path,
 
     def wrong_actions(*arguments):
         tensors = right(*arguments)
-        return tensors | {"actions": np.zeros_like(tensors["actions"])}
+        return tensors | {DENOISED: np.zeros_like(tensors[DENOISED])}
 
     monkeypatch.setattr(judge, "_run_bundle", wrong_actions)
-    with pytest.raises(ExportError, match="'actions' .* differs from its modules' by 1.00e.00"):
+    with pytest.raises(
+        ExportError, match="'denoised_actions' .* differs from its modules' by 1.00e.00"
+    ):
         build(config(checkpoint, out))
     assert (out / "manifest.json").read_bytes() == before
     monkeypatch.undo()

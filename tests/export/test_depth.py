@@ -142,8 +142,8 @@ def test_a_denoise_step_that_is_left_out_is_seen(errors, monkeypatch):
     step = models.anchorvla4d.engines.ddim_step
     left_out = models.anchorvla4d.head.ddim_coefficients(demo().head)[4]
 
-    def all_but_one(x, epsilon, row):
-        return x if torch.equal(row, left_out) else step(x, epsilon, row)
+    def all_but_one(x, epsilon, row, *leftover):
+        return x if torch.equal(row, left_out) else step(x, epsilon, row, *leftover)
 
     monkeypatch.setattr(models.anchorvla4d.engines, "ddim_step", all_but_one)
     assert first_complaint(errors()) == "denoise_4"

@@ -23,7 +23,7 @@ from export.judge import (
 )
 from export.measure import Modules, rounding, stage_errors
 from export.subject import prepare
-from models.anchorvla4d.split import ACTIONS
+from models.anchorvla4d.split import DENOISED
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 from quant.recipes import RECIPES, Rule
@@ -56,7 +56,7 @@ def module_errors(subject):
     """Of the actions, per observation; a bundle's have rounding in them too."""
     quantized = Modules(subject.checkpoint, subject.parts)
     return [
-        relative_error(quantized.actions(seen.inputs), seen.tensors[ACTIONS])
+        relative_error(quantized.actions(seen.inputs), seen.tensors[DENOISED])
         for seen in subject.judged
     ]
 
@@ -205,10 +205,10 @@ def test_the_bundle_is_run_on_every_observation(subject, monkeypatch):
     given = []
 
     def run(_policy, inputs, names):
-        if names != (ACTIONS,):
+        if names != (DENOISED,):
             return subject.tensors
         (seen,) = (seen for seen in subject.judged if seen.inputs is inputs)
-        return {ACTIONS: seen.tensors[ACTIONS] * 1.25}
+        return {DENOISED: seen.tensors[DENOISED] * 1.25}
 
     monkeypatch.setattr(judge, "_open_bundle", lambda *a: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(judge, "_run_bundle", run)
@@ -230,7 +230,7 @@ def test_float32_actions_may_move_by_the_tolerance(exact_subject, times, kind):
     assert told == f"{kind} (1.0e-04 of 1.0e-04, 1 observation)"
 
 
-@pytest.mark.parametrize("name", ["suffix_hidden", "x_3", ACTIONS])
+@pytest.mark.parametrize("name", ["suffix_hidden", "x_3", DENOISED])
 @pytest.mark.parametrize(("times", "kind"), [(1 - SLIGHTLY, "pass"), (1 + SLIGHTLY, "fail")])
 def test_every_tensor_of_the_whole_bundle_is_held_to_its_own_limit(
     exact_subject, monkeypatch, name, times, kind
@@ -252,7 +252,7 @@ def test_an_actions_error_is_measured_by_what_float32_does(exact_subject, monkey
     given = []
 
     def run(policy, inputs, names):
-        seen = [s for s in exact_subject.judged if s.inputs is inputs and names == (ACTIONS,)]
+        seen = [s for s in exact_subject.judged if s.inputs is inputs and names == (DENOISED,)]
         tensors, factor = (seen[0].tensors, 1.5) if seen else (exact_subject.tensors, 1.25)
         return {name: factor * tensors[name] for name in names}
 
@@ -307,7 +307,7 @@ def test_tensors_of_a_chain_may_err_by_four_times_what_rounding_does_to_them(sub
     with rounding(subject.model, "bfloat16", kept):
         moved = Modules(subject.checkpoint, subject.parts).tensors(subject.golden)
     allowed = allowed_in_chain(subject, {})
-    for name in ("x_1", "suffix_hidden", ACTIONS):
+    for name in ("x_1", "suffix_hidden", DENOISED):
         error = relative_error(moved[name], subject.tensors[name])
         assert allowed[name] == pytest.approx(subject.recipe.chain_tolerance + 4 * error)
 
