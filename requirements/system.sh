@@ -52,7 +52,9 @@ command -v apt-get >/dev/null || go_on_without "not installed, and there is no a
 echo "$name: installing $packages"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq"
+# Where no archive can be reached it says so soon.
+soon="-o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20"
+apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq $soon"
 # A fresh container has no package lists.
 if ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; then
     $apt update </dev/null >"$log" 2>&1
