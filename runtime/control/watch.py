@@ -17,17 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..robots.description import Description
-from ..robots.robot import Observation, Sensor
+from ..robots.robot import AHEAD_S, OLDEST_IMAGE_S, OLDEST_STATE_S, Observation, Sensor
 
-OLDEST_IMAGE_S = 0.2
-"""At the start of a thought; an older one gives no new chunk."""
-OLDEST_STATE_S = 0.1
 LOST_PERIODS = 3
 """Camera periods without a new picture: a fault, and the robot holds."""
 STOP_S = 0.5
 """Without a new picture, a fresh state, or a robot that follows: the robot stops for good."""
-AHEAD_S = 0.01
-"""A stamp later than now by more is of another clock."""
 BLACK = 24
 """No pixel of a black picture is brighter, of 255; no depth of an empty one is above 0."""
 SAMPLES = 64

@@ -21,6 +21,10 @@ _AXES: Mapping[str, tuple[str, ...]] = {
     "vector": ("S",),
     "video": ("frames", "H", "W", "3"),
 }
+OLDEST_IMAGE_S, OLDEST_STATE_S = 0.2, 0.1
+"""At the start of a thought; on an older one none may start."""
+AHEAD_S = 0.01
+"""A stamp later than now by more is of another clock."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,13 +29,8 @@ from numpy.typing import NDArray
 from ..errors import RobotError
 from .joints import Joint, Joints
 from .live import LiveRobot, Reading
-from .robot import Sensor
+from .robot import AHEAD_S, OLDEST_IMAGE_S, OLDEST_STATE_S, Sensor
 
-OLDEST_IMAGE_S = 0.2
-"""When a message is taken; what no thought may start on is not taken either."""
-OLDEST_STATE_S = 0.1
-AHEAD_S = 0.01
-"""A stamp later than now by more is of another clock."""
 MOST_TAKEN = 32
 """Messages of all topics taken at one look."""
 ENCODINGS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0)}

@@ -95,6 +95,20 @@ class Unusable(CameraError):
     """Opening it again is of no use: a library, a file or a mode is missing."""
 
 
+class Recorded(Source, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was recorded; it is played once."""
+
+    path: str
+
+    @property
+    def is_recorded(self) -> bool:
+        return True
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
 class RealSense(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """A RealSense camera, through pyrealsense2 2.56 or newer."""
 
@@ -119,27 +133,18 @@ class RealSense(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, t
         return open_camera(self)
 
 
-class RealSenseFile(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class RealSenseFile(Recorded, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """What the RealSense SDK recorded: a .db3 file, or a .bag where the SDK reads those.
 
     It is played once, as fast as it was recorded, with the frame numbers and stamps of the camera.
     """
 
-    path: str
     depth: str | None = None
     """As of `RealSense`."""
 
     @property
     def depth_name(self) -> str | None:
         return self.depth
-
-    @property
-    def is_recorded(self) -> bool:
-        return True
-
-    @property
-    def name(self) -> str:
-        return self.path
 
     def open(self) -> Opened:
         from .realsense import open_file
@@ -163,18 +168,8 @@ class OpenCV(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
         return open_camera(self)
 
 
-class VideoFile(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class VideoFile(Recorded, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """A film such as an MP4, through PyAV; played once, at the times of its frames."""
-
-    path: str
-
-    @property
-    def is_recorded(self) -> bool:
-        return True
-
-    @property
-    def name(self) -> str:
-        return self.path
 
     def open(self) -> Opened:
         from .recorded import open_video
@@ -182,21 +177,15 @@ class VideoFile(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, t
         return open_video(self)
 
 
-class RecordedEpisode(Source, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A camera of a recorded episode, of ours or of a LeRobot dataset; played once."""
+class RecordedEpisode(Recorded, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A camera of a recorded episode: a .npz file, a folder of them, or a LeRobot dataset."""
 
-    path: str
-    """A .npz file, a folder of them, or a dataset."""
     index: int = 0
     """Which episode of several."""
     stream: str = "frame"
     """What the camera is called in it."""
     camera: str | None = None
     """Key of the camera in a LeRobot dataset that has several."""
-
-    @property
-    def is_recorded(self) -> bool:
-        return True
 
     @property
     def name(self) -> str:
