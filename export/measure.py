@@ -60,14 +60,14 @@ def golden_of(
 ) -> dict[str, NDArray[Any]]:
     """An observation as the graph's inputs, with noise of a seed and nothing left over."""
     head = checkpoint.config.head
-    chunk = head.prediction_horizon, head.action_dim
+    num_actions, width = head.chunk_shape()
     return {
         "anchor": observation.anchor,
         "frame": observation.frame,
         "instruction": np.array(observation.instruction),
         "state": observation.state.astype(np.float32),
-        "noise": draw_noise(seed, 0, chunk if samples == 1 else (samples, *chunk)),
-        "leftover": np.zeros((chunk[0], 1 + chunk[1]), np.float32),
+        "noise": draw_noise(seed, 0, head.chunk_shape(samples)),
+        "leftover": np.zeros((num_actions, 1 + width), np.float32),
         "embodiment": np.array(sorted(checkpoint.statistics)[0]),
     }
 

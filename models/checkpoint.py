@@ -177,6 +177,7 @@ def reference(
 
     key = choose_embodiment(checkpoint.statistics, embodiment)
     to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
+    left = () if leftover is None else (to_robot.to_policy(leftover[:, 1:]), leftover[:, :1])
     actions = checkpoint.model(
         patches(anchor),
         patches(frame),
@@ -185,19 +186,12 @@ def reference(
         checkpoint.tail_ids(instruction),
         torch.from_numpy(to_policy.to_policy(state.astype(np.float32))),
         torch.from_numpy(noise),
-        *(
-            (
-                torch.from_numpy(to_robot.to_policy(leftover[:, 1:])),
-                torch.from_numpy(leftover[:, :1]),
-            )
-            if leftover is not None
-            else ()
-        ),
+        *map(torch.from_numpy, left),
     )
     answered = to_robot.to_robot(actions.numpy())
-    return (
-        answered if leftover is None else np.where(leftover[:, :1] == 1, leftover[:, 1:], answered)
-    )
+    if leftover is None:
+        return answered
+    return np.where(leftover[:, :1] == 1, leftover[:, 1:], answered)
 
 
 def normalizations(

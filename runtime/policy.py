@@ -258,9 +258,7 @@ class Policy:
 
     def _inpainted(self) -> dict[str, Stage]:
         """Per leftover, the stage that takes it over to the bit behind the denoise steps."""
-        leftovers = from_source(self.inputs, "loop")
-        stages = [stage for stage in self.graph.stages if stage.function == "commit"]
-        return {s.inputs["leftover"]: s for s in stages if s.inputs["leftover"] in leftovers}
+        return {s.inputs["leftover"]: s for s in self.graph.stages if s.function == "commit"}
 
     def forget(self) -> None:
         """Recompute everything at the next `Episode.act`, as if every input had changed."""

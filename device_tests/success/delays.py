@@ -175,10 +175,8 @@ def _main(arguments: list[str] | None) -> None:
         check_output(out, RESULT)
     manifest, begin = runtime.read_bundle(config.bundles[0]).manifest, time.monotonic()
     graph = manifest.graph
-    horizon, takes_leftover = (
-        graph.tensors[graph.target].shape[0],
-        bool(from_source(graph.inputs, "loop")),
-    )
+    horizon = graph.tensors[graph.target].shape[0]
+    takes_leftover = bool(from_source(graph.inputs, "loop"))
     print(f"{config.episodes} episodes of {', '.join(config.tasks)}, chunks of {horizon} actions")
     rows = list[Row]()
     for row in sweep(config, sorted(delays), horizon, takes_leftover=takes_leftover):

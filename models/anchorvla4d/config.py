@@ -160,6 +160,11 @@ class HeadConfig:
             )
         _check_numbers(self, "head")
 
+    def chunk_shape(self, samples: int = 1) -> tuple[int, ...]:
+        """(T, A) of a chunk, or (K, T, A) of K samples."""
+        chunk = self.prediction_horizon, self.action_dim
+        return chunk if samples == 1 else (samples, *chunk)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:

@@ -167,8 +167,7 @@ def engines_of(
     spatial = Tensor(shape=(num_spatial, c.spatial.dim))
     modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
     steps = c.head.num_inference_timesteps
-    chunk = Tensor(shape=(c.head.prediction_horizon, c.head.action_dim))
-    x = chunk if samples == 1 else Tensor(shape=(samples, *chunk.shape))
+    chunk, x = (Tensor(shape=c.head.chunk_shape(k)) for k in (1, samples))
     return {
         **_vision(model, grid, layers.vision),
         **_language(model, slots, layers.language),

@@ -109,7 +109,7 @@ class AnchorVLA4D(nn.Module):
         condition = self.action_head.condition(pooled_BD, state)
         x_TA = noise_TA
         leftover_TA = torch.zeros_like(x_TA) if leftover_TA is None else leftover_TA
-        weights_T1 = torch.zeros_like(x_TA[:, :1]) if weights_T1 is None else weights_T1
+        weights_T1 = torch.zeros_like(x_TA[..., :1]) if weights_T1 is None else weights_T1
         coefficients = ddim_coefficients(self.config.head)
         for k, t in enumerate(inference_timesteps(self.config.head)):
             epsilon = self.action_head.epsilon(x_TA, torch.tensor(t), condition)

@@ -131,8 +131,8 @@ def declare_inputs(
 ) -> dict[str, Input]:
     """What the policy sees, is told and starts from."""
     camera = partial(Input, kind="image", shape=shape, dtype="uint8")
-    chunk = (c.head.prediction_horizon, c.head.action_dim)
-    noises = chunk if samples == 1 else (samples, *chunk)
+    num_actions, width = c.head.chunk_shape()
+    noises = c.head.chunk_shape(samples)
     units = set(c.normalization.state_units)
     prompt = Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=tuple(parts.end_ids))
     return {
@@ -149,7 +149,7 @@ def declare_inputs(
         ),
         "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),
         "leftover": Input(
-            kind="leftover", source="loop", shape=(chunk[0], 1 + chunk[1]), dtype="float32",
+            kind="leftover", source="loop", shape=(num_actions, 1 + width), dtype="float32",
             pace="tick",
         ),
     }  # fmt: skip
@@ -334,11 +334,8 @@ def _condition(
 def _denoising(build: _GraphBuilder, c: PolicyConfig, samples: int) -> None:
     """From noise to actions in robot units, along what is left of the last chunk; and how like the
     anchor the frame is."""
-    chunk, scaling = (
-        (c.head.prediction_horizon, c.head.action_dim),
-        _scaling("action", c.normalization.action, c.normalization.action_units),
-    )
-    denoised = chunk if samples == 1 else (samples, *chunk)
+    chunk, denoised = c.head.chunk_shape(), c.head.chunk_shape(samples)
+    scaling = _scaling("action", c.normalization.action, c.normalization.action_units)
     build.tensor("x_0", denoised)
     build.call("copy", {"value": "noise"}, {"value": "x_0"})
     build.tensor("leftover_actions", chunk)

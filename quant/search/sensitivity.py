@@ -249,7 +249,7 @@ def _act(
         frame=observation.frame,
         instruction=observation.instruction,
         state=observation.state,
-        noise=draw_noise(seed, tick, (head.prediction_horizon, head.action_dim)),
+        noise=draw_noise(seed, tick, head.chunk_shape()),
     )
 
 

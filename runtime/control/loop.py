@@ -296,14 +296,14 @@ class _Loop:
             self.trace.delay = measure_delay(
                 self.thinker, policy.inputs, seen, clock=self.clock, reanchors=reanchors
             )
-        executor = self.executor
+        executor, leftovers = self.executor, tuple(from_source(policy.inputs, "loop"))
         self.trace.chunks = choose_chunks(
             config.chunks,
             self.trace.delay,
             horizon=executor.horizon,
             execute=config.execute,
             rate_hz=config.rate_hz,
-            takes_leftover=bool(leftovers := tuple(from_source(policy.inputs, "loop"))),
+            takes_leftover=bool(leftovers),
         )
         if self.trace.chunks == "rtc":
             self.leftovers = leftovers

@@ -46,6 +46,10 @@ PERIOD_S = 0.2
 """How often the thread looks at the ring."""
 
 
+_Event = tuple[str, Mapping[str, Any], int]
+"""Its kind, what is known of it, and what that keeps in memory."""
+
+
 class Unrecorded:
     """In the place of a `Recorder` where there is none."""
 
@@ -103,7 +107,7 @@ class Recorder:
         self.costs_s = np.empty(0)
         """What recording cost in each tick that was written."""
         self._most_bytes = backlog_bytes
-        self._queue: queue.SimpleQueue[tuple[str, Mapping[str, Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._given = {"loop": 0, "policy": 0}  # bytes; each counted by one thread
         self._done_bytes = 0
         self._num_ticks = self._num_drained = self._num_looks = 0
@@ -298,7 +302,7 @@ class Recorder:
             fields = {name: _without_pictures(value) for name, value in fields.items()}
             num_bytes = sum(map(_bytes_of, fields.values()))
         self._given[by] += num_bytes
-        self._queue.put((kind, fields))
+        self._queue.put((kind, fields, num_bytes))
 
     def _clear(self) -> None:
         """What a tick begins with."""
@@ -323,9 +327,9 @@ class Recorder:
             item = self._queue.get(timeout=PERIOD_S)
             if item is None:
                 return False
-            kind, fields = item
+            kind, fields, num_bytes = item
             writer.event(kind, **fields)
-            self._done_bytes += sum(map(_bytes_of, fields.values()))
+            self._done_bytes += num_bytes
         self._drain(writer, DRAIN)
         return True
 
