@@ -124,7 +124,7 @@ class World:
 
 
 def _picture(camera: str, number: int, black: bool) -> np.ndarray:
-    random = np.random.default_rng([number, camera == "wrist"])
+    random = np.random.default_rng([number % 2**31, camera == "wrist"])  # before 0 s, too
     noise = random.integers(0, 9, (32, 32, 3))
     ramp = np.linspace(30, 200, 32)[:, None, None]
     scene = ramp if camera == "front" else ramp[::-1]
