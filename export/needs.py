@@ -34,8 +34,6 @@ weights are 18 MB, was exported in 0.48 to 0.54 GB."""
 COPIES = 3.5
 """Of an engine's weights while it is traced: the module's, the graph's, the message's, and half of
 one that is on its way to the file."""
-GPTQ_BYTES = 24
-"""Per pair of inputs of a layer: see `quant.methods.gptq`."""
 TOKENS = 128
 """Per call of the language model, where none are given: the episodes have not been read yet."""
 
@@ -84,14 +82,12 @@ def needs_of(
     linear = linear_layers(model)
     quantized = {n: linear[n] for n in linear if rules[n].format not in ("float32", "float")}
     codes = sum(layer.weight.numel() for layer in quantized.values())
-    gptq = [layer.in_features for n, layer in quantized.items() if rules[n].method == "gptq"]
     seen = sum(layer.in_features for layer in linear.values()) if quantized else 0
     statistics = 4 * SAMPLED_ROWS * seen
     kept = min(KEPT_BYTES, 4 * sum(p.numel() for p in model.parameters()))
     largest = {
         "folding": kept + statistics,
         "tracing the largest engine": round(COPIES * max(traced)),
-        "GPTQ of the widest layer": kept + GPTQ_BYTES * max(gptq, default=0) ** 2,
         "running modules and bundle": kept + 2 * min(RESIDENT_BYTES, sum(traced)),
     }
     step = max(largest, key=lambda name: largest[name])

@@ -123,7 +123,8 @@ def gptq(
     outputs of the rows are closest to the exact ones, given the codes so far; a block's scales are
     those of its weights when its turn comes. A channel that no row uses is rounded to nearest.
 
-    Takes 24 K^2 bytes, and time as K^3: see `_factor`.
+    No matrix of K x K is made: how the weights that are left can help is asked of the rows (the
+    push-through identity). Takes 24 R^2 bytes, and time as K R^2.
 
     Args:
         damping: added to the diagonal of X^T X, as a share of its mean; pulls towards plain
@@ -144,19 +145,23 @@ def gptq(
         raise ValueError(
             f"damping must be from 1e-4 (with less, the factorization may fail) to 1, got {damping}"
         )
-    factor_KK = _factor(rows_RK, damping)
+    unit_RK = _unit(rows_RK)
+    exact_RK = unit_RK.astype(np.float64)
+    damped = damping * np.square(exact_RK).sum() / num_inputs or 1.0
+    left_RR = exact_RK @ exact_RK.T + damped * np.eye(len(exact_RK))
     codes_KN = np.empty(weight_KN.shape, np.int8)
     scales = np.empty((num_inputs // block, num_outputs), np.float32)
-    error_KN = np.empty(weight_KN.shape, np.float32)
+    missed_RN = np.zeros((len(unit_RK), num_outputs), np.float32)
     for index, start in enumerate(range(0, num_inputs, block)):
         part = slice(start, start + block)
-        # The Cholesky factor of the inverse Hessian, as far as the block goes.
-        inverse_BB = np.linalg.inv(factor_KK[part, part]).astype(np.float32)
-        before_BN = factor_KK[:start, part].T.astype(np.float32) @ error_KN[:start]
-        moved_BN = weight_KN[part] + inverse_BB.T @ before_BN
+        exact_RB = exact_RK[:, part]
+        left_RR -= exact_RB @ exact_RB.T
+        inverse_BB, helps_BR = _looking_forward(exact_RB, left_RR)
+        moved_BN = weight_KN[part] + helps_BR @ missed_RN
         scales[index] = int4_blocks(moved_BN, block=block, round_scales=round_scales).scales[0]
         codes_KN[part] = _round_in_order(moved_BN, scales[index], inverse_BB)
-        error_KN[part] = weight_KN[part] - codes_KN[part] * scales[index]
+        error_BN = weight_KN[part] - codes_KN[part] * scales[index]
+        missed_RN += unit_RK[:, part] @ error_BN
     return Quantized(codes_KN, scales, 0, block)
 
 
@@ -234,20 +239,30 @@ def _bitsandbytes() -> ModuleType:
     return module
 
 
-def _factor(rows_RK: NDArray[np.float32], damping: float) -> NDArray[np.float64]:
-    """[K, K] upper triangular F with F F^T = X^T X + damping, up to a factor.
+def _looking_forward(
+    rows_RB: NDArray[np.float64], left_RR: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How a block's weights make up for errors, if those of later inputs help as best they can.
 
-    An error e of the weights costs |F^T e|^2, and row k of F^T meets errors up to k only: so the
-    weight k that makes up for them is found by looking back, from F alone. That is GPTQ without
-    its inverse Hessian, a quarter of the work. float64, because damping may be 1e-6 of the
-    largest eigenvalue.
+    With T = X'X'^T + damping over the later inputs X', what cannot be helped by them costs
+    e^T M e in the block's errors e, where M = 1 + X^T T^-1 X; the inverse of M is the block's part
+    of the inverse Hessian, up to a factor. float64, because damping may be 1e-8 of the largest
+    eigenvalue.
+
+    Args:
+        rows_RB: X, the rows' inputs of this block.
+        left_RR: T.
+
+    Returns:
+        [B, B] the upper triangular Cholesky factor of M^-1; and M^-1 X^T T^-1 [B, R], which takes
+        what outputs miss by errors before to the move that makes up for it.
     """
-    unit_RK = _unit(rows_RK).astype(np.float64)
-    hessian_KK = unit_RK.T @ unit_RK
-    diagonal_K = hessian_KK.reshape(-1)[:: len(hessian_KK) + 1]
-    diagonal_K += damping * diagonal_K.mean() or 1.0
-    upside_down: NDArray[np.float64] = np.linalg.cholesky(hessian_KK[::-1, ::-1])
-    return upside_down[::-1, ::-1]
+    helps_BR = np.linalg.solve(left_RR, rows_RB).T
+    needs_BB = np.eye(len(helps_BR)) + helps_BR @ rows_RB
+    upside_down = np.linalg.cholesky(needs_BB[::-1, ::-1])
+    factor_BB = np.linalg.inv(upside_down[::-1, ::-1])
+    moves_BR = factor_BB.T @ (factor_BB @ helps_BR)
+    return factor_BB.astype(np.float32), moves_BR.astype(np.float32)
 
 
 def _round_in_order(
