@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -201,26 +202,28 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
             return rounded(layer.weight)
         return shelf.get(id(layer), layer.weight.nbytes, lambda: rounded(layer.weight))
 
-    def linear(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if isinstance(layer, nn.Linear):
-            bias = None if layer.bias is None else rounded(layer.bias)
-            output = functional.linear(rounded(arguments[0]), weight_of(layer), bias)
-        return rounded(output)
+    def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+        bias = None if layer.bias is None else rounded(layer.bias)
+        return rounded(functional.linear(rounded(x), weight_of(layer), bias))
 
-    def quantized(_layer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (rounded(arguments[0]),)
+    def quantized(layer: QuantLinear, is_exact: bool, x: Tensor) -> Tensor:
+        output = type(layer).forward(layer, rounded(x))
+        return output if is_exact else rounded(output)
 
-    handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Linear, QuantLinear)) and name not in exact:
-            handles.append(layer.register_forward_hook(linear))
-        if isinstance(layer, QuantLinear):
-            handles.append(layer.register_forward_pre_hook(quantized))
+    changed: list[nn.Module] = []
     try:
+        for name, layer in model.named_modules():
+            if isinstance(layer, QuantLinear):
+                layer.forward = partial(quantized, layer, name in exact)  # type: ignore[method-assign]
+            elif isinstance(layer, nn.Linear) and name not in exact:
+                layer.forward = partial(linear, layer)  # type: ignore[method-assign]
+            else:
+                continue
+            changed.append(layer)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in changed:
+            del layer.forward  # of the object; its class has the other one
 
 
 def _made_up_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
