@@ -10,6 +10,7 @@ Times are seconds on the clock of the stamps. Where stamps are simulated, nothin
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ class Watch:
                     f"the robot description watches the camera {name!r}, the robot shows "
                     f"{', '.join(sorted(pictures)) or 'none'}; use the name of an input"
                 )
-        last = max((a.measured.index for a in description.axes if a.measured), default=-1)
+        self._measured = {n: a.measured for n, a in enumerate(description.axes) if a.measured}
+        last = max((measured.index for measured in self._measured.values()), default=-1)
         if description.state is not None:
             state = inputs.get(description.state)
             if state is None or state.kind != "vector" or state.shape[0] <= last:
@@ -91,11 +93,10 @@ class Watch:
             n: i for n in self._frame_ids if (i := seen.frame_ids.get(n)) != self._frame_ids[n]
         }
         samples = {name: _sample(seen.values[name]) for name in moved}
-        # Nothing else needs them, and they take longer than all the rest.
-        means = {n: _means(s) for n, s in samples.items()} if len(self._anchors) > 1 else {}
+        swapped = self._swapped(samples) if len(self._anchors) > 1 else set[str]()
         for name, frame_id in moved.items():
             self._frame_ids[name] = frame_id
-            self._bad[name] = self._verdict(name, samples[name], means)
+            self._bad[name] = self._verdict(name, samples[name], name in swapped)
             self._samples[name] = samples[name]
             if not self._bad[name]:
                 self._good_at[name] = now
@@ -133,10 +134,9 @@ class Watch:
         """Position by axis, of those that are measured; None if one is no number."""
         if self.description.state is None:
             return {}
-        state_S = seen.values[self.description.state]
-        measured = {n: a.measured for n, a in enumerate(self.description.axes) if a.measured}
-        positions = {n: float(state_S[m.index]) * m.scale + m.offset for n, m in measured.items()}
-        return positions if np.isfinite(list(positions.values())).all() else None
+        state = seen.values[self.description.state].tolist()
+        positions = {n: state[m.index] * m.scale + m.offset for n, m in self._measured.items()}
+        return positions if all(map(math.isfinite, positions.values())) else None
 
     def follows(self, felt: Mapping[int, float], commanded_A: NDArray[Any], now: float) -> bool:
         """Whether every axis is where it was told to be, as far as the description asks."""
@@ -158,30 +158,26 @@ class Watch:
         age = now - self._stamps[name]
         return age if age >= -AHEAD_S else np.inf
 
-    def _verdict(self, name: str, sample: Sample, means: Mapping[str, NDArray[Any]]) -> str:
-        """What is wrong with a new picture; empty if nothing. `means` are of all new ones."""
+    def _verdict(self, name: str, sample: Sample, is_swapped: bool) -> str:
+        """What is wrong with a new picture; empty if nothing."""
         if not self.description.cameras[name].may_repeat and np.array_equal(
             sample, self._samples[name]
         ):
             return "frozen image"
         if not (sample > (BLACK if sample.dtype == np.uint8 else 0)).any():
             return "black image"
-        return "swapped cameras" if self._is_swapped(name, means) else ""
+        return "swapped cameras" if is_swapped else ""
 
-    def _is_swapped(self, name: str, means: Mapping[str, NDArray[Any]]) -> bool:
-        """Whether this camera shows another one's anchor, or another one shows this one's."""
-        return any(
-            self._shows(means[one], one, other)
-            for one in means
-            for other in self._anchors
-            if one != other and name in (one, other)
-        )
-
-    def _shows(self, means: NDArray[Any], own: str, other: str) -> bool:
-        if means.shape != self._anchors[other].shape:
-            return False
-        apart = np.abs(means - self._anchors[own]).mean() if means.size else 0.0
-        return bool(np.abs(means - self._anchors[other]).mean() < ALIKE * apart)
+    def _swapped(self, samples: Mapping[str, Sample]) -> set[str]:
+        """Cameras of which one shows the other's anchor, among those with a new picture."""
+        names = set[str]()
+        for own, sample in samples.items():
+            means = _means(sample)
+            apart = _distance(means, self._anchors[own])
+            for other, anchor in self._anchors.items():  # never its own: ALIKE is below 1
+                if anchor.shape == means.shape and _distance(means, anchor) < ALIKE * apart:
+                    names |= {own, other}
+        return names
 
 
 def _sample(image: NDArray[Any]) -> Sample:
@@ -197,6 +193,10 @@ def _means(sample: Sample) -> NDArray[np.float32]:
     rows = _averaging(height) @ sample.reshape(height, -1).astype(np.float32)
     means: NDArray[np.float32] = _averaging(width) @ rows.reshape(len(rows), width, -1)
     return means
+
+
+def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.abs(one - other).sum())
 
 
 @functools.cache

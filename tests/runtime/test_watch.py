@@ -1,6 +1,8 @@
 """The watch by itself: each figure at its edge, and each kind of picture. Times are multiples of
 1/64 s around a figure where that can be, so that no sum is rounded."""
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -146,6 +148,22 @@ def test_each_camera_that_shows_the_other_ones_scene_is_swapped():
     between = np.full((16, 16, 3), 140, np.uint8) + np.arange(16, dtype=np.uint8)[:, None]
     one = watch("front", "wrist")
     assert one.look(seen(1, 100.1, front=between, wrist=between), 100.1) == set()
+
+
+def test_both_of_a_swap_are_unclear_until_each_shows_its_own_again_and_no_third_one_is():
+    front = seen(9, 0.0).values["front"]
+    one = watch("front", "wrist", "depth")
+    assert one.look(seen(1, 100.1, wrist=front), 100.1) == {"swapped cameras"}
+    for new, problems in (({"wrist"}, {"swapped cameras"}), ({"wrist", "front"}, set())):
+        again = seen(2 + len(new), 100.1)
+        numbers = {n: 1 for n in again.frame_ids if n not in new}
+        again = dataclasses.replace(again, frame_ids={**again.frame_ids, **numbers})
+        assert one.look(again, 100.1) == problems
+
+
+def test_what_another_kind_of_camera_shows_is_not_compared():
+    one = watch("front", "depth")
+    assert one.look(seen(1, 100.1, depth=FALLING[..., 0].astype(np.float32)), 100.1) == set()
 
 
 def test_cells_of_uneven_size_count_by_their_mean():
