@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay
 from runtime.control.guard import Guard
 from runtime.control.loop import LoopConfig, run_episode
+from runtime.control.recorder import Recorder, Unrecorded
 from runtime.control.thinker import InlineThinker
 from runtime.declarations import Input
 from runtime.episode import Answer
@@ -49,6 +52,8 @@ ARM = {
 NUM = 8
 TICK, CPU = "tick", "tick, CPU time"
 """The latter leaves out what other work on this machine took."""
+RECORDED = "recorded tick, CPU time"
+"""Of the loop's thread; compressing and writing has one of its own."""
 
 
 class Robot:
@@ -134,8 +139,9 @@ class Policy:
 class TickClock(VirtualClock):
     """Notes when the loop lets go of a tick, and when it gets the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None) -> None:
         super().__init__()
+        self._recorder = recorder
         self.ticks_us: list[float] = []
         self.cpu_us: list[float] = []
         self._begin = self._begin_cpu = 0.0
@@ -146,6 +152,8 @@ class TickClock(VirtualClock):
             self.ticks_us.append((end - self._begin) * 1e6)
             self.cpu_us.append((end_cpu - self._begin_cpu) * 1e6)
         super().sleep(seconds)
+        while self._recorder is not None and self._recorder.waiting_bytes:
+            time.sleep(1e-4)  # the writer's turn, as between two ticks on a robot
         self._begin_cpu, self._begin = time.thread_time(), time.perf_counter()
 
 
@@ -165,14 +173,14 @@ def timed(owner: type, method: str, into: list[float]) -> Callable[[], None]:
 
 
 def run(
-    num_ticks: int, parts: Mapping[str, tuple[type, str]]
+    num_ticks: int, parts: Mapping[str, tuple[type, str]], recorder: Recorder | None = None
 ) -> tuple[dict[str, list[float]], int]:
     """Microseconds of each tick and of each call of a part, and collections inside."""
-    clock, phases, counts = TickClock(), list[str](), list[int]()
+    clock, phases, counts = TickClock(recorder), list[str](), list[int]()
     found: dict[str, list[float]] = {name: [] for name in parts}
     undo = [timed(*part, found[name]) for name, part in parts.items()]
     gc.callbacks.append(watch := lambda phase, info: phases.append(phase))
-    policy = Policy(clock)
+    policy, notes = Policy(clock), recorder or Unrecorded()
     delay_s = (DELAY_STEPS - 0.5) / RATE_HZ
     try:
         run_episode(
@@ -182,9 +190,10 @@ def run(
                 rate_hz=RATE_HZ, execute=EXECUTE, max_steps=WARM + num_ticks, chunks="async"
             ),
             clock=clock,
-            thinker=InlineThinker(policy, clock, delay_s),
+            thinker=InlineThinker(notes.watch(policy), clock, delay_s),
             delay=Delay(median_s=delay_s, largest_s=delay_s, num_thoughts=1),
             on_step=lambda step: counts.append(len(phases)),
+            recorder=recorder,
         )
     finally:
         gc.callbacks.remove(watch)
@@ -210,8 +219,10 @@ def main() -> int:
     }
     found, _ = run(options.ticks, parts)
     found |= {name: whole[name] for name in (TICK, CPU)}  # without the others' stop watches
+    with tempfile.TemporaryDirectory() as folder, Recorder(Path(folder) / "bench") as recorder:
+        found[RECORDED] = run(max(1, options.ticks // 10), {}, recorder)[0][CPU]
     print(f"{'microseconds':32} {'calls':>7} {'median':>8} {'p99':>8} {'max':>8}")
-    for name in (TICK, CPU, *parts):
+    for name in (TICK, CPU, RECORDED, *parts):
         values = np.array(found[name])
         p50, p99 = np.percentile(values, [50, 99])
         print(f"{name:32} {values.size:7} {p50:8.1f} {p99:8.1f} {values.max():8.1f}")
