@@ -125,7 +125,7 @@ delays: setup mesa ## success and motion of BUNDLE on TASKS by the control steps
 	$(PY) -m device_tests.success.delays $(call quoted,$(BUNDLE)) --tasks $(TASKS) --episodes 100 \
 		--json build/eval/delays.json $(ARGS)
 
-gate: setup mesa ## what each recipe costs in closed loop, success and motion, 600 episodes paired with float32 (25 minutes)
+gate: setup mesa ## what each recipe costs in closed loop, success and motion, and float32 with 8 samples: 600 episodes paired with float32 (30 minutes)
 	$(PY) -m export gate $(ARGS)
 
 planted: setup mesa ## does the motion gate catch wrong scales that success lets pass (25 minutes)

@@ -261,6 +261,10 @@ class GateConfig:
     recipes: tuple[str, ...] = field(default_factory=_exportable)
     """Of the demo policy; by default all that change anything and can be exported here."""
 
+    samples: int = 8
+    """Of one more bundle, in float32, which carries out the middle one of so many actions; 1 for
+    none."""
+
     episodes: int = 150
     """Per task; there are four."""
 
@@ -276,6 +280,8 @@ class GateConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.recipes) - RECIPES.keys()):
             raise ValueError(f"unknown recipes {unknown}; there are {sorted(RECIPES)}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be positive, got {self.samples}")
         if self.episodes < 1:
             raise ValueError(f"episodes must be positive, got {self.episodes}")
 

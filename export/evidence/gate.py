@@ -32,10 +32,10 @@ VERDICTS_FILE = Kind("a file of verdicts", (b'"verdicts"', b'"float32_successes"
 
 
 def gate(config: GateConfig) -> int:
-    """Judge every recipe.
+    """Judge every recipe, and the policy that draws several samples.
 
     Returns:
-        0, or 1 if a recipe costs more success than it may, or moves the robot worse.
+        0, or 1 if one of them costs more success than it may, or moves the robot worse.
 
     Raises:
         ExportError: a numeric gate failed.
@@ -43,28 +43,37 @@ def gate(config: GateConfig) -> int:
     check_output(config.verdicts, VERDICTS_FILE)
     exact = build_demo(config.work, "float32")
     failed = 0
-    for name in config.recipes:
-        bundle = build_demo(config.work, name)
+    rows = [(name, 1) for name in config.recipes]
+    rows += [("float32", config.samples)] * (config.samples > 1)
+    for name, samples in rows:
+        bundle = build_demo(config.work, name, samples)
         found = in_pairs(config, exact, runnable(config.work, bundle))
-        verdict = {"recipe": name} | found | _sizes(bundle)
+        row: dict[str, Any] = {"recipe": name, "samples": samples}
+        verdict = row | found | _sizes(bundle)
         _keep(config, read_bundle(bundle).manifest.content_sha256, verdict)
         passed = keeps_success(name, verdict) and moves_well(verdict["motion"])
         failed += not passed
         words = f"{words_of(verdict)}; {motion_words(verdict['motion'])}"
-        print(f"{'pass' if passed else 'FAIL'} {name}: {words}", flush=True)
+        told = name + f" with {samples} samples" * (samples > 1)
+        print(f"{'pass' if passed else 'FAIL'} {told}: {words}", flush=True)
     if failed:
-        words = f"{failed} of {len(config.recipes)} recipes cost success or motion"
+        words = f"{failed} of {len(rows)} bundles cost success or motion"
         print(f"error: {words}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def build_demo(work: Path, recipe: str) -> Path:
-    """The demo policy as every figure here has it."""
+def build_demo(work: Path, recipe: str, samples: int = 1) -> Path:
+    """The demo policy as every figure here has it.
+
+    Args:
+        samples: of which one is carried out.
+    """
     return build(
         BuildConfig(
             recipe=recipe,
             checkpoint=CHECKPOINT,
-            out=work / recipe,
+            out=work / (recipe + f"-samples{samples}" * (samples > 1)),
+            samples=samples,
             verdicts=work / "none.json",  # it is being measured anew
             compile_check=False,
             **DEMO_OPTIONS,

@@ -6,7 +6,7 @@ python -m export results        render them again
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def render_recipes(folder: Path) -> str:
         share = v["engine_bytes"] / 4 / v["parameters"]
         success, exact = v["successes"] / v["episodes"], v["float32_successes"] / v["episodes"]
         lines.append(
-            f"| `{v['recipe']}` | {v['engine_bytes'] / 1e6:.1f} MB, {share:.0%} | "
+            f"| {_named(v)} | {v['engine_bytes'] / 1e6:.1f} MB, {share:.0%} | "
             f"{v['action_error']:.1%} | {success:.1%} (float32 {exact:.1%}) | "
             f"{100 * v['difference']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] |"
         )
@@ -162,7 +162,7 @@ def render_motion(folder: Path) -> str:
     recipes, faults = folder / VERDICTS.name, folder / PLANTED
     tables = []
     if recipes.exists():
-        rows = {f"`{v['recipe']}`": v for v in _verdicts(recipes) if v.get("motion")}
+        rows = {_named(v): v for v in _verdicts(recipes) if v.get("motion")}
         tables.append(_motion_table("Motion in closed loop", rows))
     if faults.exists():
         found = json.loads(faults.read_text())["faults"]
@@ -186,6 +186,11 @@ def _motion_table(what: str, rows: dict[str, dict[str, Any]]) -> str:
     ]
     lines += [_motion_row(words, verdict) for words, verdict in rows.items()]
     return "\n".join([*lines, "", ""])
+
+
+def _named(verdict: Mapping[str, Any]) -> str:
+    samples = verdict.get("samples", 1)
+    return f"`{verdict['recipe']}`" + f", {samples} samples" * (samples > 1)
 
 
 def _verdicts(path: Path) -> list[dict[str, Any]]:

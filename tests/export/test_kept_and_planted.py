@@ -96,7 +96,11 @@ def worked(exported, demo_bundle, monkeypatch):
     """Bundles are at hand: the cut policy's."""
     at_hand = {"float32": demo_bundle, "cpu-int8": exported("cpu-int8")}
     for module in (gate_module, planted):
-        monkeypatch.setattr(module, "build_demo", lambda work, recipe: at_hand[recipe])
+        monkeypatch.setattr(
+            module,
+            "build_demo",
+            lambda work, *row: at_hand[row[0] if row[1:] in ((), (1,)) else row],
+        )
     return at_hand
 
 
@@ -106,14 +110,16 @@ def test_the_gate_judges_motion_and_keeps_both_verdicts(
 ):
     monkeypatch.setitem(JERK, "cut-cpu-int8", jerk)
     verdicts = tmp_path / "v.json"
-    config = GateConfig(recipes=("cpu-int8",), episodes=20, work=tmp_path, verdicts=verdicts)
+    config = GateConfig(
+        recipes=("cpu-int8",), samples=1, episodes=20, work=tmp_path, verdicts=verdicts
+    )
     assert gate_module.gate(config) == code
     told = capsys.readouterr()
     assert told.out.splitlines()[-1].startswith(
         f"{'FAIL' if code else 'pass'} cpu-int8: +0.0 points ["
     )
     assert f"mean jerk {jerk / 5:.2f} [" in told.out
-    assert ("1 of 1 recipes cost success or motion" in told.err) == bool(code)
+    assert ("1 of 1 bundles cost success or motion" in told.err) == bool(code)
     content = runtime.read_bundle(worked["cpu-int8"]).manifest.content_sha256
     verdict = closed_loop_verdict(verdicts, content)
     assert verdict["successes"] == verdict["float32_successes"] == verdict["episodes"] == 80
@@ -122,13 +128,37 @@ def test_the_gate_judges_motion_and_keeps_both_verdicts(
     assert calls == ["bundle", "cut-cpu-int8"]
 
 
+@pytest.mark.parametrize(("jerk", "code"), [(5.1, 0), (5.6, 1)])
+def test_the_policy_of_several_samples_is_judged_as_one_more_row(
+    worked, calls, tmp_path, monkeypatch, capsys, jerk, code
+):
+    monkeypatch.setitem(JERK, "cut-cpu-int8", jerk)
+    worked["float32", 8] = worked.pop("cpu-int8")
+    verdicts = tmp_path / "v.json"
+    config = GateConfig(recipes=(), episodes=20, work=tmp_path, verdicts=verdicts)
+    assert gate_module.gate(config) == code
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith(f"{'FAIL' if code else 'pass'} float32 with 8 samples: +0.0 points [")
+    (verdict,) = json.loads(verdicts.read_text())["verdicts"].values()
+    assert (verdict["recipe"], verdict["samples"]) == ("float32", 8)
+    assert gate_module.gate(replace(config, samples=1)) == 0
+    with pytest.raises(ValueError, match="samples must be positive, got 0"):
+        replace(config, samples=0)
+
+
+def test_a_demo_bundle_of_several_samples_is_built_beside_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate_module, "build", lambda config: (config.out, config.samples))
+    assert gate_module.build_demo(tmp_path, "float32") == (tmp_path / "float32", 1)
+    assert gate_module.build_demo(tmp_path, "float32", 8) == (tmp_path / "float32-samples8", 8)
+
+
 def test_a_verdict_of_a_recipe_that_is_no_more_goes(worked, calls, tmp_path):
     verdicts = tmp_path / "v.json"
     old = {"recipe": "orin-w3", "float32_successes": 1}
     kept = {"recipe": "orin-w8a8", "float32_successes": 1}
     verdicts.write_text(json.dumps({"verdicts": {"a": old, "b": kept}}))
     gate_module.gate(
-        GateConfig(recipes=("cpu-int8",), episodes=20, work=tmp_path, verdicts=verdicts)
+        GateConfig(recipes=("cpu-int8",), samples=1, episodes=20, work=tmp_path, verdicts=verdicts)
     )
     found = json.loads(verdicts.read_text())["verdicts"]
     assert [v["recipe"] for v in found.values()] == ["orin-w8a8", "cpu-int8"]
