@@ -18,6 +18,7 @@ BOARD      ?= agx-orin-64gb
 TASKS      ?= touch-red touch-green touch-blue button-press-topdown
 EMBODIMENT ?=
 CAMERA     ?=
+KEY        ?= keys/release.key
 ARGS       ?=
 
 quoted = '$(subst ','\'',$(1))'
@@ -31,7 +32,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -103,6 +104,12 @@ export: setup ## CHECKPOINT -> BUNDLE for IMAGE (width height); RECIPE calibrate
 		$(call option,--calibration,$(EPISODES)) $(call option,--held-out,$(HELD_OUT)) \
 		$(call option,--golden,$(GOLDEN)) $(call option,--camera,$(CAMERA)) \
 		$(call option,--sensitivity,$(STUDY)) $(ARGS)
+
+keys: setup ## a pair of keys in keys/: one signs releases, boards are told to trust the other
+	$(PY) -m export keys $(ARGS)
+
+sign: setup ## sign BUNDLE with KEY, so that boards which trust it run the bundle
+	$(PY) -m export sign $(call quoted,$(BUNDLE)) --key $(call quoted,$(KEY)) $(ARGS)
 
 forecast: setup ## what CONFIG, or CHECKPOINT, will cost and give on BOARD in RECIPE: time, memory, rate, energy; no weights
 	$(PY) -m export forecast --config $(call quoted,$(CONFIG)) --board $(BOARD) \
@@ -182,6 +189,9 @@ test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user spa
 
 fuzz-server: setup ## 100,000 mutated messages against a server of BUNDLE: nothing may crash, hang or keep others waiting
 	$(PY) -m tests.fuzz_server $(call quoted,$(BUNDLE)) $(ARGS)
+
+fuzz-release: setup ## BUNDLE signed and then changed in 10,000 ways: each has to be refused
+	$(PY) -m tests.fuzz_release $(call quoted,$(BUNDLE)) $(ARGS)
 
 openpi-episodes: setup mesa ## openpi's own client drives the simulator through a server of BUNDLE
 	$(PY) -m tests.openpi_episodes $(call quoted,$(BUNDLE)) $(ARGS)

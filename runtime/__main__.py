@@ -7,6 +7,7 @@
     show   what is in it, and when each part is recomputed
     serve  answer openpi's clients over the network
     build  compile it for this machine's GPU, once; then --backend tensorrt runs it
+    trust  whose signed releases this machine runs
     doctor what keeps this machine from running a policy; exits 0, or 1 for warnings, 2 for errors
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bundle, 4 observation, 5 engine, 6 robot or
@@ -30,6 +31,7 @@ from . import anchor
 from .backends.registry import BACKENDS, plan_errors
 from .board import doctor
 from .bundle import PLANS, read_bundle
+from .cli import trust
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
@@ -67,6 +69,7 @@ EXAMPLES = {
     "bench": "bundle --ticks 200",
     "show": "bundle --svg graph.svg",
     "serve": "bundle --port 8000",
+    "trust": "add release.pub",
 }
 """What follows the verb in the line that `--help` ends with."""
 
@@ -418,6 +421,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("doctor", help="what keeps this machine from running a policy")
     doctor.add_arguments(verb)
     verb.set_defaults(verb=doctor.main_doctor)
+    trust.add_arguments(verbs.add_parser("trust", help="whose releases this machine runs"))
     for name, verb in verbs.choices.items():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         verb.epilog = f"example: anchorvla {name} {EXAMPLES.get(name, 'bundle')}"

@@ -1,9 +1,9 @@
 """The bundle: a folder with a manifest, engines, embedding table, tokenizer and golden data.
 
 This module owns the contract; `export` writes what it defines. Reading verifies everything before
-any other code sees a byte of it: names stay inside the folder, no links, sizes and SHA-256 of
-every file, and a graph that is sound and whose stored dependency sets are those it implies. ONNX
-files alone may be left for later, for TensorRT never opens them; none is handed out unverified.
+any other code sees a byte of it: who signed it, names inside the folder, no links, size and SHA-256
+of every file, and a graph that is sound and whose dependency sets are those it implies. ONNX files
+alone may be left for later, for TensorRT never opens them; none is handed out unverified.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from .errors import BundleError
 from .functions.calls import check_call, constants
 from .graph import Graph, Stage
 from .storage.listed import check_hash, check_none_else, check_places, readable
+from .storage.signature import SIGNATURE
+from .storage.trust import check_trusted
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -268,15 +270,15 @@ class Bundle:
 def read_bundle(
     path: str | os.PathLike[str],
     *,
-    verify: Callable[[bytes], None] = lambda manifest: None,
+    verify: Callable[[Path, bytes], object] = check_trusted,
     engines: bool = True,
 ) -> Bundle:
     """Read and verify a bundle.
 
     Args:
         path: its folder.
-        verify: is given the manifest's bytes before anything parses them, and raises
-            `BundleError` to refuse them.
+        verify: is given the folder and the manifest's bytes, which nothing has parsed yet, and
+            raises `BundleError`; by default where this machine does not trust who signed them.
         engines: read the ONNX files too, most of a bundle. If not, they are verified when the
             bundle hands them out; that they are there and as large as they should be is checked.
 
@@ -286,14 +288,14 @@ def read_bundle(
     folder = Path(path)
     with readable(folder):
         data = _read_manifest(folder)
-        verify(data)
+        verify(folder, data)
         manifest = _parse_manifest(folder / MANIFEST, data)
         check_places(folder, manifest.files)
         bundle = Bundle(folder, manifest)
         later = {f for n in manifest.engines if not engines for f in onnx_files(manifest, n)}
         for name in (name for name in manifest.files if name not in later):
             bundle.file(name)
-        check_none_else(folder, {MANIFEST, *manifest.files}, but=PLANS)
+        check_none_else(folder, {MANIFEST, SIGNATURE, *manifest.files}, but=PLANS)
         _verify_golden(bundle)
     return bundle
 
@@ -319,10 +321,8 @@ def _read_manifest(folder: Path) -> bytes:
     with path.open("rb") as stream:
         data = stream.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"{path}: {path.stat().st_size} bytes, the limit is {MAX_MANIFEST_BYTES}; "
-            "this is no manifest"
-        )
+        size = path.stat().st_size
+        raise BundleError(f"{path}: {size} bytes, the limit is {MAX_MANIFEST_BYTES}: no manifest")
     return data
 
 

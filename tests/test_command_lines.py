@@ -35,11 +35,21 @@ from runtime.plans.folder import how_to_build
 from runtime.recordings.lerobot import how_to_convert
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "onnx", "mujoco", "metaworld", "tensorrt", "av", "websockets")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "mujoco",
+    "metaworld",
+    "tensorrt",
+    "av",
+    "websockets",
+    "cryptography",
+)
 COMMANDS = {
     "runtime": (
         runtime.__main__.main,
-        ["run", "replay", "check", "bench", "show", "serve", "build", "doctor"],
+        ["run", "replay", "check", "bench", "show", "serve", "build", "trust", "doctor"],
     ),
     "models": (models.__main__.main, list(models.__main__.VERBS)),
     "models.demo": (models.demo.__main__.main, list(models.demo.__main__.VERBS)),
@@ -125,6 +135,7 @@ IN_THE_WAY = {
     "export build, another's workshop": (
         "build float32 --checkpoint C --out OUT/b", ".b.writing/notes.txt",
     ),
+    "export keys": ("keys --out OUT", "release.pub"),
     "export twin": ("twin --bundle BUNDLE --out OUT/b", "b/notes.txt"),
     "export demo": ("demo --out OUT", "bundle/notes.txt"),
     "export demo, its page": ("demo --out OUT", "report.html"),
@@ -152,8 +163,8 @@ WRITES_NOTHING = {
     "runtime check", "runtime bench", "runtime serve", "runtime doctor", "export crosscheck",
     "export parts", "device_tests.serving",
 }  # fmt: skip
-TESTED_APART = {"runtime build"}
-"""In tests/runtime/test_build.py: it writes into a folder of the bundle's own."""
+TESTED_APART = {"runtime build", "runtime trust", "export sign"}
+"""In tests/runtime/test_build.py and test_trust.py: they write into folders of their own."""
 
 
 def test_every_command_that_writes_is_in_the_table():

@@ -16,6 +16,8 @@ PATHS = {
     "delays": ("BUNDLE",),
     "soak-loop": ("BUNDLE",),
     "fuzz-server": ("BUNDLE",),
+    "fuzz-release": ("BUNDLE",),
+    "sign": ("BUNDLE", "KEY"),
     "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),

@@ -35,6 +35,8 @@ ROS_IMPORTS = {"rclpy", "sensor_msgs", "std_msgs", "trajectory_msgs"}
 """Of ROS 2, which no registry of ours pins for a robot: `runtime/robots/ros2.py` alone."""
 CAMERA_IMPORTS = {"pyrealsense2", "cv2"}
 """On a robot with such cameras, in the process of each: the runtime must load without them."""
+SIGNING_IMPORTS = {"cryptography"}
+"""Where releases are signed: `runtime/storage` looks at signatures if a machine trusts a key."""
 SERVER_IMPORTS = {"websockets"}
 """Of `anchorvla serve`, which is optional: no other command may need them."""
 
@@ -164,7 +166,7 @@ def test_importing_the_runtime_stays_lean():
     ).stdout.split()
     assert "runtime" in loaded
     lazy = GPU_IMPORTS | DATASET_IMPORTS | ROS_IMPORTS | CAMERA_IMPORTS
-    lazy |= {"metaworld", "mujoco"}
+    lazy |= {"metaworld", "mujoco"} | SIGNING_IMPORTS
     assert not (HEAVY | HTTP_CLIENTS | lazy).intersection(loaded)
 
 
@@ -175,6 +177,8 @@ def test_the_runtime_imports_only_what_a_robot_has_even_lazily(path):
         allowed |= CAMERA_IMPORTS
     if path.parent.name == "server":
         allowed |= SERVER_IMPORTS
+    if path.parent.name == "storage":
+        allowed |= SIGNING_IMPORTS
     if path.name == "ros2.py":
         allowed |= ROS_IMPORTS
     wrong = [

@@ -12,6 +12,7 @@ WRITES = {
 MAY_WRITE = {
     "runtime/storage/files.py": "the mechanism",
     "runtime/storage/folders.py": "the mechanism",
+    "runtime/storage/trust.py": "a key's file, read as one",
     "runtime/plans/folder.py": "the folder plans/ of a bundle",
     "runtime/plans/build.py": "in plans/, locked",
     "runtime/plans/compiler.py": "into what `beside` gives; /proc",

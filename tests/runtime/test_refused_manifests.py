@@ -140,11 +140,11 @@ def test_every_field_of_a_declaration_counts():
 def test_manifest_bytes_are_verified_before_anything_parses_them(tmp_path):
     path = family(tmp_path, INPUTS)
     seen = []
-    read_bundle(path, verify=seen.append)
-    assert seen == [(path / "manifest.json").read_bytes()]
+    read_bundle(path, verify=lambda *given: seen.append(given))
+    assert seen == [(path, (path / "manifest.json").read_bytes())]
     (path / "manifest.json").write_bytes(b"[" * 100)
 
-    def refuse(data):
+    def refuse(_, data):
         raise runtime.BundleError(f"not signed: {len(data)} bytes")
 
     with pytest.raises(runtime.BundleError, match="not signed: 100 bytes"):

@@ -1,0 +1,1 @@
+"""From a bundle to a release: signed, and brought to a board."""
