@@ -161,6 +161,52 @@ def test_both_of_a_swap_are_unclear_until_each_shows_its_own_again_and_no_third_
         assert one.look(again, 100.1) == problems
 
 
+def test_a_robot_may_write_its_pictures_into_the_same_memory():
+    one, picture = watch("front"), seen(1, 0.0).values["front"].copy()
+    for number in (1, 2, 3):
+        picture[:] = seen(number, 0.0).values["front"]
+        assert one.look(seen(number, 100.1, front=picture), 100.1) == set()
+    one.look(seen(4, 100.1, front=picture), 100.1)
+    assert one.look(seen(5, 100.1, front=picture), 100.1) == {"frozen image"}
+
+
+def test_depth_with_holes_is_not_black():
+    holes = np.full((16, 16), np.nan, np.float32)
+    one = watch("depth")
+    assert one.look(seen(1, 100.1, depth=holes), 100.1) == {"black image"}
+    holes[3, 5] = 0.25
+    assert one.look(seen(2, 100.1, depth=holes), 100.1) == set()
+
+
+def test_of_a_large_picture_whole_rows_are_looked_at_and_means_take_some_columns():
+    """480 by 640: every 30th row, and of these every tenth pixel for the means."""
+    wide = {n: Sensor("image", (480, 640, 3), "uint8") for n in ("front", "wrist")}
+    raw = {"robot": "one", "stamps": "monotonic", "axes": [AXIS],
+           "cameras": {name: {"rate_hz": 32} for name in wide}}  # fmt: skip
+    light, dark = np.full((2, 480, 640, 3), [[[[200]]], [[[40]]]], np.uint8)
+
+    def look(front):
+        one = Watch(msgspec.convert(raw, Description), wide)
+        at = dict.fromkeys(wide, 1.0)
+        one.begin(Observation({"front": light, "wrist": dark}, at, {"front": 0, "wrist": 0}), 1.0)
+        shown = {"front": front, "wrist": dark}
+        return one.look(Observation(shown, at, {"front": 1, "wrist": 0}), 1.0)
+
+    for row, column, problems in ((450, 639, set()), (451, 639, {"frozen image"})):
+        changed = light.copy()
+        changed[row, column] = 190
+        assert look(changed) == problems
+    changed = light.copy()
+    changed[::30, ::10] = 40  # all that the means are of is as the other one's
+    assert look(changed) == {"swapped cameras"}
+    changed = light.copy()
+    changed[::30, ::20] = 40
+    assert look(changed) == set()
+    changed = light.copy()
+    changed[::30, 1::10], changed[1::30] = 40, 40
+    assert look(changed) == set()
+
+
 def test_what_another_kind_of_camera_shows_is_not_compared():
     one = watch("front", "depth")
     assert one.look(seen(1, 100.1, depth=FALLING[..., 0].astype(np.float32)), 100.1) == set()
