@@ -36,7 +36,7 @@ NAMES = {
     "runtime": "graph interpreter policy episode inputs golden declarations anchor bundle "
     "functions.calls functions.numbers functions.tokens image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
-    "runtime.storage": "listed",
+    "runtime.storage": "listed signature trust",
     "runtime.control": "chunks delay guard limiter pursuit stops watch flight",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply fold",
