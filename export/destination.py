@@ -15,6 +15,7 @@ from runtime.errors import OutputError
 from runtime.storage import folders
 from runtime.storage.files import FULL, PARTIAL, remedy
 from runtime.storage.folders import check_disk, check_folder, temporary
+from runtime.storage.signature import SIGNATURE
 
 __all__ = [
     "check_disk",
@@ -66,7 +67,7 @@ def foreign(folder: Path) -> str | None:
     is_bundle = isinstance(manifest, dict) and all(key in manifest for key in MANIFEST_KEYS)
     if not is_bundle or not isinstance(manifest["files"], dict):
         return f"its {MANIFEST} is not a bundle's"
-    known = {MANIFEST, *manifest["files"]}
+    known = {MANIFEST, SIGNATURE, *manifest["files"]}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         is_plan = name.startswith(f"{PLANS}/") and path.suffix in PLAN_SUFFIXES

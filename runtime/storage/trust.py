@@ -143,6 +143,10 @@ def check_trusted(folder: Path, manifest: bytes) -> Signature | None:
     return found
 
 
+def anybody(folder: Path, manifest: bytes) -> None:
+    """In place of `check_trusted` where bundles are made: they are signed when they are whole."""
+
+
 def add(path: Path) -> TrustedKey:
     """Trust the key in a file from now on.
 

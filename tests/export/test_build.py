@@ -20,9 +20,12 @@ import export.subject
 import runtime
 from export import judge
 from export.build import build
-from export.config import BuildConfig
+from export.config import BuildConfig, TwinConfig
 from export.engines import engine as engines
 from export.errors import ExportError
+from export.release.config import KeysConfig, SignConfig
+from export.release.signing import make_keys, sign
+from export.twin import make_twin
 from models.anchorvla4d.split import DENOISED
 from models.checkpoint import load_checkpoint, reference
 from models.init import init
@@ -31,6 +34,7 @@ from quant.recipes import RECIPES
 from runtime.errors import OutputError
 from runtime.inputs import draw_noise
 from runtime.recordings.recording import load_recording
+from runtime.storage import trust
 from tests.conftest import EPISODES
 
 QUICK_KILLS, FULL_KILLS = 3, 20
@@ -301,3 +305,20 @@ def test_the_command_line_ends_a_bad_checkpoint_with_one_line(tmp_path, damage, 
     assert process.returncode == 1
     assert message in out
     assert "Traceback" not in out
+
+
+def test_a_machine_that_trusts_a_key_exports_over_a_signed_bundle(
+    checkpoint, tmp_path, monkeypatch
+):
+    """What it makes is not signed yet; and what was signed is a bundle as any other."""
+    make_keys(KeysConfig(out=tmp_path / "keys"))
+    monkeypatch.setenv("ANCHORVLA_TRUST", str(tmp_path / "trust"))
+    trust.add(tmp_path / "keys" / "release.pub")
+    bundle = build(config(checkpoint, tmp_path / "bundle"))
+    with pytest.raises(runtime.BundleError, match="bundle: not signed, and this machine runs"):
+        runtime.load(bundle)
+    sign(SignConfig(bundle=bundle, key=tmp_path / "keys" / "release.key"))
+    runtime.load(bundle).close()
+    twin = make_twin(TwinConfig(bundle=bundle, out=tmp_path / "twin"))
+    assert not (twin / "manifest.sig").exists()
+    assert not (build(config(checkpoint, bundle)) / "manifest.sig").exists()
