@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import itertools
 import logging
@@ -192,7 +193,29 @@ def listening(host: str, port: int) -> Iterator[None]:
         ) from None
 
 
-def quiet() -> logging.Logger:
+def options(doors: Doors, *, heartbeat_s: float, max_bytes: int) -> dict[str, Any]:
+    """What `websockets` is told for either server.
+
+    Args:
+        heartbeat_s: between two pings, and how long an answer may take.
+        max_bytes: of a message that comes in.
+    """
+    return {
+        "create_connection": functools.partial(Connection, doors=doors),
+        "process_request": doors.judge,
+        "compression": None,
+        "open_timeout": heartbeat_s,
+        "ping_interval": heartbeat_s,
+        "ping_timeout": heartbeat_s,
+        "close_timeout": 1.0,
+        "max_size": max_bytes,
+        "max_queue": 2,
+        "server_header": None,
+        "logger": _quiet(),
+    }
+
+
+def _quiet() -> logging.Logger:
     """What strangers do to a connection is no news, and no traceback."""
     logger = logging.getLogger("anchorvla.serve")
     if not logger.handlers:

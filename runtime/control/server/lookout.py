@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from websockets.asyncio.server import ServerConnection, serve
 
 from ..sight import Scene
-from .connections import MAX_VIEWERS, VIEW, Connection, Doors, address, listening, quiet
+from .connections import MAX_VIEWERS, VIEW, Connection, Doors, address, listening, options
 from .viewers import Show, Viewers
 
 HOST = "127.0.0.1"
 HEARTBEAT_S = 5.0
-MAX_UNREAD = 4 << 20
+MAX_UNREAD, MAX_MESSAGE = 4 << 20, 1024
 LEAVES_S = 2.0
 
 
@@ -85,17 +85,7 @@ class _Lookout:
                 handle,
                 HOST,
                 self._port,
-                create_connection=functools.partial(Connection, doors=doors),  # type: ignore[arg-type]
-                compression=None,
-                process_request=doors.judge,
-                open_timeout=HEARTBEAT_S,
-                ping_interval=HEARTBEAT_S,
-                ping_timeout=HEARTBEAT_S,
-                close_timeout=1.0,
-                max_size=1024,
-                max_queue=2,
-                server_header=None,
-                logger=quiet(),
+                **options(doors, heartbeat_s=HEARTBEAT_S, max_bytes=MAX_MESSAGE),
             )
         port = next(iter(listener.sockets)).getsockname()[1]
         self.address = f"{address('http', HOST, port)}{VIEW}#{viewers.key}"

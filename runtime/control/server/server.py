@@ -12,7 +12,6 @@ the lease. A client is answered within `answer_s` or told that it will not be.
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import secrets
 import time
@@ -27,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ...cli.command import one_line
 from ...errors import ObservationError
-from .connections import VIEW, Connection, Doors, address, listening, quiet, secured
+from .connections import VIEW, Connection, Doors, address, listening, options, secured
 from .contract import Contract, Request, question, take_id
 from .lease import Lease, LeaseError, StopError
 from .scene import ServedScene
@@ -238,17 +237,11 @@ class PolicyServer:
                 config.host,
                 config.port,
                 ssl=security,
-                create_connection=functools.partial(Connection, doors=self.doors),  # type: ignore[arg-type]
-                compression=None,
-                process_request=self.doors.judge,
-                open_timeout=config.heartbeat_s,
-                ping_interval=config.heartbeat_s,
-                ping_timeout=config.heartbeat_s,
-                close_timeout=1.0,
-                max_size=self.contract.bounds.num_bytes,
-                max_queue=2,
-                server_header=None,
-                logger=quiet(),
+                **options(
+                    self.doors,
+                    heartbeat_s=config.heartbeat_s,
+                    max_bytes=self.contract.bounds.num_bytes,
+                ),
             )
         return listener
 
