@@ -56,6 +56,8 @@ class _Bounds:
 
     def where(self, choose_A: NDArray[np.bool_], other: _Bounds) -> _Bounds:
         """Those of `other` for the chosen axes."""
+        if not choose_A.any():
+            return self
         low_QA = np.where(choose_A, other.low_QA, self.low_QA)
         return _Bounds(low_QA, np.where(choose_A, other.high_QA, self.high_QA), self.norms_QM)
 
