@@ -91,6 +91,17 @@ def moved(path: Path, to: Path) -> Iterator[None]:
         to.rename(path)
 
 
+@contextlib.contextmanager
+def linked(path: Path, to: Path) -> Iterator[str]:
+    """To the very bytes: what it names may change after it was read."""
+    with moved(path, to):
+        path.symlink_to(to)
+        try:
+            yield path.name
+        finally:
+            path.unlink()
+
+
 @mutation
 def bit(release: Release) -> Iterator[str]:
     path = release.file()
@@ -183,25 +194,14 @@ def added(release: Release) -> Iterator[str]:
 
 @mutation
 def link(release: Release) -> Iterator[str]:
-    """To the very bytes: what it names may change after it was read."""
-    path, to = release.file(), release.folder.parent / "linked"
-    with moved(path, to):
-        path.symlink_to(to)
-        try:
-            yield path.name
-        finally:
-            path.unlink()
+    with linked(release.file(), release.folder.parent / "linked") as name:
+        yield name
 
 
 @mutation
 def folder_link(release: Release) -> Iterator[str]:
-    path, to = release.folder / "engines", release.folder.parent / "linked"
-    with moved(path, to):
-        path.symlink_to(to)
-        try:
-            yield path.name
-        finally:
-            path.unlink()
+    with linked(release.folder / "engines", release.folder.parent / "linked") as name:
+        yield name
 
 
 @mutation
@@ -271,14 +271,12 @@ def signature(release: Release) -> Iterator[str]:
 @mutation
 def other_manifest(release: Release) -> Iterator[str]:
     """One that the trusted key signed: of other files."""
-    data = {name: (release.other / name).read_bytes() for name in (MANIFEST, SIGNATURE)}
-    with other_bytes(release.folder / MANIFEST, data[MANIFEST]), contextlib.ExitStack() as stack:
-        if release.random.random() < 0.5:
-            path = release.folder / SIGNATURE
-            text = path.read_bytes()
-            path.write_bytes(data[SIGNATURE])
-            stack.callback(path.write_bytes, text)
-        yield "manifest of the other release"
+    names = [MANIFEST, SIGNATURE][: release.random.randint(1, 2)]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            data = (release.other / name).read_bytes()
+            stack.enter_context(other_bytes(release.folder / name, data))
+        yield f"{' and '.join(names)} of the other release"
 
 
 class Spy:

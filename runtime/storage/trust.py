@@ -90,13 +90,13 @@ def key_file(public: Ed25519PublicKey, kind: str) -> bytes:
     return f"anchorvla {kind} key\n".encode() + pem
 
 
-def trusted_keys(folder: Path | None = None) -> Mapping[str, TrustedKey]:
+def trusted_keys() -> Mapping[str, TrustedKey]:
     """All keys of the folder, by name.
 
     Raises:
         BundleError: one of them cannot be read, so that nobody knows whom this machine trusts.
     """
-    folder = folder or store()
+    folder = store()
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except FileNotFoundError:
