@@ -225,6 +225,7 @@ def judge_rounding(
     """What lowering did to every engine, against the same rounding in torch."""
     base, exact = subject.recipe.base, _float32_layers(subject, exported)
     floors = subject.kept.figures("rounding", lambda: _rounded(subject, base, exact))
+    SHELF.clear()  # room for the engines
     result = {}
     for name, engine in exported.items():
         path = twin / engine.entry.file

@@ -7,6 +7,7 @@ that a policy starts from (other seeds).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
 from models.anchorvla4d.split import ACTIONS, DENOISED, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
-from models.stored import Rows, Shelf
+from models.stored import SHELF, Rows, StoredTensor
 from quant.data.observations import Observation
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
@@ -189,7 +190,7 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     Args:
         exact: names of the layers that do not.
     """
-    kind, shelf = getattr(torch, base), Shelf()
+    kind = getattr(torch, base)
     random = torch.Generator().manual_seed(0)
 
     def rounded(x: Tensor) -> Tensor:
@@ -200,7 +201,9 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     def weight_of(layer: nn.Linear) -> Tensor:
         if kind == torch.float32:  # other numbers each time
             return rounded(layer.weight)
-        return shelf.get(id(layer), layer.weight.nbytes, lambda: rounded(layer.weight))
+        weight = layer.weight
+        read = weight.read if isinstance(weight, StoredTensor) else lambda: weight
+        return SHELF.get(keys[layer], weight.nbytes, lambda: rounded(read()))
 
     def linear(layer: nn.Linear, x: Tensor) -> Tensor:
         bias = None if layer.bias is None else rounded(layer.bias)
@@ -210,6 +213,7 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
         output = type(layer).forward(layer, rounded(x))
         return output if is_exact else rounded(output)
 
+    keys = collections.defaultdict[nn.Module, int](SHELF.new_key)
     changed: list[nn.Module] = []
     try:
         for name, layer in model.named_modules():
@@ -224,6 +228,8 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     finally:
         for layer in changed:
             del layer.forward  # of the object; its class has the other one
+        for key in keys.values():
+            SHELF.drop(key)
 
 
 def _made_up_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:

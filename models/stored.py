@@ -84,6 +84,10 @@ class Shelf:
             self._num_bytes += value.nbytes
         return value
 
+    def new_key(self) -> int:
+        """One that no other tensor has."""
+        return next(_keys)
+
     def drop(self, key: int) -> None:
         """Give a tensor up, if it is kept."""
         if (kept := self._kept.pop(key, None)) is not None:
