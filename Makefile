@@ -19,6 +19,8 @@ TASKS      ?= touch-red touch-green touch-blue button-press-topdown
 EMBODIMENT ?=
 CAMERA     ?=
 KEY        ?= keys/release.key
+HOSTS      ?=
+TRUST      ?= $(wildcard keys/release.pub)
 ARGS       ?=
 
 quoted = '$(subst ','\'',$(1))'
@@ -32,7 +34,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -110,6 +112,16 @@ keys: setup ## a pair of keys in keys/: one signs releases, boards are told to t
 
 sign: setup ## sign BUNDLE with KEY, so that boards which trust it run the bundle
 	$(PY) -m export sign $(call quoted,$(BUNDLE)) --key $(call quoted,$(KEY)) $(ARGS)
+
+flash: setup ## signed BUNDLE -> HOST=user@orin, or HOSTS=file of many: proven there, switched to, confirmed or taken back
+	$(PY) -m export $(if $(HOSTS),fleet $(call option,--hosts,$(HOSTS)),flash $(call option,--host,$(HOST))) \
+		--bundle $(call quoted,$(BUNDLE)) $(call option,--trust,$(TRUST)) $(ARGS)
+
+rollback: setup ## HOST returns to the release before
+	$(PY) -m export rollback $(call option,--host,$(HOST)) $(ARGS)
+
+status: setup ## what runs on HOST, since when, how soon it answers, what happened last
+	$(PY) -m export status $(call option,--host,$(HOST)) $(ARGS)
 
 forecast: setup ## what CONFIG, or CHECKPOINT, will cost and give on BOARD in RECIPE: time, memory, rate, energy; no weights
 	$(PY) -m export forecast --config $(call quoted,$(CONFIG)) --board $(BOARD) \

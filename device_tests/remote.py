@@ -155,7 +155,7 @@ def _send(remote: Remote, folder: str, bundle: Path | None, baseline: Path | Non
         pass
     words = process.stderr.read().decode(errors="replace")
     if process.wait():
-        raise _error(remote, process.returncode, words, "copying the bundle and the tests")
+        raise error_of(remote, process.returncode, words, "copying the bundle and the tests")
 
 
 def _write_tar(stream: IO[bytes], bundle: Path | None, baseline: Path | None) -> None:
@@ -203,7 +203,7 @@ def _fetch(remote: Remote, folder: str, results: Path) -> None:
         found = read_results(process.stdout)
         words = process.stderr.read().decode(errors="replace")
     if process.returncode:
-        raise _error(remote, process.returncode, words, "fetching the results")
+        raise error_of(remote, process.returncode, words, "fetching the results")
     for name, data in found.items():
         kind = WRITTEN[name]
         if not kind.is_borne_by(data):
@@ -240,7 +240,7 @@ def _remove(remote: Remote, words: str, folder: str) -> None:
 def _ask(remote: Remote, words: str) -> str:
     done = _ssh(remote, words)
     if done.returncode:
-        raise _error(remote, done.returncode, done.stderr, words)
+        raise error_of(remote, done.returncode, done.stderr, words)
     return done.stdout
 
 
@@ -255,8 +255,13 @@ def _ssh(remote: Remote, words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _error(remote: Remote, code: int, stderr: str, what: str) -> RemoteError:
-    """What ssh said, with what to do about it."""
+def error_of(remote: Remote, code: int, stderr: str, what: str) -> RemoteError:
+    """What ssh said, with what to do about it.
+
+    Args:
+        code: of ssh, or of the command there.
+        what: was asked for.
+    """
     said = stderr.strip().splitlines()
     last = said[-1] if said else f"exit code {code}"
     if code != SSH_FAILED:

@@ -1,14 +1,16 @@
-"""What `python -m export keys` and `sign` are asked for."""
+"""What the verbs of releases are asked for: keys, sign, flash, rollback, status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from runtime.storage.signature import MOST_NUMBER
 
+ROOT = "/opt/anchorvla"
 KEYS = Path("keys")
 PRIVATE_KEY, PUBLIC_KEY = "release.key", "release.pub"
 
@@ -47,3 +49,145 @@ class SignConfig:
     def __post_init__(self) -> None:
         if self.number is not None and not 1 <= self.number <= MOST_NUMBER:
             raise ValueError(f"number must be from 1 to {MOST_NUMBER}, got {self.number}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnyBoardConfig:
+    """How boards are reached with ssh, and where they keep releases."""
+
+    ssh_option: tuple[str, ...] = ()
+    """For ssh -o, such as ProxyJump=gate."""
+
+    python: str = "python3"
+    """The board's own Python, 3.10 or newer."""
+
+    root: str = ROOT
+    """Folder of the releases there."""
+
+    system: str = "/"
+    """What stands for / there: units, trust and status lie below it. For trials."""
+
+    def __post_init__(self) -> None:
+        for name in ("root", "system"):
+            if not getattr(self, name).startswith("/"):
+                raise ValueError(f"{name} must be an absolute path, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoardConfig(AnyBoardConfig):
+    """One board."""
+
+    host: str
+    """user@host or user@host:port, root or one who may sudo; its key must be known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseConfig:
+    """What a release consists of beside its bundle, and how it is run."""
+
+    bundle: Path
+    """Signed with `make sign`."""
+
+    wheelhouse: Path
+    """Folder with requirements.txt and, in wheels/, all that it names."""
+
+    trust: Path | None = None
+    """A public key for a board that trusts none yet: the first one, keys/release.pub. Later ones
+    are added there with `anchorvla trust`."""
+
+    backend: Literal["tensorrt", "onnxruntime"] = "tensorrt"
+    """What computes there."""
+
+    service: str | None = None
+    """The command that runs there, after `anchorvla`; {bundle} stands for the bundle. By default
+    the bundle is served to clients on that board: serve {bundle} --backend BACKEND."""
+
+    budget_ms: float | None = None
+    """Of a warm tick, 99th percentile; measured and not judged by default."""
+
+    health_ticks: int = 3
+    """Good ticks that the service has to do to be confirmed."""
+
+    health_s: float = 300.0
+    """Seconds in which it has to do them, or the release before comes back."""
+
+    most_starts: int = 3
+    """Of the service until then, or the release before comes back."""
+
+    allow_downgrade: bool = False
+    """Flash a release with a smaller number than the one that runs there."""
+
+    def __post_init__(self) -> None:
+        if self.health_ticks < 1 or self.most_starts < 1:
+            raise ValueError(
+                "health_ticks and most_starts must be positive, got "
+                f"{self.health_ticks}, {self.most_starts}"
+            )
+        if not 0 < self.health_s <= 3600:
+            raise ValueError(f"health_s must be in (0, 3600], got {self.health_s}")
+        if self.budget_ms is not None and not self.budget_ms > 0:
+            raise ValueError(f"budget_ms must be positive, got {self.budget_ms}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlashConfig:
+    """Bring a signed bundle to a board, prove it there, switch to it, or return.
+
+    example: python -m export flash --host robot@orin --bundle bundle --trust keys/release.pub
+    """
+
+    board: OmitArgPrefixes[BoardConfig]
+    release: OmitArgPrefixes[ReleaseConfig]
+
+    dry_run: bool = False
+    """Print every step, and whether it was done already. Nothing is changed there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetConfig:
+    """Flash many boards: one first, the others when it has confirmed the release.
+
+    example: python -m export fleet --hosts boards.txt --bundle bundle
+    """
+
+    hosts: Path
+    """A file: user@host a line, the one to try first."""
+
+    board: OmitArgPrefixes[AnyBoardConfig]
+    release: OmitArgPrefixes[ReleaseConfig]
+
+    parallel: int = 4
+    """Boards at a time, after the first."""
+
+    most_failures: int = 1
+    """After so many no other board is begun."""
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1 or self.most_failures < 1:
+            raise ValueError(
+                f"parallel and most_failures must be positive, got {self.parallel}, "
+                f"{self.most_failures}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RollbackConfig:
+    """Return a board to the release before, which has to become healthy like any other.
+
+    example: python -m export rollback --host robot@orin
+    """
+
+    board: OmitArgPrefixes[BoardConfig]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusConfig:
+    """What runs on a board, since when, how soon it answers, what happened last.
+
+    example: python -m export status --host robot@orin
+    """
+
+    board: OmitArgPrefixes[BoardConfig]
+
+    json: bool = False
+    """All of it, for programs."""

@@ -1,15 +1,11 @@
 """The device tests over ssh: a real sshd on loopback, with keys and known hosts of its own."""
 
-import getpass
 import io
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +13,8 @@ import pytest
 from device_tests.__main__ import main
 from device_tests.errors import RemoteError
 from device_tests.remote import Remote, read_results, run_remotely
+from tests.sshd import Server
 
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 QUICK = ["--seconds=0.1", "--num-idle=1", "--idle-s=0", "--memory-share=0.001"]
 STAND_IN = """
 import json, pathlib, sys
@@ -36,85 +32,10 @@ sys.exit(1)
 """
 
 
-class Server:
-    """An sshd that the user who runs the tests can log in to."""
-
-    def __init__(self, folder):
-        self.folder, self.user = folder, getpass.getuser()
-        self._process = None
-        for name in ("host", "user", "other"):
-            self._generate(name)
-        keys = folder / "authorized"
-        keys.write_text((folder / "user.pub").read_text())
-        keys.chmod(0o600)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.known = folder / "known"
-        self.know("host")
-
-    def _generate(self, name):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)]
-        subprocess.run(command, check=True)
-
-    def know(self, name):
-        """Make `name` the key that this side expects; nothing, for an unknown host."""
-        key = (self.folder / f"{name}.pub").read_text() if name else ""
-        self.known.write_text(f"[127.0.0.1]:{self.port} {key}" if key else "")
-
-    def start(self):
-        config = self.folder / "config"
-        config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\n"
-            f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\n"
-            "StrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n"
-        )
-        with (self.folder / "log").open("w") as log:
-            self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=log)
-        self._wait_until_it_listens()
-
-    def _wait_until_it_listens(self):
-        while self._process.poll() is None:
-            if "Server listening" in (self.folder / "log").read_text():
-                return
-        pytest.skip(f"sshd does not start here: {(self.folder / 'log').read_text()[-200:]}")
-
-    def stop(self):
-        self._process.terminate()
-        self._process.wait()
-
-    @property
-    def address(self):
-        return f"{self.user}@127.0.0.1:{self.port}"
-
-    def options(self, key="user"):
-        return [
-            f"UserKnownHostsFile={self.known}",
-            "GlobalKnownHostsFile=none",
-            f"IdentityFile={self.folder / key}",
-            "IdentitiesOnly=yes",
-            "IdentityAgent=none",
-        ]
-
-    def remote(self, *, key="user", python=sys.executable):
-        return Remote.parse(self.address, python=python, options=self.options(key))
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    if SSHD is None or shutil.which("ssh") is None:
-        pytest.skip("no sshd or no ssh here: install openssh-server to run this")
-    with suppress(OSError):  # where only root may make it, only root needs it
-        Path("/run/sshd").mkdir(exist_ok=True)
-    server = Server(tmp_path_factory.mktemp("sshd"))
-    server.start()
-    try:
-        done = subprocess.run(server.remote().command("true"), capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"this user cannot log in over ssh here: {done.stderr.strip()}")
+    with Server.running(tmp_path_factory.mktemp("sshd")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

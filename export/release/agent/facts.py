@@ -1,0 +1,62 @@
+"""What a workstation asks of a board before it sends anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from export.release.agent import lock, trial
+from export.release.agent.place import Place, led_to
+
+
+def facts(place: Place) -> dict[str, Any]:
+    """Of this machine; nothing is changed.
+
+    `free_bytes` are those where releases go, `trusts` the files of the keys that it trusts.
+    """
+    existing = next(p for p in (place.root, *place.root.parents) if p.exists())
+    return {
+        "machine": platform.machine(),
+        "python": list(sys.version_info[:2]),
+        "glibc": platform.libc_ver()[1],
+        "has_venv": importlib.util.find_spec("ensurepip") is not None,
+        "has_tensorrt": importlib.util.find_spec("tensorrt") is not None,
+        "has_systemd": shutil.which("systemctl") is not None,
+        "may_write": os.access(existing, os.W_OK),
+        "free_bytes": shutil.disk_usage(existing).free,
+        "time": time.time(),
+        "board": _text(place, "proc/device-tree/model") or platform.machine(),
+        "l4t": _l4t(place),
+        "trusts": sorted(_names(place.trust)),
+        "current": led_to(place.current),
+        "previous": led_to(place.previous),
+        "trial": trial.trial_of(place) is not None,
+        "releases": place.all(),
+        "holder": lock.holder(place),
+    }
+
+
+def _text(place: Place, name: str) -> str:
+    try:
+        return (place.system / name).read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _l4t(place: Place) -> str | None:
+    """Jetson Linux, as /etc/nv_tegra_release says it: `# R36 (release), REVISION: 4.3, ...`."""
+    found = re.search(
+        r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(place, "etc/nv_tegra_release")
+    )
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def _names(folder: Path) -> list[str]:
+    return [n for n in os.listdir(folder) if not n.startswith(".")] if folder.is_dir() else []

@@ -1,0 +1,60 @@
+"""The `runtime` of a wheel made for a test: `python -m runtime VERB`, as BEHAVIOUR says.
+
+It answers what the agent asks, and serves as the real one does: status.json, READY=1.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+BEHAVIOUR = {}
+
+
+def notify(words):
+    name = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(words.encode(), "\0" + name[1:] if name.startswith("@") else name)
+
+
+def serve():
+    if "crash" in BEHAVIOUR:
+        sys.exit("cannot start")
+    notify("READY=1")
+    status = Path(os.environ["RUNTIME_DIRECTORY"], "status.json")
+    ticks = 0
+    while True:
+        ticks += "silent" not in BEHAVIOUR
+        partial = status.with_suffix(".new")
+        partial.write_text(
+            json.dumps({"pid": os.getpid(), "ticks": ticks, "last_ms": 1.0, "cwd": os.getcwd()})
+        )
+        partial.replace(status)
+        time.sleep(0.05)
+
+
+def main(words):
+    with Path(os.environ["ANCHORVLA_TRUST"]).parents[2].joinpath("said").open("a") as said:
+        said.write(" ".join(words) + "\n")
+    if words[0] == "check" and "parity" in BEHAVIOUR:
+        sys.exit("error: 1 of 21 differ from the golden data")
+    if words[0] == "doctor":
+        sys.exit(2 if "doctor" in BEHAVIOUR else 0)
+    if words[0] == "build":
+        if "build" in BEHAVIOUR:
+            sys.exit("error: out of memory")
+        folder = Path("bundle/plans/board")
+        folder.mkdir(parents=True, exist_ok=True)
+        for engine in Path("bundle/engines").glob("*.onnx"):
+            if not (folder / f"{engine.stem}.plan").exists():
+                for suffix in (".plan", ".json"):
+                    (folder / f"{engine.stem}{suffix}").write_text(str(time.time()))
+    if words[0] == "bench":
+        print(json.dumps({"warm": {"tick": {"p50": 2.0, "p99": 3.0, "n": 50}}}))
+    if words[0] == "serve":
+        serve()
+
+
+main(sys.argv[1:])

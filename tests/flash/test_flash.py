@@ -1,0 +1,315 @@
+"""flash over a real sshd on loopback: what a release goes through, and how it comes back.
+
+The release's own program is a stand-in here, so that it can fail where a test wants it to;
+test_real_release.py flashes the real one.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from device_tests.errors import RemoteError
+from export.errors import ExportError
+from export.release.board import StepFailed
+from export.release.config import (
+    FlashConfig,
+    KeysConfig,
+    ReleaseConfig,
+    RollbackConfig,
+    SignConfig,
+    StatusConfig,
+)
+from export.release.flash import STEPS, Prepared, flash, flash_board, preflight, reached, rollback
+from export.release.signing import make_keys, sign
+from export.release.status import status
+from tests.flash.board import loopback_board, stand_in_wheelhouse
+from tests.runtime.test_declarations import family
+from tests.runtime.test_refused_manifests import INPUTS
+
+
+@pytest.fixture
+def board(tmp_path):
+    with loopback_board(tmp_path / "board") as board:
+        yield board
+
+
+@pytest.fixture
+def keys(tmp_path):
+    make_keys(KeysConfig(out=tmp_path / "keys"))
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def make(tmp_path, keys, board):
+    """Flash configurations of a small signed bundle."""
+    bundle = family(tmp_path / "bundle", INPUTS)
+
+    def make(*behaviour, number=1, dry_run=False, **changes):
+        sign(SignConfig(bundle=bundle, key=keys / "release.key", number=number))
+        wheels = tmp_path / f"wheels-{'-'.join(behaviour)}"
+        if not wheels.exists():
+            stand_in_wheelhouse(wheels, *behaviour)
+        given = {"trust": keys / "release.pub", "health_s": 20.0} | changes
+        release = ReleaseConfig(bundle=bundle, wheelhouse=wheels, backend="onnxruntime", **given)
+        return FlashConfig(board=board.config(), release=release, dry_run=dry_run)
+
+    return make
+
+
+def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
+    flash(make())
+    name = board.current
+    assert name.startswith("1-")
+    assert [line.split()[0] for line in board.said] == ["doctor", "check", "bench", "serve"]
+    assert board.said[-1] == "serve bundle --backend onnxruntime"
+    assert [event["what"] for event in board.events] == ["switched", "confirmed"]
+    assert not (board.root / "trial.json").exists() and not (board.root / "incoming").exists()
+    told = capsys.readouterr().out
+    assert "licence of the weights: " in told and "confirmed after" in told
+    assert (board.system / "etc/anchorvla/trust").is_dir()
+
+
+def test_a_second_flash_of_the_same_release_does_nothing(board, make, capsys):
+    flash(make())
+    before, said = tree(board.folder), board.said
+    capsys.readouterr()
+    flash(make())
+    assert capsys.readouterr().out.splitlines()[-1].endswith("runs there already")
+    assert tree(board.folder) == before and board.said == said
+
+
+def test_a_changed_release_sends_only_what_changed(board, make, capsys):
+    config = make()
+    flash(config)
+    first = board.current
+    capsys.readouterr()
+    flash(make(number=2))
+    (sent,) = re.findall(
+        r"upload +sent ([\d,]+) bytes of ([\d,]+); ([\d,]+)", capsys.readouterr().out
+    )
+    signature = (config.release.bundle / "manifest.sig").stat().st_size
+    assert int(sent[0].replace(",", "")) == signature
+    assert board.current.startswith("2-")
+    kept = board.root / "releases" / first / "bundle/manifest.json"
+    assert kept.samefile(board.root / "current/bundle/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "changes", "words"),
+    [
+        ("parity", {}, "parity with the golden data: error: 1 of 21 differ"),
+        ("", {"budget_ms": 2.5}, r"a warm tick takes 3.0 ms \(99th percentile of 50\), its budget"),
+        ("doctor", {}, "doctor found what keeps this board from running a policy"),
+    ],
+)
+def test_what_is_not_proven_is_never_switched_to(board, make, behaviour, changes, words):
+    flash(make())
+    old = board.current
+    with pytest.raises(StepFailed, match=words):
+        flash(make(*[behaviour] if behaviour else [], number=2, **changes))
+    assert board.current == old and [e["what"] for e in board.events] == ["switched", "confirmed"]
+    assert board.said[-1] != "serve bundle --backend onnxruntime"
+    flash(make(number=3))
+    assert board.current.startswith("3-")
+    names = sorted(p.name for p in (board.root / "releases").iterdir())
+    assert names == [old, board.current], "what failed is removed by the next that succeeds"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "why"),
+    [
+        ("crash", "its service was started 3 times and was never healthy"),
+        ("silent", r"not healthy within 3 s: 0 of 3 good ticks"),
+    ],
+)
+def test_a_release_that_is_not_healthy_gives_way_by_itself(board, make, capsys, behaviour, why):
+    flash(make())
+    old = board.current
+    with pytest.raises(StepFailed, match=f"was not confirmed: {why}; the board runs {old}"):
+        flash(make(behaviour, number=2, health_s=3.0 if behaviour == "silent" else 20.0))
+    assert board.current == old and not (board.root / "trial.json").exists()
+    wait_until(lambda: working_folder(board) == old)
+    capsys.readouterr()
+    status(StatusConfig(board=board.config()))
+    told = capsys.readouterr().out
+    assert f"current   {old}" in told and "confirmed" in told and "returned 2-" in told
+
+
+def test_the_first_release_that_is_not_healthy_leaves_nothing_running(board, make, capsys):
+    with pytest.raises(StepFailed, match="the board runs nothing"):
+        flash(make("crash"))
+    status(StatusConfig(board=board.config()))
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing runs here; flash a release"
+
+
+def test_rollback_returns_and_returns_again(board, make):
+    flash(make())
+    flash(make(number=2))
+    old, new = sorted(p.name for p in (board.root / "releases").iterdir())
+    assert board.current == new
+    for expected in (old, new):
+        rollback(RollbackConfig(board=board.config()))
+        assert board.current == expected and working_folder(board) == expected
+    assert board.events[-1]["what"] == "confirmed"
+
+
+def test_a_board_without_a_release_before_has_nothing_to_roll_back_to(board, make):
+    flash(make())
+    with pytest.raises(StepFailed, match="there is no release before this one; flash another"):
+        rollback(RollbackConfig(board=board.config()))
+    flash(make(number=2))  # and nobody holds the board
+
+
+def test_an_older_release_is_refused_unless_it_is_asked_for(board, make):
+    flash(make(number=2))
+    with pytest.raises(StepFailed, match="release 1 is older than 2, .*: --allow-downgrade"):
+        flash(make(number=1))
+    assert board.current.startswith("2-")
+    flash(make(number=1, allow_downgrade=True))
+    assert board.current.startswith("1-")
+
+
+def test_two_at_once_and_the_second_says_who_is_first(board, make):
+    flash(make())
+    token = run_agent(board, "lock", "--who=ada on desk")
+    with pytest.raises(StepFailed, match="this board is being flashed by ada on desk since"):
+        flash(make(number=2))
+    run_agent(board, "unlock", f"--token={token}")
+    flash(make(number=2))
+
+
+def test_cut_off_between_any_two_steps_the_next_flash_goes_on_from_there(board, make):
+    flash(make())
+    old, told, cuts = board.current, [], []
+
+    class Gone(BaseException):
+        pass
+
+    def say(name, words):
+        told.append(name)
+        if name and name not in ("release", "preflight", *cuts):
+            cuts.append(name)
+            raise Gone
+
+    config = make(number=2)
+    while True:
+        try:
+            with reached(board.config(), board.server.address) as there:
+                flash_board(there, Prepared(config.release), say=say)
+            break
+        except Gone:
+            pass
+        if cuts[-1] != "switch" and "switch" not in cuts:
+            assert board.current == old
+    assert cuts == [*(step.name for step in STEPS if step.name != "clean"), "done"] or cuts[
+        -2:
+    ] == [
+        "settle",
+        "done",
+    ]
+    assert board.current.startswith("2-") and not (board.root / "trial.json").exists()
+    once = [line for line in board.said if line.startswith(("check", "bench"))]
+    assert len(once) == 4, "what was proven is not proven again"
+
+
+def test_an_unknown_host_gets_nothing(board, make):
+    board.server.know("other")
+    with pytest.raises(RemoteError, match="its host key is not the one we know"):
+        flash(make())
+    board.server.know("")
+    with pytest.raises(RemoteError, match="its host key is unknown"):
+        flash(make())
+    assert not board.root.exists()
+
+
+def test_an_unsigned_bundle_and_a_board_that_trusts_nobody_are_refused(board, make):
+    config = make()
+    with pytest.raises(ExportError, match="trusts no key yet: name the first one with --trust"):
+        flash(replace(config, release=replace(config.release, trust=None)))
+    (config.release.bundle / "manifest.sig").unlink()
+    with pytest.raises(ExportError, match="not signed, and boards run what somebody signed"):
+        flash(config)
+    assert not board.root.exists()
+
+
+def test_a_dry_run_prints_every_step_and_changes_nothing(board, make, capsys):
+    flash(make(dry_run=True))
+    assert not board.root.exists()
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in told] == ["release", "preflight", *(step.name for step in STEPS)]
+    assert {words[1] for words in told[2:]} == {"to"}
+    flash(make())
+    before = tree(board.folder)
+    capsys.readouterr()
+    flash(make(dry_run=True))
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {words[1] for words in told[2:-1]} == {"done:"} and tree(board.folder) == before
+
+
+def test_what_is_missing_on_a_board_is_all_told_at_once(board, make):
+    release = make().release
+    facts = {
+        "has_systemd": False, "python": [3, 9], "has_venv": False, "has_tensorrt": False,
+        "trusts": ["a.pub"], "free_bytes": 1000, "time": 0.0, "board": "x", "l4t": None,
+        "current": None,
+    }  # fmt: skip
+    made = SimpleNamespace(bytes_in=lambda folder: 1000)
+    done = {"missing_bytes": 10, "environment": False, "proven": False}
+    config = replace(release, backend="tensorrt")
+    with pytest.raises(ExportError) as caught:
+        preflight(facts, made, done, config, "orin")
+    words = str(caught.value)
+    for expected in ("no systemd", "Python 3.9", "python3-venv", "no TensorRT", "GB free"):
+        assert expected in words
+    able = facts | dict.fromkeys(["has_systemd", "has_venv", "has_tensorrt"], True)
+    able |= {"python": [3, 10], "free_bytes": 5510}
+    with pytest.raises(ExportError, match="free"):
+        preflight(able, made, done, config, "orin")
+    able["free_bytes"] = 5512  # a tenth more than 10 + 4 * 1000 + 1000
+    assert "WARNING, recordings" in preflight(able, made, done, config, "orin")
+
+
+def tree(folder):
+    """Names, sizes and links of what flash answers for."""
+    roots = [folder / "opt", folder / "system/etc"]
+    paths = [path for root in roots for path in root.rglob("*") if "venv" not in path.parts]
+    return {
+        str(p): os.readlink(p) if p.is_symlink() else p.stat().st_mtime_ns
+        for p in paths
+        if p.suffix != ".lock" and not p.is_dir()
+    }
+
+
+def working_folder(board):
+    """In which the service's process runs."""
+    shown = json.loads((board.system / "systemd/show").read_text())
+    try:
+        return os.path.basename(os.readlink(f"/proc/{shown['MainPID']}/cwd"))
+    except OSError:
+        return None
+
+
+def wait_until(condition):
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came true")
+
+
+def run_agent(board, *words):
+    command = [sys.executable, "-I", str(board.root / "agent.pyz"), "--root", str(board.root)]
+    done = subprocess.run(
+        [*command, "--system", str(board.system), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
