@@ -19,48 +19,11 @@ from device_tests.errors import RemoteError
 from export.errors import ExportError
 from export.release.board import StepFailed
 from export.release.config import (
-    FlashConfig,
-    KeysConfig,
-    ReleaseConfig,
     RollbackConfig,
-    SignConfig,
     StatusConfig,
 )
 from export.release.flash import STEPS, Prepared, flash, flash_board, preflight, reached, rollback
-from export.release.signing import make_keys, sign
 from export.release.status import status
-from tests.flash.board import loopback_board, stand_in_wheelhouse
-from tests.runtime.test_declarations import family
-from tests.runtime.test_refused_manifests import INPUTS
-
-
-@pytest.fixture
-def board(tmp_path):
-    with loopback_board(tmp_path / "board") as board:
-        yield board
-
-
-@pytest.fixture
-def keys(tmp_path):
-    make_keys(KeysConfig(out=tmp_path / "keys"))
-    return tmp_path / "keys"
-
-
-@pytest.fixture
-def make(tmp_path, keys, board):
-    """Flash configurations of a small signed bundle."""
-    bundle = family(tmp_path / "bundle", INPUTS)
-
-    def make(*behaviour, number=1, dry_run=False, **changes):
-        sign(SignConfig(bundle=bundle, key=keys / "release.key", number=number))
-        wheels = tmp_path / f"wheels-{'-'.join(behaviour)}"
-        if not wheels.exists():
-            stand_in_wheelhouse(wheels, *behaviour)
-        given = {"trust": keys / "release.pub", "health_s": 20.0} | changes
-        release = ReleaseConfig(bundle=bundle, wheelhouse=wheels, backend="onnxruntime", **given)
-        return FlashConfig(board=board.config(), release=release, dry_run=dry_run)
-
-    return make
 
 
 def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
