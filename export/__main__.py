@@ -26,6 +26,10 @@ VERBS = {
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),
     "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
     "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),
+    "wheelhouse": (
+        "export.release.config:WheelhouseConfig",
+        "export.release.wheelhouse:wheelhouse",
+    ),
     "w8a8": ("export.config:W8A8Config", "export.evidence.w8a8:compare"),
     "results": ("export.config:ResultsConfig", "export.evidence.results:update"),
 }
