@@ -21,6 +21,9 @@ CAMERA     ?=
 KEY        ?= keys/release.key
 HOSTS      ?=
 TRUST      ?= $(wildcard keys/release.pub)
+JETPACK    ?= 6
+KINDS      ?= tensorrt serve signed
+WHEELHOUSE ?= build/wheelhouse
 ARGS       ?=
 
 quoted = '$(subst ','\'',$(1))'
@@ -34,7 +37,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -193,7 +196,7 @@ record-demo: setup mesa ## record the demo's episodes from the simulator again
 device-test: setup ## judge BUNDLE by its board's budgets, here or on HOST=user@orin; page in build/device
 	$(PY) -m device_tests $(call quoted,$(BUNDLE)) $(call option,--host,$(HOST)) $(ARGS)
 
-resolve: setup ## ask the package registry whether every pin of a robot exists for both JetPacks (1 minute)
+resolve: setup ## ask the package registry whether every pin of a robot exists for both JetPacks, and keep its hash; 130 MB the first time
 	$(PY) -m tests.resolve
 
 test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user space (5 minutes the first time)
@@ -219,6 +222,10 @@ test-ros2: setup ## the ROS 2 robot with the real rclpy, in build/ros2 (2 minute
 
 robot-wheel: setup ## dist/anchorvla_runtime-*.whl, the part that goes on the robot
 	$(PY) -m build --wheel --no-isolation --outdir dist runtime
+
+wheelhouse: setup ## all that a board of JETPACK installs for KINDS, in WHEELHOUSE; nothing of it is run
+	$(PY) -m export wheelhouse --jetpack $(JETPACK) --kinds $(KINDS) \
+		--out $(call quoted,$(WHEELHOUSE)) $(ARGS)
 
 clean: ## remove what was built, keep .venv
 	rm -rf build dist

@@ -30,6 +30,10 @@ VERBS = {
     "crosscheck": ("export.config:CrosscheckConfig", "export.evidence.crosscheck:crosscheck"),
     "status": ("export.release.config:StatusConfig", "export.release.status:status"),
     "success": ("export.config:SuccessTableConfig", "export.evidence.success:measure"),
+    "wheelhouse": (
+        "export.release.config:WheelhouseConfig",
+        "export.release.wheelhouse:wheelhouse",
+    ),
     "w8a8": ("export.config:W8A8Config", "export.evidence.w8a8:compare"),
     "results": ("export.config:ResultsConfig", "export.evidence.results:update"),
 }

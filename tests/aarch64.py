@@ -24,14 +24,15 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.resolve import ROOT, Target, pins_of
+from export.release.targets import Target
+from export.release.wheelhouse import assemble
 
+ROOT = Path(__file__).parents[1]
 DEBIAN = Target(name="Debian 12", python=(3, 11), glibc=36)
 SUITE = "bookworm"
 QEMU = "qemu-aarch64-static"
 PACKAGES = "python3,python3-venv,ca-certificates"
 INSTALL = "apt-get install --no-install-recommends debootstrap qemu-user-static"
-REQUIREMENTS = ROOT / "requirements" / "robot-onnxruntime.txt"
 ELF_AARCH64 = (
     rb"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00",
     rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff",
@@ -166,28 +167,6 @@ def make_root(cache: Path) -> Path:
     return root
 
 
-def fetch_wheels(folder: Path) -> None:
-    """The lean wheel, and aarch64 wheels of what it needs."""
-    shutil.rmtree(folder, ignore_errors=True)
-    build = ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT / "runtime")]
-    pip = [
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(folder),
-    ]
-    tags = ["--implementation", "cp", "--python-version", DEBIAN.environment["python_version"]]
-    for platform in DEBIAN.platforms:
-        tags += ["--platform", platform]
-    pins = [f"{n}{p.specifier}" for n, p in pins_of(REQUIREMENTS, DEBIAN).items()]
-    for module in (build, [*pip, *tags, *pins]):
-        subprocess.run([sys.executable, "-m", *module], check=True, stdout=subprocess.DEVNULL)
-
-
 def copy_into(root: Path, name: str, source: Path) -> str:
     """A file or folder below /srv; its path there."""
     target = root / "srv" / name
@@ -214,12 +193,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{path}: no such file; make demo or make export writes a bundle")
     cache = options.cache.resolve()
     root = make_root(cache)
-    fetch_wheels(cache / "wheels")
-    wheels = copy_into(root, "wheels", cache / "wheels")
+    assemble(DEBIAN, ("onnxruntime",), cache / "wheelhouse")
+    wheels = copy_into(root, "wheelhouse", cache / "wheelhouse")
     bundle = copy_into(root, "bundle", options.bundle)
     episode = copy_into(root, options.episode.name, options.episode)
-    files = [f"{wheels}/{path.name}" for path in sorted((cache / "wheels").iterdir())]
-    pip = ["/opt/runtime/bin/pip", "install", "--quiet", "--no-index", "--no-deps", *files]
+    pip = ["/opt/runtime/bin/pip", "install", "--quiet", "--no-index", "--no-deps"]
+    pip += [
+        "--require-hashes",
+        "--find-links",
+        f"{wheels}/wheels",
+        "-r",
+        f"{wheels}/requirements.txt",
+    ]
     anchorvla = "/opt/runtime/bin/anchorvla"
     report = ("--report", "/srv/report.html", "--rate-hz", "2", "--max-steps", "4")
     steps: dict[str, tuple[Sequence[str], str]] = {

@@ -43,11 +43,7 @@ def said(monkeypatch):
     monkeypatch.setattr(aarch64, "reasons_to_skip", lambda: [])
     monkeypatch.setattr(aarch64, "make_root", make_root)
     monkeypatch.setattr(aarch64, "inside", inside)
-    monkeypatch.setattr(
-        aarch64,
-        "fetch_wheels",
-        lambda folder: (folder.mkdir(), (folder / "runtime.whl").write_bytes(b"")),
-    )
+    monkeypatch.setattr(aarch64, "assemble", lambda target, kinds, out: out.mkdir())
     said["ran"] = ran
     return said
 
@@ -78,7 +74,10 @@ def test_the_wheel_is_installed_and_each_command_run(arguments, said, capsys):
     assert main(arguments) == 0
     assert "aarch64: the lean wheel works there" in capsys.readouterr().out
     commands = [" ".join(command) for command in said["ran"]]
-    assert commands[1].endswith("--no-index --no-deps /srv/wheels/runtime.whl")
+    assert commands[1].endswith(
+        "--no-index --no-deps --require-hashes --find-links /srv/wheelhouse/wheels "
+        "-r /srv/wheelhouse/requirements.txt"
+    )
     assert [c.split()[1] for c in commands[2:]] == ["check", "run", "doctor"]
 
 

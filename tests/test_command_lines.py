@@ -136,6 +136,10 @@ IN_THE_WAY = {
         "build float32 --checkpoint C --out OUT/b", ".b.writing/notes.txt",
     ),
     "export keys": ("keys --out OUT", "release.pub"),
+    "export wheelhouse": ("wheelhouse --jetpack 6 --out OUT/w --cache OUT/c", "w/notes.txt"),
+    "export wheelhouse, its cache": (
+        "wheelhouse --jetpack 6 --out OUT/w --cache OUT/c", "c/notes.txt",
+    ),
     "export twin": ("twin --bundle BUNDLE --out OUT/b", "b/notes.txt"),
     "export demo": ("demo --out OUT", "bundle/notes.txt"),
     "export demo, its page": ("demo --out OUT", "report.html"),

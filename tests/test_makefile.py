@@ -18,6 +18,7 @@ PATHS = {
     "fuzz-server": ("BUNDLE",),
     "fuzz-release": ("BUNDLE",),
     "sign": ("BUNDLE", "KEY"),
+    "wheelhouse": ("WHEELHOUSE",),
     "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),
     "device-test": ("BUNDLE", "HOST"),

@@ -29,6 +29,7 @@ MAY_WRITE = {
     "export/evidence/full_size.py": "the folder of a case, looked through",
     "export/evidence/planted.py": "into the folder that `temporary` gives",
     "export/evidence/kept_episodes.py": "into what `replacing` gives",
+    "export/release/wheelhouse.py": "into what `temporary` gives; its own cache, by hash",
     "quant/calibrate.py": "into what `replacing` gives",
     "quant/codes.py": "into what `replacing` gives",
     "models/checkpoint.py": "into the folder that `temporary` gives",

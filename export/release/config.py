@@ -1,10 +1,10 @@
-"""What the verbs of releases are asked for: keys, sign, flash, rollback, status."""
+"""What the verbs of releases are asked for: keys, sign, wheelhouse, flash, rollback, status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -13,6 +13,11 @@ from runtime.storage.signature import MOST_NUMBER
 ROOT = "/opt/anchorvla"
 KEYS = Path("keys")
 PRIVATE_KEY, PUBLIC_KEY = "release.key", "release.pub"
+WHEELS = Path("build/wheels")
+
+Kind = Literal["tensorrt", "onnxruntime", "serve", "signed", "cameras"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Of what a robot installs: requirements/robot-KIND.txt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,26 @@ class SignConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WheelhouseConfig:
+    """Put all that a board installs into a folder, without running any of it.
+
+    example: python -m export wheelhouse --jetpack 6 --kinds tensorrt serve signed
+    """
+
+    jetpack: Literal[6, 7]
+    """6 is Python 3.10 and glibc 2.35, 7 is Python 3.12 and glibc 2.39; both are aarch64."""
+
+    kinds: tuple[Kind, ...] = ("tensorrt",)
+    """Of what is needed beside the runtime: files requirements/robot-KIND.txt."""
+
+    out: Path = Path("build/wheelhouse")
+    """Folder for wheels/ and requirements.txt. A wheelhouse that lies there is replaced."""
+
+    cache: Path = WHEELS
+    """Folder for what was fetched once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnyBoardConfig:
     """How boards are reached with ssh, and where they keep releases."""
 
@@ -88,9 +113,6 @@ class ReleaseConfig:
     bundle: Path
     """Signed with `make sign`."""
 
-    wheelhouse: Path
-    """Folder with requirements.txt and, in wheels/, all that it names."""
-
     trust: Path | None = None
     """A public key for a board that trusts none yet: the first one, keys/release.pub. Later ones
     are added there with `anchorvla trust`."""
@@ -101,6 +123,12 @@ class ReleaseConfig:
     service: str | None = None
     """The command that runs there, after `anchorvla`; {bundle} stands for the bundle. By default
     the bundle is served to clients on that board: serve {bundle} --backend BACKEND."""
+
+    kinds: tuple[Kind, ...] = ("serve", "signed")
+    """Of packages beside those of the runtime and the backend."""
+
+    wheelhouse: Path | None = None
+    """Folder that `make wheelhouse` wrote, instead of packages for the board's own Python."""
 
     budget_ms: float | None = None
     """Of a warm tick, 99th percentile; measured and not judged by default."""

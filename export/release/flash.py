@@ -14,6 +14,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ from export.release.agent.transfer import send
 from export.release.board import Board, StepFailed
 from export.release.config import AnyBoardConfig, FlashConfig, ReleaseConfig, RollbackConfig
 from export.release.release import Release, Service, make_release, read_signed
+from export.release.targets import Target, target_of
+from export.release.wheelhouse import assemble
 from runtime.cli.progress import Progress
 from runtime.storage.signature import SHOWN
 from runtime.storage.trust import read_key
 
+HOUSES = Path("build/wheelhouses")
 POLL_S = 1.0
 MOST_LOST = 120
 """Polls in a row without an answer, after which a board that settles is given up."""
@@ -237,6 +241,8 @@ class Prepared:
         """
         self.config = config
         self.bundle, self.signature = read_signed(config.bundle)
+        self._assembled: dict[Target, Path] = {}
+        self._assembling = threading.Lock()
 
     def release_for(self, facts: Mapping[str, Any]) -> Release:
         """For a board of these facts."""
@@ -244,11 +250,28 @@ class Prepared:
         return make_release(
             self.bundle,
             self.signature,
-            wheels=config.wheelhouse,
+            wheels=config.wheelhouse or self._wheels(facts),
             python=facts["python"],
             backend=config.backend,
             service=_service(config),
         )
+
+    def _wheels(self, facts: Mapping[str, Any]) -> Path:
+        """Of the board's own machine and Python; those of another board of the kind are kept.
+
+        Raises:
+            ExportError: there are none for such a board, or one is not to be had.
+        """
+        try:
+            target = target_of(facts["machine"], tuple(facts["python"]), facts["glibc"])
+        except ValueError as error:
+            raise ExportError(f"no packages for this board: {error}") from None
+        with self._assembling:
+            if target not in self._assembled:
+                kinds = (self.config.backend, *self.config.kinds)
+                out = HOUSES / f"{target.slug}-{'-'.join(kinds)}"
+                self._assembled[target] = assemble(target, kinds, out).folder
+            return self._assembled[target]
 
     def __str__(self) -> str:
         key, license = self.signature.key[:SHOWN], self.bundle.manifest.license

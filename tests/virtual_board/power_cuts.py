@@ -1,0 +1,270 @@
+"""python -m tests.virtual_board.power_cuts: the power goes in the middle of a flash.
+
+The virtual board is killed at every border of steps and at random moments of a flash (its upload,
+environment, plans, switch, trial, confirmation) and of a rollback. After each it has to boot with
+a clean file system and run a whole signed release, old or new, and the same flash, done again, has
+to converge. The workstation is killed, its cable pulled and the board's disk filled the same way.
+
+`--without-sync` takes every fsync out of the agent: then it has to fail, or it would show nothing.
+
+The release's own program is a stand-in (tests/flash/runtime_stand_in.py), for a real one takes
+minutes under emulation; `make virtual-flash` flashes the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.virtual_board.board import VirtualBoard, make_booted
+from tests.virtual_board.image import make_image
+
+from device_tests.errors import RemoteError
+from device_tests.remote import Remote
+from export.errors import ExportError
+from export.release import archive
+from export.release.board import Board
+from export.release.config import KeysConfig, ReleaseConfig, SignConfig
+from export.release.flash import STEPS, Prepared, flash_board, settled, who
+from export.release.signing import make_keys, sign
+from tests.flash.board import stand_in_wheelhouse
+from tests.runtime.test_declarations import family
+from tests.runtime.test_refused_manifests import INPUTS
+
+FLASHED = "flashed"
+WITHOUT_SYNC = "import os\nos.fsync = os.sync = lambda *_: None\n"
+CHECK = """
+import hashlib, json, os, pathlib, sys
+root = pathlib.Path("/opt/anchorvla")
+current = pathlib.Path(os.path.realpath(root / "current"))
+described = json.loads((current / "release.json").read_bytes())
+for name, entry in described["files"].items():
+    data = (current / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        sys.exit(f"{current.name}: {name} is not what it was: {len(data)} bytes")
+if not (current / "proven.json").read_bytes():
+    sys.exit(f"{current.name}: proven.json is empty")
+print(current.name)
+"""
+STARTED_S = 240.0
+
+
+class Broken(Exception):
+    """What was promised did not hold."""
+
+
+class Trials:
+    """The board, what is flashed to it, and what was seen."""
+
+    def __init__(self, folder: Path, cache: Path, *, sync: bool) -> None:
+        image = make_image(cache)
+        self.virtual = VirtualBoard(folder / "board", image, booted=make_booted(image, cache))
+        self.folder, self.sync, self.number = folder, sync, 0
+        self.seen: Counter[str] = Counter()
+        self.longest_boot_s = 0.0
+        self.bundle = family(folder / "bundle", INPUTS)
+        make_keys(KeysConfig(out=folder / "keys"))
+
+    @contextmanager
+    def reached(self):
+        options = [
+            f"UserKnownHostsFile={self.virtual.folder / 'known_hosts'}",
+            "GlobalKnownHostsFile=none",
+            f"IdentityFile={self.virtual.image.key.resolve()}",
+            "IdentitiesOnly=yes",
+            "ServerAliveInterval=2",
+            "ServerAliveCountMax=3",
+        ]
+        remote = Remote.parse(f"root@127.0.0.1:{self.virtual.port}", options=options)
+        with Board.reached(remote, root="/opt/anchorvla") as board:
+            yield board
+
+    def prepare(self) -> Prepared:
+        """The next release: other signature, other wheel, so most of it is sent."""
+        self.number += 1
+        wheels = self.folder / f"wheels-{self.number}"
+        stand_in_wheelhouse(wheels, f"number-{self.number}", "slow")
+        key = self.folder / "keys/release.key"
+        sign(SignConfig(bundle=self.bundle, key=key, number=self.number))
+        return Prepared(
+            ReleaseConfig(
+                bundle=self.bundle,
+                wheelhouse=wheels,
+                trust=self.folder / "keys/release.pub",
+                backend="tensorrt",
+                service="serve {bundle}",
+                health_s=200.0,
+            )
+        )
+
+    def flash(self, prepared: Prepared, at: Callable[[str], None] = lambda step: None) -> None:
+        """To its end; `at` is told each step that is done."""
+        with self.reached() as board:
+            flash_board(board, prepared, say=lambda name, words: at(name) if name else None)
+
+    def rollback(self) -> None:
+        with self.reached() as board:
+            token = board.ask("lock", f"--who={who()}")
+            target = board.ask("rollback", token=token)
+            settled(board, target)
+            board.ask("unlock", token=token)
+
+    def current(self) -> str:
+        """The release that is whole there.
+
+        Raises:
+            Broken: none is.
+        """
+        done = self.virtual.ssh(["python3", "-I", "-c", CHECK], check=False)
+        if done.returncode:
+            raise Broken(done.stderr.strip() or done.stdout.strip())
+        return done.stdout.strip()
+
+    def check_after_boot(self, allowed: Sequence[str]) -> str:
+        """What holds after every cut."""
+        if words := self.virtual.fsck():
+            raise Broken(f"the file system: {words}")
+        self.longest_boot_s = max(self.longest_boot_s, self.virtual.start(cold=True))
+        now = self.current()
+        if not any(now.startswith(name) for name in allowed):
+            raise Broken(f"{now} is current, allowed are {', '.join(allowed)}")
+        self.wait_until_it_runs()
+        return now
+
+    def wait_until_it_runs(self) -> None:
+        """The service says that it is ready."""
+        end = time.monotonic() + STARTED_S
+        state = ""
+        while time.monotonic() < end:
+            asked = self.virtual.ssh(["systemctl", "is-active", "anchorvla"], check=False)
+            state = asked.stdout.strip()
+            if state == "active":
+                return
+            time.sleep(1)
+        journal = self.virtual.ssh(["journalctl", "-u", "anchorvla", "-n", "20"], check=False)
+        raise Broken(f"the service is {state!r} after {STARTED_S:g} s: {journal.stdout}")
+
+
+def cut_at(trials: Trials, action: Callable[[Callable[[str], None]], None], moment: object) -> str:
+    """Do `action`, and take the power away.
+
+    Args:
+        moment: seconds from its begin, or the name of a step, right after it.
+
+    Returns:
+        What it was in the middle of.
+    """
+    reached, done = ["begin"], threading.Event()
+
+    def power() -> None:
+        assert isinstance(moment, float)
+        if not done.wait(moment):
+            trials.virtual.cut()
+
+    def at(name: str) -> None:
+        reached.append(name)
+        if name == moment:
+            trials.virtual.cut()
+
+    timer = threading.Thread(target=power)
+    if isinstance(moment, float):
+        timer.start()
+    try:
+        with suppress(ExportError, RemoteError, ValueError, IndexError):
+            action(at)
+    finally:
+        done.set()
+        if timer.ident:
+            timer.join()
+    if trials.virtual.pid is not None:
+        trials.virtual.cut()
+        reached.append("end")
+    return reached[-1]
+
+
+def names(trials: Trials) -> tuple[str, str | None]:
+    """Current and previous release."""
+    with trials.reached() as board, board.visiting() as ask:
+        report = ask("status")
+    return report["current"], report["previous"]
+
+
+def run(trials: Trials, num_random: int, seed: int) -> int:
+    """All cuts; the number of those after which a promise was broken."""
+    print(f"board: {trials.virtual.start():.1f} s", flush=True)
+    begun = time.monotonic()
+    trials.flash(trials.prepare())
+    took_s = time.monotonic() - begun
+    print(f"an undisturbed flash: {took_s:.1f} s; seed {seed}", flush=True)
+    rng = random.Random(seed)
+    moments: list[tuple[str, object]] = [("flash", step.name) for step in STEPS]
+    for _ in range(num_random):
+        kind = "rollback" if rng.random() < 0.15 else "flash"
+        moments.append((kind, rng.uniform(0, took_s * (0.4 if kind == "rollback" else 1.1))))
+    broken = 0
+    for number, (kind, moment) in enumerate(moments, 1):
+        old, before = names(trials)
+        if kind == "rollback" and before is None:
+            kind = "flash"
+        prepared = trials.prepare()
+        action = (
+            (lambda at: trials.rollback())
+            if kind == "rollback"
+            else (lambda at, prepared=prepared: trials.flash(prepared, at))
+        )
+        where = cut_at(trials, action, moment)
+        new = before if kind == "rollback" else f"{trials.number}-"
+        try:
+            now = trials.check_after_boot([old, str(new)])
+            trials.flash(prepared)
+            after = trials.current()
+            if not after.startswith(f"{trials.number}-"):
+                raise Broken(f"the next flash ended with {after}")
+            words = f"ran {'the old' if now == old else 'the new'} one; the next flash converged"
+        except (Broken, ExportError, RemoteError) as error:
+            broken += 1
+            words = f"BROKEN: {error}"
+            trials.seen["broken"] += 1
+        trials.seen[f"{kind}, behind {where}"] += 1
+        at_words = f"{moment:.1f} s" if isinstance(moment, float) else f"behind {moment}"
+        print(f"{number:4} {kind} cut at {at_words} ({where}): {words}", flush=True)
+        if broken and not trials.sync:
+            return broken
+    return broken
+
+
+def main() -> int:
+    """0 if all held; with `--without-sync`, if something did not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.virtual_board.power_cuts")
+    parser.add_argument("--random", type=int, default=100, help="cuts at random moments")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-sync", action="store_true", help="no fsync: it has to fail")
+    parser.add_argument("--folder", type=Path, default=Path("build/virtual-board"))
+    options = parser.parse_args()
+    if options.without_sync:
+        archive.MAIN = WITHOUT_SYNC + archive.MAIN
+    work = options.folder / "power-cuts"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    trials = Trials(work, options.folder, sync=not options.without_sync)
+    try:
+        broken = run(trials, options.random, options.seed)
+    finally:
+        if trials.virtual.pid is not None:
+            trials.virtual.cut()
+    for what, count in sorted(trials.seen.items()):
+        print(f"{count:4} {what}")
+    print(f"{broken} broken; the longest boot {trials.longest_boot_s:.1f} s")
+    return int(bool(broken) != options.without_sync)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
