@@ -49,7 +49,7 @@ IS_UP = re.compile(r"^board: sshd is up after ([\d.]+) s", re.MULTILINE)
 DIED = re.compile(r"Kernel panic.*|Attempted to kill init.*|emergency mode.*")
 KERNEL = (
     "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 mitigations=off nokaslr no_timer_check "
-    "tsc=reliable apparmor=0 audit=0 ipv6.disable=1 cryptomgr.notests 8250.nr_uarts=1 "
+    "tsc=reliable apparmor=0 selinux=0 audit=0 ipv6.disable=1 cryptomgr.notests 8250.nr_uarts=1 "
     "rcupdate.rcu_expedited=1 random.trust_cpu=on systemd.getty_auto=no systemd.show_status=no"
 )
 TIMEOUT_S = 900.0
@@ -148,14 +148,15 @@ class VirtualBoard:
         if pid is None:
             raise BoardError(f"{self.folder}: the machine is off already")
         os.kill(pid, signal.SIGKILL)
-        self._wait_until_off()
-        self._hang_up()
+        self._wait_until_gone(pid)
 
     def shutdown(self) -> None:
         """In order, by systemd."""
+        pid = self.pid
+        if pid is None:
+            return
         self.ssh(["systemctl", "poweroff"], check=False)
-        self._wait_until_off()
-        self._hang_up()
+        self._wait_until_gone(pid)
 
     def wait_for_boot(self, boots: int) -> None:
         """Until sshd has come up `boots` times since the machine was started (it may reboot)."""
@@ -298,12 +299,16 @@ class VirtualBoard:
                 raise BoardError(f"{self.folder}: qemu does not answer")
             time.sleep(POLL_S)
 
-    def _wait_until_off(self) -> None:
+    def _wait_until_gone(self, pid: int) -> None:
+        """And its files closed: a process whose memory is gone may still hold them."""
+        if self._process is not None and self._process.pid == pid:
+            self._process.wait(TIMEOUT_S)
         deadline = time.monotonic() + TIMEOUT_S
-        while self.pid is not None:
+        while Path(f"/proc/{pid}").exists():
             if time.monotonic() > deadline:
-                raise BoardError(f"{self.folder}: it does not go off")
+                raise BoardError(f"{self.folder}: process {pid} does not end")
             time.sleep(POLL_S)
+        self._hang_up()
 
     def _must_be_off(self) -> None:
         if (pid := self.pid) is not None:

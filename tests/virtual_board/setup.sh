@@ -40,6 +40,10 @@ systemctl mask --quiet \
     systemd-binfmt.service systemd-journal-flush.service systemd-modules-load.service \
     systemd-random-seed.service systemd-remount-fs.service systemd-sysusers.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service kmod-static-nodes.service
+mkdir -p /etc/systemd/system-generators
+for generator in /lib/systemd/system-generators/*; do
+    ln -s /dev/null "/etc/systemd/system-generators/${generator##*/}"
+done
 rm -f /etc/fstab
 echo b0a2dc0de00000000000000000000001 >/etc/machine-id
 rm -rf /usr/share/doc /usr/share/man /usr/share/locale /var/lib/apt/lists/* \
