@@ -16,6 +16,7 @@ from export.release.targets import (
     TABLE,
     TARGETS,
     File,
+    Target,
     fitting,
     pins_of,
     problems,
@@ -107,6 +108,16 @@ def test_the_tags_are_those_of_ubuntu_on_the_board():
         assert Tag("py3", "none", "any") in target.ranks
     assert Tag("cp310", "abi3", "manylinux2014_aarch64") in JETPACK_7.ranks
     assert Tag("cp312", "cp312", "manylinux2014_aarch64") not in JETPACK_6.ranks
+
+
+def test_a_machine_for_trials_has_tags_and_markers_of_its_own():
+    target = Target.of("x86_64", (3, 13), 36)
+    best = [Tag("cp313", "cp313", f"manylinux_2_{minor}_x86_64") for minor in (36, 35)]
+    assert [target.ranks[tag] for tag in best] == [0, 1]
+    assert Tag("cp313", "cp313", "manylinux_2_36_aarch64") not in target.ranks
+    pins = {name: str(pin.specifier) for name, pin in pins_of(FILES[-1], target).items()}
+    assert pins["numpy"] == "==2.5.5"
+    assert target.environment["platform_machine"] == "x86_64"
 
 
 def test_a_version_that_nobody_has_seen_is_refused(requirements):

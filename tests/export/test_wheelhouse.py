@@ -322,6 +322,37 @@ def test_a_way_that_ends_where_nothing_is_encrypted_is_not_trusted(bench):
     assert not list(bench.cache.rglob(SOURCE))
 
 
+@pytest.mark.parametrize("target", [HERE, JETPACKS[6]], ids=["here", "jetpack"])
+def test_an_index_beside_the_first_is_looked_at_too(bench, monkeypatch, target):
+    """The first has no such page, or another file of that name, which a JetPack does not take."""
+    known, other = bench.known(), SimpleIndex(files={SOURCE: bench.index.files[SOURCE]})
+    if target is HERE:
+        bench.index.in_html = True
+        del bench.index.files[SOURCE]
+    else:
+        bench.index.files[SOURCE] = b"of somebody else"
+    with serving(other):
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", other.url)
+        made = bench.assemble("tensorrt", target=target, table=known)
+    assert (made.folder / "wheels" / SOURCE).read_bytes() == other.files[SOURCE]
+
+
+def test_a_source_without_an_end_is_not_read(bench, monkeypatch):
+    monkeypatch.setattr("export.release.index.MOST_BYTES", 1 << 20)
+    bench.index.served[SOURCE] = bytes((1 << 20) + 1)
+    with pytest.raises(
+        ExportError, match=r"pycuda-2026\.1\.tar\.gz: more than 1 MiB, so it is not"
+    ):
+        bench.assemble("tensorrt", target=JETPACKS[6], table=bench.known())
+
+
+def test_without_our_own_wheel_there_is_none(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr("export.release.wheelhouse.RUNTIME", tmp_path / "requirements")
+    with pytest.raises(ExportError, match="the lean wheel: "):
+        bench.assemble()
+    assert not bench.out.exists()
+
+
 def test_a_name_that_leads_out_of_the_cache_is_refused(bench, tmp_path):
     bench.index.files["pycuda-2026.1.tar.gz/../../../../evil-1.0.tar.gz"] = b""
     bench.index.files["../pycuda-2026.1.tar.gz"] = bench.index.files.pop(SOURCE)
