@@ -1,34 +1,64 @@
 """A board on loopback, keys, and releases of a small bundle."""
 
+import subprocess
+
 import pytest
 
 from export.release.config import FlashConfig, KeysConfig, ReleaseConfig, SignConfig
+from export.release.flash import flash
 from export.release.signing import make_keys, sign
 from tests.flash.board import loopback_board, stand_in_wheelhouse
 from tests.runtime.test_declarations import family
 from tests.runtime.test_refused_manifests import INPUTS
 
 
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release-keys")
+    make_keys(KeysConfig(out=folder / "keys"))
+    return folder / "keys"
+
+
 @pytest.fixture
 def board(tmp_path):
+    """That nothing was flashed to."""
     with loopback_board(tmp_path / "board") as board:
         yield board
 
 
 @pytest.fixture
-def keys(tmp_path):
-    make_keys(KeysConfig(out=tmp_path / "keys"))
-    return tmp_path / "keys"
+def make(tmp_path, keys, board):
+    return maker(tmp_path, keys, board)
+
+
+@pytest.fixture(scope="session")
+def once_flashed(tmp_path_factory, keys):
+    """The folder of a board with release 1."""
+    folder = tmp_path_factory.mktemp("once")
+    with loopback_board(folder / "board") as board:
+        flash(maker(folder, keys, board)())
+    return folder / "board"
 
 
 @pytest.fixture
-def make(tmp_path, keys, board):
-    """Flash configurations of a small signed bundle."""
-    bundle = family(tmp_path / "bundle", INPUTS)
+def flashed(board, once_flashed):
+    """A board with release 1, whose service is not running."""
+    for name in ("opt", "system"):
+        copy = ["cp", "-a", f"{once_flashed / name}/.", str(board.folder / name)]
+        (board.folder / name).mkdir(exist_ok=True)
+        subprocess.run(copy, check=True)
+    for left in ("show", "supervisor"):
+        (board.system / "systemd" / left).unlink(missing_ok=True)
+    return board
+
+
+def maker(folder, keys, board):
+    """Makes flash configurations of a small signed bundle."""
+    bundle = family(folder / "bundle", INPUTS)
 
     def make(*behaviour, number=1, dry_run=False, **changes):
         sign(SignConfig(bundle=bundle, key=keys / "release.key", number=number))
-        wheels = tmp_path / f"wheels-{'-'.join(behaviour)}"
+        wheels = folder / f"wheels-{'-'.join(behaviour)}"
         if not wheels.exists():
             stand_in_wheelhouse(wheels, *behaviour)
         given = {"trust": keys / "release.pub", "health_s": 20.0} | changes

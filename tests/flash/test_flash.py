@@ -7,6 +7,7 @@ test_real_release.py flashes the real one.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -39,8 +40,8 @@ def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
     assert (board.system / "etc/anchorvla/trust").is_dir()
 
 
-def test_a_second_flash_of_the_same_release_does_nothing(board, make, capsys):
-    flash(make())
+def test_a_second_flash_of_the_same_release_does_nothing(flashed, make, capsys):
+    board = flashed
     before, said = tree(board.folder), board.said
     capsys.readouterr()
     flash(make())
@@ -48,9 +49,8 @@ def test_a_second_flash_of_the_same_release_does_nothing(board, make, capsys):
     assert tree(board.folder) == before and board.said == said
 
 
-def test_a_changed_release_sends_only_what_changed(board, make, capsys):
-    config = make()
-    flash(config)
+def test_a_changed_release_sends_only_what_changed(flashed, make, capsys):
+    board, config = flashed, make()
     first = board.current
     capsys.readouterr()
     flash(make(number=2))
@@ -64,6 +64,35 @@ def test_a_changed_release_sends_only_what_changed(board, make, capsys):
     assert kept.samefile(board.root / "current/bundle/manifest.json")
 
 
+def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(flashed, make):
+    board, old = flashed, flashed.root / "releases" / flashed.current
+    flash(make(number=2))
+    venv = board.root / "current/venv"
+    module = next((old / "venv/lib").glob("python3*/site-packages/runtime/__main__.py"))
+    assert (venv / module.relative_to(old / "venv")).samefile(module)
+    shutil.rmtree(old)
+    said = [path.read_text() for path in (venv / "bin").iterdir() if not path.is_symlink()]
+    assert said and not any(old.name in text for text in [*said, (venv / "pyvenv.cfg").read_text()])
+    pip = next(path for path in (venv / "bin").iterdir() if path.name.startswith("pip3."))
+    listed = subprocess.run([pip, "list"], capture_output=True, text=True, check=True).stdout
+    assert "anchorvla-runtime 0.0.1" in listed
+    assert (
+        board.current
+        in subprocess.run([pip, "--version"], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def test_other_packages_have_an_environment_of_their_own(flashed, make):
+    old = flashed.root / "releases" / flashed.current
+    flash(make("other", number=2))
+    paths = [
+        next(folder.glob("venv/lib/python3*/site-packages/runtime/__main__.py"))
+        for folder in (old, flashed.root / "current")
+    ]
+    assert not paths[0].samefile(paths[1]) and "'other'" in paths[1].read_text()
+    assert "'other'" not in paths[0].read_text()
+
+
 @pytest.mark.parametrize(
     ("behaviour", "changes", "words"),
     [
@@ -72,9 +101,8 @@ def test_a_changed_release_sends_only_what_changed(board, make, capsys):
         ("doctor", {}, "doctor found what keeps this board from running a policy"),
     ],
 )
-def test_what_is_not_proven_is_never_switched_to(board, make, behaviour, changes, words):
-    flash(make())
-    old = board.current
+def test_what_is_not_proven_is_never_switched_to(flashed, make, behaviour, changes, words):
+    board, old = flashed, flashed.current
     with pytest.raises(StepFailed, match=words):
         flash(make(*[behaviour] if behaviour else [], number=2, **changes))
     assert board.current == old and [e["what"] for e in board.events] == ["switched", "confirmed"]
@@ -92,9 +120,8 @@ def test_what_is_not_proven_is_never_switched_to(board, make, behaviour, changes
         ("silent", r"not healthy within 3 s: 0 of 3 good ticks"),
     ],
 )
-def test_a_release_that_is_not_healthy_gives_way_by_itself(board, make, capsys, behaviour, why):
-    flash(make())
-    old = board.current
+def test_a_release_that_is_not_healthy_gives_way_by_itself(flashed, make, capsys, behaviour, why):
+    board, old = flashed, flashed.current
     with pytest.raises(StepFailed, match=f"was not confirmed: {why}; the board runs {old}"):
         flash(make(behaviour, number=2, health_s=3.0 if behaviour == "silent" else 20.0))
     assert board.current == old and not (board.root / "trial.json").exists()
@@ -112,8 +139,8 @@ def test_the_first_release_that_is_not_healthy_leaves_nothing_running(board, mak
     assert capsys.readouterr().out.splitlines()[-1] == "nothing runs here; flash a release"
 
 
-def test_rollback_returns_and_returns_again(board, make):
-    flash(make())
+def test_rollback_returns_and_returns_again(flashed, make):
+    board = flashed
     flash(make(number=2))
     old, new = sorted(p.name for p in (board.root / "releases").iterdir())
     assert board.current == new
@@ -123,14 +150,15 @@ def test_rollback_returns_and_returns_again(board, make):
     assert board.events[-1]["what"] == "confirmed"
 
 
-def test_a_board_without_a_release_before_has_nothing_to_roll_back_to(board, make):
-    flash(make())
+def test_a_board_without_a_release_before_has_nothing_to_roll_back_to(flashed, make):
+    board = flashed
     with pytest.raises(StepFailed, match="there is no release before this one; flash another"):
         rollback(RollbackConfig(board=board.config()))
     flash(make(number=2))  # and nobody holds the board
 
 
-def test_an_older_release_is_refused_unless_it_is_asked_for(board, make):
+def test_an_older_release_is_refused_unless_it_is_asked_for(flashed, make):
+    board = flashed
     flash(make(number=2))
     with pytest.raises(StepFailed, match="release 1 is older than 2, .*: --allow-downgrade"):
         flash(make(number=1))
@@ -139,8 +167,8 @@ def test_an_older_release_is_refused_unless_it_is_asked_for(board, make):
     assert board.current.startswith("1-")
 
 
-def test_two_at_once_and_the_second_says_who_is_first(board, make):
-    flash(make())
+def test_two_at_once_and_the_second_says_who_is_first(flashed, make):
+    board = flashed
     token = run_agent(board, "lock", "--who=ada on desk")
     with pytest.raises(StepFailed, match="this board is being flashed by ada on desk since"):
         flash(make(number=2))
@@ -148,8 +176,8 @@ def test_two_at_once_and_the_second_says_who_is_first(board, make):
     flash(make(number=2))
 
 
-def test_cut_off_between_any_two_steps_the_next_flash_goes_on_from_there(board, make):
-    flash(make())
+def test_cut_off_between_any_two_steps_the_next_flash_goes_on_from_there(flashed, make):
+    board = flashed
     old, told, cuts = board.current, [], []
 
     class Gone(BaseException):

@@ -24,9 +24,6 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.virtual_board.board import VirtualBoard, make_booted
-from tests.virtual_board.image import make_image
-
 from device_tests.errors import RemoteError
 from device_tests.remote import Remote
 from export.errors import ExportError
@@ -38,6 +35,8 @@ from export.release.signing import make_keys, sign
 from tests.flash.board import stand_in_wheelhouse
 from tests.runtime.test_declarations import family
 from tests.runtime.test_refused_manifests import INPUTS
+from tests.virtual_board.board import VirtualBoard, make_booted
+from tests.virtual_board.image import make_image
 
 FLASHED = "flashed"
 WITHOUT_SYNC = "import os\nos.fsync = os.sync = lambda *_: None\n"

@@ -104,6 +104,8 @@ def unpack(place: Place, release: str, description: Mapping[str, Any]) -> bool:
 def make_environment(place: Place, release: str, say: Say) -> bool:
     """A virtual environment in the release, from its wheels alone; it sees the system's TensorRT.
 
+    That of a release with the same requirements is taken over: pycuda is not built again.
+
     Raises:
         AgentError: pip refuses, or something that it needs is not on this board.
     """
@@ -112,6 +114,10 @@ def make_environment(place: Place, release: str, say: Say) -> bool:
     if (venv / WHOLE).is_file():
         return False
     shutil.rmtree(venv, ignore_errors=True)
+    if other := _same_environment(place, release):
+        _take_over(place.folder(other) / VENV, venv)
+        write_json(venv / WHOLE, {"from": other})
+        return True
     python = [sys.executable, "-I", "-m", "venv", "--system-site-packages", str(venv)]
     _run(python, say, "no virtual environment can be made: sudo apt install python3-venv")
     _run(
@@ -126,8 +132,41 @@ def make_environment(place: Place, release: str, say: Say) -> bool:
         "python3-dev",
     )
     os.sync()
-    write_json(venv / WHOLE, {"python": sys.version.split()[0]})
+    write_json(venv / WHOLE, {"from": release})
     return True
+
+
+def _same_environment(place: Place, release: str) -> str | None:
+    """Another release whose environment is whole, of the same packages and this Python."""
+    wanted = place.described(release)["files"][REQUIREMENTS]["sha256"]
+    for other in reversed(place.all()):
+        venv = place.folder(other) / VENV
+        is_same = place.described(other)["files"][REQUIREMENTS]["sha256"] == wanted
+        if is_same and (venv / WHOLE).is_file() and _version(venv) == sys.version_info[:2]:
+            return other
+    return None
+
+
+def _version(venv: Path) -> tuple[int, ...] | None:
+    """Of an environment's Python, while that is there."""
+    found = sorted((venv / "lib").glob("python3.*"))
+    if len(found) != 1 or not (venv / "bin/python").exists():
+        return None
+    return tuple(int(word) for word in found[0].name.removeprefix("python").split("."))
+
+
+def _take_over(other: Path, venv: Path) -> None:
+    """The files are shared, but for those that say where they lie."""
+    shutil.copytree(
+        other, venv, symlinks=True, copy_function=os.link, ignore=shutil.ignore_patterns(WHOLE)
+    )
+    scripts = [path for path in (venv / "bin").iterdir() if not path.is_symlink()]
+    for path in [venv / "pyvenv.cfg", *scripts]:
+        data, mode = path.read_bytes(), path.stat().st_mode
+        path.unlink()
+        path.write_bytes(data.replace(os.fsencode(other), os.fsencode(venv)))
+        path.chmod(mode)
+    os.sync()
 
 
 def build_plans(place: Place, release: str, say: Say) -> bool:
