@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 TOOLS = ("setuptools", "wheel", "numpy>=1.24")
 """What pycuda is built with."""
@@ -112,7 +113,7 @@ def serving(index: SimpleIndex) -> Iterator[SimpleIndex]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             index.asked.append(self.path)
-            name = self.path.strip("/").split("/")[-1]
+            name = unquote(self.path).strip("/").split("/")[-1]
             if self.path.startswith("/simple/"):
                 self.answer(*index.page(name))
             elif name in index.redirected:

@@ -83,7 +83,7 @@ def _ask_pip(pins: Mapping[str, Requirement], target: Target) -> dict[str, File]
 def _reported(found: Any) -> tuple[str, File]:
     """What pip's report says of a file that it would install."""
     declared, origin = found["metadata"], found["download_info"]
-    file = _plain_name(_file_of(origin["url"]), origin["url"])
+    file = _file_of(origin["url"])
     sha256 = origin.get("archive_info", {}).get("hashes", {}).get("sha256")
     if not sha256:
         raise ExportError(f"{file}: {origin['url']} has no sha256; another index may state one")
@@ -250,7 +250,8 @@ def _link_of(href: str) -> Link:
 
 
 def _file_of(url: str) -> str:
-    return urllib.parse.unquote(url.rsplit("/", 1)[-1])
+    """As pip names it: a slash that is written as %2F is one."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
 
 
 def _is_source(file: str, name: str, pin: Requirement) -> bool:
@@ -261,7 +262,6 @@ def _is_source(file: str, name: str, pin: Requirement) -> bool:
 
 
 def _fetch(link: Link, sha256: str) -> bytes:
-    _plain_name(link.filename, link.url)
     _, _, data = _read(link.url, "*/*")
     got = hashlib.sha256(data).hexdigest()
     if got != sha256:
@@ -294,12 +294,6 @@ def _refuse_unsafe(url: str) -> None:
     is_here = parts.scheme == "http" and parts.hostname in LOOPBACK
     if parts.scheme not in ("https", "file") and not is_here:
         raise ExportError(f"{url}: not https, so anybody on the way could have changed it")
-
-
-def _plain_name(file: str, url: str) -> str:
-    if not file or Path(file).name != file:
-        raise ExportError(f"{url}: {file!r} is no name of a file")
-    return file
 
 
 def _declared(sha256: str, python: str, requires: list[Any]) -> File:

@@ -138,10 +138,8 @@ def _fetched(files: Mapping[str, File], target: Target, cache: Path) -> dict[str
     missing = {n: files[n] for n, path in paths.items() if _sha256(path) != files[n].sha256}
     if missing:
         size_mb = sum(file.size for file in missing.values()) / 1e6
-        print(
-            f"fetching {len(missing)} files" + (f", {size_mb:.1f} MB" if size_mb else ""),
-            flush=True,
-        )
+        of_size = f", {size_mb:.1f} MB" if size_mb else ""
+        print(f"to fetch: {len(missing)}{of_size}", flush=True)
     wheels = {name: file for name, file in missing.items() if name.endswith(".whl")}
     for name in missing.keys() - wheels.keys():
         distribution, _ = parse_sdist_filename(name)
@@ -165,7 +163,7 @@ def _asked(pins: Mapping[str, Requirement], target: Target, table: Path) -> dict
     known = read_table(table) if table.exists() else {}
     new = {name: pin for name, pin in pins.items() if not fitting(name, pin, known, target)}
     if new:
-        print(f"asking an index for {len(new)} files for {target.name}", flush=True)
+        print(f"to ask an index about, for {target.name}: {', '.join(new)}", flush=True)
         known |= ask(new, target)
         write_file(table, table_bytes(known))
     return known
