@@ -64,8 +64,9 @@ def test_a_changed_release_sends_only_what_changed(flashed, make, capsys):
     assert kept.samefile(board.root / "current/bundle/manifest.json")
 
 
-def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(flashed, make):
-    board, old = flashed, flashed.root / "releases" / flashed.current
+def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(board, make):
+    flash(make())
+    old = board.root / "releases" / board.current
     flash(make(number=2))
     venv = board.root / "current/venv"
     module = next((old / "venv/lib").glob("python3*/site-packages/runtime/__main__.py"))
@@ -75,7 +76,7 @@ def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(flas
     assert said and not any(old.name in text for text in [*said, (venv / "pyvenv.cfg").read_text()])
     pip = next(path for path in (venv / "bin").iterdir() if path.name.startswith("pip3."))
     listed = subprocess.run([pip, "list"], capture_output=True, text=True, check=True).stdout
-    assert "anchorvla-runtime 0.0.1" in listed
+    assert re.search(r"^anchorvla-runtime +0\.0\.1$", listed, re.M)
     assert (
         board.current
         in subprocess.run([pip, "--version"], capture_output=True, text=True, check=True).stdout
@@ -199,12 +200,8 @@ def test_cut_off_between_any_two_steps_the_next_flash_goes_on_from_there(flashed
             pass
         if cuts[-1] != "switch" and "switch" not in cuts:
             assert board.current == old
-    assert cuts == [*(step.name for step in STEPS if step.name != "clean"), "done"] or cuts[
-        -2:
-    ] == [
-        "settle",
-        "done",
-    ]
+    names = [step.name for step in STEPS]
+    assert cuts[:7] == names[:7] and cuts[-1] == "done", "the board settles what was switched to"
     assert board.current.startswith("2-") and not (board.root / "trial.json").exists()
     once = [line for line in board.said if line.startswith(("check", "bench"))]
     assert len(once) == 4, "what was proven is not proven again"
@@ -233,14 +230,14 @@ def test_an_unsigned_bundle_and_a_board_that_trusts_nobody_are_refused(board, ma
 def test_a_dry_run_prints_every_step_and_changes_nothing(board, make, capsys):
     flash(make(dry_run=True))
     assert not board.root.exists()
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [words[0] for words in told] == ["release", "preflight", *(step.name for step in STEPS)]
     assert {words[1] for words in told[2:]} == {"to"}
     flash(make())
     before = tree(board.folder)
     capsys.readouterr()
     flash(make(dry_run=True))
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert {words[1] for words in told[2:-1]} == {"done:"} and tree(board.folder) == before
 
 

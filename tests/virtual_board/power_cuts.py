@@ -53,6 +53,7 @@ if not (current / "proven.json").read_bytes():
     sys.exit(f"{current.name}: proven.json is empty")
 print(current.name)
 """
+TENSORRT = "/usr/lib/python3/dist-packages/tensorrt.py"
 STARTED_S = 240.0
 
 
@@ -199,6 +200,7 @@ def names(trials: Trials) -> tuple[str, str | None]:
 def run(trials: Trials, num_random: int, seed: int) -> int:
     """All cuts; the number of those after which a promise was broken."""
     print(f"board: {trials.virtual.start():.1f} s", flush=True)
+    trials.virtual.ssh(["tee", TENSORRT], stdin="# looked for, and not used by the stand-in\n")
     begun = time.monotonic()
     trials.flash(trials.prepare())
     took_s = time.monotonic() - begun
