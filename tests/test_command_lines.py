@@ -165,10 +165,14 @@ IN_THE_WAY = {
 """A line of every command that writes, and the file of somebody's that is in its way."""
 WRITES_NOTHING = {
     "runtime check", "runtime bench", "runtime serve", "runtime doctor", "export crosscheck",
-    "export parts", "device_tests.serving",
+    "export parts", "export status", "device_tests.serving",
 }  # fmt: skip
-TESTED_APART = {"runtime build", "runtime trust", "export sign"}
-"""In tests/runtime/test_build.py and test_trust.py: they write into folders of their own."""
+TESTED_APART = {
+    "runtime build", "runtime trust", "export sign", "export flash", "export fleet",
+    "export rollback",
+}  # fmt: skip
+"""In tests/runtime/test_build.py and test_trust.py, and in tests/flash: they write into folders of
+their own, or on a board."""
 
 
 def test_every_command_that_writes_is_in_the_table():
