@@ -35,6 +35,7 @@ from .cli import trust
 from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
+from .control.heartbeat import of_process
 from .control.loop import CHUNKS, LoopConfig, Step, run_episode
 from .control.recorder import Recorder
 from .control.server import command as serve_command
@@ -133,7 +134,11 @@ def _run(options: argparse.Namespace) -> int:
     elif options.every_step:
         raise ValueError("--every-step says what is recorded: give --record too")
     limits = None if options.limits is None else read_description(options.limits)
-    with _loaded(options) as policy, live.watched(options, policy.graph) as scene:
+    with (
+        of_process().watching(),
+        _loaded(options) as policy,
+        live.watched(options, policy.graph) as scene,
+    ):
         return _drive(options, config, policy, limits, scene)
 
 
@@ -276,7 +281,8 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return serve_command.main_serve(options, lambda: _loaded(options), LivePage())
+    with of_process().watching():
+        return serve_command.main_serve(options, lambda: _loaded(options), LivePage())
 
 
 def _replay(options: argparse.Namespace) -> int:

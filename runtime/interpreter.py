@@ -102,18 +102,21 @@ class Interpreter:
         After an exception the inputs have the values and versions they had before, and every stage
         that ran inside runs again when it is needed: its buffer may hold anything.
         """
-        inputs, seen = (self.values.copy(), self._versions.copy()), self._seen.copy()
-        statistics = self.num_runs.copy(), self.total_s.copy(), self._ran
+        undo = self._remember()
         try:
             yield
         except BaseException:
-            self.values, self._versions = inputs
-            self._seen = [
-                now if now == before else NEVER
-                for now, before in zip(self._seen, seen, strict=True)
-            ]
-            self.num_runs, self.total_s, self._ran = statistics
+            undo()
             raise
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside is undone at its end, as by a transaction that fails."""
+        undo = self._remember()
+        try:
+            yield
+        finally:
+            undo()
 
     def run(self, *leaves: str) -> None:
         """Bring outputs up to date. Their buffers then hold the results.
@@ -150,6 +153,21 @@ class Interpreter:
     def reset_statistics(self) -> None:
         self.num_runs = [0] * len(self._names)
         self.total_s = [0.0] * len(self._names)
+
+    def _remember(self) -> Callable[[], None]:
+        """What goes back to how things are now."""
+        inputs, seen = (self.values.copy(), self._versions.copy()), self._seen.copy()
+        statistics = self.num_runs.copy(), self.total_s.copy(), self._ran
+
+        def undo() -> None:
+            self.values, self._versions = inputs
+            self._seen = [
+                now if now == before else NEVER
+                for now, before in zip(self._seen, seen, strict=True)
+            ]
+            self.num_runs, self.total_s, self._ran = statistics
+
+        return undo
 
     def _plan(self, leaves: tuple[str, ...]) -> list[int]:
         """The stages that these outputs need, in running order."""

@@ -11,11 +11,13 @@ have computed, bit for bit. Calls from several threads wait for each other.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from .backends.registry import BACKENDS, MakeBackend
 from .bundle import ITEM_TYPES, Bundle, read_bundle
 from .declarations import Input, Output, from_source
 from .engine import Backend
-from .episode import FROM_OPERATOR, Episode, check_names
+from .episode import FROM_OPERATOR, Answer, Episode, check_names
 from .errors import BundleError, EpisodeError, ObservationError, UnmeasuredWarning
 from .functions.calls import constants
 from .functions.function import Resources
@@ -236,10 +238,7 @@ class Policy:
         golden, graph = Golden.of(self.bundle), self.graph
         episode = self.start(**golden.given)
         self.forget()
-        answered = episode.act({**golden.observed, **golden.drawn}).actions
-        answer = graph.sampled or graph.target
-        if graph.sampled:
-            answered = self.memory.host(answer).copy()
+        actions = self._judged(episode.act({**golden.observed, **golden.drawn}), golden)
         errors = {}
         for name in graph.engine_outputs:
             self.memory.download(name)
@@ -252,9 +251,56 @@ class Policy:
             episode.act({**golden.observed, **golden.drawn, name: leftover})
             denoised = self.memory.host(stage.inputs["denoised"])
             errors[name], allowed[name] = relative_error(denoised, backwards_TA), LEFT_OVER
-        errors[answer] = relative_error(answered, golden.tensors[answer])
-        allowed[answer] += manifest.action_error
+        errors[actions.name], allowed[actions.name] = actions.error, actions.allowed
         return [Parity(name, error, allowed[name]) for name, error in errors.items()]
+
+    def probe(self) -> Parity:
+        """Compute the golden tick anew, and judge its actions as `check` does.
+
+        The episode that runs goes on as if nothing had been, to the bit. Its next tick computes
+        everything again, unless `catch_up` has.
+
+        Raises:
+            EngineError: an engine failed, or the actions are not finite.
+            BundleError: the golden data cannot be read.
+            EpisodeError: the policy was closed.
+        """
+        golden = self._golden
+        given = {name: self.take(name, value) for name, value in golden.given.items()}
+        with self._lock:
+            if self._is_closed:
+                raise EpisodeError(CLOSED)
+            with self.interpreter.aside():
+                self.interpreter.forget()
+                for name, value in given.items():
+                    self.interpreter.set(name, value)
+                episode = Episode(self, 0, self._anchor_policies(None), given)
+                return self._judged(episode.act({**golden.observed, **golden.drawn}), golden)
+
+    def catch_up(self) -> None:
+        """Compute again what the episode that runs kept before a `probe`, so that its next tick is
+        a warm one.
+
+        Raises:
+            EngineError: an engine failed.
+        """
+        with self._lock:
+            if self._episode is not None and self._episode.step:
+                self.interpreter.run(self.graph.target)
+
+    def _judged(self, answer: Answer, golden: Golden) -> Parity:
+        """The actions that were just computed; of several samples all of them."""
+        name = self.graph.sampled or self.graph.target
+        got = self.memory.host(name) if self.graph.sampled else answer.actions
+        allowed = self.bundle.manifest.tolerance[name] + self.bundle.manifest.action_error
+        return Parity(name, relative_error(got, golden.tensors[name]), allowed)
+
+    @functools.cached_property
+    def _golden(self) -> Golden:
+        """Read once, and without what engines wrote, which may be large."""
+        golden = Golden.of(self.bundle)
+        name = self.graph.sampled or self.graph.target
+        return replace(golden, tensors={name: golden.tensors[name]})
 
     def _inpainted(self) -> dict[str, Stage]:
         """Per leftover, the stage that takes it over to the bit behind the denoise steps."""

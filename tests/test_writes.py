@@ -13,6 +13,7 @@ MAY_WRITE = {
     "runtime/storage/files.py": "the mechanism",
     "runtime/storage/folders.py": "the mechanism",
     "runtime/storage/trust.py": "a key's file, read as one",
+    "runtime/control/heartbeat.py": "into what `beside` gives, once `check_output` has looked",
     "runtime/plans/folder.py": "the folder plans/ of a bundle",
     "runtime/plans/build.py": "in plans/, locked",
     "runtime/plans/compiler.py": "into what `beside` gives; /proc",

@@ -58,6 +58,9 @@ class Verdict:
     """[A] as the robot carried it out; None where it was told to hold instead."""
     interventions: tuple[str, ...]
     """Why it is not what was asked for, and what else was wrong; empty if nothing was."""
+    obeys: bool
+    """Whether it is what was asked for, as far as the limits allow; else the robot slows down or
+    holds."""
 
 
 class Guard:
@@ -224,7 +227,7 @@ class Guard:
         self.record.note(now, asked, sent_A, found, self._stamps)
         if self._stopping and (self._limiter is None or self._limiter.stands or sent_A is None):
             self._stop()
-        return Verdict(sent_A, found)
+        return Verdict(sent_A, found, wanted_A is not None)
 
     def rest(self) -> None:
         """Tell the robot to hold: an episode is over, however it ended."""

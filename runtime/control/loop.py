@@ -34,6 +34,7 @@ from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
 from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
 from .guard import Guard
+from .heartbeat import Heartbeat, of_process
 from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
@@ -188,6 +189,7 @@ def run_episode(
     limits: Description | None = None,
     flight: Path | None = None,
     recorder: Recorder | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Trace:
     """Drive `robot` with `policy` for one episode. However it ends, the robot is told to hold.
 
@@ -212,6 +214,7 @@ def run_episode(
         flight: folder for the last ticks, written if the guard stops the robot.
         recorder: writes everything down for `anchorvla replay`. A `thinker` of yours has to think
             with `recorder.watch(policy)`.
+        heartbeat: told of every action of the policy that is sent; that of the process by default.
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
@@ -226,7 +229,8 @@ def run_episode(
     if thinker is None:
         is_inline = config.chunks == "sync"
         thinker = (InlineThinker if is_inline else ThreadThinker)(watched, clock)
-    with contextlib.closing(thinker):
+    heart = heartbeat or of_process()
+    with heart.watching(policy) as heard, contextlib.closing(thinker):
         executor = ChunkExecutor(policy.chunk_shape, execute=config.execute)
         wanted = from_source(policy.inputs, "robot")
         check_fits(robot, wanted, executor.dimensions)
@@ -238,7 +242,7 @@ def run_episode(
             told = _told(policy, robot, first) | dict(given or {})
             trace.interventions = guard.interventions
             watch(trace, guard.stop)
-            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, tuple(wanted))
+            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, tuple(wanted))
             is_first = isinstance(anchor_policy, (First, Manual, type(None)))
             loop.choose(policy, config, told, reanchors=not is_first)
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
@@ -276,6 +280,8 @@ class _Loop:
     clock: Clock
     trace: Trace
     notes: Recorder | Unrecorded
+    heart: Heartbeat | None
+    """None where nobody hears of it."""
     wanted: Sequence[str]
     leftovers: Sequence[str] = ()
     """Inputs that are told what is left of the last chunk, if they shall be."""
@@ -407,6 +413,8 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
         )
         trace.num_clipped += int(not np.array_equal(verdict.sent, asked_A))
         on_step(trace.steps[-1])
+        if loop.heart is not None and verdict.obeys:
+            loop.heart.beat(None if fresh is None else 1e3 * fresh.act_s)
 
 
 def _film(trace: Trace, seen: Observation) -> None:

@@ -100,16 +100,22 @@ def replacing(path: Path, kind: Kind | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def beside(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """The mechanism alone, for who has words of his own for an `OSError`: written, synced, renamed,
-    whatever `path` is."""
+    whatever `path` is.
+
+    Args:
+        synced: wait for the disk; not where a file need not outlive a power cut.
+    """
     sweep(path)
     partial = _partial(path)
     try:
         yield partial
-        sync(partial)
+        if synced:
+            sync(partial)
         partial.replace(path)
-        sync(path.parent)
+        if synced:
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -37,7 +37,7 @@ NAMES = {
     "functions.calls functions.numbers functions.tokens image prompt normalization engine",
     "runtime.backends": "device_memory onnxruntime tensorrt cuda cuda_launch schedule parity",
     "runtime.storage": "listed signature trust",
-    "runtime.control": "chunks delay guard limiter pursuit stops watch flight",
+    "runtime.control": "chunks delay guard heartbeat limiter pursuit stops watch flight",
     "runtime.plans": "record key folder",
     "quant": "recipes formats methods apply fold",
     "export": "judge held_out gates",

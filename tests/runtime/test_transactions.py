@@ -1,7 +1,8 @@
 """A failed tick and a refused value leave no trace: what comes after equals a cold run to the bit.
 
 Two policies live through the same story. One is hit by faults at every stage and by values that
-must be refused; the other never hears of those and recomputes everything at every tick.
+must be refused, and it is probed in between; the other never hears of those and recomputes
+everything at every tick.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Story:
         self.random = np.random.default_rng(seed)
         self.counts = Counter()
         self.state = np.array([0.0, 0.6, 0.2, 1.0], np.float32)
+        self.probes = itertools.cycle(["none", "probe", "none", "probe and catch up"])
         self.policies = itertools.cycle(ANCHOR_POLICIES)
         self.start()
 
@@ -112,6 +114,18 @@ class Story:
                 self.faulty.forget()
                 self.frame = self._picture()
                 self._move()
+        self.probe(next(self.probes))
+
+    def probe(self, how):
+        """Somebody else asks for the golden tick; it is right, and the episode does not notice."""
+        if how == "none":
+            return
+        stats = self.episodes[0].stats
+        assert self.faulty.probe().passed
+        assert self.episodes[0].stats == stats
+        if how == "probe and catch up":
+            self.faulty.catch_up()
+        self.counts[how] += 1
 
     def act(self, noise=None):
         """A tick that nothing disturbs: both give the same bits."""
@@ -274,6 +288,21 @@ def inputs_kept(self):
 @pytest.mark.parametrize("planted", [nothing_undone, buffers_believed, inputs_kept])
 def test_a_planted_violation_is_caught(make_story, monkeypatch, planted):
     monkeypatch.setattr(Interpreter, "transaction", planted)
+    story = make_story(0)
+    with pytest.raises((AssertionError, runtime.EngineError)):
+        live_through(story, 190)
+
+
+@pytest.mark.parametrize("planted", [nothing_undone, inputs_kept])
+def test_a_probe_that_leaves_a_trace_is_caught(make_story, monkeypatch, planted):
+    @contextlib.contextmanager
+    def aside(self):
+        with contextlib.suppress(ZeroDivisionError), planted(self):
+            yield
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Interpreter, "aside", aside)
+    monkeypatch.setattr(Story, "probe", lambda self, how: how == "none" or self.faulty.probe())
     story = make_story(0)
     with pytest.raises((AssertionError, runtime.EngineError)):
         live_through(story, 190)

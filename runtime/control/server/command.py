@@ -22,11 +22,12 @@ from ... import anchor
 from ...bundle import read_bundle
 from ...cli.command import FAILED, INTERRUPTED, one_line
 from ...policy import Policy
+from ..heartbeat import Heartbeat, of_process
 from .contract import Contract
 from .session import Session
 
 if TYPE_CHECKING:
-    from .server import PolicyServer, ServeConfig
+    from .server import PolicyServer
     from .viewers import Show
 
 MIN_KEY = 16
@@ -102,18 +103,23 @@ def main_serve(
         make_anchor_policy = lambda: anchor.parse(options.anchor)  # noqa: E731
     contract = Contract(read_bundle(options.bundle, engines=False).manifest.graph)
 
+    heart = of_process()
+
     @contextlib.contextmanager
     def own() -> Iterator[Session]:
-        with load() as policy:
-            yield Session(policy, options.seed, make_anchor_policy)
+        with load() as policy, heart.watching(policy):
+            yield Session(
+                policy, options.seed, make_anchor_policy,
+                heart=heart, complain=lambda error: complain(error, "the self-check failed"),
+            )  # fmt: skip
 
-    def complain(error: Exception) -> None:
+    def complain(error: Exception, what: str = "a client was told of a failure") -> None:
         if options.debug:
             traceback.print_exception(error, file=sys.stderr)
-        print(f"serve: a client was told of a failure: {one_line(error)}", file=sys.stderr)
+        print(f"serve: {what}: {one_line(error)}", file=sys.stderr)
 
     served = server.PolicyServer(contract, own, config, complain=complain, show=show)
-    return asyncio.run(_until_told(served, config))
+    return asyncio.run(_until_told(served, heart))
 
 
 def read_key(file: Path) -> str:
@@ -134,7 +140,7 @@ def read_key(file: Path) -> str:
     return words
 
 
-async def _until_told(served: PolicyServer, config: ServeConfig) -> int:
+async def _until_told(served: PolicyServer, heart: Heartbeat) -> int:
     stop, loop, start = asyncio.Event(), asyncio.get_running_loop(), time.monotonic()
     sessions: list[Session] = []
 
@@ -142,6 +148,7 @@ async def _until_told(served: PolicyServer, config: ServeConfig) -> int:
         gc.collect()
         gc.freeze()  # what the policy holds stays, and is never looked through in a tick
         sessions.append(session)
+        heart.ready()
         steps, actions = session.policy.chunk_shape
         print(
             f"serving {session.policy.bundle.manifest.policy}, chunks of {steps} x {actions}, on "
@@ -149,8 +156,12 @@ async def _until_told(served: PolicyServer, config: ServeConfig) -> int:
             flush=True,
         )
 
+    def told(number: signal.Signals) -> None:
+        heart.end(f"told to stop by {number.name}")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told, number)
     has_ended = await served.run(stop, on_ready)
     counts = ", ".join(f"{count} {kind}" for kind, count in served.refused.items() if count)
     stops = f"; stopped by operators: {n} times" if (n := served.lease.num_stops) else ""

@@ -16,6 +16,7 @@ import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +149,10 @@ class PolicyServer:
         show: Show | None = None,
     ) -> None:
         self.contract, self.config = contract, config
-        self.worker: Worker[Session] = Worker(own, clock)
         self.lease = Lease(config.lease_s, clock)
+        self.worker: Worker[Session] = Worker(
+            own, clock, lambda session: session.idle(is_driven=self.lease.holder is not None)
+        )
         self.refused = dict.fromkeys([*KINDS.values(), "failed"], 0)
         """Messages that were not answered as they wished, by kind."""
         self.viewers: Viewers | None = None
@@ -173,8 +176,8 @@ class PolicyServer:
         self._is_closing = False
         self._halt = asyncio.Event()
         self._busy, self._halted = set[int](), set[int]()
-        self._is_late = False
-        """The last observation was not answered in time."""
+        self._late: Future[Any] | None = None
+        """The last observation, if it was not answered in time."""
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[Session], None]) -> bool:
         """Listen, load, and answer until `stop`.
@@ -254,7 +257,8 @@ class PolicyServer:
         if self.session is None:
             return "loading"
         busy_s = self.worker.busy_s
-        if busy_s > self.config.answer_s or (busy_s and self._is_late):
+        is_late = self._late is not None and not self._late.done()
+        if busy_s > self.config.answer_s or is_late:
             return f"the policy has not answered for {busy_s:.1f} s"
         return ""
 
@@ -262,6 +266,8 @@ class PolicyServer:
         """Whoever drives is told so at once, and nobody drives until `release`."""
         driver = self.lease.stop(why)
         self._halt.set()
+        if self.session is not None:
+            self.session.heart.stopped(why)
         if driver is None:
             return
         self._halted.add(driver)
@@ -370,8 +376,8 @@ class PolicyServer:
         halt.cancel()
         if self.lease.why_stopped:
             raise StopError(f"{self.lease.why_stopped}: the robot has to stand")
-        self._is_late = not future.done()
-        if self._is_late:
+        self._late = None if future.done() else job
+        if self._late is not None:
             raise SilentError(f"no answer within {self.config.answer_s:g} s")
         return future.result()
 
