@@ -37,7 +37,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -216,6 +216,14 @@ test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's
 
 build/lerobot/bin/python: requirements/lerobot.txt | $(STAMP)
 	$(PY) -m tests.lerobot_reader --make
+
+test-ansible: setup build/ansible/bin/ansible-playbook ## the Ansible role against a board on loopback, in an environment of its own (60 MB)
+	$(PY) -m pytest tests/flash/test_ansible.py $(ARGS)
+
+build/ansible/bin/ansible-playbook: requirements/ansible.txt | $(STAMP)
+	$(PYTHON) -m venv build/ansible
+	build/ansible/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/ansible.txt
+	@touch $@
 
 test-ros2: setup ## the ROS 2 robot with the real rclpy, in build/ros2 (2 minutes the first time; Python 3.11)
 	$(PY) -m tests.ros2 $(ARGS)
