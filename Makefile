@@ -37,7 +37,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb chromium record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -56,13 +56,13 @@ $(STAMP): requirements/dev.txt requirements/dev-no-deps.txt pyproject.toml
 demo: setup mesa ## the whole job on the shipped policy: export, run in real time, report
 	$(PY) -m export demo
 
-test: setup libusb ## the quick tests; no GPU needed
+test: setup libusb sshd ## the quick tests; no GPU needed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full and not gpu" $(ARGS)
 
 help-times: setup ## how long every command takes to answer --help and a wrong argument
 	$(PY) -m tests.help_times
 
-test-full: setup libusb ## all tests, at the published widths too
+test-full: setup libusb sshd ## all tests, at the published widths too
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
 test-depth: setup ## all layers at full width against the libraries, a layer at a time; docs/results/depth.json
@@ -174,6 +174,10 @@ libusb: ## install what the RealSense SDK needs of the system, where that is pos
 	@sh requirements/system.sh libusb 'libusb-1\.0\.so\.0' \
 		'tests of RealSense cameras are skipped; for them' libusb-1.0-0
 
+sshd: ## install the server in which what goes over ssh is tested, where that is possible and starts no service
+	@sh requirements/system.sh sshd bin:sshd \
+		'tests over ssh are skipped; for them' service:openssh-server
+
 chromium: ## install the headless browser in which the live page is tested, where that is possible
 	@sh requirements/system.sh chromium bin:chromium-headless-shell,chromium,chromium-browser,google-chrome \
 		'tests of the live page are skipped; for them' chromium-headless-shell
@@ -201,6 +205,15 @@ resolve: setup ## ask the package registry whether every pin of a robot exists f
 
 test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user space (5 minutes the first time)
 	$(PY) -m tests.aarch64 $(call quoted,$(BUNDLE)) --episode models/demo/episodes/touch-red-1.npz
+
+virtual-board: setup board-tools ## a Debian machine under qemu that stands in for a board: made, booted, its power cut (10 minutes the first time)
+	$(PY) -m tests.virtual_board $(ARGS)
+
+board-tools: ## install what makes and runs it, where that is possible
+	@sh requirements/system.sh board-tools \
+		'bin:debootstrap bin:qemu-system-x86_64 bin:qemu-img bin:mkfs.ext4 bin:ssh' \
+		'the virtual board is skipped; for it' \
+		debootstrap qemu-system-x86 qemu-utils ipxe-qemu seabios e2fsprogs openssh-client
 
 fuzz-server: setup ## 100,000 mutated messages against a server of BUNDLE: nothing may crash, hang or keep others waiting
 	$(PY) -m tests.fuzz_server $(call quoted,$(BUNDLE)) $(ARGS)

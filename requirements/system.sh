@@ -4,7 +4,7 @@
 #     system.sh NAME NEEDS WITHOUT PACKAGE...
 #
 # NEEDS are what has to be there then: patterns of libraries, or bin:A,B for one of these commands.
-# WITHOUT says what is done otherwise.
+# WITHOUT says what is done otherwise. service:PACKAGE is installed only where nothing would start it.
 # Never prompts and never fails: what needs them goes on without, or says so itself.
 
 name=$1 needs=$2 without=$3
@@ -34,12 +34,16 @@ go_on_without() {
     exit 0
 }
 
-packages="$*"
+packages=$(echo " $*" | sed 's/ service:/ /g; s/^ //')
 if they_are_there; then
     echo "$name: is installed"
     exit 0
 fi
 
+case " $* " in
+*" service:"*) [ ! -d /run/systemd/system ] ||
+    go_on_without "not installed: the package would start a service on this machine" ;;
+esac
 if [ "$(id -u)" -eq 0 ]; then
     as_root=""
 elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
@@ -59,8 +63,8 @@ apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq $soon"
 if ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; then
     $apt update </dev/null >"$log" 2>&1
 fi
-# shellcheck disable=SC2086 # the words of $apt are meant to be split
-if $apt install -y --no-install-recommends "$@" </dev/null >"$log" 2>&1 && they_are_there; then
+# shellcheck disable=SC2086 # the words of $apt and $packages are meant to be split
+if $apt install -y --no-install-recommends $packages </dev/null >"$log" 2>&1 && they_are_there; then
     echo "$name: installed"
 else
     tail -n 5 "$log"

@@ -18,6 +18,8 @@ from runtime.backends.onnxruntime_module import ort
 from tests.simulation.world import ALIGNMENT, Op, Span, Violation, World, module
 
 PLAN = b"simulated plan of "
+LONGEST = 4096
+"""Bytes in which a plan says of what it is; more may follow a zero."""
 KINDS = {"float": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "uint8": "UINT8"}
 NUMPY = {
     "FLOAT": "float32",
@@ -108,12 +110,12 @@ def tensorrt(world: World) -> ModuleType:
             world.num_deserialized += 1
             if world.is_refused("deserialize_cuda_engine"):
                 return None
-            plan = bytes(given)
+            plan = bytes(given[:LONGEST])
             if not plan.startswith(PLAN):
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
             try:
-                path = Path(plan.removeprefix(PLAN).decode())
+                path = Path(plan.removeprefix(PLAN).partition(b"\0")[0].decode())
                 weights = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.*"))
                 # A real plan is as large as its weights, and pages of a file take nothing.
                 copied = 0 if isinstance(memoryview(given).obj, mmap.mmap) else weights

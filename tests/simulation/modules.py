@@ -12,10 +12,9 @@ from tests.simulation.driver import driver
 from tests.simulation.world import World
 
 
-def install(monkeypatch: Any) -> World:
-    """Put the stand-ins in the place of the real modules for one test."""
-    world = World()
-    modules = {
+def stand_ins(world: World) -> dict[str, ModuleType]:
+    """By the name under which the runtime imports each."""
+    return {
         "tensorrt": tensorrt(world),
         "pycuda": ModuleType("pycuda"),
         "pycuda.driver": driver(world),
@@ -24,6 +23,11 @@ def install(monkeypatch: Any) -> World:
         "cuda.bindings.runtime": bindings(world),
         "cuda.bindings.driver": driver_bindings(world),
     }
-    for name, stand_in in modules.items():
+
+
+def install(monkeypatch: Any) -> World:
+    """Put the stand-ins in the place of the real modules for one test."""
+    world = World()
+    for name, stand_in in stand_ins(world).items():
         monkeypatch.setitem(sys.modules, name, stand_in)
     return world

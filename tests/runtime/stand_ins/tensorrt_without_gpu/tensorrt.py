@@ -94,6 +94,11 @@ class BuilderConfig:
         return self.cache
 
 
+def plan_of(onnx):
+    """What is compiled of a file."""
+    return b"stand-in plan " + hashlib.sha256(onnx.read_bytes()).digest()
+
+
 class HostMemory(bytes):
     @property
     def nbytes(self):
@@ -132,7 +137,7 @@ class Builder:
         if config.seen["workspace"] > BEHAVIOUR.get("fits_mb", 1 << 20) << 20:
             return self._no_room_for(config.seen["workspace"])
         config.progress_monitor.phase_finish("Building engine")
-        return HostMemory(b"stand-in plan " + hashlib.sha256(network.onnx.read_bytes()).digest())
+        return HostMemory(plan_of(network.onnx))
 
     def _no_room_for(self, num_bytes):
         self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
