@@ -157,7 +157,9 @@ def read_table(path: Path = TABLE) -> dict[str, File]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, File])
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path}: {error}; make resolve writes it again") from None
+        raise ValueError(
+            f"{path}: {error}; remove it, or write that of the JetPacks with: make resolve"
+        ) from None
 
 
 def table_bytes(table: Table) -> bytes:

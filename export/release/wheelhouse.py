@@ -35,7 +35,7 @@ from export.release.targets import (
     read_table,
     table_bytes,
 )
-from runtime.storage.files import write_file
+from runtime.storage.files import output_errors, write_file
 from runtime.storage.folders import exclusive, publish, temporary
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
@@ -108,7 +108,7 @@ def assemble(
             raise ExportError("; ".join(wrong))
         chosen = {file: known[file] for file in choose(pins, known, target).values()}
         paths = _fetched(chosen, target, cache)
-        with temporary(out) as folder:
+        with temporary(out) as folder, output_errors(out):
             wheels = folder / FOLDER
             wheels.mkdir()
             for path in paths.values():
@@ -145,7 +145,7 @@ def _fetched(files: Mapping[str, File], target: Target, cache: Path) -> dict[str
         distribution, _ = parse_sdist_filename(name)
         write_file(paths[name], fetch_source(distribution, name, files[name].sha256))
     if wheels:
-        with temporary(cache) as folder:
+        with temporary(cache) as folder, output_errors(cache):
             fetch_wheels(wheels, target, folder)
             for name, file in wheels.items():
                 if (got := _sha256(folder / name)) != file.sha256:

@@ -3,9 +3,7 @@
 pip is the real one; the index is one on this machine, whose files these tests make.
 """
 
-import dataclasses
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -24,74 +22,16 @@ from export.release.targets import (
     fitting,
     pins_for,
     read_table,
-    table_bytes,
 )
 from export.release.wheelhouse import assemble
 from runtime.errors import OutputError
 from tests.simple_index import SimpleIndex, serving, sha256, source, wheel
+from tests.wheelhouse_bench import HERE, SOURCE, TOOLS, WHEEL, Bench
 
 MOST_MB = 120
 """Of what a board is sent beside the bundle."""
 OUR_OWN_MB = 0.4
 ON_A_ROBOT = ("tensorrt", "serve", "signed", "cameras")
-HERE = Target.of(
-    platform.machine(),
-    sys.version_info[:2],
-    int(platform.libc_ver()[1].split(".")[1]),
-)
-TRAP = """
-import pathlib
-from setuptools import setup
-pathlib.Path({marker!r}).write_text("ran")
-setup(name={name!r}, version={version!r})
-"""
-WHEEL, SOURCE = "alpha-1.0-py3-none-any.whl", "pycuda-2026.1.tar.gz"
-TOOLS = ("numpy", "setuptools", "wheel")
-
-
-@dataclasses.dataclass
-class Bench:
-    """An index, requirements and a cache of a test."""
-
-    index: SimpleIndex
-    folder: Path
-
-    @property
-    def marker(self) -> Path:
-        """Written by whoever runs a source of the index."""
-        return self.folder / "ran"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "wheelhouse"
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
-
-    def trap(self, name: str, version: str) -> bytes:
-        words = {"name": name, "version": version, "marker": str(self.marker)}
-        return source(name, version, TRAP.format(**words))
-
-    def require(self, kind: str, *pins: str) -> None:
-        name = f"robot-{kind}.txt" if kind else "robot.txt"
-        lines = ["-r robot.txt", *pins] if kind else pins
-        (self.folder / "requirements" / name).write_text("\n".join(lines))
-
-    def known(self, **changed: str) -> Path:
-        """A table of what the index has, as if make resolve had seen other hashes."""
-        files = {
-            file: File(sha256=changed.get(file.split("-")[0], sha256(data)))
-            for file, data in self.index.files.items()
-        }
-        path = self.folder / "table.json"
-        path.write_bytes(table_bytes(files))
-        return path
-
-    def assemble(self, *kinds: str, target: Target = HERE, **given: Path):
-        requirements = self.folder / "requirements"
-        given = {"out": self.out, "cache": self.cache, "requirements": requirements, **given}
-        return assemble(target, kinds, **given)
 
 
 @pytest.fixture(params=["json", "html"])
@@ -115,6 +55,7 @@ def bench(index, tmp_path, monkeypatch):
         "PIP_INDEX_URL": index.url,
         "PIP_RETRIES": "0",
         "PIP_NO_CACHE_DIR": "1",
+        "NO_PROXY": "*",
     }.items():
         monkeypatch.setenv(name, value)
     bench = Bench(index, tmp_path)
