@@ -167,8 +167,9 @@ WRITES_NOTHING = {
     "runtime check", "runtime bench", "runtime serve", "runtime doctor", "export crosscheck",
     "export parts", "device_tests.serving",
 }  # fmt: skip
-TESTED_APART = {"runtime build", "runtime trust", "export sign"}
-"""In tests/runtime/test_build.py and test_trust.py: they write into folders of their own."""
+TESTED_APART = {"runtime build", "runtime trust", "export sign", "export flash-os"}
+"""In tests/runtime/test_build.py and test_trust.py: they write into folders of their own; in
+tests/flash/test_flash_os_refusals.py."""
 
 
 def test_every_command_that_writes_is_in_the_table():

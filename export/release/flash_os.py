@@ -39,6 +39,8 @@ from runtime.storage.trust import KEY_FILE, TrustedKey, key_file, read_key
 
 PLACE = Place(Path(ROOT))
 UNITS = (*service.UNITS, service.FIRST_BOOT)
+LINKS = {f"etc/systemd/system/{service.WANTS}/{name}": str(PLACE.units / name) for name in UNITS}
+"""As `systemctl enable` makes them."""
 UNIT = Kind("a unit of flash", (b"Written by flash",))
 USERS = Kind("a description of our user", (b"u anchorvla",))
 OURS = re.compile(r"releases|\.?(agent\.pyz|first-boot\.json)(\.partial)?")
@@ -72,8 +74,11 @@ def flash_os(config: FlashOsConfig) -> None:
     _check_wheels(release, tree.target)
     tell("release", f"{release.name}, {release.num_bytes / GB:.2f} GB, {prepared}")
     items = _items(key)
-    _check_place(files, key, items)
-    tell("stage", _staged(files, release, items, tree))
+    armed = Item(
+        name=_below(PLACE.first_boot), data=json.dumps({"release": release.name}).encode() + b"\n"
+    )
+    _check_place(files, key, [*items, armed])
+    tell("stage", _staged(files, release, items, armed))
     for line in [*warnings, *_wizard(files)]:
         tell("board", line)
     _flash(config, tree)
@@ -155,13 +160,12 @@ def _check_place(files: RootFiles, key: TrustedKey, items: list[Item]) -> None:
         )
     for item in items:
         files.check(item)
+    for name, target in LINKS.items():
+        files.check_link(name, target)
 
 
-def _staged(files: RootFiles, release: Release, items: list[Item], tree: Tree) -> str:
-    """Write all of it; what there is to tell."""
-    armed = Item(
-        name=_below(PLACE.first_boot), data=json.dumps({"release": release.name}).encode() + b"\n"
-    )
+def _staged(files: RootFiles, release: Release, items: list[Item], armed: Item) -> str:
+    """Write all of it, `armed` last; what there is to tell."""
     folder = _below(PLACE.releases)
     wanted = {name: entry["sha256"] for name, entry in release.description["files"].items()}
     described = json.dumps(json.loads(release.to_json()), indent=1).encode() + b"\n"
@@ -169,7 +173,7 @@ def _staged(files: RootFiles, release: Release, items: list[Item], tree: Tree) -
     others = [name for name in files.names(folder) if not (known and name == release.name)]
     changed = 0
     if others or not known:
-        _check_disk(tree.rootfs, 0 if known else release.num_bytes)
+        _check_disk(files.path, 0 if known else release.num_bytes)
         if files.has(armed.name):
             files.remove(armed.name)  # what it names may be gone in a moment
         for name in others:
@@ -182,11 +186,10 @@ def _staged(files: RootFiles, release: Release, items: list[Item], tree: Tree) -
         files.put(Item(name=f"{partial}/{RELEASE}", data=described))
         files.rename(partial, release.name)
     changed += sum(files.put(item) for item in items)
-    wants = _below(PLACE.units / service.WANTS)
-    changed += sum(files.lead(f"{wants}/{name}", str(PLACE.units / name)) for name in UNITS)
+    changed += sum(files.lead(name, target) for name, target in LINKS.items())
     changed += files.put(armed)
     removed = f"; removed {', '.join(others)}" if others else ""
-    return f"{changed} files written into {tree.rootfs}{removed}" if changed else "all is there"
+    return f"{changed} files written into {files.path}{removed}" if changed else "all is there"
 
 
 def _is_staged(files: RootFiles, folder: str, wanted: Mapping[str, str], described: bytes) -> bool:

@@ -166,23 +166,26 @@ class RootFiles:
         if digest.hexdigest() != sha256:
             raise ExportError(f"{source}: was changed while it was copied; begin again")
 
-    def lead(self, name: str, target: str) -> bool:
-        """A link to `target`, a path of the board's.
-
-        Returns:
-            Whether it was not there already.
+    def check_link(self, name: str, target: str) -> None:
+        """May a link to `target` be made, or is it there?
 
         Raises:
             OutputError: something else is in its place.
         """
         parent, leaf = _split(name)
+        if leaf in self.names(parent) and self.led(name) != target:
+            raise OutputError(f"{self.path / name}: in the way of a link to {target}; remove it")
+
+    def lead(self, name: str, target: str) -> bool:
+        """A link to `target`, a path of the board's. Call `check_link` first.
+
+        Returns:
+            Whether it was not there already.
+        """
+        parent, leaf = _split(name)
         with self._errors(name), self.folder(parent, make=True) as folder:
             if os.path.lexists(folder / leaf):
-                if os.path.islink(folder / leaf) and os.readlink(folder / leaf) == target:
-                    return False
-                raise OutputError(
-                    f"{self.path / name}: in the way of a link to {target}; remove it"
-                )
+                return False
             (folder / leaf).symlink_to(target)
             os.chown(folder / leaf, *OWNER, follow_symlinks=False)
             sync(folder)

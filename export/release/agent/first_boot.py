@@ -40,7 +40,10 @@ def go_on(place: Place, say: Say) -> str | None:
     found = read_json(place.first_boot)
     if found is None:
         return None
-    release = str(found["release"])
+    release = found.get("release") if isinstance(found, dict) else None
+    if not isinstance(release, str):
+        raise AgentError(f"{place.first_boot}: names no release; remove it, and flash one")
+    place.folder(release)
     token = lock.take(place, "its first boot")
     try:
         with lock.working(place, token):
@@ -49,6 +52,7 @@ def go_on(place: Place, say: Say) -> str | None:
                 tell(place, "passed over", release, why=f"{other} was flashed before its turn")
                 _finish(place)
                 return None
+            place.described(release)  # it is whole
             for name, do in STEPS:
                 say(name)
                 _try(place, release, name, do, say)

@@ -50,9 +50,8 @@ def units(place: Place, names: Sequence[str] = (*UNITS, USERS)) -> dict[str, str
         text = pkgutil.get_data("export.release.agent", name)
         assert text is not None
         agent = f"{place.root}/agent.pyz --root {place.root} --system {place.system}"
-        found[name] = (
-            text.decode().replace(f"{ROOT}/agent.pyz", agent).replace(ROOT, str(place.root))
-        )
+        pieces = text.decode().split(f"{ROOT}/agent.pyz")
+        found[name] = agent.join(piece.replace(ROOT, str(place.root)) for piece in pieces)
     return found
 
 
