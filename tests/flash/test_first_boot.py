@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export.release.agent import first_boot, lock
+from export.release.agent import first_boot, lock, trial
 from export.release.agent.place import AgentError, Place, led_to, link, write_json
 from export.release.flash_os import flash_os
 from tests.flash.board import end_service, stand_in_commands
@@ -193,6 +193,14 @@ def test_cut_off_between_any_two_writes_what_runs_is_proven_and_it_ends_confirme
     assert done == release and cuts > 8
     assert led_to(board.place.current) == release and not board.place.trial.exists()
     assert [board.said.count(word) for word in ("check", "bench")] == [1, 1]
+
+
+def test_a_switch_that_was_cut_off_before_the_service_was_told_starts_it(booted):
+    board = booted()
+    board.cut_off_at("switch")
+    assert trial.begin(board.place, board.release)
+    assert board.first_boot() == (0, f'"{board.release}"')
+    assert [event["what"] for event in board.events] == ["switched", "confirmed"]
 
 
 FAILING = {

@@ -219,6 +219,24 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(tree, stage,
     refused(stage(tree), "0.00 GB free, .* GB are needed: free some")
 
 
+def test_a_file_that_changes_while_it_is_staged_arms_nothing(tree, stage, monkeypatch):
+    config, real = stage(tree), shutil.disk_usage
+    requirements = config.release.wheelhouse / "requirements.txt"
+    whole = requirements.read_bytes()
+
+    def meanwhile(path):
+        requirements.write_bytes(whole + b"\n# another\n")
+        return real(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", meanwhile)
+    with pytest.raises(ExportError, match=f"{requirements}: was changed while it was copied"):
+        flash_os(config)
+    assert not (tree / "rootfs/opt/anchorvla/first-boot.json").exists()
+    flash_os(config)
+    (release,) = (tree / "rootfs/opt/anchorvla/releases").iterdir()
+    assert (release / "requirements.txt").read_bytes() == requirements.read_bytes() != whole
+
+
 def test_what_the_board_will_want_is_told(tree, stage, capsys):
     flash_os(stage(tree, backend="tensorrt"))
     assert "tried in vain" not in capsys.readouterr().out
