@@ -20,6 +20,7 @@ EMBODIMENT ?=
 CAMERA     ?=
 KEY        ?= keys/release.key
 HOSTS      ?=
+L4T        ?=
 TRUST      ?= $(wildcard keys/release.pub)
 JETPACK    ?= 6
 KINDS      ?= tensorrt serve signed
@@ -37,7 +38,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -118,6 +119,10 @@ sign: setup ## sign BUNDLE with KEY, so that boards which trust it run the bundl
 
 flash: setup ## signed BUNDLE -> HOST=user@orin, or HOSTS=file of many: proven there, switched to, confirmed or taken back
 	$(PY) -m export $(if $(HOSTS),fleet $(call option,--hosts,$(HOSTS)),flash $(call option,--host,$(HOST))) \
+		--bundle $(call quoted,$(BUNDLE)) $(call option,--trust,$(TRUST)) $(ARGS)
+
+flash-os: setup ## signed BUNDLE -> root file system of L4T=path/to/Linux_for_Tegra, for BOARD, which proves it at its first boot; with sudo
+	$(PY) -m export flash-os $(call given,--board,BOARD) $(call option,--l4t,$(L4T)) \
 		--bundle $(call quoted,$(BUNDLE)) $(call option,--trust,$(TRUST)) $(ARGS)
 
 rollback: setup ## HOST returns to the release before

@@ -17,6 +17,7 @@ VERBS = {
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
     "depth": ("export.evidence.config:DepthConfig", "export.evidence.depth:depth"),
     "flash": ("export.release.config:FlashConfig", "export.release.flash:flash"),
+    "flash-os": ("export.release.config:FlashOsConfig", "export.release.flash_os:flash_os"),
     "fleet": ("export.release.config:FleetConfig", "export.release.fleet:fleet"),
     "forecast": ("export.forecast.config:ForecastConfig", "export.forecast.table:print_forecast"),
     "full-size": ("export.evidence.config:FullSizeConfig", "export.evidence.full_size:full_size"),

@@ -168,8 +168,8 @@ WRITES_NOTHING = {
     "export parts", "export status", "device_tests.serving",
 }  # fmt: skip
 TESTED_APART = {
-    "runtime build", "runtime trust", "export sign", "export flash", "export fleet",
-    "export rollback",
+    "runtime build", "runtime trust", "export sign", "export flash", "export flash-os",
+    "export fleet", "export rollback",
 }  # fmt: skip
 """In tests/runtime/test_build.py and test_trust.py, and in tests/flash: they write into folders of
 their own, or on a board."""

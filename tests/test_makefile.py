@@ -18,6 +18,7 @@ PATHS = {
     "fuzz-server": ("BUNDLE",),
     "fuzz-release": ("BUNDLE",),
     "sign": ("BUNDLE", "KEY"),
+    "flash-os": ("BOARD", "L4T", "BUNDLE", "TRUST"),
     "wheelhouse": ("WHEELHOUSE",),
     "openpi-episodes": ("BUNDLE",),
     "record-demo": ("EPISODES",),

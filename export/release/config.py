@@ -1,4 +1,5 @@
-"""What the verbs of releases are asked for: keys, sign, wheelhouse, flash, rollback, status."""
+"""What the verbs of releases are asked for: keys, sign, wheelhouse, flash, flash-os, rollback,
+status."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Literal, get_args
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from export.release.jetson import JETSONS
 from runtime.storage.signature import MOST_NUMBER
 
 ROOT = "/opt/anchorvla"
@@ -169,6 +171,35 @@ class FlashConfig:
 
     dry_run: bool = False
     """Print every step, and whether it was done already. Nothing is changed there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlashOsConfig:
+    """Put a signed bundle into NVIDIA's root file system, for boards that are flashed whole.
+
+    example: sudo .venv/bin/python -m export flash-os --board thor --l4t Linux_for_Tegra
+    --bundle bundle --trust keys/release.pub
+    """
+
+    board: str
+    """orin-agx-64, orin-nx-16, orin-nano-8 or thor; see `export.release.jetson.JETSONS`."""
+
+    l4t: Path
+    """Linux_for_Tegra, with the sample root file system and NVIDIA's packages in it."""
+
+    release: OmitArgPrefixes[ReleaseConfig]
+
+    conf: str | None = None
+    """NVIDIA's configuration for another carrier board than the developer kit's: a name of a file
+    NAME.conf in the tree."""
+
+    run: bool = False
+    """Run the command that flashes the board, which has to be in recovery mode. It erases what is
+    on the board. Otherwise the command is printed."""
+
+    def __post_init__(self) -> None:
+        if self.board not in JETSONS:
+            raise ValueError(f"unknown board {self.board!r}; there are {', '.join(JETSONS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """Of the agent's `status`."""
     current, service = found["current"], found["service"]
     if current is None:
-        return ["nothing runs here; flash a release"]
+        return [*_events(found), "nothing runs here; flash a release"]
     state = f"on trial, start {found['trial']}" if found["trial"] is not None else "confirmed"
     told = [f"current   {current}, {found['releases'][current]['policy']}; {state}"]
     if found["since"] is not None:
@@ -44,12 +44,18 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         )
         if now.get("stopped"):
             told.append(f"stopped   {_when(now['stopped']['at'])}: {now['stopped']['why']}")
-    for event in found["events"][-3:]:
-        why = f": {event['why']}" if event.get("why") else ""
-        told.append(f"event     {_when(event['at'])} {event['what']} {event['release']}{why}")
+    told += _events(found)
     if found["holder"]:
         told.append(f"flashing  {found['holder']}")
     return told
+
+
+def _events(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"event     {_when(event['at'])} {event['what']} {event['release']}"
+        + (f": {event['why']}" if event.get("why") else "")
+        for event in found["events"][-3:]
+    ]
 
 
 def _when(seconds: float) -> str:

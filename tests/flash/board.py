@@ -52,26 +52,38 @@ class LoopbackBoard:
 @contextmanager
 def loopback_board(folder):
     """Running; at the end its service is stopped."""
-    system = folder / "system"
-    state, commands = system / "systemd", folder / "commands"
-    for path in (state, commands, folder / "sshd"):
-        path.mkdir(parents=True)
-    for name, script in (("systemctl", "systemctl.py"), ("systemd-sysusers", None)):
-        words = f'exec {sys.executable} {HERE / script} "$@"' if script else "exit 0"
-        (commands / name).write_text(f"#!/bin/sh\n{words}\n")
-        (commands / name).chmod(0o755)
+    (folder / "sshd").mkdir(parents=True)
+    state = folder / "system/systemd"
+    commands = stand_in_commands(folder, state)
     settings = f"SetEnv PATH={commands}:{os.environ['PATH']} ANCHORVLA_SYSTEMD={state}\n"
     with Server.running(folder / "sshd", settings) as server:
         board = LoopbackBoard(folder, server)
         try:
             yield board
         finally:
-            os.environ["ANCHORVLA_SYSTEMD"] = str(state)
-            from tests.flash import systemctl
+            end_service(state)
 
-            systemctl.STATE = state
-            systemctl.end()
-            del os.environ["ANCHORVLA_SYSTEMD"]
+
+def stand_in_commands(folder, state):
+    """A folder for PATH, with systemd in small; its state lies in `state`, of a board's system."""
+    commands = folder / "commands"
+    for path in (state, commands):
+        path.mkdir(parents=True)
+    for name, script in (("systemctl", "systemctl.py"), ("systemd-sysusers", None)):
+        words = f'exec {sys.executable} {HERE / script} "$@"' if script else "exit 0"
+        (commands / name).write_text(f"#!/bin/sh\n{words}\n")
+        (commands / name).chmod(0o755)
+    return commands
+
+
+def end_service(state):
+    """As at a shutdown."""
+    os.environ["ANCHORVLA_SYSTEMD"] = str(state)
+    from tests.flash import systemctl
+
+    systemctl.STATE = state
+    systemctl.end()
+    del os.environ["ANCHORVLA_SYSTEMD"]
 
 
 def stand_in_wheelhouse(folder, *behaviour):

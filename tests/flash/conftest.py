@@ -1,13 +1,17 @@
-"""A board on loopback, keys, and releases of a small bundle."""
+"""A board on loopback, NVIDIA's tree, keys, and releases of a small bundle."""
+
+import os
 
 import subprocess
 
 import pytest
 
+from export.release import root_files
 from export.release.config import FlashConfig, KeysConfig, ReleaseConfig, SignConfig
 from export.release.flash import flash
 from export.release.signing import make_keys, sign
 from tests.flash.board import loopback_board, stand_in_wheelhouse
+from tests.flash.linux_for_tegra import Maker, linux_for_tegra
 from tests.runtime.test_declarations import family
 from tests.runtime.test_refused_manifests import INPUTS
 
@@ -66,3 +70,22 @@ def maker(folder, keys, board):
         return FlashConfig(board=board.config(), release=release, dry_run=dry_run)
 
     return make
+
+
+@pytest.fixture
+def root(monkeypatch):
+    """Who tests as somebody else than root stages files of his own."""
+    if os.geteuid():
+        monkeypatch.setattr(root_files, "OWNER", (os.getuid(), os.getgid()))
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+@pytest.fixture
+def tree(tmp_path, root):
+    return linux_for_tegra(tmp_path / "Linux_for_Tegra")
+
+
+@pytest.fixture
+def stage(tmp_path, root):
+    """Makes what `flash_os` is asked for."""
+    return Maker(tmp_path)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import pkgutil
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.release.agent import install, lock, service, transfer, trial
+from export.release.agent import first_boot, install, lock, service, transfer, trial
 from export.release.agent.facts import facts
-from export.release.agent.place import AgentError, Place, checked, led_to
+from export.release.agent.place import ROOT, AgentError, Place, checked, led_to
 from runtime.errors import BundleError, OutputError
 from runtime.storage.files import remedy, write_file
 
-ROOT = "/opt/anchorvla"
 FAILED = 1
 KEY_NAME = re.compile(r"[0-9a-f]{8,64}\.pub")
 MOST_KEY = 4096
@@ -113,7 +111,7 @@ def _prove(options: argparse.Namespace, place: Place) -> Any:
 
 def _switch(options: argparse.Namespace, place: Place) -> Any:
     with lock.working(place, options.token):
-        service.install(place, units(place))
+        service.install(place, service.units(place))
         switched = trial.begin(place, options.release, may_be_older=options.allow_downgrade)
         if switched or trial.trial_of(place) is not None:
             service.restart(place)
@@ -143,19 +141,6 @@ def _clean(options: argparse.Namespace, place: Place) -> Any:
         return install.clean(place)
 
 
-def units(place: Place) -> dict[str, str]:
-    """What systemd reads, by file, for the folders of this board."""
-    found = {}
-    for name in (*service.UNITS, service.USERS):
-        text = pkgutil.get_data("export.release.agent", name)
-        assert text is not None
-        agent = f"{place.root}/agent.pyz --root {place.root} --system {place.system}"
-        found[name] = (
-            text.decode().replace(f"{ROOT}/agent.pyz", agent).replace(ROOT, str(place.root))
-        )
-    return found
-
-
 def _exec(_: argparse.Namespace, place: Place) -> Any:
     service.execute(place)
 
@@ -182,6 +167,7 @@ VERBS: dict[str, Verb] = {
     "start": lambda _, place: service.start(place),
     "exec": _exec,
     "settle": lambda _, place: service.settle(place, _say),
+    "first-boot": lambda _, place: first_boot.go_on(place, _say),
 }
 
 

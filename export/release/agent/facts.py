@@ -15,6 +15,9 @@ from typing import Any
 from export.release.agent import lock, trial
 from export.release.agent.place import Place, led_to
 
+L4T = "etc/nv_tegra_release"
+"""Says which Jetson Linux a root file system is."""
+
 
 def facts(place: Place) -> dict[str, Any]:
     """Of this machine; nothing is changed.
@@ -33,7 +36,7 @@ def facts(place: Place) -> dict[str, Any]:
         "free_bytes": shutil.disk_usage(existing).free,
         "time": time.time(),
         "board": _text(place, "proc/device-tree/model") or platform.machine(),
-        "l4t": _l4t(place),
+        "l4t": l4t_of(_text(place, L4T)),
         "trusts": sorted(_names(place.trust)),
         "current": led_to(place.current),
         "previous": led_to(place.previous),
@@ -43,19 +46,17 @@ def facts(place: Place) -> dict[str, Any]:
     }
 
 
+def l4t_of(words: str) -> str | None:
+    """Version of Jetson Linux, by what `L4T` holds: `# R36 (release), REVISION: 4.3, ...`."""
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", words)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
 def _text(place: Place, name: str) -> str:
     try:
         return (place.system / name).read_text(errors="replace").strip("\0\n ")
     except OSError:
         return ""
-
-
-def _l4t(place: Place) -> str | None:
-    """Jetson Linux, as /etc/nv_tegra_release says it: `# R36 (release), REVISION: 4.3, ...`."""
-    found = re.search(
-        r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(place, "etc/nv_tegra_release")
-    )
-    return f"{found[1]}.{found[2]}" if found else None
 
 
 def _names(folder: Path) -> list[str]:

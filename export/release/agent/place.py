@@ -5,6 +5,7 @@
     releases/ID/        release.json, bundle/, wheels/, venv/, and last of all proven.json
     current, previous   links to releases
     trial.json          the current release is on trial
+    first-boot.json     a release that came with the system, and is not yet current
     events.jsonl        what happened
 
 What is listed here is what others rely on: a release's folder is whole from the moment it has its
@@ -26,6 +27,7 @@ from typing import Any
 
 from runtime.storage.files import sync, write_file
 
+ROOT = "/opt/anchorvla"
 FORMAT = 1
 RELEASE, PROVEN = "release.json", "proven.json"
 REQUIREMENTS = "requirements.txt"
@@ -70,6 +72,10 @@ class Place:
     @property
     def trial(self) -> Path:
         return self.root / "trial.json"
+
+    @property
+    def first_boot(self) -> Path:
+        return self.root / "first-boot.json"
 
     @property
     def events(self) -> Path:

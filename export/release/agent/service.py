@@ -2,6 +2,7 @@
 
     anchorvla.service          start: counts, and returns after too many; then the release's command
     anchorvla-settle.service   at a boot in a trial: waits for health, then confirms or returns
+    anchorvla-first-boot.service   only where a release came with the system: `first_boot`
 
 The board settles a trial by itself. A workstation that flashed it only looks on.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from export.release.agent.install import environment
 from export.release.agent.place import (
     BUNDLE,
     PROVEN,
+    ROOT,
     VENV,
     AgentError,
     Place,
@@ -33,8 +36,23 @@ from runtime.storage.files import write_file
 UNITS = ("anchorvla.service", "anchorvla-settle.service")
 USERS = "anchorvla.conf"
 SERVICE, SETTLE = UNITS
+FIRST_BOOT = "anchorvla-first-boot.service"
+WANTS = "multi-user.target.wants"
+"""Folder beside the units: links in it are those that a boot starts."""
 POLL_S = 0.5
 SHOWN = ("ActiveState", "SubState", "Result", "MainPID", "NRestarts", "ActiveEnterTimestamp")
+
+
+def units(place: Place, names: Sequence[str] = (*UNITS, USERS)) -> dict[str, str]:
+    """What systemd reads, by file, for the folders of this board."""
+    found = {}
+    for name in names:
+        text = pkgutil.get_data("export.release.agent", name)
+        assert text is not None
+        agent = f"{place.root}/agent.pyz --root {place.root} --system {place.system}"
+        pieces = text.decode().split(f"{ROOT}/agent.pyz")
+        found[name] = agent.join(piece.replace(ROOT, str(place.root)) for piece in pieces)
+    return found
 
 
 def install(place: Place, texts: Mapping[str, str]) -> bool:
@@ -59,6 +77,13 @@ def install(place: Place, texts: Mapping[str, str]) -> bool:
     if any(_said("is-enabled", name) != "enabled" for name in UNITS):
         _command("systemctl", "enable", *UNITS)
     return bool(changed)
+
+
+def forget(place: Place, name: str) -> None:
+    """Remove a unit of ours that has done what it was for."""
+    for path in (place.units / WANTS / name, place.units / name):
+        path.unlink(missing_ok=True)
+    _command("systemctl", "daemon-reload")
 
 
 def restart(place: Place) -> None:
