@@ -1,7 +1,6 @@
 """A board on loopback, NVIDIA's tree, keys, and releases of a small bundle."""
 
 import os
-
 import subprocess
 
 import pytest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export.release.agent import install, lock, transfer, trial
+from export.release.agent import install, lock, service, transfer, trial
 from export.release.agent.place import AgentError, Place, checked, led_to, link, write_json
 from export.release.archive import agent_archive
 from runtime.storage.signature import Signature
@@ -423,6 +423,85 @@ def test_a_reboot_ends_what_was_held(place, monkeypatch, tmp_path):
     assert lock.holder(place) is None
     lock.take(place, "bob")
     assert lock.holder(place).startswith("bob since")
+
+
+# --- health ---
+
+
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    """A systemctl that says what it is told to."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+
+    def say(**properties):
+        lines = "\\n".join(f"{name}={value}" for name, value in properties.items())
+        (commands / "systemctl").write_text(f"#!/bin/sh\nprintf '{lines}\\n'\n")
+        (commands / "systemctl").chmod(0o755)
+
+    say()
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    return say
+
+
+@pytest.fixture
+def process(place):
+    """One that works in the folder of the new release."""
+    both(place)
+    confirmed(place, NEW)
+    started = subprocess.Popen(["sleep", "600"], cwd=place.folder(NEW))
+    yield started.pid
+    started.kill()
+    started.wait()
+
+
+def status_of(place, pid, ticks):
+    place.status.parent.mkdir(parents=True, exist_ok=True)
+    write_json(place.status, {"pid": pid, "ticks": ticks})
+
+
+def test_health_is_good_ticks_of_the_services_own_process(place, systemd, process):
+    systemd(ActiveState="active", SubState="running", MainPID=process)
+    is_healthy, words = service.health(place)
+    assert not is_healthy and words.endswith("and has not said how it does")
+    status_of(place, process, 2)
+    assert service.health(place) == (False, "2 of 3 good ticks")
+    status_of(place, process, 3)
+    assert service.health(place) == (True, "3 of 3 good ticks")
+    status_of(place, process + 1, 3)
+    assert not service.health(place)[0], "ticks of a process that is gone"
+    status_of(place, process, 3)
+    systemd(ActiveState="activating", SubState="auto-restart", MainPID=process, Result="exit-code")
+    is_healthy, words = service.health(place)
+    assert not is_healthy and words.endswith("activating (auto-restart), last result exit-code")
+    systemd(ActiveState="active", SubState="running", MainPID=0)
+    assert not service.health(place)[0]
+
+
+def test_good_ticks_of_the_release_before_do_not_count(place, systemd, process):
+    """systemd has not restarted it yet."""
+    trial.begin(place, OLD, may_be_older=True)
+    status_of(place, process, 99)
+    systemd(ActiveState="active", SubState="running", MainPID=process)
+    assert service.health(place) == (False, f"the process that runs is of {NEW}")
+
+
+def test_settling_waits_as_long_as_the_release_says_and_then_returns(place, systemd):
+    both(place)
+    trial.begin(place, NEW)
+    systemd(ActiveState="active", SubState="running", MainPID=1)
+    now, told = [0.0], []
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    assert service.settle(place, told.append, lambda: now[0], sleep) is False
+    assert 5.0 <= now[0] < 6.0 and led_to(place.current) == OLD
+    assert told == [
+        f"{NEW}: not healthy within 5 s (the service is active (running) and has not said how it "
+        "does); returned"
+    ]
+    assert service.settle(place, told.append, lambda: now[0], sleep) is None
 
 
 # --- the archive ---

@@ -40,6 +40,18 @@ def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
     assert (board.system / "etc/anchorvla/trust").is_dir()
 
 
+def test_nothing_secret_is_sent_or_printed(board, make, keys, capfd):
+    flash(make())
+    flash(make(dry_run=True))
+    private = (keys / "release.key").read_text().splitlines()[1]
+    told = "".join(capfd.readouterr())
+    assert private not in told and "PRIVATE" not in told
+    for path in (path for root in (board.root, board.system) for path in root.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            assert private.encode() not in data, path
+
+
 def test_a_second_flash_of_the_same_release_does_nothing(flashed, make, capsys):
     board = flashed
     before, said = tree(board.folder), board.said

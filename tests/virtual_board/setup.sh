@@ -7,11 +7,11 @@ groupadd --force --system video
 useradd --create-home --shell /bin/bash --groups video robot
 useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
     --groups video anchorvla
-for home in /root /home/robot; do
+for home in ~root ~robot; do
     install -d -m 700 "$home/.ssh"
     install -m 600 /authorized_keys "$home/.ssh/authorized_keys"
 done
-chown -R robot:robot /home/robot
+chown -R robot:robot ~robot
 rm /authorized_keys
 chmod 440 /etc/sudoers.d/robot
 chmod 600 /etc/ssh/ssh_host_ed25519_key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Verb = Callable[[argparse.Namespace, Place], Any]
 def main(arguments: list[str] | None = None) -> int:
     """Do a verb; its result is printed as the last line."""
     options = _parser().parse_args(arguments)
+    os.umask(0o022)  # the service's user reads what is written here
     place = Place(options.root, options.system)
     verb: Verb = VERBS[options.verb]
     try:
