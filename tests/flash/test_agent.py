@@ -124,8 +124,8 @@ def test_a_cut_anywhere_leaves_a_whole_release_and_the_next_flash_converges(
         now, running = led_to(place.current), trial.trial_of(place)
         assert now in (OLD, NEW)
         # What runs is confirmed, or there is a way back to what was.
-        if now == NEW and running is not None:
-            assert running == trial.Trial(NEW, OLD, 0)
+        if running is not None:
+            assert now == NEW and running == trial.Trial(NEW, OLD, 0)
         elif now == NEW:
             assert led_to(place.previous) == OLD and change is confirm
         assert place.trial.exists() == (running is not None)
@@ -186,21 +186,19 @@ def test_links_and_trial_are_on_the_disk_before_the_next_of_them_changes(place, 
     for name in ("replace", "unlink"):
         monkeypatch.setattr(Path, name, told(name))
     confirm(place)
-    names = [  # what leads somewhere: the journal may be lost
-        (at, Path(path).name)
-        for at, (what, path) in enumerate(done)
-        if what in ("replace", "unlink") and "events" not in path and Path(path).exists() is False
-    ]
-    changes = [
-        at for at, name in names if "current" in name or "previous" in name or "trial" in name
-    ]
-    assert len(changes) >= 4
-    for at, following in zip(changes, [*changes[1:], len(done)], strict=True):
-        between = done[at + 1 : following]
-        if Path(done[at][1]).name.startswith(".current") and done[at][0] == "unlink":
-            continue  # nothing was there
-        if done[at][0] == "replace" or Path(done[at][1]).name == "trial.json":
-            assert ("fsync", str(place.root)) in between, done[at]
+    renamed = [(at, what, Path(path)) for at, (what, path) in enumerate(done) if what != "fsync"]
+    ends = [*(at for at, *_ in renamed[1:]), len(done)]
+    leading = {
+        (what, path.name): ("fsync", str(place.root)) in done[at:end]
+        for (at, what, path), end in zip(renamed, ends, strict=True)
+        if path.parent == place.root
+    }
+    for change in (
+        ("replace", ".current.partial"),
+        ("replace", ".previous.partial"),
+        ("unlink", "trial.json"),
+    ):
+        assert leading[change], change
 
 
 # --- trials ---

@@ -111,7 +111,6 @@ def test_other_packages_have_an_environment_of_their_own(flashed, make):
     [
         ("parity", {}, "parity with the golden data: error: 1 of 21 differ"),
         ("", {"budget_ms": 2.5}, r"a warm tick takes 3.0 ms \(99th percentile of 50\), its budget"),
-        ("doctor", {}, "doctor found what keeps this board from running a policy"),
     ],
 )
 def test_what_is_not_proven_is_never_switched_to(flashed, make, behaviour, changes, words):
@@ -251,6 +250,12 @@ def test_a_dry_run_prints_every_step_and_changes_nothing(board, make, capsys):
     flash(make(dry_run=True))
     told = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert {words[1] for words in told[2:-1]} == {"done:"} and tree(board.folder) == before
+
+
+def test_what_doctor_complains_of_is_told_and_tried(flashed, make, capsys):
+    flash(make("doctor", number=2))
+    assert flashed.current.startswith("2-")
+    assert "doctor       errors, see above; it is tried all the same" in capsys.readouterr().out
 
 
 def test_what_is_missing_on_a_board_is_all_told_at_once(board, make):

@@ -31,10 +31,14 @@ from export.release.config import (
 from export.release.flash import flash, rollback
 from export.release.signing import make_keys, sign
 from export.release.status import status
+from export.release.targets import target_of
+from export.release.wheelhouse import assemble
 from tests.virtual_board.board import VirtualBoard, make_booted
 from tests.virtual_board.image import CACHE, make_image, reasons_to_skip
 from tests.virtual_board.simulated import install_simulated_tensorrt
 
+TARGET = target_of("x86_64", (3, 11), "2.36")
+"""Debian 12. The simulated TensorRT computes with ONNX Runtime, and pycuda is a part of it."""
 WAIT_S = 600.0
 
 
@@ -62,6 +66,7 @@ class Scene:
             f"IdentityFile={image.key.resolve()}",
             "IdentitiesOnly=yes",
         ]
+        self.wheels = assemble(TARGET, ("onnxruntime", "serve", "signed"), work / "wheels").folder
         host = f"robot@127.0.0.1:{self.virtual.port}"
         self.board = BoardConfig(host=host, ssh_option=tuple(options))
 
@@ -72,7 +77,7 @@ class Scene:
 
     def flash(self, **changes: object) -> str:
         """What is printed."""
-        given = {"health_s": WAIT_S} | changes
+        given = {"health_s": WAIT_S, "wheelhouse": self.wheels} | changes
         release = ReleaseConfig(bundle=self.bundle, trust=self.keys / "release.pub", **given)  # type: ignore[arg-type]
         return said(lambda: flash(FlashConfig(board=self.board, release=release)))
 
@@ -107,9 +112,14 @@ class Scene:
 
 
 def said(do: object) -> str:
+    """What it prints; that is printed if it fails, too."""
     stream = StringIO()
-    with redirect_stdout(stream):
-        do()  # type: ignore[operator]
+    try:
+        with redirect_stdout(stream):
+            do()  # type: ignore[operator]
+    except ExportError:
+        print(stream.getvalue(), flush=True)
+        raise
     return stream.getvalue()
 
 
