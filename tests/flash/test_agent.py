@@ -167,24 +167,7 @@ def test_every_cut_of_a_switch_in_the_middle_of_another_trial_leads_back_to_what
 def test_links_and_trial_are_on_the_disk_before_the_next_of_them_changes(place, monkeypatch):
     """The order of writes and fsyncs: each change of a name is followed by one of its folder."""
     both(place)
-    done, real = [], os.fsync
-
-    def fsync(number):
-        done.append(("fsync", os.readlink(f"/proc/self/fd/{number}")))
-        return real(number)
-
-    def told(name):
-        call = getattr(Path, name)
-
-        def tell(self, *arguments, **options):
-            done.append((name, str(self)))
-            return call(self, *arguments, **options)
-
-        return tell
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    for name in ("replace", "unlink"):
-        monkeypatch.setattr(Path, name, told(name))
+    done = recorded(monkeypatch, "replace", "unlink")
     confirm(place)
     renamed = [(at, what, Path(path)) for at, (what, path) in enumerate(done) if what != "fsync"]
     ends = [*(at for at, *_ in renamed[1:]), len(done)]
@@ -292,6 +275,57 @@ def test_what_was_cut_off_is_sent_from_there_on(place, tmp_path):
     assert transfer.receive(place, sent) == 5000 - 1234
     assert transfer.missing(place, files_of(first, second)) == []
     assert (place.incoming / entry(second)["sha256"]).read_bytes() == second
+
+
+def test_what_is_sent_from_another_place_than_what_is_there_ends_is_refused(place):
+    data = os.urandom(200)
+    with pytest.raises(AgentError, match="broke off"):
+        transfer.receive(place, stream((entry(data), data[:100])))
+    with pytest.raises(AgentError, match="100 bytes, sent from 50; flash again"):
+        transfer.receive(place, stream((entry(data, 50), data[50:])))
+    assert transfer.missing(place, files_of(data)) == [entry(data, 100)]
+
+
+def recorded(monkeypatch, *names):
+    """What happens from now on, in order: (fsync, path), and calls of `Path` by their names."""
+    done, fsync = [], os.fsync
+
+    def told(name, real):
+        def tell(self, *arguments, **options):
+            done.append((name, str(self)))
+            return real(self, *arguments, **options)
+
+        return tell
+
+    def tell_fsync(number):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{number}")))
+        return fsync(number)
+
+    monkeypatch.setattr(os, "fsync", tell_fsync)
+    for name in names:
+        monkeypatch.setattr(Path, name, told(name, getattr(Path, name)))
+    return done
+
+
+def test_a_file_has_its_name_when_it_is_on_the_disk(place, monkeypatch):
+    data = os.urandom(100)
+    done = recorded(monkeypatch, "replace")
+    transfer.receive(place, stream((entry(data), data)))
+    partial = str(place.incoming / f"{entry(data)['sha256']}.partial")
+    assert done == [("fsync", partial), ("replace", partial), ("fsync", str(place.incoming))]
+
+
+def test_a_release_has_its_name_when_all_of_it_is_on_the_disk(place, monkeypatch):
+    files = [("bundle/engines/a.onnx", b"a"), ("wheels/b.whl", b"b"), ("requirements.txt", b"c")]
+    transfer.receive(place, stream(*((entry(data), data) for _, data in files)))
+    done = recorded(monkeypatch, "rename")
+    install.unpack(place, NEW, description(2, files))
+    partial = place.releases / f".{NEW}.partial"
+    named = done.index(("rename", str(partial)))
+    synced = {path for what, path in done[:named] if what == "fsync"}
+    folders = [partial, *(partial / n for n in ("bundle", "bundle/engines", "wheels"))]
+    assert {str(folder) for folder in folders} <= synced
+    assert done[named + 1 :] == [("fsync", str(place.releases))]
 
 
 def test_a_file_that_is_not_what_its_name_says_is_thrown_away(place):
