@@ -297,6 +297,7 @@ def _refuse_unsafe(url: str) -> None:
 
 
 def _declared(sha256: str, python: str, requires: list[Any]) -> File:
+    # What only extras need never counts: left out, so that the table stays short.
     needed = tuple(words for words in map(str, requires) if "extra ==" not in words)
     return File(sha256=sha256, requires_python=str(python), requires=needed)
 
