@@ -39,6 +39,7 @@ MAY_WRITE = {
     "export/release/agent/lock.py": "its holder there",
     "export/release/agent/transfer.py": "what was received there, by its hash",
     "export/release/agent/install.py": "releases there, by names of that form",
+    "export/release/flash_os.py": "the staged release's name, where nobody else may write",
     "quant/calibrate.py": "into what `replacing` gives",
     "quant/codes.py": "into what `replacing` gives",
     "models/checkpoint.py": "into the folder that `temporary` gives",

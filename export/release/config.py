@@ -177,7 +177,7 @@ class FlashConfig:
 class FlashOsConfig:
     """Put a signed bundle into NVIDIA's root file system, for boards that are flashed whole.
 
-    example: sudo .venv/bin/python -m export flash-os --board thor --l4t Linux_for_Tegra
+    example: python -m export flash-os --board thor --l4t Linux_for_Tegra
     --bundle bundle --trust keys/release.pub
     """
 

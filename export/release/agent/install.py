@@ -209,7 +209,6 @@ def prove(place: Place, release: str, say: Say) -> dict[str, Any]:
             "flash with another --budget-ms"
         )
     proven = {"at": time.time(), "warm_p50_ms": tick["p50"], "warm_p99_ms": tick["p99"]}
-    os.sync()
     write_json(folder / PROVEN, proven)
     return proven
 
