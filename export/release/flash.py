@@ -142,7 +142,7 @@ def _switch(flash: Flash) -> str:
 
 
 def _settle(flash: Flash) -> str:
-    return settled(flash.board, flash.release.name)
+    return settled(flash.board, flash.release.name, flash.token)
 
 
 def _clean(flash: Flash) -> str:
@@ -386,14 +386,14 @@ def rollback(config: RollbackConfig) -> None:
         try:
             target = board.ask("rollback", token=token)
             tell("rollback", f"current is {target}")
-            tell("settle", settled(board, target))
+            tell("settle", settled(board, target, token))
         finally:
             with contextlib.suppress(RemoteError, StepFailed):
                 board.ask("unlock", token=token)
 
 
-def settled(board: Board, release: str) -> str:
-    """Look on while the board settles a trial.
+def settled(board: Board, release: str, token: str) -> str:
+    """Look on while the board settles a trial, and hold the board meanwhile.
 
     Raises:
         ExportError: the board returned to the release before, or does not settle.
@@ -402,7 +402,7 @@ def settled(board: Board, release: str) -> str:
     begun, lost = time.monotonic(), 0
     while True:
         try:
-            report, lost = board.ask("status"), 0
+            report, lost = board.ask("status", token=token), 0
         except RemoteError:
             lost += 1
             if lost >= MOST_LOST:

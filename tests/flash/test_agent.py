@@ -439,10 +439,16 @@ def test_one_that_was_not_heard_of_is_gone_unless_its_step_is_at_work(place):
         silent_for(lock.LOST_S + 60)
         with pytest.raises(AgentError, match="flashed by ada"):
             lock.take(place, "bob")
-    silent_for(lock.LOST_S - 30)
+    silent_for(lock.LOST_S - 10)
     with pytest.raises(AgentError, match="flashed by ada"):
         lock.take(place, "bob")
-    silent_for(60)
+    lock.stay(place, "another")
+    lock.stay(place, token)
+    silent_for(lock.LOST_S - 10)
+    with pytest.raises(AgentError, match="flashed by ada"):
+        lock.take(place, "bob")
+    lock.stay(place, "another")
+    silent_for(15)
     assert lock.take(place, "bob")
     with pytest.raises(AgentError, match="took over"), lock.working(place, token):
         pass

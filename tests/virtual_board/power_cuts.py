@@ -14,6 +14,7 @@ minutes under emulation; `make virtual-flash` flashes the real one.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import shutil
 import sys
@@ -28,9 +29,10 @@ from device_tests.errors import RemoteError
 from device_tests.remote import Remote
 from export.errors import ExportError
 from export.release import archive
+from export.release.agent.lock import LOST_S
 from export.release.board import Board
 from export.release.config import KeysConfig, ReleaseConfig, SignConfig
-from export.release.flash import STEPS, Prepared, flash_board, settled, who
+from export.release.flash import STEPS, Prepared, Step, flash_board, settled, who
 from export.release.signing import make_keys, sign
 from tests.flash.board import stand_in_wheelhouse
 from tests.runtime.test_declarations import family
@@ -114,7 +116,7 @@ class Trials:
         with self.reached() as board:
             token = board.ask("lock", f"--who={who()}")
             target = board.ask("rollback", token=token)
-            settled(board, target)
+            settled(board, target, token)
             board.ask("unlock", token=token)
 
     def current(self) -> str:
@@ -190,6 +192,66 @@ def cut_at(trials: Trials, action: Callable[[Callable[[str], None]], None], mome
     return reached[-1]
 
 
+def kill_workstation(trials: Trials, prepared: Prepared, moment_s: float) -> None:
+    """The process that flashes is killed; the board goes on."""
+    child = multiprocessing.get_context("fork").Process(target=trials.flash, args=(prepared,))
+    child.start()
+    child.join(moment_s)
+    child.kill()
+    child.join()
+
+
+def pull_cable(trials: Trials, prepared: Prepared, moment_s: float) -> None:
+    """Connections stay, and hear nothing, until somebody gives up; then it is plugged in again."""
+    timer = threading.Timer(moment_s, trials.virtual.set_link, kwargs={"up": False})
+    timer.start()
+    with suppress(ExportError, RemoteError, ValueError, IndexError):
+        trials.flash(prepared)
+    timer.cancel()
+    timer.join()
+    trials.virtual.set_link(up=True)
+
+
+def fill_disk(trials: Trials, prepared: Prepared, moment_s: float) -> None:
+    """Nothing is free from that moment on; then there is room again."""
+    fill = ["sh", "-c", "cat /dev/zero > /opt/anchorvla/filler 2> /dev/null; sync; true"]
+    timer = threading.Timer(moment_s, trials.virtual.ssh, args=(fill,), kwargs={"check": False})
+    timer.start()
+    with suppress(ExportError, RemoteError, ValueError, IndexError):
+        trials.flash(prepared)
+    timer.cancel()
+    timer.join()
+    trials.virtual.ssh(["rm", "-f", "/opt/anchorvla/filler"])
+
+
+OTHERS = {"workstation killed": kill_workstation, "cable": pull_cable, "disk full": fill_disk}
+
+
+def run_others(trials: Trials, num: int, took_s: float, rng: random.Random) -> int:
+    """Without a cut of the power: what is current stays whole, and the next flash converges."""
+    broken = 0
+    for number in range(num):
+        what = list(OTHERS)[number % len(OTHERS)]
+        old, _ = names(trials)
+        prepared, moment_s = trials.prepare(), rng.uniform(0, took_s)
+        OTHERS[what](trials, prepared, moment_s)
+        try:
+            now = trials.current()
+            if not now.startswith((old, f"{trials.number}-")):
+                raise Broken(f"{now} is current")
+            time.sleep(LOST_S)  # the flash that is gone holds the board until then
+            trials.flash(prepared)
+            if not trials.current().startswith(f"{trials.number}-"):
+                raise Broken(f"the next flash ended with {trials.current()}")
+            words = f"ran {'the old' if now == old else 'the new'} one; the next flash converged"
+        except (Broken, ExportError, RemoteError) as error:
+            broken += 1
+            words = f"BROKEN: {error}"
+        trials.seen[what] += 1
+        print(f"{number + 1:4} {what} after {moment_s:.1f} s: {words}", flush=True)
+    return broken
+
+
 def names(trials: Trials) -> tuple[str, str | None]:
     """Current and previous release."""
     with trials.reached() as board, board.visiting() as ask:
@@ -197,7 +259,7 @@ def names(trials: Trials) -> tuple[str, str | None]:
     return report["current"], report["previous"]
 
 
-def run(trials: Trials, num_random: int, seed: int) -> int:
+def run(trials: Trials, steps: Sequence[Step], num_random: int, num_others: int, seed: int) -> int:
     """All cuts; the number of those after which a promise was broken."""
     print(f"board: {trials.virtual.start():.1f} s", flush=True)
     trials.virtual.ssh(["tee", TENSORRT], stdin="# looked for, and not used by the stand-in\n")
@@ -206,7 +268,7 @@ def run(trials: Trials, num_random: int, seed: int) -> int:
     took_s = time.monotonic() - begun
     print(f"an undisturbed flash: {took_s:.1f} s; seed {seed}", flush=True)
     rng = random.Random(seed)
-    moments: list[tuple[str, object]] = [("flash", step.name) for step in STEPS]
+    moments: list[tuple[str, object]] = [("flash", step.name) for step in steps]
     for _ in range(num_random):
         kind = "rollback" if rng.random() < 0.15 else "flash"
         moments.append((kind, rng.uniform(0, took_s * (0.4 if kind == "rollback" else 1.1))))
@@ -239,13 +301,15 @@ def run(trials: Trials, num_random: int, seed: int) -> int:
         print(f"{number:4} {kind} cut at {at_words} ({where}): {words}", flush=True)
         if broken and not trials.sync:
             return broken
-    return broken
+    return broken + run_others(trials, num_others, took_s, rng)
 
 
 def main() -> int:
     """0 if all held; with `--without-sync`, if something did not."""
     parser = argparse.ArgumentParser(prog="python -m tests.virtual_board.power_cuts")
     parser.add_argument("--random", type=int, default=100, help="cuts at random moments")
+    parser.add_argument("--no-borders", action="store_true", help="none at borders of steps")
+    parser.add_argument("--others", type=int, default=30, help="of the other ways to break off")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without-sync", action="store_true", help="no fsync: it has to fail")
     parser.add_argument("--folder", type=Path, default=Path("build/virtual-board"))
@@ -256,8 +320,9 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trials = Trials(work, options.folder, sync=not options.without_sync)
+    steps = () if options.no_borders else STEPS
     try:
-        broken = run(trials, options.random, options.seed)
+        broken = run(trials, steps, options.random, options.others, options.seed)
     finally:
         if trials.virtual.pid is not None:
             trials.virtual.cut()

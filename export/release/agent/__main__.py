@@ -147,9 +147,16 @@ def _exec(_: argparse.Namespace, place: Place) -> Any:
     service.execute(place)
 
 
+def _status(options: argparse.Namespace, place: Place) -> Any:
+    """A flash that waits for a trial holds the board meanwhile."""
+    if options.token:
+        lock.stay(place, options.token)
+    return service.report(place)
+
+
 VERBS: dict[str, Verb] = {
     "facts": lambda _, place: facts(place),
-    "status": lambda _, place: service.report(place),
+    "status": _status,
     "progress": _progress,
     "adopt": _adopt,
     "lock": lambda options, place: lock.take(place, options.who),

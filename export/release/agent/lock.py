@@ -18,7 +18,7 @@ from pathlib import Path
 from export.release.agent.place import AgentError, Place, read_json, write_json
 from runtime.storage.files import sync
 
-LOST_S = 120.0
+LOST_S = 30.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,6 +45,13 @@ def take(place: Place, who: str) -> str:
             _path(place), {"who": who, "token": token, "since": time.time(), "boot": _boot()}
         )
     return token
+
+
+def stay(place: Place, token: str) -> None:
+    """Say that the holder is still there; nothing if somebody else holds it by now."""
+    held = read_json(_path(place))
+    if held is not None and held["token"] == token:
+        os.utime(_path(place))
 
 
 def leave(place: Place, token: str) -> bool:
