@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -410,6 +411,25 @@ def test_cleaning_keeps_what_something_leads_to(place):
     for release in (OLD, NEW, third):
         with pytest.raises(AgentError, match="in use; roll back first"):
             install.drop(place, release)
+
+
+def test_what_is_being_removed_is_no_release_any_more(place, monkeypatch):
+    both(place)
+    real = shutil.rmtree
+
+    def cut(path, **options):
+        if os.path.exists(path):
+            (Path(path) / "proven.json").unlink()
+            raise Cut
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut)
+        with pytest.raises(Cut):
+            install.clean(place)
+    assert place.all() == [OLD]
+    assert install.clean(place) == []
+    assert [path.name for path in place.releases.iterdir()] == [OLD]
 
 
 # --- one at a time ---
