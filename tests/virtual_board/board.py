@@ -21,7 +21,7 @@ loopback, a key and known hosts of its own. `board.console` is what its serial p
 A cut is that of a board whose disk keeps what was flushed, and of the rest anything or nothing: the
 overlay's tables are in qemu's memory until the guest flushes, and go with it.
 
-Variables: VIRTUAL_BOARD_ACCEL (`tcg,thread=multi`; `kvm` where that works).
+What machine it is, and how to give it a real processor, is in `machine`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.virtual_board.image import Image, environment
+from tests.virtual_board.machine import machine_words, qemu_command
 from tests.virtual_board.monitor import MonitorError, tell, tell_in_words
 
 BOOTED = "booted"
@@ -47,11 +48,6 @@ BOOTED = "booted"
 IS_UP = re.compile(r"^board: sshd is up after ([\d.]+) s", re.MULTILINE)
 """Said on the serial port once per boot."""
 DIED = re.compile(r"Kernel panic.*|Attempted to kill init.*|emergency mode.*")
-KERNEL = (
-    "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 mitigations=off nokaslr no_timer_check "
-    "tsc=reliable apparmor=0 selinux=0 audit=0 ipv6.disable=1 cryptomgr.notests 8250.nr_uarts=1 "
-    "rcupdate.rcu_expedited=1 random.trust_cpu=on systemd.getty_auto=no systemd.show_status=no"
-)
 TIMEOUT_S = 900.0
 """Of a boot and of a command: the host may be busy with other things."""
 POLL_S = 0.05
@@ -78,14 +74,11 @@ class VirtualBoard:
         image: Image,
         *,
         booted: Path | None = None,
-        memory_mb: int = 1024,
-        cpus: int = 2,
         stays: bool = False,
     ) -> None:
         self.folder, self.image = folder.resolve(), image
-        self.memory_mb, self.cpus, self.stays = memory_mb, cpus, stays
+        self.stays, self._booted = stays, booted
         self._process: subprocess.Popen[bytes] | None = None
-        self._booted = booted
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.disk.exists():
             self.reset()
@@ -269,7 +262,7 @@ class VirtualBoard:
     def _launch(self, snapshot: str | None) -> None:
         self.console.unlink(missing_ok=True)
         (self.folder / "monitor").unlink(missing_ok=True)
-        command = qemu_command(self, snapshot)
+        command = qemu_command(self.folder, self.image, self.port, snapshot)
         if not self.stays:
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         with (self.folder / "qemu.log").open("w") as log:
@@ -349,38 +342,6 @@ class VirtualBoard:
         return port
 
 
-def qemu_command(board: VirtualBoard, snapshot: str | None) -> list[str]:
-    """In the board's folder. With `snapshot` it goes on there, otherwise it boots.
-
-    cache=unsafe: what the guest flushes goes to the file, and no further: a cut is the end of this
-    process, not of the host.
-    """
-    image = board.image
-    accel = os.environ.get("VIRTUAL_BOARD_ACCEL") or "tcg,thread=multi"
-    forward = f"hostfwd=tcp:127.0.0.1:{board.port}-:22"
-    words = {
-        "-name": f"guest={board.folder}",
-        "-machine": "pc,usb=off",
-        "-accel": accel,
-        "-cpu": "max",
-        "-smp": str(board.cpus),
-        "-m": str(board.memory_mb),
-        "-display": "none",
-        "-kernel": str(image.kernel.resolve()),
-        "-initrd": str(image.initrd.resolve()),
-        "-append": KERNEL,
-        "-drive": "file=disk.qcow2,format=qcow2,if=virtio,cache=unsafe",
-        "-netdev": f"user,id=net0,restrict=on,{forward}",
-        "-device": "virtio-net-pci,netdev=net0,romfile=",
-        "-serial": "file:console.log",
-        "-qmp": "unix:monitor,server=on,wait=off",
-        "-pidfile": "pid",
-    }
-    resume = [] if snapshot is None else ["-loadvm", snapshot]
-    options = [word for pair in words.items() for word in pair]
-    return ["qemu-system-x86_64", "-nodefaults", "-no-user-config", *options, *resume]
-
-
 def ssh_config(port: int, key: Path, known_hosts: Path) -> str:
     """For `ssh -F`: the host `board`, asked nothing of the user's own."""
     return "\n".join(
@@ -417,7 +378,8 @@ def make_booted(image: Image, cache: Path) -> Path:
         board._hang_up()
         board.snapshot(BOOTED)
     finally:
-        board.cut()
+        if board.pid is not None:
+            board.cut()
     board.disk.replace(booted)
     shutil.rmtree(cache / "booting")
     stamp.write_text(made_of)
@@ -427,8 +389,7 @@ def make_booted(image: Image, cache: Path) -> Path:
 def _made_of(image: Image) -> Iterator[str]:
     """A snapshot goes on only where it was made: the same qemu, machine and disk."""
     yield _run(["qemu-system-x86_64", "--version"]).splitlines()[0]
-    yield os.environ.get("VIRTUAL_BOARD_ACCEL", "")
-    yield KERNEL
+    yield json.dumps(machine_words())
     yield image.folder.with_suffix(".done").read_text()
 
 
