@@ -179,6 +179,15 @@ def test_an_older_release_is_refused_unless_it_is_asked_for(flashed, make):
     assert board.current.startswith("1-")
 
 
+def test_a_board_that_trusts_a_key_takes_no_other_from_a_flash(flashed):
+    token = run_agent(flashed, "lock", "--who=somebody")
+    folder = flashed.system / "etc/anchorvla/trust"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    words = ("trust", f"--token={token}", "--name=" + "ab" * 8 + ".pub")
+    assert run_agent(flashed, *words, given="another key") is False
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and before
+
+
 def test_two_at_once_and_the_second_says_who_is_first(flashed, make):
     board = flashed
     token = run_agent(board, "lock", "--who=ada on desk")
@@ -309,7 +318,7 @@ def wait_until(condition):
     raise AssertionError("it never came true")
 
 
-def run_agent(board, *words):
+def run_agent(board, *words, given=""):
     command = [sys.executable, "-I", str(board.root / "agent.pyz"), "--root", str(board.root)]
     done = subprocess.run(
         [*command, "--system", str(board.system), *words],
