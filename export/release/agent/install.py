@@ -35,7 +35,7 @@ from runtime.storage.files import sync
 WHOLE = ".whole"
 """In a virtual environment of which nothing is missing."""
 CUDA = "/usr/local/cuda/bin"
-BENCH_TICKS = 50
+BENCH_TICKS = 20
 LAST_LINES = 5
 Say = Callable[[str], None]
 
