@@ -562,6 +562,25 @@ def test_settling_waits_as_long_as_the_release_says_and_then_returns(place, syst
     assert service.settle(place, told.append, lambda: now[0], sleep) is None
 
 
+@pytest.mark.parametrize(("code", "is_started"), [(1, True), (6, False)])
+def test_a_robot_that_the_guard_stopped_is_not_driven_by_the_release_before(
+    place, tmp_path, monkeypatch, code, is_started
+):
+    both(place)
+    trial.begin(place, NEW)
+    commands, asked = tmp_path / "commands", tmp_path / "asked"
+    commands.mkdir()
+    (commands / "systemctl").write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\necho ActiveState=failed\necho ExecMainStatus={code}\n'
+    )
+    (commands / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    now = iter(range(100))
+    service.settle(place, lambda line: None, lambda: next(now), lambda seconds: None)
+    assert led_to(place.current) == OLD
+    assert ("restart --no-block anchorvla.service" in asked.read_text()) is is_started
+
+
 # --- the archive ---
 
 

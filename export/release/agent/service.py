@@ -40,7 +40,12 @@ FIRST_BOOT = "anchorvla-first-boot.service"
 WANTS = "multi-user.target.wants"
 """Folder beside the units: links in it are those that a boot starts."""
 POLL_S = 0.5
-SHOWN = ("ActiveState", "SubState", "Result", "MainPID", "NRestarts", "ActiveEnterTimestamp")
+SHOWN = (
+    *("ActiveState", "SubState", "Result", "ExecMainStatus"),
+    *("MainPID", "NRestarts", "ActiveEnterTimestamp"),
+)
+STOPPED_BY_GUARD = "6"
+"""Exit code of a command whose guard stopped the robot, see `runtime.cli.command`."""
 
 
 def units(place: Place, names: Sequence[str] = (*UNITS, USERS)) -> dict[str, str]:
@@ -178,7 +183,11 @@ def settle(
             say(f"{begun.release}: confirmed, {words}")
             return True
         sleep(POLL_S)
-    if trial.give_back(place, f"not healthy within {within_s:g} s: {words}") is not None:
+    stopped = show().get("ExecMainStatus") == STOPPED_BY_GUARD
+    if stopped:
+        words += "; the guard stopped the robot, so nothing is started"
+    given = trial.give_back(place, f"not healthy within {within_s:g} s: {words}")
+    if given is not None and not stopped:
         restart(place)
     say(f"{begun.release}: not healthy within {within_s:g} s ({words}); returned")
     return False
