@@ -90,7 +90,7 @@ def stand_in_wheelhouse(folder, *behaviour):
     """A folder of one wheel, whose `runtime` behaves like that; see runtime_stand_in.py."""
     (folder / "wheels").mkdir(parents=True)
     source = (HERE / "runtime_stand_in.py").read_text()
-    source = source.replace("BEHAVIOUR = {}", f"BEHAVIOUR = {set(behaviour)!r}")
+    source = source.replace("BEHAVIOUR = {}", f"BEHAVIOUR = set({sorted(behaviour)!r})")
     info = f"anchorvla_runtime-{VERSION}.dist-info"
     files = {
         "runtime/__init__.py": "",

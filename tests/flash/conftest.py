@@ -59,11 +59,12 @@ def maker(folder, keys, board):
     """Makes flash configurations of a small signed bundle."""
     bundle = family(folder / "bundle", INPUTS)
 
-    def make(*behaviour, number=1, dry_run=False, **changes):
+    def make(*behaviour, number=1, dry_run=False, wheels_of=None, **changes):
         sign(SignConfig(bundle=bundle, key=keys / "release.key", number=number))
-        wheels = folder / f"wheels-{'-'.join(behaviour)}"
+        wheels = wheels_of or folder / "wheels"
         if not wheels.exists():
-            stand_in_wheelhouse(wheels, *behaviour)
+            stand_in_wheelhouse(wheels)
+        (board.system / f"behaviour-{number}").write_text(" ".join(behaviour))
         given = {"trust": keys / "release.pub", "health_s": 20.0} | changes
         release = ReleaseConfig(bundle=bundle, wheelhouse=wheels, backend="onnxruntime", **given)
         return FlashConfig(board=board.config(), release=release, dry_run=dry_run)

@@ -25,6 +25,7 @@ from export.release.config import (
 )
 from export.release.flash import STEPS, Prepared, flash, flash_board, preflight, reached, rollback
 from export.release.status import status
+from tests.flash.board import stand_in_wheelhouse
 
 
 def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
@@ -95,9 +96,9 @@ def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(boar
     )
 
 
-def test_other_packages_have_an_environment_of_their_own(flashed, make):
+def test_other_packages_have_an_environment_of_their_own(flashed, make, tmp_path):
     old = flashed.root / "releases" / flashed.current
-    flash(make("other", number=2))
+    flash(make(number=2, wheels_of=stand_in_wheelhouse(tmp_path / "others", "other")))
     paths = [
         next(folder.glob("venv/lib/python3*/site-packages/runtime/__main__.py"))
         for folder in (old, flashed.root / "current")
