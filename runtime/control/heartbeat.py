@@ -74,8 +74,11 @@ class Heartbeat:
         self._took_ms: deque[float] = deque(maxlen=NUM_KEPT)
         self._last_tick: float | None = None
         self._stopped: dict[str, Any] | None = None
+        """The last stop."""
+        self._stands = ""
+        """Why, if no good tick has followed."""
         self._started = now()
-        self._is_ready = self._stands = self._is_ours = False
+        self._is_ready = self._is_ours = False
         self._tell_at = self._write_at = -math.inf
 
     @property
@@ -101,7 +104,7 @@ class Heartbeat:
             return
         with self._lock:
             self.num_ticks += 1
-            self._last_tick, self._stands = self._now(), False
+            self._last_tick, self._stands = self._now(), ""
             if ms is not None:
                 self._took_ms.append(ms)
             at = self._clock()
@@ -128,8 +131,8 @@ class Heartbeat:
         Yields:
             This one, or None where nobody hears of it.
         """
-        bundle = getattr(policy, "bundle", None)
-        self.policy = self.policy if bundle is None else str(bundle.manifest.policy)
+        manifest = getattr(getattr(policy, "bundle", None), "manifest", None)
+        self.policy = str(getattr(manifest, "policy", self.policy))
         try:
             yield self if self.is_on else None
         except (Exception, KeyboardInterrupt) as error:
@@ -167,15 +170,15 @@ class Heartbeat:
     def _note(self, why: str) -> bool:
         """Whether that is news."""
         why = " ".join(why.split())[:MOST_WORDS]
-        if self._stands and self._stopped is not None and self._stopped["why"] == why:
-            return False
-        self._stopped, self._stands = {"at": _rounded(self._now()), "why": why}, True
-        return True
+        is_news = self._stands != why
+        if is_news:
+            self._stopped, self._stands = {"at": _rounded(self._now()), "why": why}, why
+        return is_news
 
     def _words(self) -> str:
         """One line of how it does."""
-        if self._stands and self._stopped is not None:
-            return f"stopped: {self._stopped['why']}"
+        if self._stands:
+            return f"stopped: {self._stands}"
         told = self.contents()
         words = f"{self.policy or 'a policy'}: good ticks {self.num_ticks}"
         if self._took_ms:
@@ -189,7 +192,7 @@ class Heartbeat:
         is_news = not (self._is_ready or self._stands)
         said = [*(["READY=1"] if is_news else []), *words, f"STATUS={self._words()}"]
         try:
-            self._send("\n".join(said).encode())
+            self._send("\n".join(said).encode(errors="backslashreplace"))
         except BlockingIOError:
             return  # systemd has much to read; a later beat tells
         except OSError as error:
@@ -232,7 +235,7 @@ class Heartbeat:
         period, process = (environment.get(f"WATCHDOG_{name}", "") for name in ("USEC", "PID"))
         if not period or (process and process != str(os.getpid())):
             return None
-        if not (period.isascii() and period.isdigit() and int(period)):
+        if not (period.isascii() and period.isdigit() and len(period) < 20 and int(period)):
             self._warn(
                 "WATCHDOG_USEC", f"microseconds are a whole number above 0, got {period!r}: no "
                 "watchdog is fed",
@@ -245,15 +248,14 @@ class Heartbeat:
         if name not in self._warned:
             self._warned.add(name)
             with contextlib.suppress(OSError, ValueError):
-                print(f"warning: {name}: {words}", file=sys.stderr, flush=True)
+                print(f"warning: {name}: {words}", file=sys.stderr)
 
 
 @functools.cache
 def of_process() -> Heartbeat:
     """Of this process's environment, the same for all who ask; that it ends is told at its exit."""
     heart = Heartbeat(os.environ)
-    if heart.is_on:
-        atexit.register(heart.end)
+    atexit.register(heart.end)
     return heart
 
 

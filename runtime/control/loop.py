@@ -225,11 +225,9 @@ def run_episode(
         Exception: what else a thought raised.
     """
     clock, notes = clock or MonotonicClock(), recorder or Unrecorded()
-    watched = notes.watch(policy)
+    watched, heart = notes.watch(policy), heartbeat or of_process()
     if thinker is None:
-        is_inline = config.chunks == "sync"
-        thinker = (InlineThinker if is_inline else ThreadThinker)(watched, clock)
-    heart = heartbeat or of_process()
+        thinker = (InlineThinker if config.chunks == "sync" else ThreadThinker)(watched, clock)
     with heart.watching(policy) as heard, contextlib.closing(thinker):
         executor = ChunkExecutor(policy.chunk_shape, execute=config.execute)
         wanted = from_source(policy.inputs, "robot")

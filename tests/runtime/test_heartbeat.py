@@ -1,6 +1,7 @@
 """Who watches over a robot hears of good ticks and of nothing else. Oracle: a real datagram socket,
 and libsystemd where it is installed."""
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -247,16 +248,38 @@ def test_every_thing_that_ends_a_block_is_told_once_and_a_plain_exit_is_none(wat
         (KeyboardInterrupt(), "interrupted"),
         (ValueError(), "ValueError"),
         (ValueError("two\n lines"), "two lines"),
+        (ValueError("a path \udcff"), "a path \\udcff"),
         (RobotError("x" * 10_000), "x" * 500),
     ):
         with pytest.raises(type(error)), heart.watching(), heart.watching():
             raise error
         (told,) = watcher.heard()
         assert told == {"STATUS": f"stopped: {words}"}
-        assert watcher.status()["stopped"]["why"] == words
+        why = watcher.status()["stopped"]["why"]
+        assert why.encode(errors="backslashreplace").decode() == words
     with pytest.raises(SystemExit), heart.watching():
         raise SystemExit(0)
     assert watcher.heard() == []
+
+
+def test_the_first_good_tick_is_written_at_once_and_a_stop_that_comes_again_is_another(watcher):
+    clock = VirtualClock()
+    heart = Heartbeat(watcher.environment, clock=clock, now=clock)
+    heart.stopped("the camera is gone")
+    heart.beat(1.0)
+    assert watcher.status()["ticks"] == 1, "within a second of the stop"
+    clock.now = 0.5
+    heart.stopped("the camera is gone")
+    assert watcher.status()["stopped"] == {"at": 0.5, "why": "the camera is gone"}
+    clock.now = 0.75
+    heart.stopped("the camera is gone")
+    assert watcher.status()["stopped"]["at"] == 0.5, "since then it has not gone on"
+
+
+def test_no_disk_is_waited_for(watcher, heart, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: pytest.fail("waits"))
+    heart.beat(1.0)
+    assert watcher.status()["ticks"] == 1
 
 
 def test_the_end_is_told_once_and_nothing_after_it(watcher, heart):
@@ -274,18 +297,18 @@ def test_the_end_is_told_once_and_nothing_after_it(watcher, heart):
 
 
 def test_systemd_is_told_four_times_in_its_period_and_the_file_written_once_a_second(clock):
-    """At 10 ticks a second, exact in binary."""
+    """At 16 ticks a second, exact in binary."""
     with systemd(2.0) as watcher:
         heart = Heartbeat(watcher.environment, clock=clock)
         heard, written = [], []
-        for tick in range(40):
+        for tick in range(80):
             heart.beat(1.0)
             heard += [tick] * len(watcher.heard())
             if watcher.status()["ticks"] == tick + 1:
                 written.append(tick)
-            clock.now += 0.125
-    assert heard == list(range(0, 40, 4)), "every 0.5 s"
-    assert written == list(range(0, 40, 8)), "every second"
+            clock.now += 1 / 16
+    assert heard == list(range(0, 80, 8)), "every 0.5 s"
+    assert written == list(range(0, 80, 16)), "every second"
 
 
 def test_with_a_patient_watchdog_it_is_told_once_a_second_and_without_one_too(clock):
@@ -371,7 +394,7 @@ def test_it_finds_the_socket_that_libsystemd_finds(is_abstract, monkeypatch):
         assert watcher.heard() == [{"READY": "1", "STATUS": "by systemd"}]
 
 
-PERIODS = ["", "3000000", "1", "0", "-1", "1.5", "x", "\u0663", "3e6"]
+PERIODS = ["", "3000000", "1", "0", "-1", "1.5", "x", "\u0663", "3e6", "9" * 5000]
 
 
 @pytest.mark.parametrize("process", ["", "own", "1", "x"])
@@ -407,7 +430,7 @@ def warned(capsys, words):
     [
         ("NOTIFY_SOCKET", "{}/nobody", "NOTIFY_SOCKET: {}/nobody: systemd is not told: "),
         ("NOTIFY_SOCKET", "@" + "x" * 200, "systemd is not told: "),
-        ("NOTIFY_SOCKET", "vsock:2:1", "vsock:2:1 is neither a path nor, behind @, an abstract"),
+        ("NOTIFY_SOCKET", "vsock:2:1", "NOTIFY_SOCKET: vsock:2:1 is neither a path nor, behind @"),
         ("RUNTIME_DIRECTORY", "{}/file", "RUNTIME_DIRECTORY: {}/file/status.json: cannot be wr"),
         ("RUNTIME_DIRECTORY", "{}/mine", "there is a file already, and it is not a status of"),
         ("RUNTIME_DIRECTORY", "/proc/none:{}", "RUNTIME_DIRECTORY: /proc/none/status.json: can"),
@@ -424,6 +447,17 @@ def test_a_broken_place_is_one_warning_and_the_robot_goes_on(name, value, words,
     heart.end()
     warned(capsys, words.format(tmp_path))
     assert (tmp_path / "mine" / "status.json").read_text() == "somebody's own"
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_warning_that_nobody_can_be_given_stops_no_robot_either(is_closed, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w", buffering=1) as stream:
+        if is_closed:
+            stream.close()
+        monkeypatch.setattr(sys, "stderr", stream)
+        heart = Heartbeat({"RUNTIME_DIRECTORY": "/proc/none"}, clock=VirtualClock())
+        assert len(drive(heart).steps) == 10
+        monkeypatch.undo()
 
 
 def test_a_folder_of_another_user_is_one_warning(capsys):
