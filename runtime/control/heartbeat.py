@@ -248,15 +248,14 @@ class Heartbeat:
         if name not in self._warned:
             self._warned.add(name)
             with contextlib.suppress(OSError, ValueError):
-                print(f"warning: {name}: {words}", file=sys.stderr, flush=True)
+                print(f"warning: {name}: {words}", file=sys.stderr)
 
 
 @functools.cache
 def of_process() -> Heartbeat:
     """Of this process's environment, the same for all who ask; that it ends is told at its exit."""
     heart = Heartbeat(os.environ)
-    if heart.is_on:
-        atexit.register(heart.end)
+    atexit.register(heart.end)
     return heart
 
 

@@ -1,6 +1,7 @@
 """Who watches over a robot hears of good ticks and of nothing else. Oracle: a real datagram socket,
 and libsystemd where it is installed."""
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -429,7 +430,7 @@ def warned(capsys, words):
     [
         ("NOTIFY_SOCKET", "{}/nobody", "NOTIFY_SOCKET: {}/nobody: systemd is not told: "),
         ("NOTIFY_SOCKET", "@" + "x" * 200, "systemd is not told: "),
-        ("NOTIFY_SOCKET", "vsock:2:1", "vsock:2:1 is neither a path nor, behind @, an abstract"),
+        ("NOTIFY_SOCKET", "vsock:2:1", "NOTIFY_SOCKET: vsock:2:1 is neither a path nor, behind @"),
         ("RUNTIME_DIRECTORY", "{}/file", "RUNTIME_DIRECTORY: {}/file/status.json: cannot be wr"),
         ("RUNTIME_DIRECTORY", "{}/mine", "there is a file already, and it is not a status of"),
         ("RUNTIME_DIRECTORY", "/proc/none:{}", "RUNTIME_DIRECTORY: /proc/none/status.json: can"),
@@ -446,6 +447,17 @@ def test_a_broken_place_is_one_warning_and_the_robot_goes_on(name, value, words,
     heart.end()
     warned(capsys, words.format(tmp_path))
     assert (tmp_path / "mine" / "status.json").read_text() == "somebody's own"
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_warning_that_nobody_can_be_given_stops_no_robot_either(is_closed, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w", buffering=1) as stream:
+        if is_closed:
+            stream.close()
+        monkeypatch.setattr(sys, "stderr", stream)
+        heart = Heartbeat({"RUNTIME_DIRECTORY": "/proc/none"}, clock=VirtualClock())
+        assert len(drive(heart).steps) == 10
+        monkeypatch.undo()
 
 
 def test_a_folder_of_another_user_is_one_warning(capsys):

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -419,9 +420,32 @@ def test_a_request_that_comes_in_a_self_check_is_answered_right_after_it(probing
     until(lambda: not server.worker._jobs.empty())
     assert get(server, "/readyz") == (200, "ready\n")
     go.set()
-    assert one._packer and one._ws.recv()
+    assert isinstance(one._ws.recv(), bytes), "a refusal is a text"
     assert policy.calls[:2] == ["probe", "act"], "and nothing is made up for before"
     leave(one)
+
+
+def test_a_self_check_after_a_late_answer_is_not_taken_for_it(heart):
+    """Then a request waits for it, and is not refused as while the late one is computed."""
+    policy, acting, probing, go = Probed(), threading.Event(), threading.Event(), threading.Event()
+    session = Session(policy, 0, heart=heart)
+    own = lambda: contextlib.nullcontext(session)  # noqa: E731
+    with serving(policy, own=own, answer_s=0.2, lease_s=30.0) as server:
+        policy.before_act = lambda: acting.wait(MAX_WAIT_S)
+        late = client(server)
+        assert "no answer within 0.2 s" in told(late, observation())
+        server.config = replace(server.config, answer_s=30.0)
+        assert get(server, "/readyz")[0] == 503
+        policy.in_probe = lambda: (probing.set(), go.wait(MAX_WAIT_S))
+        acting.set()
+        assert probing.wait(MAX_WAIT_S)
+        assert get(server, "/readyz") == (200, "ready\n")
+        one = client(server)
+        one._ws.send(packed(observation()))
+        until(lambda: not server.worker._jobs.empty())
+        go.set()
+        assert isinstance(one._ws.recv(), bytes), "a refusal is a text"
+        leave(one)
 
 
 def test_a_self_check_that_hangs_is_told_to_whoever_asks(probing):
