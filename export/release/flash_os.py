@@ -93,7 +93,7 @@ def _key(config: FlashOsConfig, prepared: Prepared) -> TrustedKey:
         )
     key, found = read_key(config.release.trust), prepared.signature
     manifest = (prepared.bundle.path / MANIFEST).read_bytes()
-    if found.key != key.name or not found.is_by(key.public, manifest):
+    if not found.is_by(key.public, manifest):
         raise ExportError(
             f"{prepared.bundle.path}: signed by {found.key[:SHOWN]}, and {config.release.trust} is "
             f"{key}, so the board would refuse it; sign it with that key, or trust the other one"
@@ -200,11 +200,12 @@ def _is_staged(files: RootFiles, folder: str, wanted: Mapping[str, str], describ
     with files.folder(folder) as top:
         for path in top.rglob("*"):
             status = path.lstat()
-            if not is_as(status, FOLDER if stat.S_ISDIR(status.st_mode) else FILE):
+            is_file = stat.S_ISREG(status.st_mode)
+            if not is_as(status, FILE if is_file else FOLDER):
                 return False
-            if not stat.S_ISDIR(status.st_mode):
+            if is_file:
                 found[path.relative_to(top).as_posix()] = path
-            if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
+            elif not stat.S_ISDIR(status.st_mode):
                 return False
         if found.keys() != {*wanted, RELEASE} or found[RELEASE].read_bytes() != described:
             return False

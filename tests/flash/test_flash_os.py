@@ -146,7 +146,7 @@ DAMAGE = {
     "a file less": lambda release: (release / "requirements.txt").unlink(),
     "a folder's mode": lambda release: (release / "wheels").chmod(0o777),
     "a description": lambda release: (release / "release.json").write_text("{}"),
-    "a pipe": lambda release: os.mkfifo(release / "bundle/pipe", 0o644),
+    "a pipe": lambda release: os.mkfifo(release / "bundle/pipe", 0o755),
 }
 
 
@@ -212,6 +212,17 @@ def test_cut_off_anywhere_nothing_is_armed_that_is_not_whole_and_the_next_stagin
         old.rename(tree)
         count += 4
     assert cuts > 5
+
+
+@needs_root
+def test_a_folder_that_hands_its_group_on_hands_it_to_nothing_of_ours(tree, stage):
+    for name in ("opt", "etc", SYSTEM):
+        os.chown(tree / "rootfs" / name, 0, 50)
+        (tree / "rootfs" / name).chmod(0o2755)
+    before = contents(tree / "rootfs")
+    flash_os(stage(tree))
+    new = {n: entry for n, entry in contents(tree / "rootfs").items() if n not in before}
+    assert {owner for _, owner, *_ in new.values()} == {(0, 0)}
 
 
 # --- how the board is flashed ---
