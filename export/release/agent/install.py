@@ -122,9 +122,9 @@ def make_environment(place: Place, release: str, say: Say) -> bool:
     _run(python, say, "no virtual environment can be made: sudo apt install python3-venv")
     _run(
         [
-            *(str(venv / "bin/python"), "-I", "-m", "pip", "install"),
+            *(str(venv / "bin/python"), "-I", "-m", "pip", "--isolated", "install"),
             *("--disable-pip-version-check", "--no-input", "--no-cache-dir", "--quiet"),
-            *("--no-index", "--no-deps", "--no-build-isolation", "--require-hashes"),
+            *("--no-index", "--no-deps", "--require-hashes"),
             *("--find-links", str(folder / WHEELS), "-r", str(folder / REQUIREMENTS)),
         ],
         say,
