@@ -50,6 +50,8 @@ IS_UP = re.compile(r"^board: sshd is up after ([\d.]+) s", re.MULTILINE)
 DIED = re.compile(r"Kernel panic.*|Attempted to kill init.*|emergency mode.*")
 TIMEOUT_S = 900.0
 """Of a boot and of a command: the host may be busy with other things."""
+RESUMED_S = 120.0
+"""Until a machine answers that has returned to a snapshot."""
 POLL_S = 0.05
 
 
@@ -275,9 +277,20 @@ class VirtualBoard:
         self._wait_until_it_runs()
         if resumed:
             self._hang_up()
-            self.set_clock()
+            self._set_clock_at_last()
         else:
             self.wait_for_boot(1)
+
+    def _set_clock_at_last(self) -> None:
+        """Right after its return a machine may break a connection or two off."""
+        deadline = time.monotonic() + RESUMED_S
+        while True:
+            try:
+                return self.set_clock()
+            except BoardError:
+                if self.pid is None or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
 
     def _wait_until_it_runs(self) -> None:
         """Its monitor is heard once memory is as it was in the snapshot."""
