@@ -83,12 +83,17 @@ def supervise():
 
 
 def end():
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-        number = int((STATE / "supervisor").read_text())
-        os.kill(number, signal.SIGTERM)
-        for _ in range(200):
-            os.kill(number, 0)
-            time.sleep(0.02)
+    """Only if it is still the supervisor: a number that is free is soon somebody else's."""
+    path = STATE / "supervisor"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        number = int(path.read_text())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"supervise" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
+                os.kill(number, signal.SIGTERM)
+                for _ in range(200):
+                    os.kill(number, 0)
+                    time.sleep(0.02)
+        path.unlink()
 
 
 def detached(*words):

@@ -3,6 +3,7 @@
 The release's own program is a stand-in, and so is systemd; the agent is the one that was staged.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -72,10 +73,21 @@ class Booted:
         environment = os.environ["ANCHORVLA_SYSTEMD"]
         end_service(self.state)
         os.environ["ANCHORVLA_SYSTEMD"] = environment
+        for process in self.processes():  # the settle unit, which nobody supervises here
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.place.status.unlink(missing_ok=True)  # /run is gone with the power
         holder = self.place.root / "holder.json"
         if holder.exists():
             holder.write_text(json.dumps(json.loads(holder.read_bytes()) | {"boot": "before"}))
+
+    def processes(self):
+        """That run this board's own agent, and no other."""
+        agent, found = str(self.place.root / "agent.pyz").encode(), []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                found += [int(path.parent.name)] * (agent in path.read_bytes().split(b"\0"))
+        return found
 
     def power_on(self):
         """As multi-user.target does it: the service, if there is a release for it."""
