@@ -154,8 +154,10 @@ def test_ssh_reads_the_configuration_as_it_is_meant(board):
 @contextmanager
 def process_of(folder, name):
     """Something that a board in `folder` takes for its qemu if `name` is its name."""
-    words = [sys.executable, "-c", "import time; time.sleep(600)", f"guest={name}"]
-    with subprocess.Popen(words) as process:
+    sleep = "import time; print(flush=True); time.sleep(600)"
+    words = [sys.executable, "-c", sleep, f"guest={name}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # before that, it need not have its name
         (folder / "pid").write_text(f"{process.pid}\n")
         try:
             yield process
