@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from tests.runtime.stand_ins.served import (
 )
 
 KEY = "0123456789abcdef0123"
+NOBODY = SimpleNamespace(idle=lambda **told: None)
+"""A session that nobody asks anything."""
 
 
 def test_one_client_drives_and_another_may_only_look_on(server, driver):
@@ -299,7 +302,7 @@ def test_who_stops_it_while_it_loads_does_not_wait_for_that():
     @contextlib.contextmanager
     def own():
         assert go.wait(MAX_WAIT_S)
-        yield
+        yield NOBODY
 
     with serving(own=own, wait=False, ends=False) as server:
         assert server.why_unready() == "loading"
@@ -325,7 +328,9 @@ def test_an_address_that_is_taken_says_so(server):
 
     async def run():
         second = PolicyServer(
-            Contract(Policy().graph), contextlib.nullcontext, ServeConfig(port=server.port)
+            Contract(Policy().graph),
+            lambda: contextlib.nullcontext(NOBODY),
+            ServeConfig(port=server.port),
         )
         await second.run(asyncio.Event(), lambda session: None)
 
