@@ -345,7 +345,8 @@ def test_a_python_finds_the_simulated_modules_and_compiles_and_runs_plans(demo_b
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
 
     def run(*words):
-        environment = {**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+        paths = os.pathsep.join([str(place), str(HERE.parents[1])])  # the runtime is that of here
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
@@ -362,5 +363,7 @@ def test_a_python_finds_the_simulated_modules_and_compiles_and_runs_plans(demo_b
     assert "ok   actions" in run(*runs, "check", bundle, "--backend", "tensorrt")
     told = run("-c", "import pycuda.driver, tensorrt, sys; print(tensorrt.__file__)")
     assert told.startswith(str(place))
+    for name in ("tensorrt", "pycuda.driver", "cuda.bindings.runtime", "cuda.bindings.driver"):
+        assert run("-c", f"import {name} as first; print(first.__name__)").endswith(f"{name}\n")
     found = "import importlib.metadata as m; print(m.version('tensorrt'), m.version('pycuda'))"
     assert run("-c", found) == "10.3.0 2026.1\n"
