@@ -1,7 +1,8 @@
 """python -m tests.virtual_board [VERB]: the virtual board by hand, and the proof that it is one.
 
     prove       make it, boot it, look at it, cut its power; what `make virtual-board` does
-    up          start the one in build/virtual-board/board, which stays until `down`
+    up          the one in build/virtual-board/board, as after its first boot; stays until `down`
+    boot        the same from what is on its disk by now, as after `down` and `cut`
     ssh WORDS   a command there, or a shell
     cut         its power goes
     down        shut it down in order
@@ -125,6 +126,11 @@ def up(board: VirtualBoard, words: Sequence[str]) -> int:
     return 0
 
 
+def boot(board: VirtualBoard, words: Sequence[str]) -> int:
+    say("boot", board.start(cold=True))
+    return 0
+
+
 def ssh(board: VirtualBoard, words: Sequence[str]) -> int:
     if board.pid is None:
         raise BoardError("it is off: python -m tests.virtual_board up")
@@ -150,6 +156,7 @@ def reset(board: VirtualBoard, words: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[VirtualBoard, Sequence[str]], int]] = {
     "up": up,
+    "boot": boot,
     "ssh": ssh,
     "cut": cut,
     "down": down,
