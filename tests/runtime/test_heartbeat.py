@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -274,6 +275,16 @@ def test_the_first_good_tick_is_written_at_once_and_a_stop_that_comes_again_is_a
     clock.now = 0.75
     heart.stopped("the camera is gone")
     assert watcher.status()["stopped"]["at"] == 0.5, "since then it has not gone on"
+
+
+def test_whoever_reads_the_file_reads_one_state_of_it(watcher, heart):
+    heart.beat(1.0)
+    with (watcher.folder / "status.json").open() as before:
+        for _ in range(3):
+            heart.beat(2.0)
+        read = before.read()
+    assert json.loads(read)["ticks"] == 1 and watcher.status()["ticks"] == 4
+    assert os.listdir(watcher.folder) == ["status.json"]
 
 
 def test_no_disk_is_waited_for(watcher, heart, monkeypatch):

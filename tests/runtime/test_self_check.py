@@ -127,6 +127,7 @@ def test_a_probe_needs_no_episode_and_ends_none(pair, image):
     with policy.start(anchor=image(1), instruction="open the drawer") as episode:
         assert policy.probe().passed
         policy.catch_up()
+        assert not any(episode.stats.num_runs.values()), "it has seen nothing"
         assert (episode.step, episode.ended) == (0, None)
         with pytest.raises(EpisodeError, match="act first"):
             episode.ask("actions")
@@ -303,7 +304,7 @@ def test_a_self_check_that_fails_feeds_nobody_and_says_why():
         session = restless(policy, Heartbeat(watcher.environment), complain=heard.append)
         policy.verdict = Parity("chunk", 0.25, 1e-4)
         session.idle(is_driven=False)
-        words = "chunk of the golden observation is off by 2.5e-01, allowed is 1e-04; run: "
+        words = "chunk of the golden observation: off by 2.5e-01, allowed is 1e-04; run: "
         assert watcher.heard() == [{"STATUS": f"stopped: self-check: {words}anchorvla check"}]
         assert watcher.status()["stopped"]["why"] == f"self-check: {words}anchorvla check"
         assert watcher.status()["ticks"] == 0
@@ -394,6 +395,23 @@ def test_what_is_idle_comes_again_after_the_seconds_it_wants_and_ends_with_the_w
     assert len(log) in (4, 5)
 
 
+def test_a_worker_is_busy_with_what_is_idle_as_long_as_that_takes():
+    clock, inside, go = FakeClock(), threading.Event(), threading.Event()
+
+    def idle(owned):
+        inside.set()
+        assert go.wait(MAX_WAIT_S)
+
+    worker = Worker(lambda: contextlib.nullcontext("it"), clock, idle)
+    worker.start()
+    assert inside.wait(MAX_WAIT_S)
+    clock.now = 3.0
+    assert worker.busy_s == 3.0
+    go.set()
+    until(lambda: worker.busy_s == 0.0)
+    assert worker.stop(MAX_WAIT_S)
+
+
 @pytest.fixture
 def probing(heart):
     """A server in a self-check that lasts until it is let go."""
@@ -460,6 +478,25 @@ def test_a_self_check_that_hangs_is_told_to_whoever_asks(probing):
     leave(one)
 
 
+def test_a_server_makes_up_for_its_checks_as_long_as_a_client_drives(heart):
+    policy = Probed()
+    session = Session(policy, 0, heart=heart)
+
+    def calls_of_three_checks():
+        before = len(policy.calls)
+        until(lambda: policy.calls[before:].count("probe") > 3)
+        return policy.calls[before:]
+
+    with serving(policy, own=lambda: contextlib.nullcontext(session)) as server:
+        assert set(calls_of_three_checks()) == {"probe"}
+        one = client(server)
+        one.infer(observation())
+        assert calls_of_three_checks().count("catch up") > 1
+        leave(one)
+        until(lambda: server.lease.holder is None)
+        until(lambda: "catch up" not in calls_of_three_checks())
+
+
 def test_an_operators_stop_is_told(heart):
     session = Session(Probed(), 0, heart=heart)
     with serving(own=lambda: contextlib.nullcontext(session)) as server:
@@ -501,6 +538,26 @@ def test_a_served_policy_without_clients_is_fed_and_says_when_it_is_told_to_stop
     assert alone["policy"] == "anchorvla4d" and 5 <= alone["ticks"] < status["ticks"]
     assert alone["pid"] == status["pid"] == process.pid and alone["stopped"] is None
     assert status["stopped"]["why"] == "told to stop by SIGTERM"
+
+
+def test_a_served_policy_that_computes_something_else_is_not_fed_and_says_why(
+    tmp_path, monkeypatch
+):
+    exact = families.expected
+    monkeypatch.setattr(families, "expected", lambda values: exact(values) * np.float32(1.01))
+    bundle = family(tmp_path, FAMILIES["first frame"])
+    with systemd(1.0) as watcher:
+        for name, value in watcher.environment.items():
+            monkeypatch.setenv(name, value)
+        with served(bundle) as (process, _):
+            until(lambda: len(watcher.heard(MAX_WAIT_S)) and watcher.status())
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        heard, status = watcher.heard(), watcher.status()
+    why = "actions of the golden observation: off by 9.9e-03, allowed is 1e-04; run: anchorvla"
+    assert f"serve: the self-check failed: {why}" in err
+    assert f"self-check: {why}" in status["stopped"]["why"] and status["ticks"] == 0
+    assert not any("WATCHDOG" in words for words in heard) and "STOPPING" in heard[-1]
 
 
 def test_without_watchdog_and_folder_ready_is_told_and_nothing_else_till_the_end(

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from runtime.errors import BundleError, EngineError
 from tests.runtime.stand_ins import strangers
 from tests.runtime.stand_ins.served import (
     MAX_WAIT_S,
+    NOBODY,
     PICTURE,
     FakeClock,
     Policy,
@@ -29,8 +29,6 @@ from tests.runtime.stand_ins.served import (
 )
 
 KEY = "0123456789abcdef0123"
-NOBODY = SimpleNamespace(idle=lambda **told: None)
-"""A session that nobody asks anything."""
 
 
 def test_one_client_drives_and_another_may_only_look_on(server, driver):

@@ -23,6 +23,7 @@ from runtime.pages.live.page import LivePage
 from tests.runtime.stand_ins import strangers
 from tests.runtime.stand_ins.served import (
     MAX_WAIT_S,
+    NOBODY,
     FakeClock,
     Policy,
     client,
@@ -328,7 +329,7 @@ def test_a_policy_that_still_loads_is_shown_as_such(show):
     @contextlib.contextmanager
     def own():
         assert go.wait(MAX_WAIT_S)
-        yield
+        yield NOBODY
 
     with serving(show=show, own=own, wait=False, ends=False) as server:
         until(lambda: server.port != 0)

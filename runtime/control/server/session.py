@@ -135,7 +135,7 @@ class Session:
         verdict = self.policy.probe()
         if not verdict.passed:
             raise EngineError(
-                f"{verdict.name} of the golden observation is off by {verdict.error:.1e}, allowed "
+                f"{verdict.name} of the golden observation: off by {verdict.error:.1e}, allowed "
                 f"is {verdict.allowed:.0e}; run: anchorvla check"
             )
         self.heart.beat(1e3 * (self._clock() - start))

@@ -32,6 +32,8 @@ from runtime.graph import Graph
 
 PICTURE = (8, 6, 3)
 LARGE = (1 << 20,)
+NOBODY: Any = SimpleNamespace(idle=lambda **told: None)
+"""A session that nobody asks anything."""
 MAX_WAIT_S = 30.0
 """For what happens in milliseconds: a test that waits so long has failed."""
 
