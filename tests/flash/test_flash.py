@@ -107,6 +107,22 @@ def test_other_packages_have_an_environment_of_their_own(flashed, make, tmp_path
     assert "'other'" not in paths[0].read_text()
 
 
+def test_pip_is_taken_over_from_another_environment_and_is_whole(flashed, make, tmp_path):
+    old = flashed.root / "releases" / flashed.current
+    flash(make(number=2, wheels_of=stand_in_wheelhouse(tmp_path / "others", "other")))
+    venv = flashed.root / "current/venv"
+    installed = next((old / "venv/lib").glob("python3*/site-packages/pip/__main__.py"))
+    assert (venv / installed.relative_to(old / "venv")).samefile(installed)
+    shutil.rmtree(old)
+    python = [str(venv / "bin/python"), "-I", "-m", "pip"]
+    check = subprocess.run([*python, "show", "-f", "pip"], capture_output=True, text=True)
+    assert check.returncode == 0 and f"Location: {venv}" in check.stdout
+    listed = [line.strip() for line in check.stdout.split("Files:")[1].split()]
+    site = venv / installed.parent.parent.relative_to(old / "venv")
+    missing = [name for name in listed if name.startswith("pip") and not (site / name).exists()]
+    assert len(listed) > 100 and not missing
+
+
 @pytest.mark.parametrize(
     ("behaviour", "changes", "words"),
     [

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from runtime.storage.files import sync
 
 WHOLE = ".whole"
 """In a virtual environment of which nothing is missing."""
+PACKAGES = Path("lib", "python{}.{}".format(*sys.version_info[:2]), "site-packages")
+"""In an environment of this Python."""
 CUDA = "/usr/local/cuda/bin"
 BENCH_TICKS = 20
 LAST_LINES = 5
@@ -118,8 +120,12 @@ def make_environment(place: Place, release: str, say: Say) -> bool:
         _take_over(place.folder(other) / VENV, venv)
         write_json(venv / WHOLE, {"from": other})
         return True
-    python = [sys.executable, "-I", "-m", "venv", "--system-site-packages", str(venv)]
+    pip = _installed_pip(place)
+    python = [sys.executable, "-I", "-m", "venv", "--system-site-packages"]
+    python += ["--without-pip"] * bool(pip) + [str(venv)]
     _run(python, say, "no virtual environment can be made: sudo apt install python3-venv")
+    for path in pip:
+        shutil.copytree(path, venv / PACKAGES / path.name, copy_function=os.link)
     _run(
         [
             *(str(venv / "bin/python"), "-I", "-m", "pip", "--isolated", "install"),
@@ -139,12 +145,27 @@ def make_environment(place: Place, release: str, say: Say) -> bool:
 def _same_environment(place: Place, release: str) -> str | None:
     """Another release whose environment is whole, of the same packages and this Python."""
     wanted = place.described(release)["files"][REQUIREMENTS]["sha256"]
-    for other in reversed(place.all()):
-        venv = place.folder(other) / VENV
-        is_same = place.described(other)["files"][REQUIREMENTS]["sha256"] == wanted
-        if is_same and (venv / WHOLE).is_file() and _version(venv) == sys.version_info[:2]:
+    for other in _whole_environments(place):
+        if place.described(other)["files"][REQUIREMENTS]["sha256"] == wanted:
             return other
     return None
+
+
+def _installed_pip(place: Place) -> list[Path]:
+    """Its folders in another release's environment: a new one takes as long as all the rest."""
+    for other in _whole_environments(place):
+        packages = place.folder(other) / VENV / PACKAGES
+        if (packages / "pip").is_dir():
+            return [packages / "pip", *packages.glob("pip-*.dist-info")]
+    return []
+
+
+def _whole_environments(place: Place) -> Iterator[str]:
+    """Releases that have one of this Python; the newest first."""
+    for release in reversed(place.all()):
+        venv = place.folder(release) / VENV
+        if (venv / WHOLE).is_file() and _version(venv) == sys.version_info[:2]:
+            yield release
 
 
 def _version(venv: Path) -> tuple[int, ...] | None:
