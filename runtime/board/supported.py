@@ -176,6 +176,7 @@ def releases_for(l4t: str, sm: str | None, compatible: Iterable[str]) -> tuple[R
     """Rows of the table for this board with this L4T; none where it is not known to work.
 
     Args:
+        sm: None where nobody says which GPU it is: rows of any.
         compatible: strings of the device tree: `nvidia,p3701-0005`.
     """
     numbers, names = numbers_of(l4t), " ".join(compatible)
@@ -184,7 +185,7 @@ def releases_for(l4t: str, sm: str | None, compatible: Iterable[str]) -> tuple[R
         for row in RELEASES
         if row.first <= numbers
         and numbers[: len(row.last)] <= row.last
-        and sm in row.sms
+        and (sm is None or sm in row.sms)
         and (not row.modules or any(module in names for module in row.modules))
     )
 

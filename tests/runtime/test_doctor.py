@@ -515,6 +515,16 @@ def test_without_bindings_the_library_is_what_is_compared(tmp_path):
     assert board.findings()["TensorRT"].found == "10.3.0.30"
 
 
+def test_a_jetpack_of_the_table_is_one_where_nobody_says_which_gpu_it_is(tmp_path):
+    """A container without the device tree: that is what is wrong, and not the JetPack."""
+    board = plant("orin-nano-jetpack-6.2", tmp_path)
+    board.remove("proc/device-tree")
+    found = board.findings()
+    assert found["GPU"].severity == "error" and found["JetPack"].severity == "ok"
+    board.write("etc/nv_tegra_release", "# R36 (release), REVISION: 9.9, GCID: 1")
+    assert board.findings()["JetPack"].severity == "warning"
+
+
 def test_rows_of_the_table_begin_and_end_where_nvidias_releases_do():
     compatible = ("nvidia,p3767-0000", "nvidia,tegra234")
     known = ("36.4.0", "36.4.7", "36.5.0", "36.5.2", "39.2.0", "39.2.1")
