@@ -214,7 +214,7 @@ test-aarch64: setup ## the lean wheel and BUNDLE in an emulated aarch64 user spa
 virtual-board: setup board-tools ## a Debian machine under qemu that stands in for a board: made, booted, its power cut (10 minutes the first time)
 	$(PY) -m tests.virtual_board $(ARGS)
 
-virtual-flash: setup board-tools ## BUNDLE flashed to the virtual board for real: booted, hung, failed in three ways, rolled back (half an hour)
+virtual-flash: setup board-tools ## BUNDLE flashed to the virtual board for real: booted, hung, failed in four ways, rolled back (half an hour)
 	$(PY) -m tests.virtual_board.flashed $(call quoted,$(BUNDLE)) $(ARGS)
 
 power-cuts: setup board-tools ## the virtual board's power cut at every border of a flash and at 100 random moments (hours)

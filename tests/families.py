@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,14 @@ def write_bundle(folder: Path, graph: Graph, golden: Mapping[str, Any]) -> Path:
     )  # fmt: skip
     (folder / "manifest.json").write_bytes(manifest.to_json())
     return folder
+
+
+def list_again(bundle: Path, name: str) -> None:
+    """A file of the bundle was changed: the manifest says so."""
+    manifest, path = bundle / "manifest.json", bundle / name
+    raw = json.loads(manifest.read_bytes())
+    raw["files"][name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    manifest.write_text(json.dumps(raw))
 
 
 def write_engine(path: Path, ports: list[Tensor]) -> None:

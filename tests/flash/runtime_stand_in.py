@@ -37,7 +37,7 @@ def serve():
         partial.replace(status)
         if "silent" not in BEHAVIOUR:
             notify("WATCHDOG=1")
-        time.sleep(0.05)
+        time.sleep(0.5 if "slow" in BEHAVIOUR else 0.05)
 
 
 def told():

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from device_tests.errors import RemoteError
@@ -34,6 +35,7 @@ from export.release.board import Board
 from export.release.config import KeysConfig, ReleaseConfig, SignConfig
 from export.release.flash import STEPS, Prepared, Step, flash_board, settled, who
 from export.release.signing import make_keys, sign
+from tests.families import list_again
 from tests.flash.board import stand_in_wheelhouse
 from tests.runtime.test_declarations import family
 from tests.runtime.test_refused_manifests import INPUTS
@@ -53,10 +55,19 @@ for name, entry in described["files"].items():
         sys.exit(f"{current.name}: {name} is not what it was: {len(data)} bytes")
 if not (current / "proven.json").read_bytes():
     sys.exit(f"{current.name}: proven.json is empty")
+for engine in (current / "bundle/engines").glob("*.onnx"):
+    plans = [*(current / "bundle/plans").glob(f"*/{engine.stem}.*")]
+    if len([plan for plan in plans if plan.stat().st_size]) < 2:
+        sys.exit(f"{current.name}: the plan of {engine.stem} is not what it was")
 print(current.name)
 """
 TENSORRT = "/usr/lib/python3/dist-packages/tensorrt.py"
 STARTED_S = 240.0
+EVERY = 2
+ROLLBACKS = 0.15
+ENGINES = ("engines/mean3.onnx", "engines/sum.onnx")
+"""That change. Nobody reads them: the program of the release is a stand-in."""
+ENGINE_BYTES = 500_000
 
 
 class Broken(Exception):
@@ -90,10 +101,17 @@ class Trials:
             yield board
 
     def prepare(self) -> Prepared:
-        """The next release: other signature, other wheel, so most of it is sent."""
-        self.number += 1
-        wheels = self.folder / f"wheels-{self.number}"
-        stand_in_wheelhouse(wheels, f"number-{self.number}", "slow")
+        """The next release: two new engines of four, and one in `EVERY` has other packages.
+
+        An environment takes as long as all the rest, and few cuts would fall elsewhere.
+        """
+        packages, self.number = self.number // EVERY, self.number + 1
+        wheels = self.folder / f"wheels-{packages}"
+        if not wheels.exists():
+            stand_in_wheelhouse(wheels, f"packages-{packages}", "slow")
+        for name in ENGINES:
+            (self.bundle / name).write_bytes(random.randbytes(ENGINE_BYTES))
+            list_again(self.bundle, name)
         key = self.folder / "keys/release.key"
         sign(SignConfig(bundle=self.bundle, key=key, number=self.number))
         return Prepared(
@@ -155,41 +173,69 @@ class Trials:
         raise Broken(f"the service is {state!r} after {STARTED_S:g} s: {journal.stdout}")
 
 
-def cut_at(trials: Trials, action: Callable[[Callable[[str], None]], None], moment: object) -> str:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Of a cut: so long behind the end of a step. Seconds from the begin would miss most of a flash
+    where the host is busier or idler than when one was timed."""
+
+    behind: str
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s behind {self.behind}" if self.seconds else self.behind
+
+
+BEGIN = "begin"
+
+
+def cut_at(trials: Trials, action: Callable[[Callable[[str], None]], None], moment: Moment) -> str:
     """Do `action`, and take the power away.
 
-    Args:
-        moment: seconds from its begin, or the name of a step, right after it.
-
     Returns:
-        What it was in the middle of.
+        The last step that was done.
     """
-    reached, done = ["begin"], threading.Event()
+    reached, done = [BEGIN], threading.Event()
+    timers: list[threading.Thread] = []
 
     def power() -> None:
-        assert isinstance(moment, float)
-        if not done.wait(moment):
+        if not done.wait(moment.seconds):
             trials.virtual.cut()
 
     def at(name: str) -> None:
         reached.append(name)
-        if name == moment:
+        if name == moment.behind and not moment.seconds:
             trials.virtual.cut()
+        elif name == moment.behind and not timers:
+            timers.append(threading.Thread(target=power))
+            timers[-1].start()
 
-    timer = threading.Thread(target=power)
-    if isinstance(moment, float):
-        timer.start()
     try:
         with suppress(ExportError, RemoteError, ValueError, IndexError):
+            at(BEGIN)
             action(at)
     finally:
         done.set()
-        if timer.ident:
+        for timer in timers:
             timer.join()
     if trials.virtual.pid is not None:
         trials.virtual.cut()
         reached.append("end")
     return reached[-1]
+
+
+def random_moment(took: Sequence[tuple[str, float]], rng: random.Random) -> Moment:
+    """Any time of a flash is as likely.
+
+    Args:
+        took: steps of an undisturbed one, and the seconds of each.
+    """
+    at_s = rng.uniform(0, sum(seconds for _, seconds in took))
+    behind = BEGIN
+    for name, seconds in took:
+        if at_s < seconds:
+            break
+        behind, at_s = name, at_s - seconds
+    return Moment(behind, at_s)
 
 
 def kill_workstation(trials: Trials, prepared: Prepared, moment_s: float) -> None:
@@ -259,19 +305,37 @@ def names(trials: Trials) -> tuple[str, str | None]:
     return report["current"], report["previous"]
 
 
+def timed(trials: Trials) -> list[tuple[str, float]]:
+    """An undisturbed flash: its steps, and the seconds of each."""
+    took, last, prepared = [], time.monotonic(), trials.prepare()
+
+    def at(name: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        took.append((name, now - last))
+        last = now
+
+    trials.flash(prepared, at)
+    return took
+
+
 def run(trials: Trials, steps: Sequence[Step], num_random: int, num_others: int, seed: int) -> int:
     """All cuts; the number of those after which a promise was broken."""
     print(f"board: {trials.virtual.start():.1f} s", flush=True)
     trials.virtual.ssh(["tee", TENSORRT], stdin="# looked for, and not used by the stand-in\n")
-    begun = time.monotonic()
-    trials.flash(trials.prepare())
-    took_s = time.monotonic() - begun
-    print(f"an undisturbed flash: {took_s:.1f} s; seed {seed}", flush=True)
+    took = timed(trials)
+    for words in ("with the same packages", "with others"):
+        took = timed(trials)
+        listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in took)
+        print(f"an undisturbed flash {words}, in seconds: {listed}; seed {seed}", flush=True)
+    took_s = sum(seconds for _, seconds in took)
     rng = random.Random(seed)
-    moments: list[tuple[str, object]] = [("flash", step.name) for step in steps]
+    moments = [("flash", Moment(step.name)) for step in steps]
     for _ in range(num_random):
-        kind = "rollback" if rng.random() < 0.15 else "flash"
-        moments.append((kind, rng.uniform(0, took_s * (0.4 if kind == "rollback" else 1.1))))
+        if rng.random() < ROLLBACKS:
+            moments.append(("rollback", Moment(BEGIN, rng.uniform(0, took_s / 4))))
+        else:
+            moments.append(("flash", random_moment(took, rng)))
     broken = 0
     for number, (kind, moment) in enumerate(moments, 1):
         old, before = names(trials)
@@ -297,8 +361,7 @@ def run(trials: Trials, steps: Sequence[Step], num_random: int, num_others: int,
             words = f"BROKEN: {error}"
             trials.seen["broken"] += 1
         trials.seen[f"{kind}, behind {where}"] += 1
-        at_words = f"{moment:.1f} s" if isinstance(moment, float) else f"behind {moment}"
-        print(f"{number:4} {kind} cut at {at_words} ({where}): {words}", flush=True)
+        print(f"{number:4} {kind} cut at {moment} ({where}): {words}", flush=True)
         if broken and not trials.sync:
             return broken
     return broken + run_others(trials, num_others, took_s, rng)
