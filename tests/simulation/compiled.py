@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+import hashlib
+import io
 import json
 import mmap
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,8 +22,8 @@ from runtime.backends.onnxruntime_module import ort
 from tests.simulation.world import ALIGNMENT, Op, Span, Violation, World, module
 
 PLAN = b"simulated plan of "
-LONGEST = 4096
-"""Bytes in which a plan says of what it is; more may follow a zero."""
+"""How a plan begins; the path of its ONNX file follows, and behind a zero perhaps an archive of it
+and its weights."""
 KINDS = {"float": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "uint8": "UINT8"}
 NUMPY = {
     "FLOAT": "float32",
@@ -40,6 +44,23 @@ def mapped(plan: bytes) -> memoryview:
     mapping = mmap.mmap(-1, len(plan))
     mapping[:] = plan
     return memoryview(mapping)
+
+
+@functools.cache
+def _unpacked() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="simulated-plans-")
+
+
+def network_of(plan: bytes) -> Path:
+    """The ONNX file of a plan: unpacked from it, or where it was when the plan was made."""
+    said, _, files = plan.removeprefix(PLAN).partition(b"\0")
+    path = Path(said.decode())
+    if not files:
+        return path
+    folder = Path(_unpacked().name, hashlib.sha256(files).hexdigest())
+    if not folder.exists():
+        zipfile.ZipFile(io.BytesIO(files)).extractall(folder)
+    return folder / path.name
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,12 +131,12 @@ def tensorrt(world: World) -> ModuleType:
             world.num_deserialized += 1
             if world.is_refused("deserialize_cuda_engine"):
                 return None
-            plan = bytes(given[:LONGEST])
+            plan = bytes(given)
             if not plan.startswith(PLAN):
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
             try:
-                path = Path(plan.removeprefix(PLAN).partition(b"\0")[0].decode())
+                path = network_of(plan)
                 weights = sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}.*"))
                 # A real plan is as large as its weights, and pages of a file take nothing.
                 copied = 0 if isinstance(memoryview(given).obj, mmap.mmap) else weights
