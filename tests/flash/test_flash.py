@@ -126,7 +126,7 @@ def test_pip_is_taken_over_from_another_environment_and_is_whole(flashed, make, 
 @pytest.mark.parametrize(
     ("behaviour", "changes", "words"),
     [
-        ("parity", {}, "parity with the golden data: error: 1 of 21 differ"),
+        ("parity", {}, r"golden data: FAIL prefix_kv +3.0e-01 \(.*\) \| error: 1 of 21 differ"),
         ("", {"budget_ms": 2.5}, r"a warm tick takes 3.0 ms \(99th percentile of 50\), its budget"),
     ],
 )

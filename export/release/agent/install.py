@@ -323,7 +323,7 @@ def _engine(files: Mapping[str, Any], engine: str) -> dict[str, str]:
 
 
 def _program(place: Place, release: str) -> list[str]:
-    return [str(place.folder(release) / VENV / "bin/python"), "-I", "-m", "runtime"]
+    return [str(place.folder(release) / VENV / "bin/python"), "-I", "-u", "-m", "runtime"]
 
 
 def _anchorvla(place: Place, release: str, words: Sequence[str], say: Say, what: str) -> list[str]:
@@ -361,7 +361,7 @@ def _run(
     """Its lines, each said as it comes.
 
     Raises:
-        AgentError: it failed; the last lines tell why.
+        AgentError: it failed; what it calls an error, or else its last lines, tell why.
     """
     lines = []
     with _popen(command, place, release) as done:
@@ -370,6 +370,7 @@ def _run(
             lines.append(line.rstrip())
             say(lines[-1])
     if done.returncode:
-        last = " | ".join(line for line in lines[-LAST_LINES:] if line)
-        raise AgentError(f"{what}: {last or f'exit code {done.returncode}'}")
+        why = [line for line in lines if line.lower().startswith(("fail", "error"))] or lines
+        words = " | ".join(line for line in why[-LAST_LINES:] if line)
+        raise AgentError(f"{what}: {words or f'exit code {done.returncode}'}")
     return lines
