@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,14 @@ def end_service(state):
     systemctl.STATE = state
     systemctl.end()
     del os.environ["ANCHORVLA_SYSTEMD"]
+
+
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came true")
 
 
 def stand_in_wheelhouse(folder, *behaviour):

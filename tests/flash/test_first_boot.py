@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,11 @@ import pytest
 from export.release.agent import first_boot, lock, trial
 from export.release.agent.place import AgentError, Place, led_to, link, write_json
 from export.release.flash_os import flash_os
-from tests.flash.board import end_service, stand_in_commands
+from tests.flash.board import end_service, stand_in_commands, wait_until
 from tests.flash.linux_for_tegra import SYSTEM
 
 UNIT = "anchorvla-first-boot.service"
 STEPS = ["environment", "doctor", "build", "prove", "switch", "settle"]
-
-
-def wait_until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came true")
 
 
 class Booted:

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,7 +24,7 @@ from export.release.config import (
 )
 from export.release.flash import STEPS, Prepared, flash, flash_board, preflight, reached, rollback
 from export.release.status import status
-from tests.flash.board import stand_in_wheelhouse
+from tests.flash.board import stand_in_wheelhouse, wait_until
 
 
 def test_a_release_is_proven_switched_to_and_confirmed(board, make, capsys):
@@ -97,6 +96,7 @@ def test_an_environment_of_the_same_packages_is_taken_over_and_stands_alone(boar
 
 
 def test_other_packages_have_an_environment_of_their_own(flashed, make, tmp_path):
+    """Whose pip is that of another environment, and whole."""
     old = flashed.root / "releases" / flashed.current
     flash(make(number=2, wheels_of=stand_in_wheelhouse(tmp_path / "others", "other")))
     paths = [
@@ -105,11 +105,6 @@ def test_other_packages_have_an_environment_of_their_own(flashed, make, tmp_path
     ]
     assert not paths[0].samefile(paths[1]) and "'other'" in paths[1].read_text()
     assert "'other'" not in paths[0].read_text()
-
-
-def test_pip_is_taken_over_from_another_environment_and_is_whole(flashed, make, tmp_path):
-    old = flashed.root / "releases" / flashed.current
-    flash(make(number=2, wheels_of=stand_in_wheelhouse(tmp_path / "others", "other")))
     venv = flashed.root / "current/venv"
     installed = next((old / "venv/lib").glob("python3*/site-packages/pip/__main__.py"))
     assert (venv / installed.relative_to(old / "venv")).samefile(installed)
@@ -327,18 +322,11 @@ def working_folder(board):
         return None
 
 
-def wait_until(condition):
-    for _ in range(400):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came true")
-
-
 def run_agent(board, *words, given=""):
     command = [sys.executable, "-I", str(board.root / "agent.pyz"), "--root", str(board.root)]
     done = subprocess.run(
         [*command, "--system", str(board.system), *words],
+        input=given,
         capture_output=True,
         text=True,
         check=True,

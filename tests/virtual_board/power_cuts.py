@@ -64,7 +64,9 @@ print(current.name)
 TENSORRT = "/usr/lib/python3/dist-packages/tensorrt.py"
 STARTED_S = 240.0
 EVERY = 2
+"""Releases, of which one has other packages than the one before."""
 ROLLBACKS = 0.15
+"""Of the random cuts, those in the middle of a rollback."""
 ENGINES = ("engines/mean3.onnx", "engines/sum.onnx")
 """That change. Nobody reads them: the program of the release is a stand-in."""
 ENGINE_BYTES = 500_000
@@ -194,28 +196,23 @@ def cut_at(trials: Trials, action: Callable[[Callable[[str], None]], None], mome
     Returns:
         The last step that was done.
     """
-    reached, done = [BEGIN], threading.Event()
-    timers: list[threading.Thread] = []
-
-    def power() -> None:
-        if not done.wait(moment.seconds):
-            trials.virtual.cut()
+    reached: list[str] = []
+    timer = threading.Timer(moment.seconds, trials.virtual.cut)
 
     def at(name: str) -> None:
         reached.append(name)
         if name == moment.behind and not moment.seconds:
             trials.virtual.cut()
-        elif name == moment.behind and not timers:
-            timers.append(threading.Thread(target=power))
-            timers[-1].start()
+        elif name == moment.behind and not timer.ident:
+            timer.start()
 
     try:
         with suppress(ExportError, RemoteError, ValueError, IndexError):
             at(BEGIN)
             action(at)
     finally:
-        done.set()
-        for timer in timers:
+        timer.cancel()
+        if timer.ident:
             timer.join()
     if trials.virtual.pid is not None:
         trials.virtual.cut()
@@ -323,7 +320,7 @@ def run(trials: Trials, steps: Sequence[Step], num_random: int, num_others: int,
     """All cuts; the number of those after which a promise was broken."""
     print(f"board: {trials.virtual.start():.1f} s", flush=True)
     trials.virtual.ssh(["tee", TENSORRT], stdin="# looked for, and not used by the stand-in\n")
-    took = timed(trials)
+    timed(trials)  # the first makes pip, which later ones take over
     for words in ("with the same packages", "with others"):
         took = timed(trials)
         listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in took)
