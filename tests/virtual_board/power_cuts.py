@@ -56,8 +56,9 @@ for name, entry in described["files"].items():
 if not (current / "proven.json").read_bytes():
     sys.exit(f"{current.name}: proven.json is empty")
 for engine in (current / "bundle/engines").glob("*.onnx"):
-    plans = [*(current / "bundle/plans").glob(f"*/{engine.stem}.*")]
-    if len([plan for plan in plans if plan.stat().st_size]) < 2:
+    folder = current / "bundle/plans/board"
+    plan, record = (folder / f"{engine.stem}{suffix}" for suffix in (".plan", ".json"))
+    if record.read_text() != hashlib.sha256(plan.read_bytes()).hexdigest():
         sys.exit(f"{current.name}: the plan of {engine.stem} is not what it was")
 print(current.name)
 """
