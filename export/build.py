@@ -50,8 +50,8 @@ from export.page.report import write_report
 from export.parts import largest_of
 from export.subject import Subject, choose_parts, prepare, scanned_tensors
 from export.twin import write_twin
-from models.anchorvla4d.split import ACTIONS, DENOISED, TOKENIZER, TOKENS
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.split import ACTIONS, DENOISED, TOKENIZER, TOKENS
 from models.statistics import KINDS
 from models.stored import Rows, return_what_is_freed
 from quant.apply import decide
@@ -155,13 +155,12 @@ def _needs(
     Raises:
         ExportError, OutputError: it is not there.
     """
-    model = checkpoint.model
-    rules = decide(recipe, model)
+    rules = decide(recipe, checkpoint.model)
 
     def estimate(layers_per_part: int | None) -> Needs:
         asked = dataclasses.replace(config, layers_per_part=layers_per_part)
         layers = choose_parts(asked, recipe, checkpoint.config)
-        return needs_of(model, recipe, rules, layers, checkpoint.image, config)
+        return needs_of(checkpoint, recipe, rules, layers, config)
 
     needs = estimate(config.layers_per_part)
     depth = checkpoint.config.language.num_hidden_layers
@@ -231,7 +230,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     checkpoint, parts = subject.checkpoint, subject.parts
     config = checkpoint.config
     (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was cut off
-    table = Rows(checkpoint.model.vlm.model.embed_tokens.weight)
+    table = Rows(parts.tables[TOKENS])
     with (folder / EMBEDDING).open("wb") as file:
         for start in range(0, len(table), ROWS):
             table[start : start + ROWS].tofile(file)

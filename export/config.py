@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from models.anchorvla4d.presets import CONFIGS
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
+from models.families import CONFIGS
 from quant.boards import name_of_board
 from quant.recipes import RECIPES, Recipe, Softmax
 

@@ -39,7 +39,7 @@ def demo(config: DemoConfig) -> int:
     if config.live and _can_render():
         run += ["--tasks", *DEMO_TASKS, "--num-episodes", str(config.episodes)]
         run += ["--seed", str(UNSEEN_SEED)]
-    title = "AnchorVLA4D demo: recorded and simulated episodes"
+    title = "anchorvla-edge demo: recorded and simulated episodes"
     return anchorvla([*run, "--report", str(page), "--title", title])
 
 

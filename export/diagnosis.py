@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from export.judge import Stages, worst_stages
 from export.measure import Modules
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import DENOISED, Split
+from models.split import DENOISED, Split
 from quant.modules import QuantLinear
 from runtime.backends.parity import relative_error
 

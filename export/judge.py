@@ -27,7 +27,8 @@ from export.measure import (
     step_sensitivity,
 )
 from export.subject import Judged, Subject
-from models.anchorvla4d.split import DENOISED, Split
+from models.families import family_of
+from models.split import DENOISED, Split
 from models.stored import SHELF
 from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -119,6 +120,7 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
         rules,
         subject.recipe.base,
         _island_layers(exported),
+        family_of(subject.checkpoint.config).folded,
     )
     gates.judge(
         "precision_audit",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,17 +21,19 @@ from torch.nn import functional
 
 from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
-from models.anchorvla4d.split import ACTIONS, DENOISED, TOKENIZER, TOKENS, Split
 from models.checkpoint import Checkpoint, normalizations, reference
+from models.families import family_of
+from models.split import ACTIONS, DENOISED, TOKENIZER, Split
 from models.stored import SHELF, Rows, StoredTensor
 from quant.data.observations import Observation
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.parity import relative_error
+from runtime.declarations import Input
 from runtime.engine import in_order
 from runtime.functions.function import Resources
 from runtime.golden import Golden
-from runtime.graph import Stage
+from runtime.graph import Graph, Stage
 from runtime.inputs import draw_noise, takers
 from runtime.interpreter import assemble
 
@@ -47,10 +49,11 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
     Args:
         image_size: width and height.
     """
-    head = checkpoint.config.head
     embodiment = sorted(checkpoint.statistics)[0]
     anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
-    unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(-1, 1, head.state_dim)
+    unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(
+        -1, 1, checkpoint.config.state_dim
+    )
     statistics = checkpoint.statistics[embodiment]
     to_policy, _ = normalizations(checkpoint.config, statistics, embodiment)
     state = to_policy.to_robot(unit.astype(np.float32))
@@ -61,29 +64,32 @@ def golden_of(
     checkpoint: Checkpoint, observation: Observation, *, seed: int, samples: int = 1
 ) -> dict[str, NDArray[Any]]:
     """An observation as the graph's inputs, with noise of a seed and nothing left over."""
-    head = checkpoint.config.head
-    num_actions, width = head.chunk_shape()
-    return {
-        "anchor": observation.anchor,
-        "frame": observation.frame,
-        "instruction": np.array(observation.instruction),
-        "state": observation.state.astype(np.float32),
-        "noise": draw_noise(seed, 0, head.chunk_shape(samples)),
-        "leftover": np.zeros((num_actions, 1 + width), np.float32),
-        "embodiment": np.array(sorted(checkpoint.statistics)[0]),
+    config, (height, width, _) = checkpoint.config, observation.frame.shape
+    declared = family_of(config).inputs(config, checkpoint.parts, (height, width, 3), 1, samples)
+    made: dict[str, Callable[[Input], NDArray[Any]]] = {
+        "image": lambda given: observation.anchor if given.source == "latch" else observation.frame,
+        "text": lambda given: np.array(observation.instruction),
+        "vector": lambda given: observation.state.astype(np.float32),
+        "noise": lambda given: draw_noise(seed, 0, given.shape),
+        "leftover": lambda given: np.zeros(given.shape, np.float32),
     }
+    inputs = {
+        name: make(given)
+        for kind, make in made.items()
+        for name, given in declared.items()
+        if given.kind == kind
+    }
+    assert inputs.keys() == declared.keys(), declared
+    return inputs | {"embodiment": np.array(sorted(checkpoint.statistics)[0])}
 
 
 def reference_actions(checkpoint: Checkpoint, golden: Tensors) -> NDArray[np.float32]:
     """[T, A] of the float32 reference, or [K, T, A] of K samples, robot units."""
+    words = {"instruction", "embodiment"}
+    given = {n: golden[n] for n in golden.keys() - words - {"leftover", DENOISED, ACTIONS}}
+    instruction, embodiment = str(golden["instruction"]), str(golden["embodiment"])
     return reference(
-        checkpoint,
-        anchor=golden["anchor"],
-        frame=golden["frame"],
-        instruction=str(golden["instruction"]),
-        state=golden["state"],
-        noise=golden["noise"],
-        embodiment=str(golden["embodiment"]),
+        checkpoint, instruction=instruction, leftover=None, embodiment=embodiment, **given
     )
 
 
@@ -97,7 +103,7 @@ class Modules:
         engines = {name: TorchEngine(spec) for name, spec in parts.engines.items()}
         embodiment = sorted(checkpoint.statistics)[0]
         resources = Resources(
-            tables={TOKENS: cast(Any, Rows(checkpoint.model.vlm.model.embed_tokens.weight))},
+            tables={name: cast(Any, Rows(table)) for name, table in parts.tables.items()},
             statistics=checkpoint.statistics[embodiment],
         )
         self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)
@@ -159,24 +165,36 @@ def _error(parts: Split, stage: Stage, tensors: Tensors) -> float:
 
 
 def step_sensitivity(parts: Split, exact: Split, tensors: Tensors) -> dict[str, float]:
-    """What each denoise step of `parts` alone does to the last step's result, all else exact.
+    """What each step of the sampler of `parts` alone does to the last one's result, all else exact.
 
     Args:
         exact: the float32 policy.
         tensors: of it.
     """
-    steps = [s for s in exact.graph.stages if s.engine == "denoise"]
+    steps = sampling(exact.graph)
     errors = {}
     for changed in steps:
         x = torch.from_numpy(tensors[changed.inputs["x"]])
         for stage in steps[steps.index(changed) :]:
-            engines = parts.engines if stage is changed else exact.engines
-            ports = ("modulation", "coefficients", "leftover", "weights")
-            others = [torch.from_numpy(tensors[stage.inputs[port]]) for port in ports]
+            spec = (parts if stage is changed else exact).engines[stage.engine or ""]
+            given = {port: torch.from_numpy(tensors[t]) for port, t in stage.inputs.items()}
             with torch.no_grad():
-                x = engines["denoise"].module(x, *others)
+                x = spec.module(*(x if port == "x" else given[port] for port in spec.inputs))
         errors[changed.name] = relative_error(x.numpy(), tensors[steps[-1].outputs["x_next"]])
     return errors
+
+
+def sampling(graph: Graph) -> list[Stage]:
+    """Stages that call one engine again and again, each on what the one before it made."""
+    by_engine: dict[str, list[Stage]] = {}
+    for stage in graph.stages:
+        if stage.engine:
+            by_engine.setdefault(stage.engine, []).append(stage)
+    for stages in by_engine.values():
+        made = {stage.outputs.get("x_next") for stage in stages} - {None}
+        if any(stage.inputs.get("x") in made for stage in stages):
+            return stages
+    return []
 
 
 @contextlib.contextmanager

@@ -17,16 +17,16 @@ from export.engines.resident import RESIDENT_BYTES
 from export.errors import ExportError
 from export.held_out import LEAST_JUDGED
 from export.parts import EngineSizes
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.spatial import NUM_VIEWS
+from export.tokens import choose_tokens
+from models.checkpoint import Checkpoint
+from models.families import family_of
+from models.networks.parts import LayersPerPart
 from models.stored import KEPT_BYTES
 from quant.apply import linear_layers
 from quant.calibrate import SAMPLED_ROWS
 from quant.recipes import Recipe, Rule
 from runtime.board.machine import meminfo, peak_bytes
-from runtime.image import ImageConfig, grid_of
+from runtime.image import grid_of
 
 LIBRARIES = 700_000_000
 """Bytes of torch, onnx, ONNX Runtime and the rest of a process without weights. The demo, whose
@@ -34,8 +34,6 @@ weights are 18 MB, was exported in 0.48 to 0.54 GB."""
 COPIES = 3.5
 """Of an engine's weights while it is traced: the module's, the graph's, the message's, and half of
 one that is on its way to the file."""
-TOKENS = 128
-"""Per call of the language model, where none are given: the episodes have not been read yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +62,10 @@ class Needs:
 
 
 def needs_of(
-    model: AnchorVLA4D,
+    checkpoint: Checkpoint,
     recipe: Recipe,
     rules: Mapping[str, Rule],
     layers: LayersPerPart,
-    image: ImageConfig,
     config: BuildConfig,
 ) -> Needs:
     """Estimate an export. Nothing of the policy is read but shapes.
@@ -76,9 +73,10 @@ def needs_of(
     Args:
         layers: that one engine holds at most.
     """
-    sizes = EngineSizes(model.config, recipe).engines(layers)
+    model, policy = checkpoint.model, checkpoint.config
+    sizes = EngineSizes(policy, recipe).engines(layers)
     exact = dataclasses.replace(recipe, base="float32")
-    traced = [e.num_bytes for e in EngineSizes(model.config, exact).engines(layers).values()]
+    traced = [e.num_bytes for e in EngineSizes(policy, exact).engines(layers).values()]
     linear = linear_layers(model)
     quantized = {n: linear[n] for n in linear if rules[n].format not in ("float32", "float")}
     codes = sum(layer.weight.numel() for layer in quantized.values())
@@ -92,8 +90,8 @@ def needs_of(
     }
     step = max(largest, key=lambda name: largest[name])
     is_lowered = recipe.base != "float32"
-    table = model.vlm.model.embed_tokens.weight.numel() * 4
-    tensors = _tensor_bytes(model, image, config)
+    table = policy.language.vocab_size * policy.language.hidden_size * 4
+    tensors = _tensor_bytes(checkpoint, layers, config)
     return Needs(
         memory={
             "libraries": LIBRARIES,
@@ -178,19 +176,21 @@ def compare(needs: Needs, disk_bytes: int) -> str:
     )
 
 
-def _tensor_bytes(model: AnchorVLA4D, image: ImageConfig, config: BuildConfig) -> int:
+def _tensor_bytes(checkpoint: Checkpoint, layers: LayersPerPart, config: BuildConfig) -> int:
     """Of the graph's tensors on one observation."""
-    c: PolicyConfig = model.config
-    width, height = config.image_size
-    rows, columns = grid_of(height, width, image)
-    patches, slots = rows * columns, config.tokens or TOKENS
-    language, head = c.language, c.head
-    cache = language.num_hidden_layers * 2 * language.num_key_value_heads * language.head_dim
-    per_patch = c.vision.patch_dim + c.vision.hidden_size
-    per_patch += c.spatial.dim * (3 + len(c.spatial.indices))
-    modulations = head.num_inference_timesteps * (6 * head.depth + 2) * head.n_emb
-    per_slot = cache + language.hidden_size * 3 + 2 * slots
-    return 4 * (NUM_VIEWS * (patches * per_patch + slots * per_slot) + modulations)
+    family, (width, height) = family_of(checkpoint.config), config.image_size
+    slots = choose_tokens(checkpoint, grid_of(height, width, checkpoint.image), (), config.tokens)
+    graph = family.split(
+        family.shapes(checkpoint.config),
+        checkpoint.parts,
+        checkpoint.image,
+        config.image_size,
+        slots.slots,
+        layers,
+        resize_on=config.resize_on,
+        samples=config.samples,
+    ).graph
+    return sum(tensor.num_bytes for tensor in graph.tensors.values())
 
 
 def _listed(parts: Mapping[str, int]) -> str:

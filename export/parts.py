@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from export.config import PartsConfig
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
-from models.anchorvla4d.presets import CONFIGS
-from models.anchorvla4d.work import Tokens, Work, engines_work, layer_names, trunk_work
+from models.config_file import configuration
+from models.families import family_of
+from models.family import layer_names
+from models.networks.parts import WHOLE, LayersPerPart, cut
+from models.networks.work import Tokens, Work
+from models.policy_config import PolicyConfig
 from quant.boards import find_board
 from quant.recipes import RECIPES, Recipe, float32
 from quant.targets import held_bytes
 from runtime.graph import part_name
 
-TRUNKS = ("vision", "language", "spatial")
 _GRID, _TOKENS = (2, 2), Tokens.padded(1)
 """Any: weights do not depend on them."""
 
@@ -48,25 +48,24 @@ class EngineSizes:
     def __init__(self, config: PolicyConfig, recipe: Recipe) -> None:
         self._config, self._base = config, recipe.base
         self._rules = recipe.decide(layer_names(config))
-        self.depths = {
-            "vision": config.vision.depth,
-            "language": config.language.num_hidden_layers,
-            "spatial": config.spatial.depth,
-        }
+        self._family = family_of(config)
+        self.depths = self._family.depths(config)
 
     def part(self, trunk: str, layers: range) -> EngineSize:
         """Some layers of a trunk in an engine of their own."""
-        return self._engine(trunk_work(self._config, trunk, layers, _GRID, _TOKENS), layers)
+        return self._engine(
+            self._family.trunk_work(self._config, trunk, layers, _GRID, _TOKENS), layers
+        )
 
     def engines(self, layers: LayersPerPart) -> dict[str, EngineSize]:
         """All engines of the policy, so cut."""
         ranges = {
             part_name(trunk, i, len(parts)): part
-            for trunk in TRUNKS
-            for parts in [cut(self.depths[trunk], getattr(layers, trunk))]
+            for trunk, depth in self.depths.items()
+            for parts in [cut(depth, layers.get(trunk))]
             for i, part in enumerate(parts)
         }
-        works = engines_work(self._config, _GRID, _TOKENS, layers)
+        works = self._family.engines_work(self._config, _GRID, _TOKENS, layers)
         return {name: self._engine(work, ranges.get(name)) for name, work in works.items()}
 
     def most_layers(self, trunk: str, limit: float) -> int | None:
@@ -101,23 +100,18 @@ def tracing_layers(config: PolicyConfig) -> LayersPerPart:
     """
     sizes = EngineSizes(config, float32())
     most = choose_layers(sizes, per_part=None, limit=MESSAGE_BYTES)
-    counts = {trunk: getattr(most, trunk) for trunk in TRUNKS}
-    return LayersPerPart(
-        **{
-            trunk: count and -(-sizes.depths[trunk] // len(cut(sizes.depths[trunk], count)))
-            for trunk, count in counts.items()
-        }
-    )
+    return {
+        trunk: -(-sizes.depths[trunk] // len(cut(sizes.depths[trunk], count)))
+        for trunk, count in most.items()
+    }
 
 
 def smaller(one: LayersPerPart, other: LayersPerPart) -> LayersPerPart:
     """Parts that hold no more layers than either says."""
-
-    def least(trunk: str) -> int | None:
-        counts = [getattr(layers, trunk) for layers in (one, other)]
-        return min((count for count in counts if count is not None), default=None)
-
-    return LayersPerPart(**{trunk: least(trunk) for trunk in TRUNKS})
+    return {
+        trunk: min(layers[trunk] for layers in (one, other) if trunk in layers)
+        for trunk in {**one, **other}
+    }
 
 
 def choose_layers(sizes: EngineSizes, *, per_part: int | None, limit: int | None) -> LayersPerPart:
@@ -130,14 +124,13 @@ def choose_layers(sizes: EngineSizes, *, per_part: int | None, limit: int | None
     """
     depth = sizes.depths["language"]
     if per_part is not None and per_part < depth:
-        language: int | None = per_part
         limit = max(sizes.part("language", part).num_bytes for part in cut(depth, per_part))
     elif per_part is not None or limit is None:
         return WHOLE
-    else:
-        language = sizes.most_layers("language", limit)
-    others = {trunk: sizes.most_layers(trunk, limit) for trunk in ("vision", "spatial")}
-    return LayersPerPart(language=language, **others)
+    most = {trunk: sizes.most_layers(trunk, limit) for trunk in sizes.depths}
+    if per_part is not None:
+        most["language"] = per_part
+    return {trunk: count for trunk, count in most.items() if count is not None}
 
 
 def print_parts(config: PartsConfig) -> None:
@@ -146,8 +139,7 @@ def print_parts(config: PartsConfig) -> None:
     Raises:
         ValueError: the configuration is none, or the recipe does not fit it.
     """
-    found = CONFIGS.get(config.config)
-    policy = found() if found else PolicyConfig.from_json(Path(config.config))
+    policy = configuration(config.config)
     board = find_board(config.board)
     console = Console()
     for name in [config.recipe] if config.recipe else sorted(RECIPES):

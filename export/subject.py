@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from export.config import BuildConfig
 from export.destination import CALIBRATION
@@ -19,11 +20,11 @@ from export.kept import Kept, digest_of
 from export.measure import Modules, golden_of, made_up, reference_actions
 from export.parts import EngineSizes, choose_layers, smaller, tracing_layers
 from export.tokens import Tokens, choose_tokens
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.split import ACTIONS, DENOISED, Split, split
 from models.checkpoint import Checkpoint, normalizations
+from models.families import family_of
+from models.networks.parts import LayersPerPart
+from models.policy_config import PolicyConfig
+from models.split import ACTIONS, DENOISED, Split
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.boards import find_board
 from quant.calibrate import Statistics, calibrate
@@ -74,7 +75,7 @@ class Subject:
     """Of the layers' inputs; none where nothing is quantized."""
     num_folded: int
     """Layers whose smoothing costs nothing when the policy runs."""
-    model: AnchorVLA4D
+    model: nn.Module
     """In the recipe's formats."""
     exact: Split
     """The float32 policy."""
@@ -134,7 +135,7 @@ def prepare(
         _digest_of_all(evidence.calibration),
     )  # fmt: skip
     cut = partial(
-        split,
+        family_of(checkpoint.config).split,
         parts=checkpoint.parts,
         image=checkpoint.image,
         image_size=config.image_size,
@@ -211,7 +212,7 @@ def choose_parts(config: BuildConfig, recipe: Recipe, policy: PolicyConfig) -> L
 
 def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:
     """Why this policy cannot take an observation."""
-    wanted = (checkpoint.config.head.state_dim,)
+    wanted = (checkpoint.config.state_dim,)
     if seen.state.shape != wanted:
         return (
             f"its states are {list(seen.state.shape)}, this policy takes {list(wanted)}: give "

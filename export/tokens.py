@@ -7,11 +7,11 @@ empty costs the time of a full one, and a prompt that does not fit cannot be tol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from models.anchorvla4d.split import num_prompt_tokens
 from models.checkpoint import Checkpoint
+from models.families import family_of
 from runtime.errors import ObservationError
 
 LEAST_MARGIN = 8
@@ -67,25 +67,32 @@ def choose_tokens(
     Raises:
         ValueError: the longest prompt does not fit what is asked for.
     """
-    prefix, suffix = num_prompt_tokens(checkpoint.parts, grid)
+    fixed = family_of(checkpoint.config).fixed_tokens(checkpoint.parts, grid)
     shortest = len(checkpoint.tail_ids("a"))
     tails = {text: tail for text in instructions if (tail := _length(checkpoint, text))}
     margin = 0 if tails else UNKNOWN_MARGIN
     tails = tails or {MADE_UP_INSTRUCTION: len(checkpoint.tail_ids(MADE_UP_INSTRUCTION))}
     longest = max(tails, key=lambda text: tails[text])
     margin = margin or max(LEAST_MARGIN, (tails[longest] - shortest) // 2)
-    needed = max(prefix, suffix + tails[longest])
-    room = max(prefix, suffix + tails[longest] + margin)
+    *others, last = fixed.values()
+    needed = max([*others, last + tails[longest]])
+    room = max([*others, last + tails[longest] + margin])
     found = Tokens(slots=asked or 0, room=room)
     if asked is None:
         return Tokens(slots=found.computed, room=room)
     if asked < needed:
         raise ValueError(
-            f"the prompt takes {prefix} prefix and {suffix + tails[longest]} suffix tokens at "
-            f"{grid[0]}x{grid[1]} patches for {longest!r}, but --tokens is {asked}: give at least "
-            f"{needed}, or leave it out for {found.computed}"
+            f"the prompt takes {_counted(fixed, tails[longest])} tokens at {grid[0]}x{grid[1]} "
+            f"patches for {longest!r}, but --tokens is {asked}: give at least {needed}, or leave "
+            f"it out for {found.computed}"
         )
     return found
+
+
+def _counted(fixed: Mapping[str, int], tail: int) -> str:
+    """Tokens of each call, in words; the tail belongs to the last."""
+    *others, (last, count) = fixed.items()
+    return " and ".join(f"{n} {call}" for call, n in [*others, (last, count + tail)])
 
 
 def _length(checkpoint: Checkpoint, instruction: str) -> int:

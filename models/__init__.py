@@ -1,1 +1,1 @@
-"""Torch modules of the policies, the checkpoints they load and the stages they split into."""
+"""Families of policies in torch, the networks they share, and checkpoints they are read from."""

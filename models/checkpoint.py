@@ -2,13 +2,14 @@
 
 A folder holds `config.json`, `model.safetensors` (or shards with `model.safetensors.index.json`),
 `tokenizer.json`, `preprocessor_config.json` and `dataset_statistics.json`. Nothing is skipped and
-nothing is guessed: whatever does not fit is an error that lists the names (`models.weights`,
+nothing is guessed: whatever does not fit is an error that lists the names (`models.sources`,
 `models.processor`, `models.statistics`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,22 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import nn
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
 from models.errors import CheckpointError as CheckpointError
+from models.families import family_of, read_config, to_json
 from models.json_file import refuse_pointer
 from models.layouts import hugging_face
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
+from models.policy_config import PolicyConfig
 from models.processor import read_image_config
+from models.prompt_parts import PromptParts
 from models.random_weights import random_tensors
-from models.sources import Weights, some
+from models.sources import Misfits, Weights, is_finite, some
 from models.statistics import read_statistics
-from models.weights import load_weights, open_weights
-from runtime.image import ImageConfig, PatchMaker, grid_of
+from models.stored import StoredTensor, put
+from runtime.image import ImageConfig
 from runtime.normalization import Normalization, choose_embodiment
 from runtime.prompt import encode_tail
 
@@ -48,7 +52,7 @@ class Checkpoint:
 
     path: Path
     config: PolicyConfig
-    model: AnchorVLA4D
+    model: nn.Module
     tokenizer: Tokenizer
     image: ImageConfig
     statistics: dict[str, Any]
@@ -57,7 +61,7 @@ class Checkpoint:
 
     @property
     def parts(self) -> PromptParts:
-        return PromptParts.of(self.config.prompt, self.tokenizer)
+        return family_of(self.config).prompt(self.config, self.tokenizer)
 
     def tail_ids(self, instruction: str) -> tuple[int, ...]:
         parts = self.parts
@@ -85,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     opened = open_checkpoint(path)
     with torch.device("meta"):
-        model = AnchorVLA4D(opened.config)
+        model = family_of(opened.config).model(opened.config)
     load_weights(model, opened.weights)
     if unused := opened.weights.unused:
         print(
@@ -103,6 +107,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def load_weights(model: nn.Module, weights: Weights) -> None:
+    """Give `model`, which is on the meta device, its parameters: checked, and left on disk.
+
+    Raises:
+        CheckpointError: some hold NaN or infinity.
+    """
+    misfits = Misfits()
+    for name, source in weights.items():
+        if not is_finite(source.read().float()):
+            names = dict.fromkeys(stored.name for stored in source.stored)
+            misfits.broken.append(" + ".join(names))
+        put(model, name, StoredTensor(source.shape, torch.float32, source.read))
+    misfits.refuse(Path(os.path.commonpath([file.parent for file in weights.files])))
+
+
 def open_checkpoint(path: Path) -> OpenCheckpoint:
     """Everything of a checkpoint folder but its weights, and where each of those is read.
 
@@ -118,9 +137,7 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     preprocessor = path / "preprocessor_config.json"
     policy = path / POLICY
     try:
-        config = PolicyConfig.from_json(
-            policy if policy.is_file() else _required(path / "config.json")
-        )
+        config = read_config(policy if policy.is_file() else _required(path / "config.json"))
         image = read_image_config(_required(preprocessor))
         statistics = _read_statistics(_required(path / "dataset_statistics.json"), config)
         tokenizer = read_tokenizer(_required(path / "tokenizer.json"), config)
@@ -136,59 +153,45 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
             f"{preprocessor}: frames, pixels and merge of a patch are {makes}, the vision tower of "
             f"{policy.name if policy.is_file() else 'config.json'} reads {reads}"
         )
-    return OpenCheckpoint(path, config, tokenizer, image, statistics, open_weights(path, config))
+    weights = family_of(config).open_weights(path, config)
+    return OpenCheckpoint(path, config, tokenizer, image, statistics, weights)
 
 
-@torch.no_grad()
 def reference(
     checkpoint: Checkpoint,
     *,
-    anchor: np.ndarray,
-    frame: np.ndarray,
     instruction: str,
-    state: np.ndarray,
-    noise: np.ndarray,
-    leftover: np.ndarray | None = None,
+    leftover: NDArray[np.float32] | None = None,
     embodiment: str | None = None,
-) -> np.ndarray:
+    **given: NDArray[Any],
+) -> NDArray[np.float32]:
     """The float32 reference from camera to robot units: observation, noise -> action chunk.
 
     Args:
         checkpoint: the policy.
-        anchor: first frame, uint8 [H, W, 3] RGB.
-        frame: current frame, uint8 [H, W, 3] RGB.
         instruction: one line of text.
-        state: [S] float32 in robot units.
-        noise: [T, A] float32 standard normal.
         leftover: [T, 1 + A] float32, what is left of the last chunk: per action its weight in
             [0, 1], and the action in robot units; nothing by default.
         embodiment: key of the statistics.
+        given: the policy's other inputs: pictures, uint8 [H, W, 3] RGB; `state`, [S] float32 in
+            robot units; `noise`, [T, A] float32 standard normal.
 
     Returns:
         [T, A] float32 in robot units.
     """
-    grid = grid_of(frame.shape[0], frame.shape[1], checkpoint.image)
-    make = PatchMaker(checkpoint.image, grid)
-
-    def patches(image: np.ndarray) -> torch.Tensor:
-        out = np.empty((grid[0] * grid[1], checkpoint.image.patch_dim), np.float32)
-        make(image, out)
-        return torch.from_numpy(out)
-
     key = choose_embodiment(checkpoint.statistics, embodiment)
     to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
-    left = () if leftover is None else (to_robot.to_policy(leftover[:, 1:]), leftover[:, :1])
-    actions = checkpoint.model(
-        patches(anchor),
-        patches(frame),
-        grid,
+    observed = {**given, "state": to_policy.to_policy(given["state"].astype(np.float32))}
+    if leftover is not None:
+        observed |= {"leftover": to_robot.to_policy(leftover[:, 1:]), "weights": leftover[:, :1]}
+    actions = family_of(checkpoint.config).actions(
+        checkpoint.model,
         checkpoint.parts,
+        checkpoint.image,
         checkpoint.tail_ids(instruction),
-        torch.from_numpy(to_policy.to_policy(state.astype(np.float32))),
-        torch.from_numpy(noise),
-        *map(torch.from_numpy, left),
+        observed,
     )
-    answered = to_robot.to_robot(actions.numpy())
+    answered = to_robot.to_robot(actions)
     if leftover is None:
         return answered
     return np.where(leftover[:, :1] == 1, leftover[:, 1:], answered)
@@ -220,10 +223,10 @@ def write_random_checkpoint(
     """Write a checkpoint folder with seeded random weights (`models.random_weights`), shard by
     shard, and `say` each."""
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(config.to_json())
+    (path / "config.json").write_text(to_json(config))
     write_surroundings(path, tokenizer=tokenizer, image=image, statistics=statistics)
     with torch.device("meta"):
-        model = AnchorVLA4D(config)
+        model = family_of(config).model(config)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(_shards(random_tensors(model, seed))):
         name = f"model-{number:05d}.safetensors"
@@ -288,13 +291,12 @@ def read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
     size, rows = 1 + max(tokenizer.get_vocab().values()), config.language.vocab_size
-    if size > rows or not 0 <= config.prompt.placeholder_token_id < rows:
+    if size > rows or not all(0 <= known < rows for known in config.special_ids):
         raise CheckpointError(
-            f"{path}: ids below {size} and placeholder {config.prompt.placeholder_token_id} do not "
-            f"fit the {rows} rows of the embedding table"
+            f"{path}: ids below {size} and {', '.join(map(str, config.special_ids))} of the prompt "
+            f"do not fit the {rows} rows of the embedding table"
         )
-    p = config.prompt
-    for token in (p.image_start, p.image_end, p.end):
+    for token in config.special_tokens:
         if tokenizer.token_to_id(token) is None:
             raise CheckpointError(f"{path}: has no token {token!r}, which the prompt needs")
     return tokenizer

@@ -6,8 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.presets import CONFIGS
+from models.families import CONFIGS, read_config, to_json
+from models.policy_config import PolicyConfig
 from models.verbs import Config
 from runtime.errors import OutputError
 from runtime.storage.files import write_file
@@ -26,7 +26,7 @@ def config(arguments: Config) -> None:
     assert arguments.name is not None and arguments.out is not None
     if os.path.lexists(arguments.out):
         raise OutputError(f"{arguments.out}: is there already; name another file, or remove it")
-    write_file(arguments.out, CONFIGS[arguments.name]().to_json())
+    write_file(arguments.out, to_json(CONFIGS[arguments.name]()))
     edited = f"python -m models config --check {shlex.quote(str(arguments.out))}"
     print(f"{arguments.out}: written; after an edit: {edited}")
 
@@ -40,22 +40,21 @@ def configuration(what: str | Path) -> PolicyConfig:
     if what in CONFIGS:
         return CONFIGS[str(what)]()
     path = Path(what)
-    return PolicyConfig.from_json(path / "config.json" if path.is_dir() else path)
+    return read_config(path / "config.json" if path.is_dir() else path)
 
 
 def describe(policy: PolicyConfig) -> str:
     """Its networks in a line each."""
-    v, l, s, h = policy.vision, policy.language, policy.spatial, policy.head  # noqa: E741
-    n = policy.normalization
+    n, (num_actions, width) = policy.normalization, policy.chunk
+    v, lm = policy.vision, policy.language
     rows = {
         "vision": f"{v.depth} layers of width {v.hidden_size}, patches of {v.patch_size} pixels",
-        "language": f"{l.num_hidden_layers} layers of width {l.hidden_size}, vocabulary of "
-        f"{l.vocab_size:,}",
-        "spatial": f"{s.depth} layers of width {s.dim}",
-        "head": f"{h.depth} layers of width {h.n_emb}",
-        "actions": f"chunks of {h.prediction_horizon} x {h.action_dim}: "
+        "language": f"{lm.num_hidden_layers} layers of width {lm.hidden_size}, vocabulary of "
+        f"{lm.vocab_size:,}",
+        **policy.other_networks,
+        "actions": f"chunks of {num_actions} x {width}: "
         + ", ".join(f"{u} {m}" for u, m in zip(n.action_units, n.action, strict=True)),
-        "state": f"{h.state_dim}: "
+        "state": f"{policy.state_dim}: "
         + ", ".join(f"{u} {m}" for u, m in zip(n.state_units, n.state, strict=True)),
         "licence": policy.license,
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from models.checkpoint import INDEX, open_checkpoint
+from models.families import to_json
 from models.layouts.writers import write_sharded
 from models.sources import FLOATS, Source, Unused, Weights
 from models.verbs import Import
@@ -43,7 +44,7 @@ def import_checkpoint(arguments: Import) -> Path:
         try:
             for name in BESIDE:
                 shutil.copyfile(checkpoint.path / name, folder / name)
-            (folder / "config.json").write_text(checkpoint.config.to_json())
+            (folder / "config.json").write_text(to_json(checkpoint.config))
             write_sharded(folder, weights, MARK, lambda line: print(f"  {line}", flush=True))
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error}; free some space") from error

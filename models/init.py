@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.presets import demo
 from models.checkpoint import INDEX, read_tokenizer, write_random_checkpoint
 from models.config_file import configuration
 from models.demo import CHECKPOINT
+from models.families import CONFIGS
+from models.policy_config import PolicyConfig
+from models.sources import parameter_shapes
 from models.verbs import Init
 from runtime.errors import OutputError
 from runtime.image import ImageConfig
@@ -42,8 +42,7 @@ def init(arguments: Init) -> Path:
     if not arguments.tokenizer.is_file():
         raise ValueError(f"{arguments.tokenizer}: no such file; name a tokenizer.json")
     read_tokenizer(arguments.tokenizer, config)
-    with torch.device("meta"):
-        num_bytes = sum(p.nbytes for p in AnchorVLA4D(config).parameters())
+    num_bytes = sum(4 * math.prod(shape) for shape in parameter_shapes(config).values())
     out = arguments.out
     print(f"{out}: {arguments.config}, {num_bytes / 1e9:.2f} GB of random weights", flush=True)
     with exclusive(out, foreign), temporary(out) as folder:
@@ -93,7 +92,7 @@ def image_of(config: PolicyConfig) -> ImageConfig:
 
 def statistics_of(config: PolicyConfig) -> dict[str, Any]:
     """The demo's real statistics, or made-up ones where no robot was ever recorded."""
-    if config.normalization == demo().normalization:
+    if config.normalization == CONFIGS["demo"]().normalization:
         return dict(json.loads((CHECKPOINT / "dataset_statistics.json").read_text()))
 
     def made_up(width: int) -> dict[str, list[float]]:
@@ -103,5 +102,4 @@ def statistics_of(config: PolicyConfig) -> dict[str, Any]:
             "q99": high,
         }
 
-    head = config.head
-    return {"made_up": {"action": made_up(head.action_dim), "state": made_up(head.state_dim)}}
+    return {"made_up": {"action": made_up(config.chunk[1]), "state": made_up(config.state_dim)}}

@@ -20,11 +20,10 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.spatial import reference_view
+from models.networks.spatial import reference_view
+from models.policy_config import PolicyConfig
 from models.sources import Source, Weights, parameter_shapes
 
 OUTLIER_GAIN = (30.0, 60.0)
@@ -56,7 +55,7 @@ def random_weights(
     return Weights(sources, ())
 
 
-def random_tensors(model: AnchorVLA4D, seed: int) -> Iterator[tuple[str, Tensor]]:
+def random_tensors(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Name and seeded random value of every tensor of `model`, in order, in float32."""
     for name, tensor in model.state_dict().items():
         yield name, random_tensor(name, tuple(tensor.shape), seed)

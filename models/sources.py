@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D
 from models.errors import CheckpointError
+from models.families import family_of
+from models.policy_config import PolicyConfig
 from runtime.storage.listed import sha256_of
 
 LISTED = 8
@@ -52,7 +52,7 @@ class Source:
     """Where one parameter comes from."""
 
     name: str
-    """The published one, as in `AnchorVLA4D.state_dict()`."""
+    """The published one, as in the `state_dict()` of the policy's module."""
     shape: tuple[int, ...]
     dtype: torch.dtype
     """As it is stored."""
@@ -154,7 +154,7 @@ class Misfits:
 def parameter_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of a policy, by its published name."""
     with torch.device("meta"):
-        model = AnchorVLA4D(config)
+        model = family_of(config).model(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

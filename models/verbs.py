@@ -8,8 +8,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from models.anchorvla4d.presets import CONFIGS
 from models.demo import CHECKPOINT
+from models.families import CONFIGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Init:
     """
 
     config: Positional[str]
-    """A config.json of your own, or a named configuration: demo, full, proxy, thin, xlerobot."""
+    """A config.json of your own, or a name: demo, full, least, proxy, thin, xlerobot."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -43,7 +43,7 @@ class Config:
     """
 
     name: Positional[str | None] = None
-    """Named configuration to write: demo, full, proxy, thin, xlerobot."""
+    """Named configuration to write: demo, full, least, proxy, thin, xlerobot."""
     out: Path | None = None
     """File to write, which must not be there yet."""
     check: Path | None = None
@@ -89,7 +89,7 @@ class Synthesize:
     """
 
     config: str
-    """A config.json of your own, or a named configuration: demo, full, proxy, thin, xlerobot."""
+    """A config.json of your own, or a name: demo, full, least, proxy, thin, xlerobot."""
     layout: Literal["hf", "authors"]
     """Safetensors as transformers writes them, or shards of Megatron."""
     out: Path

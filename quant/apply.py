@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from models.anchorvla4d.head import ScaleDP
-from models.anchorvla4d.layers import RMSNorm
-from models.anchorvla4d.spatial import AlternatingAttention, SpatialEncoder
+from models.networks.layers import RMSNorm
+from models.networks.scale_dp import ScaleDP
+from models.networks.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
 from quant.codes import kept, key_of
 from quant.fold import SMOOTHED, Folded, Model, fold, smooth_factor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.anchorvla4d.presets import CONFIGS
 from models.demo import EPISODES
+from models.families import CONFIGS
 from quant.boards import name_of_board
 
 

@@ -20,19 +20,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.networks.language import DecoderLayer, LanguageModel
+from models.networks.layers import SelfAttention
+from models.networks.spatial import SpatialEncoder
+from models.networks.vision import VisionAttention, VisionTower
 from models.stored import plain
 
 Rotation = Literal["heads", "residual"]
+Model = TypeVar("Model", bound=nn.Module)
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def rotate(model: AnchorVLA4D, rotations: Collection[Rotation], *, seed: int = 0) -> AnchorVLA4D:
+def rotate(model: Model, rotations: Collection[Rotation], *, seed: int = 0) -> Model:
     """A turned copy of `model`; the same object if there is nothing to turn.
 
     Args:
@@ -50,10 +55,12 @@ def rotate(model: AnchorVLA4D, rotations: Collection[Rotation], *, seed: int = 0
     if "heads" in rotations:
         _turn_heads(turned, random)
     if "residual" in rotations:
-        language = turn(turned.config.language.hidden_size, random)
-        _turn_vision(turned.vlm.visual, turn(turned.config.vision.hidden_size, random), language)
-        _turn_language(turned.vlm.model, language)
-        _turn_spatial(turned.info_sharing, keep_mean(turned.config.spatial.dim, random))
+        (decoder,), (tower,) = _of(turned, LanguageModel), _of(turned, VisionTower)
+        language = turn(decoder.config.hidden_size, random)
+        _turn_vision(tower, turn(tower.config.hidden_size, random), language)
+        _turn_language(decoder, language)
+        for encoder in _of(turned, SpatialEncoder):
+            _turn_spatial(encoder, keep_mean(encoder.final_projection.in_features, random))
     return turned
 
 
@@ -97,25 +104,26 @@ def keep_mean(width: int, random: np.random.Generator) -> Tensor:
     return householder @ inner @ householder
 
 
-def _turn_heads(model: Any, random: np.random.Generator) -> None:
-    for layer in model.vlm.model.layers:
+def _of(model: nn.Module, kind: type[Kind]) -> list[Kind]:
+    """Its modules of a kind, in order."""
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _turn_heads(model: nn.Module, random: np.random.Generator) -> None:
+    for layer in _of(model, DecoderLayer):
         attention = layer.self_attn
         matrix = turn(attention.head_dim, random)
         for head in range(attention.kv_heads):
             rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
             _turn_outputs(attention.v_proj, matrix, rows)
         _turn_inputs(attention.o_proj, matrix)
-    heads = model.config.vision.num_heads, model.config.spatial.num_heads
-    blocks = model.vlm.visual.blocks, model.info_sharing.info_sharing.self_attention_blocks
-    fused = [(block.attn, num) for num, of in zip(heads, blocks, strict=True) for block in of]
-    action_head = model.action_head
-    fused += [(block.attn, action_head.config.num_heads) for block in action_head.blocks]
-    for attention, num_heads in fused:
-        width = attention.proj.in_features
-        matrix = turn(width // num_heads, random)
+    fused_ones: list[Any] = [*_of(model, VisionAttention), *_of(model, SelfAttention)]
+    for fused in fused_ones:
+        width = fused.proj.in_features
+        matrix = turn(width // fused.num_heads, random)
         for start in range(2 * width, 3 * width, len(matrix)):
-            _turn_outputs(attention.qkv, matrix, slice(start, start + len(matrix)))
-        _turn_inputs(attention.proj, matrix)
+            _turn_outputs(fused.qkv, matrix, slice(start, start + len(matrix)))
+        _turn_inputs(fused.proj, matrix)
 
 
 def _turn_vision(tower: Any, own: Tensor, language: Tensor) -> None:

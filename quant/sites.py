@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from models.anchorvla4d.head import ScaleDP, ScaleDPBlock
-from models.anchorvla4d.language import DecoderLayer
-from models.anchorvla4d.spatial import SpatialBlock
-from models.anchorvla4d.vision import PatchMerger, VisionBlock
+from models.networks.language import DecoderLayer
+from models.networks.scale_dp import ScaleDP, ScaleDPBlock
+from models.networks.spatial import SpatialBlock
+from models.networks.vision import PatchMerger, VisionBlock
 
 
 @dataclass(frozen=True, slots=True)

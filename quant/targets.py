@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.work import Layer, Tokens, Work, engines_work
+from models.families import family_of
+from models.networks.work import Layer, Tokens, Work
+from models.policy_config import PolicyConfig
 from quant.boards import INT4_TIME, Board
 from quant.formats import INT4_BLOCK
 from quant.recipes import Base, Format, Rule
@@ -137,11 +138,11 @@ def tick_products(
         groups: names of layers, as `quant.search.sensitivity.group_layers` sorts them.
     """
     found: dict[str, Product] = {}
-    for engine, work in engines_work(config, grid, Tokens.padded(slots)).items():
-        calls = config.head.num_inference_timesteps if engine == "denoise" else 1
+    works = family_of(config).engines_work(config, grid, Tokens.padded(slots))
+    for work in works.values():
         for layer in work.layers:
             # The patch projection serves the frame in one engine and the scale token in another.
-            found.setdefault(layer.name, Product.of(layer, calls))
+            found.setdefault(layer.name, Product.of(layer, work.calls))
     return {group: [found[name] for name in names] for group, names in groups.items()}
 
 

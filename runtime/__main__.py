@@ -62,7 +62,7 @@ from .storage.folders import check_folder
 TICKS_FOR_REPORT = 50
 LARGE_BYTES = 1e9
 """From here on, reading a bundle takes so long that it is said."""
-TITLE = "AnchorVLA4D run"
+TITLE = "anchorvla run"
 EXAMPLES = {
     "run": "bundle --episodes recorded --report report.html",
     "replay": "episode.zip bundle --report replay.html",

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 import runtime
 from export.build import build
 from export.config import BuildConfig
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import shallow
 from models.checkpoint import WEIGHTS, load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from models.families import to_json
 from models.init import init
 from models.verbs import Init
 from runtime.errors import RobotError
@@ -100,7 +101,7 @@ def cut_checkpoint(shared_folder: Path) -> Path:
             names = set(AnchorVLA4D(config).state_dict())
         partial = folder.with_name("partial")
         copy_checkpoint(partial, lambda weights: [weights.pop(n) for n in set(weights) - names])
-        (partial / "config.json").write_text(config.to_json())
+        (partial / "config.json").write_text(to_json(config))
         partial.rename(folder)
 
     return once(shared_folder / "cut-checkpoint", cut)

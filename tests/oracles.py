@@ -9,8 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.anchorvla4d.model import AnchorVLA4D
+from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.demo import CHECKPOINT
 from models.random_weights import random_tensors
 from runtime.image import ImageConfig, PatchMaker, grid_of
@@ -42,7 +43,7 @@ def relative_error(got: ArrayLike, want: ArrayLike) -> float:
     return float(np.linalg.norm(got64 - want64) / np.linalg.norm(want64))
 
 
-def random_policy(config: PolicyConfig, seed: int = 0) -> AnchorVLA4D:
+def random_policy(config: AnchorVLA4DConfig, seed: int = 0) -> AnchorVLA4D:
     with torch.device("meta"):
         model = AnchorVLA4D(config)
     model.load_state_dict(dict(random_tensors(model, seed)), assign=True)
@@ -65,7 +66,7 @@ class Observation:
 
     @classmethod
     def random(
-        cls, config: PolicyConfig, size: tuple[int, int], instruction: str, seed: int
+        cls, config: AnchorVLA4DConfig, size: tuple[int, int], instruction: str, seed: int
     ) -> Observation:
         rng = np.random.default_rng(seed)
         head = config.head
@@ -89,7 +90,7 @@ def patches_of(image: NDArray[np.uint8], config: ImageConfig = IMAGE) -> torch.T
 @torch.no_grad()
 def act(model: AnchorVLA4D, tokenizer: Tokenizer, seen: Observation) -> NDArray[np.float32]:
     """The float32 reference, [T, A] in policy units."""
-    parts = PromptParts.of(model.config.prompt, tokenizer)
+    parts = prompt_parts(model.config, tokenizer)
     actions_TA: NDArray[np.float32] = model(
         patches_of(seen.anchor),
         patches_of(seen.frame),

@@ -26,9 +26,10 @@ import models.__main__
 import models.demo.__main__
 import quant.__main__
 import runtime.__main__
-from models.anchorvla4d.presets import CONFIGS, demo
+from models.anchorvla4d.presets import demo
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from models.families import CONFIGS, to_json
 from runtime.board.arithmetic import make_twin
 from runtime.pages.report import processor_name
 from runtime.plans.folder import how_to_build
@@ -400,7 +401,7 @@ def test_random_weights_come_in_sizes_of_ones_own(tmp_path, capsys):
     head = dataclasses.replace(base.head, prediction_horizon=16)
     vision = dataclasses.replace(base.vision, patch_size=16, window_size=128)
     own = dataclasses.replace(base, vision=vision, head=head, license="mine")
-    (tmp_path / "config.json").write_text(own.to_json())
+    (tmp_path / "config.json").write_text(to_json(own))
     for number, what in enumerate((tmp_path / "config.json", tmp_path)):
         out = tmp_path / f"checkpoint-{number}"
         assert call("models", ["init", str(what), "--out", str(out)]) == 0
@@ -410,7 +411,7 @@ def test_random_weights_come_in_sizes_of_ones_own(tmp_path, capsys):
     assert dataclasses.replace(made.config, description="") == own
     capsys.readouterr()
     own = dataclasses.replace(base, language=dataclasses.replace(base.language, vocab_size=300))
-    (tmp_path / "config.json").write_text(own.to_json())
+    (tmp_path / "config.json").write_text(to_json(own))
     assert call("models", ["init", str(tmp_path), "--out", str(tmp_path / "new")]) == 2
     assert "tokenizer.json: ids below 430 and placeholder 511 do not" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -429,7 +430,7 @@ def test_a_configuration_that_is_neither_named_nor_there_says_what_there_is(tmp_
     assert call("models", ["init", "mine", "--out", str(tmp_path / "a")]) == 2
     words = " ".join("".join(capsys.readouterr()).replace("\u2502", " ").split())
     assert (
-        "unknown configuration 'mine'; there are demo, full, proxy, thin, xlerobot, or name a"
+        "unknown configuration 'mine'; there are demo, full, least, proxy, thin, xlerobot, or name"
         in words
     )
 

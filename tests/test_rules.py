@@ -331,6 +331,43 @@ def test_a_planted_command_is_caught(snippet):
     assert commands("def send(self, action_A): ...\nguard.act(action_A, now=0.0)\n'send'") == []
 
 
+FAMILIES = sorted(path.parent.name for path in (ROOT / "models").glob("*/family.py"))
+MAY_NAME_A_FAMILY = ("models/families.py", "models/demo/", "tests/", "docs/", "README.md")
+"""The table; how the shipped policy was made, which is of one family; tests; words for people."""
+
+
+def naming(source: str) -> list[str]:
+    """Lines that name a family."""
+    return [line for line in source.splitlines() if re.search("|".join(FAMILIES), line, re.I)]
+
+
+def test_what_serves_every_family_names_none():
+    own = tuple(f"models/{family}/" for family in FAMILIES)
+    found = {
+        name: lines
+        for path in repository_files(".py")
+        if not (name := str(path.relative_to(ROOT))).startswith((*own, *MAY_NAME_A_FAMILY))
+        and (lines := naming(path.read_text()))
+    }
+    assert not found
+
+
+def test_a_planted_family_is_caught():
+    assert FAMILIES == ["anchorvla4d"]
+    assert naming("from models.anchorvla4d.model import AnchorVLA4D") and naming("AnchorVLA4D run")
+    assert not naming("import runtime  # anchorvla-runtime, `anchorvla run`")
+
+
+def test_every_family_has_the_same_modules():
+    wanted = {
+        "checkpoint", "config", "family", "model", "presets", "prompt", "reference", "split",
+        "work",
+    }  # fmt: skip
+    for family in FAMILIES:
+        modules = {path.stem for path in (ROOT / "models" / family).glob("*.py")}
+        assert wanted <= modules, family
+
+
 # Written in two parts, so that this file does not find itself.
 PRIVATE = {
     "a path of somebody's machine": "|".join(

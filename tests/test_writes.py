@@ -43,6 +43,8 @@ MAY_WRITE = {
     "quant/calibrate.py": "into what `replacing` gives",
     "quant/codes.py": "into what `replacing` gives",
     "models/checkpoint.py": "into the folder that `temporary` gives",
+    "models/anchorvla4d/checkpoint.py": "into the folder that `temporary` gives",
+    "models/anchorvla4d/megatron_writer.py": "into the folder that `temporary` gives",
     "models/layouts/writers.py": "into the folder that `temporary` gives",
     "models/synthesize.py": "into the folder that `temporary` gives",
     "models/imported.py": "into the folder that `temporary` gives",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from export.engines import engine as engines
-from models.anchorvla4d.engines import EngineSpec
+from models.networks.engines import EngineSpec
 
 MAX_BYTES = 256 << 20
 """Larger graphs, of published widths, are traced once and not worth a copy."""

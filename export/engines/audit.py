@@ -15,7 +15,6 @@ from onnx import TensorProto, shape_inference
 
 from export.engines.join import layers_of
 from export.engines.products import Contents, Precision, Product
-from models.anchorvla4d.split import FOLDED
 from quant.recipes import Base, Rule
 
 FP8 = {
@@ -31,6 +30,7 @@ def audit(
     rules: Mapping[str, Rule],
     base: Base,
     islands: Collection[str] = (),
+    folded: Collection[str] = (),
 ) -> list[str]:
     """What differs from the recipe, one sentence each; nothing if it is followed.
 
@@ -41,6 +41,7 @@ def audit(
         base: of the recipe.
         islands: layers that compute in float32 where the recipe has the base, because a tensor
             beside them leaves its range.
+        folded: patterns of layers that no engine holds, since their results are constants.
     """
     wrong: list[str] = []
     nameless: list[str] = []
@@ -64,7 +65,7 @@ def audit(
             words = _differences(products, rules[layer], own_base)
             wrong += [f"{engine}: {layer}{word}" for word in words]
         seen |= found.keys()
-    missing = [layer for layer in rules if layer not in seen and not _is_folded(layer)]
+    missing = [layer for layer in rules if layer not in seen and not _is_any(layer, folded)]
     for layer in sorted(missing):
         if rules[layer].format != "float32" or not nameless:
             wrong.append(f"{layer} is in no engine, the recipe says {rules[layer].format}")
@@ -172,8 +173,8 @@ def _expected(rule: Rule, base: Base) -> Precision:
     return Precision(rule.format, base)
 
 
-def _is_folded(layer: str) -> bool:
-    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in FOLDED)
+def _is_any(layer: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 def _layer_of(tensor: str) -> tuple[str, bool]:

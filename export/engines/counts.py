@@ -2,8 +2,8 @@
 
 In: an ONNX file. Out: FLOPs of its matrix products by what they multiply, bytes of its constants
 as stored, and bytes of its ports. Shapes are those of ONNX's own inference. Nothing here knows
-what a policy is: `models.anchorvla4d.work` computes the same from a configuration, and each is
-held against the other. Only products count: MatMul and Gemm, which are all that our engines are
+what a policy is: `models.networks.work` computes the same from a configuration, and each is held
+against the other. Only products count: MatMul and Gemm, which are all that our engines are
 written with (`export.engines.products` refuses others). A multiplication and an addition are two
 FLOPs.
 """

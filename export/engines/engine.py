@@ -22,7 +22,7 @@ from export.engines.scratch import unfused_scratch_bytes
 from export.errors import ExportError
 from export.gates import Gates
 from export.kept import Kept
-from models.anchorvla4d.engines import EngineSpec
+from models.networks.engines import EngineSpec
 from models.stored import SHELF, plain
 from quant.recipes import FLOAT32_PART, Recipe, Rule
 from runtime.backends.onnxruntime import OnnxRuntimeBackend

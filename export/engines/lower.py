@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.engines.onnx_file import scope_of, skeleton
-from models.anchorvla4d.layers import RMSNorm
+from models.networks.layers import RMSNorm
 from quant.formats import round_to_bfloat16, round_to_float16
 
 TYPES = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}

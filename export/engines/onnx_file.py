@@ -22,7 +22,7 @@ from torch import nn
 
 import quant.modules  # noqa: F401  (registers the operators)
 from export.engines.join import share_inputs
-from models.anchorvla4d.engines import EngineSpec
+from models.networks.engines import EngineSpec
 
 IR_VERSION = 10
 """The newest that ONNX Runtime 1.23 and TensorRT 10.3 both read; helpers write newer ones."""

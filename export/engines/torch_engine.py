@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from models.anchorvla4d.engines import EngineSpec
+from models.networks.engines import EngineSpec
 from runtime.declarations import Tensor
 from runtime.engine import Memory
 

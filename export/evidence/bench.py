@@ -34,9 +34,9 @@ from device_tests.provenance import read_commit
 from export.build import build
 from export.config import SIZES, BenchConfig, BuildConfig, Size
 from export.engines.counts import count
-from export.evidence.composition import Composition
 from export.measure import made_up
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations, reference
+from models.families import family_of
 from models.init import init
 from models.stored import plain
 from models.verbs import Init
@@ -221,7 +221,6 @@ def make_up_episode(
         count: observations.
         seed: of the first; each next one has the next.
     """
-    head = checkpoint.config.head
     image_size = (size.image, size.image)
     frames = [made_up(checkpoint, image_size, seed=seed + n) for n in range(count)]
     save_recording(
@@ -234,7 +233,7 @@ def make_up_episode(
                 FRAME: evenly(np.stack([seen.frame for seen in frames]), 10.0),
                 STATE: evenly(np.stack([seen.state for seen in frames]), 10.0),
             },
-            actions=np.zeros((len(frames), head.action_dim), np.float32),
+            actions=np.zeros((len(frames), checkpoint.config.chunk[1]), np.float32),
             success=False,
         ),
         folder / "made-up.npz",
@@ -245,7 +244,9 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
     """Rows (a) to (c), on the golden observation with a frame that changes."""
     golden = read_golden(policy.bundle)
     checkpoint = dataclasses.replace(checkpoint, model=plain(checkpoint.model))
-    composition = Composition(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
+    composition = family_of(checkpoint.config).reference(
+        checkpoint.model, checkpoint.tokenizer, checkpoint.image
+    )
     compiled = torch.compile(composition)
     embodiment = str(golden["embodiment"])
     statistics = checkpoint.statistics[embodiment]
@@ -281,8 +282,8 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
 def roofline(policy: Policy, rate: float, bandwidth: float) -> dict[str, float]:
     """Least seconds of each engine stage of a warm tick."""
     manifest = policy.bundle.manifest
-    used = 1 - manifest.padded_share["suffix"]
-    context = 1 - sum(manifest.padded_share.values()) / 2
+    padded = list(manifest.padded_share.values())
+    used, context = 1 - padded[-1], 1 - sum(padded) / len(padded)
     seconds = {}
     for stage in policy.graph.stages:
         if stage.engine is None or "frame" not in policy.graph.stage_dependencies[stage.name]:

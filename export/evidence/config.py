@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.anchorvla4d.presets import CONFIGS
+from models.families import CONFIGS
 from quant.recipes import RECIPES
 
 DEPTH = "depth.json"

@@ -26,9 +26,10 @@ from rich.table import Table
 from export.config import CrosscheckConfig
 from export.errors import ExportError
 from export.measure import Modules, golden_of, made_up
-from models.anchorvla4d.engines import EngineSpec
-from models.anchorvla4d.split import Split, split
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.families import family_of
+from models.networks.engines import EngineSpec
+from models.split import Split
 from models.stored import plain
 from runtime.backends.parity import relative_error
 from runtime.backends.registry import BACKENDS, MakeBackend
@@ -101,7 +102,7 @@ def crosscheck(
     bundle = None if config.bundle is None else read_bundle(config.bundle)
     checkpoint = load_checkpoint(config.checkpoint)
     checkpoint = replace(checkpoint, model=plain(checkpoint.model))
-    parts = split(
+    parts = family_of(checkpoint.config).split(
         checkpoint.model, checkpoint.parts, checkpoint.image, config.image_size, config.tokens
     )
     if unknown := sorted(set(config.engines) - parts.engines.keys()):

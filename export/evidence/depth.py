@@ -22,17 +22,16 @@ from export.evidence.chains import Subject, Tensors, on_meta, placed, run_librar
 from export.evidence.config import DEPTH, DepthConfig
 from export.evidence.results import depth_table
 from export.evidence.streamed import RandomWeights
-from export.measure import golden_of, made_up
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import LayersPerPart
-from models.anchorvla4d.split import Split
+from export.measure import golden_of, made_up, sampling
 from models.checkpoint import read_tokenizer
 from models.config_file import configuration
 from models.demo import CHECKPOINT
+from models.families import family_of
+from models.policy_config import PolicyConfig
+from models.split import Split
 from runtime.backends.parity import relative_error
 from runtime.board.machine import peak_bytes
 from runtime.cli.progress import Progress
-from runtime.graph import whole_of
 from runtime.storage.files import Kind, check_output, write_file
 
 MEASURED = Kind("errors at full depth", (b'"machine"', b'"stages"', b'"of_libraries"'))
@@ -97,7 +96,7 @@ def depth(config: DepthConfig) -> int:
         "parameters": sum(p.numel() for p in on_meta(policy).parameters()),
         "image_size": list(config.image_size),
         "slots": parts.slots,
-        "prefix_tokens": parts.num_prefix,
+        "prefix_tokens": next(iter(parts.fixed.values())),
         "minutes": round((time.monotonic() - start) / 60, 1),
         "cpu_minutes": round(time.process_time() / 60, 1),
         "peak_gb": round(peak_bytes() / 1e9, 2),
@@ -139,7 +138,7 @@ def subject_of(policy: PolicyConfig, config: DepthConfig) -> Subject:
         config=policy,
         tokenizer=read_tokenizer(CHECKPOINT / "tokenizer.json", policy),
         image_size=config.image_size,
-        layers=LayersPerPart(vision=n, language=n, spatial=n),
+        layers={trunk: n for trunk in family_of(policy).depths(policy) if n is not None},
     )
 
 
@@ -160,10 +159,10 @@ def compare(parts: Split, ours: Tensors, library: Tensors, exact: Tensors) -> It
         exact: the libraries' in float64.
     """
     written = {s.name: list(s.outputs.values()) for s in parts.graph.stages if s.engine}
-    steps = [name for name in written if whole_of(name) == "denoise"]
-    for step in steps:  # where the sampler clips, the next x would hide an error
-        written[step].append(step.replace("denoise", "epsilon"))
-    for stage, names in (written | {"actions": [f"x_{len(steps)}"]}).items():
+    steps = sampling(parts.graph)
+    for k, step in enumerate(steps):  # where the sampler clips, the next x would hide an error
+        written[step.name].append(f"predicted_{k}")
+    for stage, names in (written | {"actions": [steps[-1].outputs["x_next"]]}).items():
         got = {name: ours[name][: len(library[name])] for name in names}
         yield StageErrors(
             stage=stage,

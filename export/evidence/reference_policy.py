@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from device_tests.success.episodes import load_policy
 from device_tests.success.posed import EvaluatedPolicy
-from models.anchorvla4d.split import declare_inputs
 from models.checkpoint import Checkpoint, load_checkpoint, reference
+from models.families import family_of
 from models.stored import plain
 from runtime.bundle import MANIFEST
 from runtime.declarations import Input
@@ -35,13 +35,13 @@ class ReferencePolicy:
     @property
     def inputs(self) -> Mapping[str, Input]:
         """As a graph of this policy declares them; pictures may have any size."""
-        return declare_inputs(self.checkpoint.config, self.checkpoint.parts, (1, 1, 3), 1)
+        config = self.checkpoint.config
+        return family_of(config).inputs(config, self.checkpoint.parts, (1, 1, 3), 1)
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
         """(actions in a chunk, action dimensions)."""
-        head = self.checkpoint.config.head
-        return head.prediction_horizon, head.action_dim
+        return self.checkpoint.config.chunk
 
     def start(self, *, seed: int, **given: Any) -> ReferenceEpisode:
         """Start an episode.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.anchorvla4d.config import PolicyConfig
+from models.policy_config import PolicyConfig
 from models.random_weights import outlier_gain, random_tensor
 from models.sources import parameter_shapes
 

@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import nn
 
 from device_tests.success.__main__ import machine
 from export.config import W8A8, W8A8_POLICIES, W8A8Config
 from export.measure import Modules, golden_of, made_up, reference_actions, rounding, stage_errors
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.presets import full, shallow
-from models.anchorvla4d.split import ACTIONS, Split, split
 from models.checkpoint import Checkpoint, load_checkpoint, write_random_checkpoint
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
+from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
+from models.networks.language import LanguageModel
+from models.networks.vision import VisionTower
+from models.split import ACTIONS, Split
 from models.stored import plain
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.calibrate import calibrate
@@ -166,7 +168,7 @@ def _floors(subject: Subject) -> list[dict[str, float]]:
 
 
 def _cut(subject: Subject, checkpoint: Checkpoint) -> Split:
-    return split(
+    return family_of(checkpoint.config).split(
         checkpoint.model, checkpoint.parts, checkpoint.image, subject.image_size, subject.tokens
     )
 
@@ -182,7 +184,7 @@ def _demo(config: W8A8Config) -> Subject:
 def _full_width(config: W8A8Config, *, planted: bool) -> Subject:
     """Published widths, a layer or two of each network, random weights."""
     folder = config.work / "full-width"
-    shapes = shallow(full(), vision=1, language=1, spatial=2, head=1)
+    shapes = CONFIGS["least"]()
     if not (folder / "config.json").is_file():
         write_random_checkpoint(
             folder,
@@ -202,7 +204,7 @@ def _full_width(config: W8A8Config, *, planted: bool) -> Subject:
 
 
 @torch.no_grad()
-def plant_outliers(model: AnchorVLA4D, *, seed: int = 0) -> None:
+def plant_outliers(model: nn.Module, *, seed: int = 0) -> None:
     """Channels of the vision and language streams that stand out, as trained models have them.
 
     In front of every layer by its norm's weight, whose mean square stays 1; and in the stream, by
@@ -217,9 +219,9 @@ def plant_outliers(model: AnchorVLA4D, *, seed: int = 0) -> None:
         weight_D[some(len(weight_D))] *= NORM_GAIN
         weight_D /= weight_D.square().mean().sqrt()
 
-    language: Any = model.vlm.model
-    vision: Any = model.vlm.visual
-    channels = some(model.config.language.hidden_size)
+    language: Any = next(m for m in model.modules() if isinstance(m, LanguageModel))
+    vision: Any = next(m for m in model.modules() if isinstance(m, VisionTower))
+    channels = some(language.config.hidden_size)
     language.embed_tokens.weight[:, channels] *= STREAM_GAIN
     vision.merger.mlp[2].weight[channels] *= STREAM_GAIN
     for layer in language.layers:
@@ -227,7 +229,7 @@ def plant_outliers(model: AnchorVLA4D, *, seed: int = 0) -> None:
         norm_gain(layer.post_attention_layernorm.weight)
         layer.self_attn.o_proj.weight[channels] *= STREAM_GAIN
         layer.mlp.down_proj.weight[channels] *= STREAM_GAIN
-    channels = some(model.config.vision.hidden_size)
+    channels = some(vision.config.hidden_size)
     for block in vision.blocks:
         norm_gain(block.norm1.weight)
         norm_gain(block.norm2.weight)

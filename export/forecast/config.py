@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.config import SIZES, Size
-from models.anchorvla4d.presets import CONFIGS
+from models.families import CONFIGS
 from quant.boards import BOARDS, Board, name_of_board
 from quant.recipes import RECIPES, Recipe
 

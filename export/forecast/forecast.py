@@ -22,7 +22,7 @@ from export.forecast.stages import (
     total,
     weights_of,
 )
-from models.anchorvla4d.work import layer_names
+from models.family import layer_names
 from quant.boards import EFFICIENCY, Board
 from quant.recipes import RECIPES, Recipe
 from runtime.backends.device_memory import host_roots, layout
@@ -135,7 +135,7 @@ class Forecast:
     @property
     def actions_hz(self) -> Band | None:
         """Actions a second if a whole chunk is used before the next tick ends."""
-        return self.rate_hz and self.rate_hz.times(self.policy.config.head.prediction_horizon)
+        return self.rate_hz and self.rate_hz.times(self.policy.config.chunk[0])
 
     @property
     def energy_j(self) -> Band | None:

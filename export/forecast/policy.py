@@ -2,37 +2,33 @@
 engines.
 
 The graph is the one that an export writes, of modules on the meta device. Where there is no
-tokenizer, the fixed texts of the prompt count as many tokens as Qwen2.5's tokenizer makes of them.
+tokenizer, the fixed texts of the prompt count as many tokens as the published one makes of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from export.forecast.config import ForecastConfig
 from export.parts import EngineSizes, choose_layers
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.parts import LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
-from models.anchorvla4d.split import split
-from models.anchorvla4d.work import Tokens, Work, engines_work
 from models.config_file import configuration
 from models.demo import CHECKPOINT
+from models.families import family_of
+from models.networks.parts import LayersPerPart
+from models.networks.work import Tokens, Work
+from models.policy_config import PolicyConfig
 from models.processor import read_image_config
+from models.prompt_parts import PromptParts
 from quant.recipes import Recipe
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 from runtime.prompt import encode_tail
 
-QWEN_PROMPT = {"head": 20, "anchor_end": 1, "middle": 6}
-"""Tokens of the published prompt around the images."""
-QWEN_TAIL = 15
-"""Tokens behind the frame with a usual instruction, "put the spoon on the towel"."""
 INSTRUCTION = "put the spoon on the towel"
 PUBLISHED_IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
 OWN_TOKENIZER = ("demo", "proxy")
@@ -67,7 +63,9 @@ class SizedPolicy:
     def work(self, tokens: Tokens | None = None) -> dict[str, Work]:
         """Of every engine, padded unless `tokens` says which."""
         padded = Tokens.padded(self.slots)
-        return engines_work(self.config, self.grid, tokens or padded, self.layers, self.samples)
+        return family_of(self.config).engines_work(
+            self.config, self.grid, tokens or padded, self.layers, self.samples
+        )
 
 
 def size_policy(asked: ForecastConfig) -> SizedPolicy:
@@ -100,16 +98,18 @@ def size(
     samples: int = 1,
 ) -> SizedPolicy:
     """Cut a policy that has no weights."""
-    with torch.device("meta"):
-        model = AnchorVLA4D(config)
-    model.action_head.t_embedder.to_empty(device="cpu")  # splitting computes with it
-    cut = split(model, prompt.parts, image, image_size, slots, layers, samples=samples)
-    prefix, suffix = cut.num_prefix, cut.num_suffix + prompt.tail
-    if suffix > slots:
+    family = family_of(config)
+    cut = family.split(
+        family.shapes(config), prompt.parts, image, image_size, slots, layers, samples=samples
+    )
+    calls = cut.used(prompt.tail)
+    last = list(calls)[-1]
+    if calls[last] > slots:
         raise ValueError(
-            f"the prompt takes {suffix} suffix tokens with a usual instruction, but --tokens is "
-            f"{slots}: raise it"
+            f"the prompt takes {calls[last]} {last} tokens with a usual instruction, but --tokens "
+            f"is {slots}: raise it"
         )
+    seen = itertools.accumulate(calls.values())
     return SizedPolicy(
         name=name,
         config=config,
@@ -117,8 +117,8 @@ def size(
         grid=grid_of(image_size[1], image_size[0], image),
         slots=slots,
         used={
-            "prefix": Tokens(new=prefix, seen=prefix),
-            "suffix": Tokens(new=suffix, seen=prefix + suffix),
+            call: Tokens(new=new, seen=so_far)
+            for (call, new), so_far in zip(calls.items(), seen, strict=True)
         },
         layers=layers,
         graph=cut.graph,
@@ -161,13 +161,11 @@ def _prompt(asked: ForecastConfig, config: PolicyConfig) -> Prompt:
 
 
 def prompt_of(config: PolicyConfig, tokenizer: Path | None = None) -> Prompt:
-    """By a tokenizer's file, or as Qwen2.5's would count if there is none."""
+    """By a tokenizer's file, or as the published one would count if there is none."""
     if tokenizer is not None and tokenizer.exists():
         found = Tokenizer.from_file(str(tokenizer))
-        parts = PromptParts.of(config.prompt, found)
-        tail = encode_tail(found, parts.tail, parts.end_ids, INSTRUCTION)
-        return Prompt(parts=parts, tail=len(tail))
-    counted = {name: (0,) * count for name, count in QWEN_PROMPT.items()}
-    end = (config.prompt.placeholder_token_id, 0)
-    parts = PromptParts(**counted, tail="{instruction}", end_ids=end)
-    return Prompt(parts=parts, tail=QWEN_TAIL)
+        parts = family_of(config).prompt(config, found)
+        ids = encode_tail(found, parts.tail, parts.end_ids, INSTRUCTION)
+        return Prompt(parts=parts, tail=len(ids))
+    parts, tail = family_of(config).published_prompt(config)
+    return Prompt(parts=parts, tail=tail)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 from export.forecast.policy import SizedPolicy
-from models.anchorvla4d.work import Work, layer_names
+from models.family import layer_names
+from models.networks.work import Work
 from quant.boards import Board
 from quant.recipes import Base, Recipe, Rule
 from quant.targets import (

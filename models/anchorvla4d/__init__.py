@@ -1,1 +1,1 @@
-"""AnchorVLA4D: its networks, its configuration, and how it is cut into engines."""
+"""AnchorVLA4D: its configuration, its networks joined, its checkpoints, its cut into engines."""

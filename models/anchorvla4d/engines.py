@@ -1,73 +1,23 @@
-"""The engines of AnchorVLA4D: small modules of fixed shapes around parts of the policy.
-
-An engine's ports are all that its graph sees. Sizes that depend on the image or the prompt are
-fixed when it is made.
-"""
+"""The engines of AnchorVLA4D: vision and language are the shared ones, the others are here."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from models.anchorvla4d.head import ddim_step, inference_timesteps
-from models.anchorvla4d.parts import (
-    WHOLE,
-    LanguagePart,
-    LayersPerPart,
-    SpatialPart,
-    VisionPart,
-    cut,
-)
-from models.anchorvla4d.pixels import PixelsEngine
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.spatial import NUM_VIEWS
+from models.anchorvla4d.model import AnchorVLA4D
+from models.networks.engines import EngineSpec, language_engines, vision_engines
+from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
+from models.networks.scale_dp import ddim_step, inference_timesteps
+from models.networks.spatial import NUM_VIEWS
 from models.stored import plain
 from runtime.declarations import Tensor
 from runtime.graph import part_name
-from runtime.image import ImageConfig
 
 COEFFICIENT_ROW = 64
 """Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """One network to export: a module and its named ports in call order."""
-
-    module: nn.Module
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-    fixed: tuple[str, ...] = ()
-    """Buffers of the module that it multiplies by: float32, whatever a recipe says."""
-
-
-class VisionEngine(nn.Module):
-    def __init__(self, model: AnchorVLA4D, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.visual, self.grid = model.vlm.visual, grid
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.visual(patches, self.grid)
-
-
-class LanguageEngine(nn.Module):
-    def __init__(self, model: AnchorVLA4D) -> None:
-        super().__init__()
-        self.model = model.vlm.model
-
-    def forward(
-        self,
-        embeddings: torch.Tensor,
-        past: torch.Tensor,
-        mask: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(embeddings, past, mask, cos, sin)
 
 
 class ProjectEngine(nn.Module):
@@ -169,10 +119,10 @@ def engines_of(
     steps = c.head.num_inference_timesteps
     chunk, x = (Tensor(shape=c.head.chunk_shape(k)) for k in (1, samples))
     return {
-        **_vision(model, grid, layers.vision),
-        **_language(model, slots, layers.language),
+        **vision_engines(model.vlm.visual, grid, layers.get("vision")),
+        **language_engines(model.vlm.model, slots, layers.get("language")),
         "project": EngineSpec(ProjectEngine(model), {"patches": patches}, {"view": view}),
-        **_spatial(model, view, spatial, layers.spatial),
+        **_spatial(model, view, spatial, layers.get("spatial")),
         "condition": EngineSpec(
             ConditionEngine(model),
             {
@@ -198,49 +148,6 @@ def engines_of(
     }
 
 
-def _vision(
-    model: AnchorVLA4D, grid: tuple[int, int], per_part: int | None
-) -> dict[str, EngineSpec]:
-    c, num_patches = model.config.vision, grid[0] * grid[1]
-    tokens = {"tokens": Tensor(shape=(num_patches // 4, c.out_hidden_size))}
-    patches = {"patches": Tensor(shape=(num_patches, c.patch_dim))}
-    between = Tensor(shape=(num_patches, c.hidden_size))
-    parts = cut(c.depth, per_part)
-    if len(parts) == 1:
-        return {"vision": EngineSpec(VisionEngine(model, grid), patches, tokens)}
-    return {
-        part_name("vision", i, len(parts)): EngineSpec(
-            VisionPart(model.vlm.visual, blocks, grid),
-            {"x": between} if i else patches,
-            tokens if blocks is parts[-1] else {"x_next": between},
-        )
-        for i, blocks in enumerate(parts)
-    }
-
-
-def _language(model: AnchorVLA4D, slots: int, per_part: int | None) -> dict[str, EngineSpec]:
-    c = model.config.language
-    rotary = Tensor(shape=(slots, c.head_dim))
-    tokens = Tensor(shape=(slots, c.hidden_size))
-    parts = cut(c.num_hidden_layers, per_part)
-    found = {}
-    for i, layers in enumerate(parts):
-        cache = Tensor(shape=(slots, len(layers), 2, c.num_key_value_heads, c.head_dim))
-        module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model.vlm.model, layers)
-        found[part_name("language", i, len(parts))] = EngineSpec(
-            module,
-            {
-                "x" if i else "embeddings": tokens,
-                "past": cache,
-                "mask": Tensor(shape=(slots, 2 * slots)),
-                "cos": rotary,
-                "sin": rotary,
-            },
-            {"kv": cache, "hidden" if layers is parts[-1] else "x_next": tokens},
-        )
-    return found
-
-
 def _spatial(
     model: AnchorVLA4D, view: Tensor, whole: Tensor, per_part: int | None
 ) -> dict[str, EngineSpec]:
@@ -260,18 +167,3 @@ def _spatial(
             {port: shapes.get(port, both) for port in part.outputs},
         )
     return found
-
-
-def pixels_engine(image: ImageConfig, size: tuple[int, int], grid: tuple[int, int]) -> EngineSpec:
-    """What makes patches of images of one size (height and width) in place of the host.
-
-    Raises:
-        ValueError: it would not make the same ones.
-    """
-    module = PixelsEngine(image, size, grid)
-    return EngineSpec(
-        module,
-        {"image": Tensor(shape=(*size, 3), dtype="uint8")},
-        {"patches": Tensor(shape=(grid[0] * grid[1], image.patch_dim))},
-        fixed=module.matrices,
-    )

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.anchorvla4d.config import (
-    HeadConfig,
-    LanguageConfig,
-    NormalizationConfig,
-    PolicyConfig,
-    PromptConfig,
-    SpatialConfig,
-    VisionConfig,
-)
+from models.anchorvla4d.config import AnchorVLA4DConfig, PromptConfig
+from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig, VisionConfig
+from models.policy_config import NormalizationConfig
 
 
-def full() -> PolicyConfig:
+def full() -> AnchorVLA4DConfig:
     """The published simulation configuration, 4.406 B parameters."""
-    return PolicyConfig(
+    return AnchorVLA4DConfig(
         vision=VisionConfig(
             depth=32,
             hidden_size=1280,
@@ -37,7 +31,7 @@ def full() -> PolicyConfig:
             mrope_section=(16, 24, 24),
         ),
         spatial=SpatialConfig(depth=24, dim=768, num_heads=12, indices=(11, 17)),
-        head=HeadConfig(
+        head=ScaleDPConfig(
             depth=24,
             n_emb=1024,
             num_heads=16,
@@ -56,7 +50,7 @@ def full() -> PolicyConfig:
     )
 
 
-def xlerobot() -> PolicyConfig:
+def xlerobot() -> AnchorVLA4DConfig:
     """The published two-armed configuration: chunks of 50 actions of 12 joints."""
     base = full()
     return dataclasses.replace(
@@ -73,7 +67,7 @@ def xlerobot() -> PolicyConfig:
     )
 
 
-def proxy() -> PolicyConfig:
+def proxy() -> AnchorVLA4DConfig:
     """The published widths with a sixth of the layers, so that per-layer costs are the real ones.
 
     A small vocabulary stands for the real one: the table is looked up on the host, a hundred rows
@@ -82,14 +76,19 @@ def proxy() -> PolicyConfig:
     return shallow(full(), vision=5, language=6, spatial=4, head=4)
 
 
-def thin() -> PolicyConfig:
+def thin() -> AnchorVLA4DConfig:
     """The published widths with two layers a network: whatever depends on width, in little time."""
     return shallow(full(), vision=2, language=2, spatial=2, head=2)
 
 
+def least() -> AnchorVLA4DConfig:
+    """The published widths with as few layers as a network of each kind has."""
+    return shallow(full(), vision=1, language=1, spatial=2, head=1)
+
+
 def shallow(
-    base: PolicyConfig, *, vision: int, language: int, spatial: int, head: int
-) -> PolicyConfig:
+    base: AnchorVLA4DConfig, *, vision: int, language: int, spatial: int, head: int
+) -> AnchorVLA4DConfig:
     """`base` with fewer layers and a small vocabulary: full widths at a fraction of the weights.
 
     The last vision block attends over the whole image, as in the original.
@@ -109,13 +108,13 @@ def shallow(
     )
 
 
-def demo() -> PolicyConfig:
+def demo() -> AnchorVLA4DConfig:
     """The same family a thousand times smaller, for 112 x 112 images and a 4-DoF gripper.
 
     Its rotary base is 10: with 1e6 a 4 x 4 token grid would leave the width section of M-RoPE no
     resolution.
     """
-    return PolicyConfig(
+    return AnchorVLA4DConfig(
         vision=VisionConfig(
             depth=3,
             hidden_size=128,
@@ -135,7 +134,7 @@ def demo() -> PolicyConfig:
             mrope_section=(4, 6, 6),
         ),
         spatial=SpatialConfig(depth=6, dim=96, num_heads=4, indices=(1, 3)),
-        head=HeadConfig(
+        head=ScaleDPConfig(
             depth=4,
             n_emb=128,
             num_heads=4,
@@ -156,4 +155,11 @@ def demo() -> PolicyConfig:
     )
 
 
-CONFIGS = {"full": full, "xlerobot": xlerobot, "proxy": proxy, "thin": thin, "demo": demo}
+CONFIGS = {
+    "full": full,
+    "xlerobot": xlerobot,
+    "proxy": proxy,
+    "thin": thin,
+    "least": least,
+    "demo": demo,
+}

@@ -8,61 +8,30 @@ call's keys are the suffix call's past, and a denoise step reads its row of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.engines import (
-    COEFFICIENT_ROW,
-    EngineSpec,
-    engines_of,
-    pixels_engine,
-)
-from models.anchorvla4d.head import ddim_coefficients
-from models.anchorvla4d.parts import WHOLE, LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
+from models.anchorvla4d.model import AnchorVLA4D
+from models.anchorvla4d.prompt import fixed_tokens, segments
+from models.networks.engines import pixels_engine
+from models.networks.parts import WHOLE, LayersPerPart
+from models.networks.scale_dp import ddim_coefficients
+from models.prompt_parts import PromptParts
+from models.split import ACTIONS, DENOISED, TOKENIZER, TOKENS, GraphBuilder, ResizeOn, Split
 from runtime.declarations import Input, Output, Prompt, Tensor
-from runtime.graph import Graph, Stage, part_name, whole_of
+from runtime.graph import Graph, part_name
 from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
-ACTIONS, SIMILARITY, SPREAD = "actions", "anchor_similarity", "spread"
-"""Outputs of the graph; the last where several chunks are sampled."""
-DENOISED = "denoised_actions"
-"""What the last denoise step makes, in robot units: a chunk, or several of which one is chosen."""
-ResizeOn = Literal["host", "engine"]
-TOKENS, TOKENIZER = "tokens", "tokenizer.json"
-"""The table of token embeddings, and the file that makes ids of a text."""
+SIMILARITY, SPREAD = "anchor_similarity", "spread"
+"""Outputs of the graph; the second where several chunks are sampled."""
 FOLDED = ("action_head.t_embedder.*",)
 """Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A policy as engines and a graph."""
-
-    engines: Mapping[str, EngineSpec]
-    graph: Graph
-    slots: int
-    """Tokens per call of the language engine, S; the prefix is the suffix's past, so P = S."""
-    num_prefix: int
-    """Tokens of the prefix that are not padding."""
-    num_suffix: int
-    """Tokens of the suffix before the tail."""
-
-    @property
-    def max_tail(self) -> int:
-        """Tokens that the tail may take."""
-        return self.slots - self.num_suffix
-
-    def padded_share(self, tail: int) -> dict[str, float]:
-        """Share of padding per language call, for a tail of so many tokens."""
-        used = {"prefix": self.num_prefix, "suffix": self.num_suffix + tail}
-        return {call: round(1 - n / self.slots, 4) for call, n in used.items()}
 
 
 def split(
@@ -95,7 +64,7 @@ def split(
     c = model.config
     width, height = image_size
     grid = grid_of(height, width, image)
-    merged, prefix, suffix = _segments(parts, grid)
+    merged, prefix, suffix = segments(parts, grid)
     num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
     shortest_tail = len(parts.end_ids) + 1
     if max(num_prefix, num_suffix + shortest_tail) > slots:
@@ -106,7 +75,7 @@ def split(
     engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = _GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
+    build = GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
     _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
     _places(build, c, prefix, suffix)
     _constants(build, c)
@@ -119,11 +88,17 @@ def split(
         tensors=build.tensors,
         stages=tuple(build.stages),
     )
-    return Split(engines, graph, slots, num_prefix, num_suffix)
+    return Split(
+        engines=engines,
+        graph=graph,
+        tables={TOKENS: model.vlm.model.embed_tokens.weight},
+        slots=slots,
+        fixed=fixed_tokens(parts, grid),
+    )
 
 
 def declare_inputs(
-    c: PolicyConfig,
+    config: AnchorVLA4DConfig,
     parts: PromptParts,
     shape: tuple[int, int, int],
     max_tail: int,
@@ -131,9 +106,9 @@ def declare_inputs(
 ) -> dict[str, Input]:
     """What the policy sees, is told and starts from."""
     camera = partial(Input, kind="image", shape=shape, dtype="uint8")
-    num_actions, width = c.head.chunk_shape()
-    noises = c.head.chunk_shape(samples)
-    units = set(c.normalization.state_units)
+    num_actions, width = config.head.chunk_shape()
+    noises = config.head.chunk_shape(samples)
+    units = set(config.normalization.state_units)
     prompt = Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=tuple(parts.end_ids))
     return {
         "anchor": camera( source="latch", of="frame", pace="episode", similarity=SIMILARITY
@@ -144,7 +119,7 @@ def declare_inputs(
         ),
         "frame": camera( source="robot", pace="tick"),
         "state": Input(
-            kind="vector", source="robot", shape=(c.head.state_dim,), dtype="float32",
+            kind="vector", source="robot", shape=(config.head.state_dim,), dtype="float32",
             pace="tick", unit=units.pop() if len(units) == 1 else "",
         ),
         "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),
@@ -155,7 +130,7 @@ def declare_inputs(
     }  # fmt: skip
 
 
-def _outputs(c: PolicyConfig, samples: int) -> dict[str, Output]:
+def _outputs(c: AnchorVLA4DConfig, samples: int) -> dict[str, Output]:
     """The chunk, and how like the anchor the frame is; of several, all, and how far apart."""
     units = tuple(c.normalization.action_units)
     outputs = {
@@ -175,43 +150,25 @@ def _outputs(c: PolicyConfig, samples: int) -> dict[str, Output]:
     return outputs
 
 
-def num_prompt_tokens(parts: PromptParts, grid: tuple[int, int]) -> tuple[int, int]:
-    """Tokens of the prefix, and of the suffix before the tail."""
-    _, prefix, suffix = _segments(parts, grid)
-    return num_tokens(prefix), num_tokens(suffix)
-
-
-def _segments(
-    parts: PromptParts, grid: tuple[int, int]
-) -> tuple[Segment, list[Segment], list[Segment]]:
-    """An image's, the prefix's, and the suffix's before the tail."""
-    image: Segment = (grid[0] // 2, grid[1] // 2)
-    return (
-        image,
-        [len(parts.head), image, len(parts.anchor_end)],
-        [len(parts.middle), image],
-    )
-
-
 def _texts(
-    build: _GraphBuilder, parts: PromptParts, image_rows: int, slots: int, hidden_size: int
+    build: GraphBuilder, parts: PromptParts, image_rows: int, slots: int, hidden_size: int
 ) -> None:
     """Embeddings of both calls, and the text around the images, which never changes."""
     build.tensor("prefix_embeddings", (slots, hidden_size))
-    build.rows("prefix_head", "prefix_embeddings", 0, len(parts.head))
-    build.rows("anchor_tokens", "prefix_embeddings", len(parts.head), image_rows)
-    build.rows("prefix_tail", "prefix_embeddings", len(parts.head) + image_rows)
+    build.rows("prefix_head", "prefix_embeddings", 0, len(parts.before[0]))
+    build.rows("anchor_tokens", "prefix_embeddings", len(parts.before[0]), image_rows)
+    build.rows("prefix_tail", "prefix_embeddings", len(parts.before[0]) + image_rows)
     build.tensor("suffix_embeddings", (slots, hidden_size))
-    build.rows("suffix_head", "suffix_embeddings", 0, len(parts.middle))
-    build.rows("frame_tokens", "suffix_embeddings", len(parts.middle), image_rows)
-    build.rows("suffix_tail", "suffix_embeddings", len(parts.middle) + image_rows)
-    build.embed("prefix_head", parts.head)
-    build.embed("prefix_tail", parts.anchor_end)
-    build.embed("suffix_head", parts.middle)
+    build.rows("suffix_head", "suffix_embeddings", 0, len(parts.before[1]))
+    build.rows("frame_tokens", "suffix_embeddings", len(parts.before[1]), image_rows)
+    build.rows("suffix_tail", "suffix_embeddings", len(parts.before[1]) + image_rows)
+    build.embed("prefix_head", parts.before[0])
+    build.embed("prefix_tail", parts.image_end)
+    build.embed("suffix_head", parts.before[1])
 
 
 def _places(
-    build: _GraphBuilder, c: PolicyConfig, prefix: Sequence[Segment], suffix: Sequence[Segment]
+    build: GraphBuilder, c: AnchorVLA4DConfig, prefix: Sequence[Segment], suffix: Sequence[Segment]
 ) -> None:
     """Masks and rotary angles of both calls."""
     num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
@@ -241,7 +198,7 @@ def _places(
         )
 
 
-def _constants(build: _GraphBuilder, c: PolicyConfig) -> None:
+def _constants(build: GraphBuilder, c: AnchorVLA4DConfig) -> None:
     """No past before the prefix, and the sampler's numbers."""
     pasts = [part.inputs["past"] for part in build.parts("language")]
     build.tensor("empty_past", pasts[0].shape)
@@ -256,9 +213,9 @@ def _constants(build: _GraphBuilder, c: PolicyConfig) -> None:
     build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
 
 
-def _pictures(build: _GraphBuilder) -> None:
+def _pictures(build: GraphBuilder) -> None:
     """The anchor with its prefix, then the frame with the instruction, then both related."""
-    build.image("anchor")
+    _image(build, "anchor")
     build.chain(
         "language",
         "prefix",
@@ -268,7 +225,7 @@ def _pictures(build: _GraphBuilder) -> None:
         own=("past", "kv"),
     )
 
-    build.image("frame")
+    _image(build, "frame")
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
     build.chain(
         "language",
@@ -281,7 +238,15 @@ def _pictures(build: _GraphBuilder) -> None:
     _spatial(build)
 
 
-def _spatial(build: _GraphBuilder) -> None:
+def _image(build: GraphBuilder, name: str) -> None:
+    """Its patches, its tokens, and the projection that the spatial encoder keeps of it."""
+    build.image(name)
+    build.engine(
+        "project", f"{name}_project", {"patches": f"{name}_patches"}, {"view": f"{name}_view"}
+    )
+
+
+def _spatial(build: GraphBuilder) -> None:
     """Both views related. Parts of the trunk write final tokens and taps each into its place."""
     outputs = {"tokens": "spatial_tokens"}
     parts = build.parts("spatial")
@@ -297,7 +262,7 @@ def _spatial(build: _GraphBuilder) -> None:
 
 
 def _condition(
-    build: _GraphBuilder, c: PolicyConfig, num_prefix: int, num_suffix: int, slots: int
+    build: GraphBuilder, c: AnchorVLA4DConfig, num_prefix: int, num_suffix: int, slots: int
 ) -> None:
     """What the head is conditioned on."""
     pooling = build.engines["condition"].inputs["pooling"].shape
@@ -331,7 +296,7 @@ def _condition(
     )
 
 
-def _denoising(build: _GraphBuilder, c: PolicyConfig, samples: int) -> None:
+def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
     """From noise to actions in robot units, along what is left of the last chunk; and how like the
     anchor the frame is."""
     chunk, denoised = c.head.chunk_shape(), c.head.chunk_shape(samples)
@@ -378,103 +343,3 @@ def _denoising(build: _GraphBuilder, c: PolicyConfig, samples: int) -> None:
 
 def _scaling(statistics: str, modes: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
     return {"statistics": statistics, "modes": list(modes), "units": list(units)}
-
-
-class _GraphBuilder:
-    """Collects tensors and stages in running order."""
-
-    def __init__(self, engines: Mapping[str, EngineSpec], patches: Mapping[str, Any]) -> None:
-        self.engines = engines
-        self.patches = patches
-        self.tensors: dict[str, Tensor] = {}
-        self.stages: list[Stage] = []
-
-    def parts(self, network: str) -> list[EngineSpec]:
-        """Its engines, in the order they are called."""
-        return [spec for name, spec in self.engines.items() if whole_of(name) == network]
-
-    def chain(
-        self,
-        network: str,
-        name: str,
-        inputs: Mapping[str, str],
-        outputs: Mapping[str, str],
-        own: Sequence[str] = (),
-    ) -> None:
-        """The parts of a network in turn: what one puts out as `x_next` is `x` of those behind it.
-
-        Args:
-            inputs: port -> tensor; a part takes those that it has ports for.
-            outputs: likewise.
-            own: ports for which each part has a tensor of its own.
-        """
-        parts, at_hand = self.parts(network), dict(inputs)
-        for i, part in enumerate(parts):
-            numbered = partial(part_name, index=i, count=len(parts))
-            passed = {
-                port: numbered(f"{name}_{port.removesuffix('_next')}")
-                for port in part.outputs
-                if port.endswith("_next")
-            }
-            made = {port: outputs[port] for port in part.outputs if port not in passed}
-            self.engine(
-                numbered(network),
-                numbered(name),
-                {p: numbered(at_hand[p]) if p in own else at_hand[p] for p in part.inputs},
-                passed | {p: numbered(t) if p in own else t for p, t in made.items()},
-            )
-            at_hand |= {port.removesuffix("_next"): t for port, t in passed.items()}
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> None:
-        self.tensors[name] = Tensor(shape=shape)
-
-    def rows(self, name: str, parent: str, start: int, count: int | None = None) -> None:
-        """Rows of a matrix, to the end if `count` is left out."""
-        total, width = self.tensors[parent].shape
-        count = total - start if count is None else count
-        self.tensors[name] = Tensor(shape=(count, width), part_of=(parent, start * width))
-
-    def slice(self, name: str, parent: str, index: int) -> None:
-        """One entry along the first axis."""
-        shape = self.tensors[parent].shape[1:]
-        size = Tensor(shape=shape).size
-        self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
-
-    def image(self, name: str) -> None:
-        """Patches of an image, their vision tokens and their projection."""
-        patches, pixels = f"{name}_patches", f"{name}_pixels"
-        if "pixels" in self.engines:
-            self.tensors[pixels] = self.engines["pixels"].inputs["image"]
-            self.call("copy", {"value": name}, {"value": pixels})
-            self.engine("pixels", patches, {"image": pixels}, {"patches": patches})
-        else:
-            self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
-            self.call("patches", {"image": name}, {"patches": patches}, self.patches)
-        self.chain("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
-        self.engine("project", f"{name}_project", {"patches": patches}, {"view": f"{name}_view"})
-
-    def embed(self, target: str, ids: Sequence[int]) -> None:
-        """Rows of constant text."""
-        self.call("embed", {}, {"embeddings": target}, {"table": TOKENS, "ids": list(ids)})
-
-    def call(
-        self,
-        function: str,
-        inputs: Mapping[str, str],
-        outputs: Mapping[str, str],
-        params: Mapping[str, Any] | None = None,
-        name: str = "",
-    ) -> None:
-        """A host function, by default named after what it writes."""
-        name = name or next(iter(outputs.values()))
-        self.stages.append(
-            Stage(name=name, function=function, inputs=inputs, outputs=outputs, params=params or {})
-        )
-
-    def engine(
-        self, engine: str, name: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
-    ) -> None:
-        for port, tensor in outputs.items():
-            spec = self.engines[engine].outputs[port]
-            self.tensors.setdefault(tensor, spec)
-        self.stages.append(Stage(name=name, engine=engine, inputs=inputs, outputs=outputs))

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.checkpoint import normalizations
 from models.demo.collect import COLOURS
 from runtime.image import ImageConfig, PatchMaker
@@ -89,7 +89,7 @@ class Batch:
     """[Q, 3 K]: everywhere that anything in the scene could ask for, NaN where nothing does."""
 
 
-def load_data(folder: Path, tasks: tuple[str, ...], policy: PolicyConfig) -> Data:
+def load_data(folder: Path, tasks: tuple[str, ...], policy: AnchorVLA4DConfig) -> Data:
     """Read every task's file and put states, actions and goals into policy units.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a batch costs the policy: its hidden states, batched, and the losses of each stage.
 
-The policy's own modules on batches of questions, as `models.anchorvla4d.policy` runs them one by
+The policy's own modules on batches of questions, as `models.anchorvla4d.model` runs them one by
 one; an anchor's prefix is run once for all questions about its scene. The goal heads exist in
 training only.
 
@@ -17,11 +17,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.head import ddim_coefficients
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts, rotary
+from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.anchorvla4d.model import AnchorVLA4D
+from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.demo import CHECKPOINT
 from models.demo.data import GRID, Batch, Data
+from models.networks.scale_dp import ddim_coefficients
+from models.networks.vision_language import rotary
 from models.random_weights import random_tensors
 from runtime import prompt
 
@@ -48,7 +50,7 @@ class Learner:
     """The policy with its goal heads."""
 
     def __init__(
-        self, policy: PolicyConfig, data: Data, *, seed: int, draws: int, device: str
+        self, policy: AnchorVLA4DConfig, data: Data, *, seed: int, draws: int, device: str
     ) -> None:
         """
         Args:
@@ -102,17 +104,22 @@ class Learner:
 
         parts, device = self.parts, cos.device
         count = len(batch.anchors)
+        head, middle = parts.before
         prefix = torch.cat(
-            [text(parts.head, count), vision(batch.anchors, GRID), text(parts.anchor_end, count)],
+            [
+                text(parts.before[0], count),
+                vision(batch.anchors, GRID),
+                text(parts.image_end, count),
+            ],
             dim=1,
         )
         length = prefix.shape[1]
-        past = self.model.empty_past(0).to(device).expand(count, -1, -1, -1, -1, -1)
+        past = self.model.vlm.model.empty_past(0).to(device).expand(count, -1, -1, -1, -1, -1)
         mask = torch.from_numpy(prompt.attention_mask(0, 0, length, length)).to(device)
         kv, seen = model(prefix, past, mask, cos[:length], sin[:length])
         suffix = torch.cat(
             [
-                text(parts.middle, len(batch.task)),
+                text(middle, len(batch.task)),
                 vision(batch.frames, GRID)[batch.frame_of],
                 model.embed_tokens(self._tail_ids[batch.task]),
             ],
@@ -149,7 +156,7 @@ class Learner:
         }
 
     def _anchor_tokens(self, hidden: Tensor) -> Tensor:
-        start = len(self.parts.head)
+        start = len(self.parts.before[0])
         return hidden[:, start : start + GRID[0] * GRID[1] // 4]
 
     def act(
@@ -189,7 +196,7 @@ class Learner:
         """Tokens of the instructions, and the rotary tables of a whole prompt."""
         c, device = self.policy, self.device
         tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-        self.parts = parts = PromptParts.of(c.prompt, tokenizer)
+        self.parts = parts = prompt_parts(c, tokenizer)
         tails = [
             prompt.encode_tail(tokenizer, parts.tail, parts.end_ids, text)
             for text in self.data.instructions
@@ -202,13 +209,19 @@ class Learner:
             )
         self._tail_ids = torch.tensor(tails, device=device)
         image = (GRID[0] // 2, GRID[1] // 2)
-        between = len(parts.anchor_end) + len(parts.middle)
-        segments: list[prompt.Segment] = [len(parts.head), image, between, image, len(tails[0])]
+        between = len(parts.image_end) + len(parts.before[1])
+        segments: list[prompt.Segment] = [
+            len(parts.before[0]),
+            image,
+            between,
+            image,
+            len(tails[0]),
+        ]
         cos, sin = rotary(c.language, segments)
         self._rotary = cos.to(device), sin.to(device)
 
 
-def new_policy(config: PolicyConfig, seed: int) -> AnchorVLA4D:
+def new_policy(config: AnchorVLA4DConfig, seed: int) -> AnchorVLA4D:
     """Seeded weights to start from.
 
     The state's way into the condition starts wide, because four numbers beside a thousand pooled

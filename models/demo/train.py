@@ -34,13 +34,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.anchorvla4d.config import PolicyConfig
 from models.anchorvla4d.presets import demo
 from models.checkpoint import image_fields
 from models.demo import CHECKPOINT
 from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
+from models.families import read_config, to_json
 from runtime.cli.progress import Progress
 from runtime.pages import svg
 from runtime.storage.files import PARTIAL, replacing, write_file
@@ -259,7 +259,7 @@ def write_checkpoint(trainer: Trainer) -> None:
         f"{trainer.seconds / 60:.0f} minutes, tasks: {', '.join(c.tasks)}",
     )
     folder = c.out
-    write_file(folder / "config.json", config.to_json())
+    write_file(folder / "config.json", to_json(config))
     write_file(folder / "preprocessor_config.json", json.dumps(image_fields(IMAGE), indent=2))
     write_file(folder / "dataset_statistics.json", json.dumps(trainer.data.statistics, indent=2))
     write_file(folder / "tokenizer.json", (CHECKPOINT / "tokenizer.json").read_bytes())
@@ -274,7 +274,7 @@ def write_checkpoint(trainer: Trainer) -> None:
 def foreign(folder: Path) -> str | None:
     """What keeps a folder from being one that a training wrote."""
     try:
-        described = str(PolicyConfig.from_json(folder / "config.json").description)
+        described = str(read_config(folder / "config.json").description)
     except (FileNotFoundError, ValueError):
         described = ""
     if not described.startswith(DESCRIPTION) and not (folder / STATE).is_file():

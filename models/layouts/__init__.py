@@ -1,1 +1,1 @@
-"""How checkpoints lie on a disk: as Hugging Face does it, and as the authors' Megatron does."""
+"""How checkpoints lie on a disk, whatever policy they hold: as Hugging Face's libraries do it."""

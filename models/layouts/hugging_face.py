@@ -1,9 +1,8 @@
 """A folder as Hugging Face's libraries write it: one safetensors file, or shards with an index.
 
 In: the folder. Out: where each parameter is read. The vision-language model may be named as
-published, as since transformers 4.52, and with or without `vlm.` in front; the other two parts
-stand beside it in the same files, or as `action_head.pt` and `info_sharing.pt`, where the authors'
-conversion tool (`checkpoint/vlm_model/mm_to_hf.py` of eileenzhujuan/AnchorVLA4D) puts them.
+published, as since transformers 4.52, and with or without `vlm.` in front; the other parts of a
+policy stand beside it in the same files, or in files of torch beside them.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.anchorvla4d.config import PolicyConfig
 from models.errors import CheckpointError
 from models.json_file import read_object
 from models.layouts.stored import stored_safetensors, stored_torch
+from models.policy_config import PolicyConfig
 from models.sources import (
     AS_IT_IS,
     Misfits,
@@ -23,21 +22,11 @@ from models.sources import (
     Stored,
     Unused,
     Weights,
-    parameter_shapes,
     some,
 )
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SIDE_FILES = {
-    "action_head.pt": "action_head.",
-    "info_sharing.pt": "info_sharing.",
-    "vit_memory.pt": "vit_memory.",
-    "cross_state.pt": "",
-}
-"""What the authors' tool writes beside the safetensors -> how our names of it begin. The last two
-belong to other policies of theirs: here they are empty, or their tensors are too many."""
-UNUSED = {"vlm.lm_head.weight": "speaks words, of which this policy says none"}
 _RENAMED = {
     "vlm.model.language_model.": "vlm.model.",
     "vlm.model.visual.": "vlm.visual.",
@@ -83,24 +72,34 @@ def is_in(path: Path) -> bool:
     return (path / INDEX).is_file() or (path / WEIGHTS).is_file()
 
 
-def open_weights(path: Path, config: PolicyConfig) -> Weights:
+def open_weights(
+    path: Path,
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    side_files: Mapping[str, str],
+    unused_names: Mapping[str, str],
+) -> Weights:
     """Where each parameter is read.
+
+    Args:
+        wanted: shape of each.
+        side_files: files of torch beside the safetensors -> how our names of what is in it begin.
+        unused_names: of ours, what may be there and is not read -> why.
 
     Raises:
         CheckpointError: files that are missing or damaged, or tensors that do not fit.
     """
     files = _read_headers(path)
-    beside = [path / name for name in SIDE_FILES if (path / name).is_file()]
+    beside = [path / name for name in side_files if (path / name).is_file()]
     tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
-    tensors += [pair for file in beside for pair in _side_tensors(file)]
-    wanted = parameter_shapes(config)
+    tensors += [pair for file in beside for pair in _side_tensors(file, side_files[file.name])]
     sources: dict[str, Source] = {}
     found: dict[str, str] = {}
     unused: list[Unused] = []
     misfits = Misfits()
     for name, stored in tensors:
-        if name in UNUSED:
-            unused.append(Unused(stored.name, stored.file, UNUSED[name]))
+        if name in unused_names:
+            unused.append(Unused(stored.name, stored.file, unused_names[name]))
         elif name not in wanted:
             misfits.extra.append(stored.name)
         elif name in found:
@@ -179,15 +178,15 @@ def check_config(path: Path, config: PolicyConfig) -> None:
         raise CheckpointError(f"{path}: does not agree with policy.json: {some(differ)}")
 
 
-def _side_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
-    """The tensors of one of `SIDE_FILES`, under our names."""
+def _side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a file of torch, under our names."""
     for place, item in stored_torch(file):
         if not isinstance(item, Stored):
             raise CheckpointError(
                 f"{file}: {'.'.join(place) or 'its content'} is no tensor but a "
                 f"{type(item).__name__}; it must be a dictionary of tensors, as a state_dict is"
             )
-        yield SIDE_FILES[file.name] + item.name, item
+        yield begin + item.name, item
 
 
 def _as_it_is(name: str, stored: Stored) -> Source:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from models.anchorvla4d.config import PolicyConfig
+from models.policy_config import PolicyConfig
 
 Spelling = Literal["published", "newer"]
 """Names and settings before transformers 4.52, and those since."""

@@ -8,10 +8,8 @@ the checksums in its zip archive stay those of empty space. torch does not look 
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,12 +17,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.anchorvla4d.config import PolicyConfig
 from models.errors import CheckpointError
 from models.layouts.hugging_face import INDEX
-from models.layouts.megatron import FILE, TRACKER, Place, places, put
 from models.layouts.stored import load_fake
-from models.sources import FLOATS, Source, Weights, is_finite
+from models.sources import FLOATS, Source, is_finite
 
 SHARD_BYTES = 1 << 30
 ALIGNMENT = 8
@@ -88,64 +84,25 @@ def write_torch(path: Path, tensors: Mapping[str, Source]) -> None:
     state = lay_out(path, {name: (s.shape, s.dtype) for name, s in tensors.items()})
     with path.open("r+b") as file:
         for name, source in tensors.items():
-            _fill(file, state[name], read_finite(source))
-
-
-def write_megatron(
-    path: Path, weights: Weights, config: PolicyConfig, *, ranks: int, say: Say
-) -> None:
-    """The authors' layout: `iter_0000001/mp_rank_00/` and so on, and the file that names it.
-
-    Raises:
-        ValueError: the policy cannot be cut into so many ranks.
-    """
-    groups: dict[str, list[tuple[Place, Source]]] = {}
-    for name, place in places(config, ranks).items():
-        groups.setdefault(place.theirs, []).append((place, weights[name]))
-    empty = {theirs: (group[0][0].shape, group[0][1].dtype) for theirs, group in groups.items()}
-    iteration = 1
-    (path / TRACKER).write_text(str(iteration))
-    files = [path / f"iter_{iteration:07d}" / f"mp_rank_{rank:02d}" / FILE for rank in range(ranks)]
-    laid_out = []
-    for file in files:
-        file.parent.mkdir(parents=True)
-        laid_out.append(lay_out(file, empty, _megatron_record(iteration, ranks)))
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(file.open("r+b")) for file in files]
-        for theirs, group in groups.items():
-            tensors = _rank_tensors(group, ranks)
-            for out, state, tensor in zip(opened, laid_out, tensors, strict=True):
-                _fill(out, state[theirs], tensor)
-    for file in files:
-        say(f"{file.relative_to(path)}: {file.stat().st_size / 1e9:.2f} GB")
+            fill(file, state[name], read_finite(source))
 
 
 def lay_out(
     path: Path,
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    record: Mapping[str, Any] | None = None,
-) -> dict[str, Tensor]:
-    """Write a torch file with room for tensors, and return fake ones that know where it is.
+    arranged: Callable[[dict[str, Tensor]], Any] = lambda tensors: tensors,
+) -> Any:
+    """Write a torch file with room for tensors, and return it with fake ones that know where it is.
 
     Args:
-        tensors: shape and dtype by name; with a `record`, by place in the model it holds: the first
-            word of a name is the part.
-        record: what else is in the file, beside its `model`.
+        tensors: shape and dtype by name.
+        arranged: makes of them what the file holds.
     """
     with FakeTensorMode():
         empty = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in tensors.items()}
-        state: dict[str, Any] = empty if record is None else {**record, "model": _parts(empty)}
         with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(state, path)
-    written = load_fake(path)
-    if record is None:
-        return dict(written)
-    return {
-        f"{part}.{name}": tensor
-        for part, inside in written["model"].items()
-        for name, tensor in inside.items()
-        if isinstance(tensor, Tensor)
-    }
+            torch.save(arranged(empty), path)
+    return load_fake(path)
 
 
 def read_finite(source: Source) -> Tensor:
@@ -159,37 +116,8 @@ def read_finite(source: Source) -> Tensor:
     return value
 
 
-def _rank_tensors(group: Sequence[tuple[Place, Source]], ranks: int) -> Iterable[Tensor]:
-    """What each rank holds of one tensor of theirs, which is made of all parameters in `group`."""
-    place, source = group[0]
-    if place.join is None:
-        return [read_finite(source)] * ranks
-    if not place.cuts:
-        return read_finite(source).chunk(ranks, place.join)
-    made = [torch.empty(place.shape, dtype=source.dtype) for _ in range(ranks)]
-    for place, source in group:
-        put(place, read_finite(source), made)
-    return made
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """`vlm.NAME` and so on as a dictionary for each part, with what Megatron leaves beside them."""
-    parts: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        part, _, inside = name.partition(".")
-        parts.setdefault(part, {})[inside] = tensor
-    parts["vlm"]["text_decoder.output_layer._extra_state"] = None
-    return parts
-
-
-def _megatron_record(iteration: int, ranks: int) -> dict[str, Any]:
-    """As `generate_state_dict` of Megatron's `training/checkpointing.py` has it."""
-    arguments = argparse.Namespace(tensor_model_parallel_size=ranks, pipeline_model_parallel_size=1)
-    return {"args": arguments, "checkpoint_version": 3.0, "iteration": iteration}
-
-
-def _fill(file: IO[bytes], fake: Tensor, value: Tensor) -> None:
-    """Write the numbers of a tensor where a fake one says."""
+def fill(file: IO[bytes], fake: Tensor, value: Tensor) -> None:
+    """Write the numbers of a tensor where a fake one says that there is room."""
     offset = fake.untyped_storage()._checkpoint_offset
     assert offset is not None
     file.seek(offset)

@@ -242,14 +242,13 @@ def group_layers(model: nn.Module) -> dict[str, dict[str, nn.Linear]]:
 def _act(
     checkpoint: Checkpoint, observation: Observation, seed: int, tick: int
 ) -> NDArray[np.float32]:
-    head = checkpoint.config.head
     return reference(
         checkpoint,
         anchor=observation.anchor,
         frame=observation.frame,
         instruction=observation.instruction,
         state=observation.state,
-        noise=draw_noise(seed, tick, head.chunk_shape()),
+        noise=draw_noise(seed, tick, checkpoint.config.chunk),
     )
 
 

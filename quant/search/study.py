@@ -21,9 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.anchorvla4d.policy import AnchorVLA4D
-from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.families import CONFIGS, family_of
 from quant.boards import find_board
 from quant.config import SensitivityConfig
 from quant.data.observations import read_observations
@@ -103,7 +102,7 @@ def _costs(config: SensitivityConfig, checkpoint: Checkpoint) -> dict[str, Costs
     width, height = config.image_size
     grid = grid_of(height, width, checkpoint.image)
     with torch.device("meta"):
-        groups = group_layers(AnchorVLA4D(shapes))
+        groups = group_layers(family_of(shapes).model(shapes))
     products = tick_products(groups, shapes, grid, config.tokens)
     return tick_costs(products, find_board(config.board), CANDIDATES)
 

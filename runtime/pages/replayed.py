@@ -27,7 +27,7 @@ EXPLAINED = (
     "Predicted is what is due by the chunks that the policy answers now; recorded is what was "
     "sent. They differ where the guard intervened, and where the policy computes other bits."
 )
-TITLE = "AnchorVLA4D replay"
+TITLE = "anchorvla replay"
 
 
 def draw_replays(policy: Policy, replays: Sequence[tuple[Journal, Replay]]) -> str:

@@ -21,11 +21,11 @@ from export.config import DEMO_OPTIONS, BuildConfig
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Contents, read_contents
-from models.anchorvla4d.config import PolicyConfig
-from models.anchorvla4d.engines import EngineSpec
+from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.checkpoint import write_random_checkpoint
 from models.demo import CHECKPOINT
 from models.init import statistics_of
+from models.networks.engines import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
@@ -39,7 +39,7 @@ ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 """Largest relative error of rounding one number."""
 
 
-def write_random(folder: Path, config: PolicyConfig) -> None:
+def write_random(folder: Path, config: AnchorVLA4DConfig) -> None:
     """A checkpoint with random weights of seed 0 and the demo's tokenizer."""
     write_random_checkpoint(
         folder,

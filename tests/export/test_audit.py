@@ -36,10 +36,10 @@ NAMES = {"engine": {"layer": "policy.layer"}}
 PLANTED = "vlm.model.layers.0.mlp.down_proj"
 
 
-def audit_one(contents, rule, base, *, rules=None):
+def audit_one(contents, rule, base, *, rules=None, folded=()):
     method = "outliers" if rule == "outliers" else "plain"
     rules = rules or {"policy.layer": Rule("*", "w8a8" if rule == "outliers" else rule, method)}
-    return audit({"engine": contents}, NAMES, rules, base)
+    return audit({"engine": contents}, NAMES, rules, base, folded=folded)
 
 
 def precisions_of(contents):
@@ -175,9 +175,14 @@ def test_a_layer_in_no_engine_is_said_in_every_format(tmp_path):
 
 
 def test_layers_whose_results_are_constants_are_in_no_engine(tmp_path):
-    layer = "action_head.t_embedder.mlp.0"
+    layer = "head.times.mlp.0"
     rules = {"policy.layer": Rule("*", "w8"), layer: Rule("*", "float32")}
-    assert audit_one(contents_of(tmp_path, "w8"), "w8", "float32", rules=rules) == []
+    contents = contents_of(tmp_path, "w8")
+    assert audit_one(contents, "w8", "float32", rules=rules, folded=["head.times.*"]) == []
+    for others in ([], ["head.time.*", "times"]):
+        assert audit_one(contents, "w8", "float32", rules=rules, folded=others) == [
+            f"{layer} is in no engine, the recipe says float32"
+        ]
 
 
 def test_a_float32_weight_without_a_name_is_that_of_the_one_layer_that_lacks_it(tmp_path):

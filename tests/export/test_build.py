@@ -26,9 +26,9 @@ from export.errors import ExportError
 from export.release.config import KeysConfig, SignConfig
 from export.release.signing import make_keys, sign
 from export.twin import make_twin
-from models.anchorvla4d.split import DENOISED
 from models.checkpoint import load_checkpoint, reference
 from models.init import init
+from models.split import DENOISED
 from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError

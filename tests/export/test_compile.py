@@ -11,12 +11,13 @@ from export.engines import compile_check
 from export.engines.compile_check import check_compiles, is_available
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save, write_onnx
-from models.anchorvla4d.layers import SelfAttention
-from models.anchorvla4d.policy import AnchorVLA4D, PromptParts
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import full, shallow
+from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.anchorvla4d.split import split
 from models.demo import CHECKPOINT
 from models.init import image_of
+from models.networks.layers import SelfAttention
 from models.random_weights import random_tensors
 from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
@@ -35,7 +36,7 @@ def full_width():
         model = AnchorVLA4D(config)
     model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    parts = PromptParts.of(config.prompt, tokenizer)
+    parts = prompt_parts(config, tokenizer)
     return split(model.eval(), parts, image_of(config), (252, 252), 112)
 
 

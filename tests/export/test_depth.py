@@ -15,16 +15,16 @@ from torch import nn
 
 import export.__main__
 import models.anchorvla4d.engines
-import models.anchorvla4d.head
 import models.anchorvla4d.split
+import models.networks.scale_dp
 from export.evidence import depth
 from export.evidence.chains import on_meta, placed, run_libraries, run_stages
-from export.evidence.composition import Composition
 from export.evidence.config import DEPTH, DepthConfig
 from export.evidence.depth import LIMIT, StageErrors, compare, golden_for, subject_of
 from export.evidence.results import render_depth
 from export.evidence.streamed import TABLE, Float64, RandomWeights, stream
 from models.anchorvla4d.presets import demo, full
+from models.anchorvla4d.reference import Composition
 from models.checkpoint import normalizations
 from models.init import image_of
 
@@ -140,7 +140,7 @@ def test_a_layer_that_is_left_out_is_seen_at_its_place(errors, weights, starts, 
 
 def test_a_denoise_step_that_is_left_out_is_seen(errors, monkeypatch):
     step = models.anchorvla4d.engines.ddim_step
-    left_out = models.anchorvla4d.head.ddim_coefficients(demo().head)[4]
+    left_out = models.networks.scale_dp.ddim_coefficients(demo().head)[4]
 
     def all_but_one(x, epsilon, row, *leftover):
         return x if torch.equal(row, left_out) else step(x, epsilon, row, *leftover)
@@ -172,7 +172,7 @@ def test_streamed_and_resident_libraries_put_out_the_same_bits(subject, weights,
         state=to_policy.to_policy(golden["state"]),
         noise=golden["noise"],
     )
-    assert np.array_equal(heard[0]["x"][-1].numpy(), wanted)
+    assert np.array_equal(heard[0].kept["x"][-1].numpy(), wanted)
 
 
 def test_no_more_than_one_piece_of_a_layer_is_held():
@@ -251,7 +251,9 @@ def test_a_complaint_says_how_far_and_what_is_allowed(error, of_ours, words):
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys, errors):
     """With ticks that ran already: the others run them too."""
     rows = errors()
-    parts = dataclasses.make_dataclass("Parts", ["slots", "num_prefix"])(112, 101)
+    parts = dataclasses.make_dataclass("Parts", ["slots", "fixed"])(
+        112, {"prefix": 101, "suffix": 80}
+    )
     monkeypatch.setattr(depth, "measure", lambda *_: (rows, parts))
     line = ["depth", "--config", "demo", "--results", str(tmp_path)]
     assert export.__main__.main(line) == 0

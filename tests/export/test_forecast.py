@@ -14,14 +14,15 @@ from export.engines.counts import Counts, count
 from export.forecast.config import PUBLISHED, ForecastConfig
 from export.forecast.forecast import Band, forecast
 from export.forecast.page import page
-from export.forecast.policy import QWEN_PROMPT, QWEN_TAIL, prompt_of, size
+from export.forecast.policy import prompt_of, size
 from export.forecast.stages import stage_costs
 from export.forecast.table import print_forecast
 from export.forecast.words import summary
-from models.anchorvla4d.parts import WHOLE
-from models.anchorvla4d.presets import CONFIGS, full
+from models.anchorvla4d.presets import full
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
+from models.families import CONFIGS, family_of
+from models.networks.parts import WHOLE
 from models.processor import read_image_config
 from quant.boards import BOARDS, EFFICIENCY, OTHER_NAMES
 from quant.recipes import RECIPES
@@ -267,11 +268,11 @@ def test_a_board_without_memory_and_power_leaves_both_open(monkeypatch):
 def test_the_tokens_of_the_published_prompt_are_those_of_its_tokenizer():
     made = prompt_of(full())
     tokenizer = qwen_tokenizer()
-    parts = type(made.parts).of(full().prompt, tokenizer)
-    for name, number in QWEN_PROMPT.items():
-        assert len(getattr(parts, name)) == number, name
+    parts = family_of(full()).prompt(full(), tokenizer)
+    assert list(map(len, made.parts.before)) == list(map(len, parts.before))
+    assert len(made.parts.image_end) == len(parts.image_end)
     text = parts.tail.replace("{instruction}", "put the spoon on the towel")
-    assert len(tokenizer.encode(text).ids) + len(parts.end_ids) == QWEN_TAIL
+    assert len(tokenizer.encode(text).ids) + len(parts.end_ids) == made.tail
 
 
 def test_a_checkpoint_is_forecast_by_its_own_configuration_without_its_weights(tmp_path):

@@ -10,7 +10,7 @@ from export.build import build, engine_bytes
 from export.config import DEMO_OPTIONS, BuildConfig
 from export.engines.compile_check import is_available
 from export.evidence.bench import Size, make_up_episode
-from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.presets import full, shallow
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
@@ -35,7 +35,7 @@ LARGEST_SHARE = {"orin-w8a8": 0.32, "orin-w8a8-static": 0.32, "orin-w4a16": 0.26
 is a tenth of all weights."""
 
 
-def write_checkpoint(folder: Path, base: PolicyConfig | None = None, **layers: int) -> Path:
+def write_checkpoint(folder: Path, base: AnchorVLA4DConfig | None = None, **layers: int) -> Path:
     """The published widths with few layers and random weights; the last vision block sees all."""
     config = shallow(base or full(), **layers)
     write_random(folder, config)

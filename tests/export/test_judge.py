@@ -23,9 +23,9 @@ from export.judge import (
 )
 from export.measure import Modules, rounding, stage_errors
 from export.subject import prepare
-from models.anchorvla4d.split import DENOISED
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
+from models.split import DENOISED
 from quant.recipes import RECIPES, Rule
 from runtime.backends.parity import relative_error
 from runtime.bundle import StageFigures

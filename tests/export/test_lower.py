@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from export.engines.lower import FLOAT32_OPS, float32_nodes, lower, modules_beside, twin
 from export.engines.onnx_file import export_graph, save
-from models.anchorvla4d.layers import GeluMLP, RMSNorm, SelfAttention
+from models.networks.layers import GeluMLP, RMSNorm, SelfAttention
 from tests.export.conftest import (
     KINDS,
     ROUNDING,

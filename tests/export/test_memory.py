@@ -15,7 +15,7 @@ import torch
 
 from export.evidence.bench import Size, make_up_episode
 from models import checkpoint
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import full, shallow
 from models.checkpoint import load_checkpoint
 from runtime import read_bundle

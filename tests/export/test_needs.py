@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 from torch import nn
 
 from export import needs
@@ -16,10 +17,12 @@ from export.config import BuildConfig
 from export.errors import ExportError
 from export.needs import needs_of, refuse_if_too_large
 from export.parts import MESSAGE_BYTES, EngineSizes, smaller, tracing_layers
-from models.anchorvla4d.parts import WHOLE, LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full, proxy, xlerobot
-from models.init import image_of
+from models.checkpoint import Checkpoint
+from models.demo import CHECKPOINT
+from models.init import image_of, statistics_of
+from models.networks.parts import WHOLE
 from quant.apply import decide
 from quant.recipes import RECIPES
 from runtime.errors import OutputError
@@ -39,7 +42,10 @@ def estimate(model, recipe="orin-w8a8", layers=None):
     chosen = RECIPES[recipe]()
     rules = decide(chosen, model)
     layers = layers or tracing_layers(model.config)
-    return needs_of(model, chosen, rules, layers, image_of(model.config), CONFIG)
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    image, statistics = image_of(model.config), statistics_of(model.config)
+    checkpoint = Checkpoint(Path(), model.config, model, tokenizer, image, statistics, "")
+    return needs_of(checkpoint, chosen, rules, layers, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +63,10 @@ def test_no_part_outgrows_a_message_and_small_networks_stay_whole():
 
 
 def test_the_smaller_part_is_taken_of_what_two_ask_for():
-    one = LayersPerPart(vision=3, language=None, spatial=2)
-    other = LayersPerPart(vision=5, language=6, spatial=None)
+    one = {"vision": 3, "spatial": 2}
+    other = {"vision": 5, "language": 6}
     assert smaller(one, other) == smaller(other, one)
-    assert smaller(one, other) == LayersPerPart(vision=3, language=6, spatial=2)
+    assert smaller(one, other) == {"vision": 3, "language": 6, "spatial": 2}
 
 
 @pytest.mark.parametrize("recipe", ["orin-w8a8", "orin-w4a16", "orin-bf16"])
@@ -87,7 +93,7 @@ def test_disk_is_that_of_bundle_codes_and_float32_engines(whole):
 
 def test_too_little_memory_is_refused_with_what_would_do(whole):
     def with_layers(count):
-        layers = smaller(tracing_layers(whole.config), LayersPerPart(language=count))
+        layers = smaller(tracing_layers(whole.config), {"language": count})
         return estimate(whole, "orin-bf16", layers)
 
     needed = estimate(whole, "orin-bf16")

@@ -19,11 +19,12 @@ from export.measure import golden_of, made_up, reference_actions
 from export.parts import EngineSizes, choose_layers
 from export.subject import prepare
 from export.twin import write_twin
-from models.anchorvla4d.parts import WHOLE, LayersPerPart, cut
 from models.anchorvla4d.presets import demo
-from models.anchorvla4d.split import ACTIONS, TOKENIZER, TOKENS, split
+from models.anchorvla4d.split import split
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
+from models.networks.parts import WHOLE, cut
+from models.split import ACTIONS, TOKENIZER, TOKENS
 from quant.boards import BOARDS
 from quant.recipes import RECIPES
 from runtime.backends.onnxruntime import HostMemory
@@ -49,8 +50,8 @@ from tests.simulation import install, make_plan
 
 LAYERS = 12
 CUTS = {
-    "1 layer": LayersPerPart(vision=1, language=1, spatial=1),
-    "5 of 12": LayersPerPart(vision=2, language=5, spatial=4),
+    "1 layer": {"vision": 1, "language": 1, "spatial": 1},
+    "5 of 12": {"vision": 2, "language": 5, "spatial": 4},
     "all": WHOLE,
 }
 
@@ -159,7 +160,7 @@ def test_the_ticks_differ_as_they_should(whole):
 def test_a_part_keeps_its_own_keys_and_nothing_is_copied_between_parts(checkpoint, whole, layers):
     graph = divided(checkpoint, layers).graph
     stages = {stage.name: stage for stage in graph.stages}
-    sizes = [len(part) for part in cut(LAYERS, layers.language)]
+    sizes = [len(part) for part in cut(LAYERS, layers["language"])]
     for i, size in enumerate(sizes):
         prefix, suffix = stages[f"prefix_{i}"], stages[f"suffix_{i}"]
         assert prefix.engine == suffix.engine == f"language_{i}"
@@ -199,8 +200,8 @@ def test_a_cut_leaves_no_layer_out_and_the_rest_to_the_last_part():
     assert cut(12, 5) == [range(5), range(5, 10), range(10, 12)]
     assert cut(12, None) == cut(12, 12) == cut(12, 99) == [range(12)]
     assert cut(3, 1) == [range(1), range(1, 2), range(2, 3)]
-    with pytest.raises(ValueError, match="layers per part of vision must be at least 1, got 0"):
-        LayersPerPart(vision=0)
+    with pytest.raises(ValueError, match="layers per part must be at least 1, got 0"):
+        cut(3, 0)
 
 
 @pytest.fixture(scope="module")

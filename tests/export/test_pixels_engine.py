@@ -8,7 +8,7 @@ import runtime
 from export.build import build
 from export.engines.compile_check import check_compiles, is_available
 from export.engines.onnx_file import write_onnx
-from models.anchorvla4d.engines import pixels_engine
+from models.networks.engines import pixels_engine
 from runtime.golden import Golden, vary
 from runtime.image import ImageConfig, grid_of
 from tests.export.conftest import cut_config

@@ -9,7 +9,7 @@ from torch import nn
 
 from export.engines.compile_check import check_compiles, is_available
 from export.engines.onnx_file import write_onnx
-from models.anchorvla4d.engines import EngineSpec
+from models.networks.engines import EngineSpec
 from quant.formats import int4_blocks, int8_per_channel, int8_per_tensor, pad_inputs
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort

@@ -6,8 +6,8 @@ import pytest
 import runtime
 from export.build import build
 from export.forecast.policy import prompt_of, size
-from models.anchorvla4d.parts import WHOLE
 from models.checkpoint import load_checkpoint, normalizations, reference
+from models.networks.parts import WHOLE
 from models.processor import read_image_config
 from quant.recipes import RECIPES
 from runtime.golden import Golden

@@ -3,7 +3,7 @@
 import pytest
 
 from export.tokens import choose_tokens
-from models.anchorvla4d.split import num_prompt_tokens
+from models.anchorvla4d.prompt import fixed_tokens
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
 
@@ -18,7 +18,7 @@ def checkpoint():
 
 def needed(checkpoint, instruction, margin=0):
     """Tokens of the longer call, with a margin for the instruction's."""
-    prefix, suffix = num_prompt_tokens(checkpoint.parts, GRID)
+    prefix, suffix = fixed_tokens(checkpoint.parts, GRID).values()
     return max(prefix, suffix + len(checkpoint.tail_ids(instruction)) + margin)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from export.measure import Modules, golden_of, reference_actions
 from export.tokens import choose_tokens
-from models.anchorvla4d.split import num_prompt_tokens, split
+from models.anchorvla4d.prompt import fixed_tokens
+from models.anchorvla4d.split import split
 from models.checkpoint import load_checkpoint
 from models.demo import EPISODES
 from quant.apply import prepare_folded, quantize_folded
@@ -29,7 +30,7 @@ def seen():
 def widths(checkpoint, seen):
     """In tokens, both calls of the language engine alike."""
     grid = grid_of(*SIZE, checkpoint.image)
-    prefix, suffix = num_prompt_tokens(checkpoint.parts, grid)
+    prefix, suffix = fixed_tokens(checkpoint.parts, grid).values()
     tail = max(len(checkpoint.tail_ids(observation.instruction)) for observation in seen)
     shortest = max(prefix, suffix + tail)
     usual = choose_tokens(checkpoint, grid, tuple(o.instruction for o in seen), None).slots

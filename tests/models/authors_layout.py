@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.config import AnchorVLA4DConfig
 
 State = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ def fused(queries: Tensor, keys: Tensor, values: Tensor, heads: int, groups: int
     return torch.cat(rows)
 
 
-def vlm_state(policy: Mapping[str, Tensor], config: PolicyConfig) -> State:
+def vlm_state(policy: Mapping[str, Tensor], config: AnchorVLA4DConfig) -> State:
     """What the `vlm` of one rank alone holds, from a policy's tensors."""
     p = {name.removeprefix("vlm."): t for name, t in policy.items() if name.startswith("vlm.")}
     made: State = {}
@@ -88,7 +88,7 @@ def share(name: str, tensor: Tensor, rank: int, ranks: int) -> Tensor:
 
 
 def rank_state(
-    policy: Mapping[str, Tensor], config: PolicyConfig, rank: int = 0, ranks: int = 1
+    policy: Mapping[str, Tensor], config: AnchorVLA4DConfig, rank: int = 0, ranks: int = 1
 ) -> dict[str, State]:
     """The `model` in one rank's file."""
     whole = vlm_state(policy, config)
@@ -104,7 +104,9 @@ def rank_state(
     return parts
 
 
-def save(folder: Path, policy: Mapping[str, Tensor], config: PolicyConfig, ranks: int = 1) -> None:
+def save(
+    folder: Path, policy: Mapping[str, Tensor], config: AnchorVLA4DConfig, ranks: int = 1
+) -> None:
     """As training leaves it: the tracker, an iteration's folder, a file for each rank."""
     (folder / "latest_checkpointed_iteration.txt").write_text("60000")
     for rank in range(ranks):

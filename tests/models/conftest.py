@@ -10,9 +10,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from export.evidence.composition import Composition
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full, shallow
+from models.anchorvla4d.reference import Composition
+from models.families import to_json
 from models.random_weights import random_weights
 from tests.models.synthesized import OUTLIERS, SEED, command, small
 from tests.oracles import IMAGE, TOKENIZER, random_policy
@@ -55,7 +56,7 @@ def build(tokenizer):
 def folders(tmp_path_factory):
     """One policy in every layout, by name."""
     base = tmp_path_factory.mktemp("layouts")
-    (base / "config.json").write_text(small().to_json())
+    (base / "config.json").write_text(to_json(small()))
     lines = {
         "published": ["--layout", "hf"],
         "newer": ["--layout", "hf", "--names", "newer"],

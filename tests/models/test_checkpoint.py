@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from models import checkpoint
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.checkpoint import UNUSED
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import demo
 from models.checkpoint import CheckpointError, load_checkpoint, reference, write_random_checkpoint
-from models.layouts.hugging_face import UNUSED, published_name
+from models.layouts.hugging_face import published_name
 from models.stored import plain
 from tests.oracles import IMAGE, TOKENIZER, Observation, random_policy
 
@@ -325,7 +326,9 @@ def test_weights_of_another_width_are_refused(folder):
 
 def test_a_config_that_does_not_fit_is_refused(folder):
     edit_json(folder / "config.json", lambda c: c.update(model_type="openvla"))
-    with pytest.raises(CheckpointError, match="config.json: model_type must be"):
+    with pytest.raises(
+        CheckpointError, match=r"config.json: model_type must be one of .*, got 'openvla'"
+    ):
         load_checkpoint(folder)
 
 
@@ -445,10 +448,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(folder):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["language"].update(vocab_size=300), "placeholder 511 do not fit the 300 rows"),
+        (
+            lambda c: c["language"].update(vocab_size=300),
+            "and 511 of the prompt do not fit the 300 rows",
+        ),
         (
             lambda c: c["prompt"].update(placeholder_token_id=512),
-            "placeholder 512 do not fit the 512 rows",
+            "and 512 of the prompt do not fit the 512 rows",
         ),
         (
             lambda c: c["prompt"].update(image_start="<|nothing|>"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.evidence.composition import Composition
 from models.anchorvla4d.presets import demo
+from models.anchorvla4d.reference import Composition
 from models.checkpoint import Checkpoint, reference
 from tests.oracles import END_TO_END, IMAGE, Observation, act, patches_of, relative_error
 

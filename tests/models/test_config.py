@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
-from models.anchorvla4d.config import NormalizationConfig, PolicyConfig, PromptConfig
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.config import PromptConfig
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS, demo, full, shallow, xlerobot
+from models.families import read_config, to_json
+from models.policy_config import NormalizationConfig
 
 
 def on_meta(config):
@@ -63,16 +65,16 @@ def test_shallow_keeps_the_widths_and_ends_in_full_attention():
 def test_a_configuration_survives_its_file(name, tmp_path):
     config = CONFIGS[name]()
     path = tmp_path / "config.json"
-    path.write_text(config.to_json())
-    assert PolicyConfig.from_json(path) == config
+    path.write_text(to_json(config))
+    assert read_config(path) == config
 
 
 def test_whole_numbers_are_read_as_floats(tmp_path):
-    raw = json.loads(full().to_json())
+    raw = json.loads(to_json(full()))
     raw["language"]["rope_theta"] = 1000000
     path = tmp_path / "config.json"
     path.write_text(json.dumps(raw))
-    assert PolicyConfig.from_json(path) == full()
+    assert read_config(path) == full()
 
 
 @pytest.mark.parametrize(
@@ -132,11 +134,11 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(part, name, wrong):
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "0", "-1e6", "1e400"])
 def test_a_rotary_base_that_makes_no_angles_is_refused_in_a_file(tmp_path, text):
     path = tmp_path / "config.json"
-    path.write_text(demo().to_json().replace('"rope_theta": 10.0', f'"rope_theta": {text}'))
+    path.write_text(to_json(demo()).replace('"rope_theta": 10.0', f'"rope_theta": {text}'))
     with pytest.raises(
         ValueError, match=r"config.json: language.rope_theta must be a finite number"
     ):
-        PolicyConfig.from_json(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_parts_that_do_not_fit_together_are_refused(fields, message):
 
 
 def edited(edit):
-    raw = json.loads(demo().to_json())
+    raw = json.loads(to_json(demo()))
     edit(raw)
     return json.dumps(raw)
 
@@ -199,7 +201,7 @@ def edited(edit):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "config must be an object, got list"),
+        ("[]", "config.json: must be an object, got list"),
         (edited(lambda c: c.update(vision=3)), "vision must be an object, got int"),
         (edited(lambda c: c["head"].update(deph=3)), r"unknown fields \['head.deph'\]"),
         (edited(lambda c: c["head"].pop("depth")), r"missing fields \['head.depth'\]"),
@@ -218,5 +220,5 @@ def test_a_file_that_does_not_fit_is_refused_with_its_path(text, message, tmp_pa
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        PolicyConfig.from_json(path)
+        read_config(path)
     assert str(caught.value).startswith(str(path))

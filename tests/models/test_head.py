@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from export.evidence.composition import ddim_scheduler
-from models.anchorvla4d.head import (
+from models.anchorvla4d.presets import demo, full
+from models.anchorvla4d.reference import ddim_scheduler
+from models.networks.scale_dp import (
     ddim_coefficients,
     ddim_step,
     inference_timesteps,
     timestep_embedding,
 )
-from models.anchorvla4d.presets import demo, full
 from runtime.prompt import pooling_matrix
 from tests.oracles import MODULE, normal, relative_error
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.anchorvla4d.policy import PromptParts, rotary
+from models.anchorvla4d.prompt import prompt as prompt_parts
+from models.networks.vision_language import rotary
 from runtime import prompt
 from tests.oracles import FAINT, MODULE, normal, relative_error
 
@@ -13,8 +14,8 @@ GRIDS = [(18, 18), (16, 16), (14, 22), (22, 14), (36, 36), (2, 2)]
 
 def segments_of(parts, grid, num_tail):
     image = (grid[0] // 2, grid[1] // 2)
-    prefix = [len(parts.head), image, len(parts.anchor_end)]
-    return prefix, [len(parts.middle), image, num_tail]
+    prefix = [len(parts.before[0]), image, len(parts.image_end)]
+    return prefix, [len(parts.before[1]), image, num_tail]
 
 
 def prompt_of(pair, grid, instruction):
@@ -24,7 +25,7 @@ def prompt_of(pair, grid, instruction):
     positions, _ = oracle.qwen.get_rope_index(
         ids, (ids == oracle.image_pad_id).int(), image_grid_thw=torch.tensor([[1, *grid]] * 2)
     )
-    parts = PromptParts.of(pair.ours.config.prompt, oracle.tokenizer)
+    parts = prompt_parts(pair.ours.config, oracle.tokenizer)
     tail = prompt.encode_tail(oracle.tokenizer, parts.tail, parts.end_ids, instruction)
     prefix, suffix = segments_of(parts, grid, len(tail))
     return ids, positions, prefix, suffix
@@ -72,7 +73,7 @@ def test_a_whole_prompt_equals_transformers(build, name, grid, instruction, scal
     embeddings = scale * normal(length, config.hidden_size)
     mask = torch.from_numpy(prompt.attention_mask(0, 0, length, length))
     cos, sin = rotary(config, prefix + suffix)
-    _, got = pair.ours.vlm.model(embeddings, pair.ours.empty_past(0), mask, cos, sin)
+    _, got = pair.ours.vlm.model(embeddings, pair.ours.vlm.model.empty_past(0), mask, cos, sin)
     want = pair.oracle.qwen.language_model(inputs_embeds=embeddings[None], position_ids=positions)
     assert relative_error(got, want.last_hidden_state[0]) <= MODULE
 
@@ -104,8 +105,10 @@ def test_prefix_then_suffix_in_padded_slots_equals_one_pass(build, name, spare):
         assert torch.isfinite(hidden).all() and torch.isfinite(kv).all()
         return kv, hidden[:count]
 
-    kv, first = call(slice(0, num_prefix), 0, 10 * normal(*pair.ours.empty_past(slots).shape))
-    assert kv.shape == pair.ours.empty_past(slots).shape
+    kv, first = call(
+        slice(0, num_prefix), 0, 10 * normal(*pair.ours.vlm.model.empty_past(slots).shape)
+    )
+    assert kv.shape == pair.ours.vlm.model.empty_past(slots).shape
     _, second = call(slice(num_prefix, num_prefix + num_suffix), num_prefix, kv)
     assert relative_error(first, want_LD[:num_prefix]) <= MODULE
     assert relative_error(second, want_LD[num_prefix:]) <= MODULE

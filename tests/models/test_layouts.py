@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import models.random_weights
-from models.anchorvla4d.policy import rotary
 from models.checkpoint import load_checkpoint, open_checkpoint
 from models.layouts import writers
 from models.layouts.hugging_face import published_name
 from models.layouts.stored import stored_safetensors
+from models.networks.vision_language import rotary
 from models.random_weights import random_tensor, random_weights
 from models.sources import Source, parameter_shapes
 from runtime import prompt
@@ -159,7 +159,7 @@ def test_transformers_loads_the_language_model_and_computes_the_same(folders, na
     embeddings = normal(length, ours.config.language.hidden_size)
     mask = torch.from_numpy(prompt.attention_mask(0, 0, length, length))
     cos, sin = rotary(ours.config.language, [4, (2, 3), 2])
-    _, got = ours.vlm.model(embeddings, ours.empty_past(0), mask, cos, sin)
+    _, got = ours.vlm.model(embeddings, ours.vlm.model.empty_past(0), mask, cos, sin)
     positions = torch.from_numpy(prompt.mrope_positions([4, (2, 3), 2])[0])[:, None]
     want = theirs.model.language_model(inputs_embeds=embeddings[None], position_ids=positions)
     assert relative_error(got, want.last_hidden_state[0]) <= MODULE

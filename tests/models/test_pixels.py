@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.anchorvla4d import pixels
-from models.anchorvla4d.pixels import PixelsEngine, coefficients, first_pass
+from models.networks import pixels
+from models.networks.pixels import PixelsEngine, coefficients, first_pass
 from runtime.image import BICUBIC, ImageConfig, PatchMaker, grid_of
 
 # Height and width: down, up, each axis its own way, one axis alone, as it is, long, much smaller.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.anchorvla4d.presets import demo
-from models.anchorvla4d.vision import window_layout
+from models.networks.vision import window_layout
 from tests.oracles import FAINT, MODULE, normal, relative_error
 
 CASES = [

@@ -8,23 +8,17 @@ import torch
 from torch import nn
 
 from models.anchorvla4d.engines import engines_of
-from models.anchorvla4d.parts import LayersPerPart
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS, demo, full
-from models.anchorvla4d.work import (
-    Tokens,
-    all_layers,
-    engines_work,
-    folded_layers,
-    layer_names,
-    trunk_work,
-)
+from models.anchorvla4d.work import engines_work, folded_layers, trunk_work
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
+from models.family import layer_names
+from models.networks.work import Tokens, all_layers
 
 GRID = (18, 18)
 SLOTS = 112
-PARTS = LayersPerPart(vision=2, language=3, spatial=4)
+PARTS = {"vision": 2, "language": 3, "spatial": 4}
 
 # The published decoder, by hand: width 2048, MLP of 11008, 16 heads of 128 that share 2 keys and
 # values; 112 new tokens, each of which attends to 112 cached ones and 112 new ones.
@@ -39,7 +33,7 @@ def meta(config):
 
 
 def work_of(config, layers=None, slots=SLOTS, grid=GRID):
-    return engines_work(config, grid, Tokens.padded(slots), layers or LayersPerPart())
+    return engines_work(config, grid, Tokens.padded(slots), layers or {})
 
 
 def test_a_decoder_layer_multiplies_what_the_paper_s_dimensions_say():

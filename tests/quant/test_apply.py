@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.anchorvla4d.presets import CONFIGS, shallow
-from models.anchorvla4d.spatial import AlternatingAttention
+from models.networks.spatial import AlternatingAttention
 from quant.apply import quantize, quantize_alone, quantize_layer
 from quant.calibrate import Statistics, calibrate
 from quant.formats import round_to_bfloat16, up_to_bfloat16

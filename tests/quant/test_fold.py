@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
 from models.stored import plain
@@ -61,7 +61,7 @@ def networks(model, seed=0, embed=None):
             "vision": model.vlm.visual(patches[0], (8, 8)),
             "language": model.vlm.model(
                 embeddings,
-                model.empty_past(0),
+                model.vlm.model.empty_past(0),
                 torch.full((12, 12), -1e9).triu(1),
                 angles.cos(),
                 angles.sin(),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d.layers import RMSNorm
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
+from models.networks.layers import RMSNorm
 from quant.apply import FLOAT_KINDS, decide, quantize
 from quant.recipes import KEPT, METHODS, MIXED, RECIPES, Recipe, Rule, orin_mixed, read_recipe
 

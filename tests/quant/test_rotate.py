@@ -85,7 +85,7 @@ def test_a_channel_that_stands_out_in_the_stream_stands_out_no_more(policy):
             x = turned.vlm.model.embed_tokens(ids)
             angles = torch.zeros(40, turned.config.language.head_dim)
             mask = torch.full((40, 40), -1e9).triu(1)
-            turned.vlm.model(x, turned.empty_past(0), mask, angles.cos(), angles.sin())
+            turned.vlm.model(x, turned.vlm.model.empty_past(0), mask, angles.cos(), angles.sin())
         handle.remove()
         channels = seen[0].square().mean(0).sqrt()
         peaks[rotations] = float(channels.max() / channels.square().mean().sqrt())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import full
 from quant.boards import BOARDS, FIGURES, OTHER_NAMES, Board, find_board, name_of_board
 from quant.recipes import KEPT

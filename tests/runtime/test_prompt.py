@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import adaptive_avg_pool1d
 
-from models.anchorvla4d.policy import PromptParts
 from models.anchorvla4d.presets import full
+from models.anchorvla4d.prompt import prompt as prompt_parts
 from runtime.errors import ObservationError
 from runtime.prompt import (
     MAX_INSTRUCTION,
@@ -55,7 +55,7 @@ IMAGE_TOKENS = 81
 
 @pytest.fixture(scope="module")
 def parts():
-    return PromptParts.of(full().prompt, qwen_tokenizer())
+    return prompt_parts(full(), qwen_tokenizer())
 
 
 def test_the_vocabulary_is_that_of_qwen():
@@ -89,7 +89,7 @@ def test_the_pieces_of_a_prompt_are_the_tokens_of_the_whole(parts, text):
     tokenizer, config = qwen_tokenizer(), full().prompt
     pads = [tokenizer.token_to_id("<|image_pad|>")] * IMAGE_TOKENS
     tail = encode_tail(tokenizer, parts.tail, parts.end_ids, text)
-    got = [*parts.head, *pads, *parts.anchor_end, *parts.middle, *pads, *tail]
+    got = [*parts.before[0], *pads, *parts.image_end, *parts.before[1], *pads, *tail]
     image = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>"
     before, after = config.template.split("{instruction}")
     whole = before.replace("{anchor}", image).replace("{frame}", image) + text.strip() + after
@@ -107,9 +107,9 @@ def test_a_tokenizer_that_frames_every_text_adds_nothing_to_the_tail():
 
 
 def test_the_usual_prompt_has_102_tokens_in_either_half(parts):
-    assert len(parts.head) + IMAGE_TOKENS + len(parts.anchor_end) == 102
+    assert len(parts.before[0]) + IMAGE_TOKENS + len(parts.image_end) == 102
     tail = encode_tail(qwen_tokenizer(), parts.tail, parts.end_ids, "put carrot on plate")
-    assert abs(len(parts.middle) + IMAGE_TOKENS + len(tail) - 102) <= 4
+    assert abs(len(parts.before[1]) + IMAGE_TOKENS + len(tail) - 102) <= 4
 
 
 @pytest.mark.parametrize(

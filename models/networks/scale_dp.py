@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.anchorvla4d.config import HeadConfig
-from models.anchorvla4d.layers import GeluMLP, SelfAttention
+from models.networks.config import ScaleDPConfig
+from models.networks.layers import GeluMLP, SelfAttention
 
 FREQUENCIES = 256
 
 
 class ScaleDP(nn.Module):
-    def __init__(self, config: HeadConfig, cond_dim: int) -> None:
+    def __init__(self, config: ScaleDPConfig, cond_dim: int) -> None:
         super().__init__()
         self.config = config
         pooled = cond_dim * config.adaptive_pool_dim
@@ -79,7 +79,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class ScaleDPBlock(nn.Module):
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: ScaleDPConfig) -> None:
         super().__init__()
         width = config.n_emb
         self.attn = SelfAttention(width, config.num_heads)
@@ -93,7 +93,7 @@ class ScaleDPBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: ScaleDPConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.n_emb, config.action_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.n_emb, 2 * config.n_emb))
@@ -116,13 +116,13 @@ def timestep_embedding(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(torch.bfloat16)
 
 
-def inference_timesteps(config: HeadConfig) -> list[int]:
+def inference_timesteps(config: ScaleDPConfig) -> list[int]:
     """Timesteps in the order they are sampled, noisiest first ("leading" spacing, offset 0)."""
     stride = config.num_train_timesteps // config.num_inference_timesteps
     return [k * stride for k in reversed(range(config.num_inference_timesteps))]
 
 
-def ddim_coefficients(config: HeadConfig) -> Tensor:
+def ddim_coefficients(config: ScaleDPConfig) -> Tensor:
     """Per sampled step: sqrt(1 - a_t), sqrt(a_t), sqrt(a_prev), sqrt(1 - a_prev), float32 [K, 4].
 
     Squared-cosine schedule of Nichol and Dhariwal (2021), beta capped at 0.999; the last step goes

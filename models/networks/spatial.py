@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from models.anchorvla4d.config import SpatialConfig
-from models.anchorvla4d.layers import GeluMLP, SelfAttention
+from models.networks.config import SpatialConfig
+from models.networks.layers import GeluMLP, SelfAttention
 
 NUM_VIEWS = 2
 

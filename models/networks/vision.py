@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.anchorvla4d.config import VisionConfig
-from models.anchorvla4d.layers import RMSNorm, SwiGLU, attend, merge_heads, rotate, split_heads
+from models.networks.config import VisionConfig
+from models.networks.layers import RMSNorm, SwiGLU, attend, merge_heads, rotate, split_heads
 
 
 @dataclass(frozen=True, slots=True)

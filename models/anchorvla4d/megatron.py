@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from models.anchorvla4d.config import PolicyConfig
+from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.errors import CheckpointError
 from models.layouts.stored import stored_torch
 from models.sources import (
@@ -119,7 +119,7 @@ class Place:
     how: str
 
 
-def places(config: PolicyConfig, ranks: int) -> dict[str, Place]:
+def places(config: AnchorVLA4DConfig, ranks: int) -> dict[str, Place]:
     """Where each parameter lies, by its published name, if there are so many ranks.
 
     Raises:
@@ -154,7 +154,7 @@ def their_name(name: str) -> tuple[str, Kind]:
     return f"vlm.{theirs}", kind
 
 
-def _place(config: PolicyConfig, name: str, shape: tuple[int, ...], ranks: int) -> Place:
+def _place(config: AnchorVLA4DConfig, name: str, shape: tuple[int, ...], ranks: int) -> Place:
     theirs, kind = their_name(name)
     if kind == "whole":
         how = AS_IT_IS if ranks == 1 else "the same in each shard"
@@ -171,7 +171,7 @@ def _place(config: PolicyConfig, name: str, shape: tuple[int, ...], ranks: int) 
 
 
 def _fused(
-    config: PolicyConfig, name: str, kind: Kind, ranks: int
+    config: AnchorVLA4DConfig, name: str, kind: Kind, ranks: int
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Equal blocks of rows in a rank's tensor, rows of each thing in a block, which are ours."""
     language, vision = config.language, config.vision
@@ -227,7 +227,7 @@ def is_in(path: Path) -> bool:
     return (path / TRACKER).is_file() or bool(_ranks(path)) or _single(path) is not None
 
 
-def open_weights(path: Path, config: PolicyConfig) -> Weights:
+def open_weights(path: Path, config: AnchorVLA4DConfig) -> Weights:
     """Where each parameter is read.
 
     Raises:
@@ -349,7 +349,9 @@ def _read_rank(file: Path) -> tuple[dict[str, Stored], list[Unused]]:
     return tensors, list(unused.values())
 
 
-def _check_count(folder: Path, config: PolicyConfig, ranks: Sequence[Mapping[str, Stored]]) -> None:
+def _check_count(
+    folder: Path, config: AnchorVLA4DConfig, ranks: Sequence[Mapping[str, Stored]]
+) -> None:
     """Are all shards there? What each holds of the embedding table tells how many there must be.
 
     Raises:
@@ -373,7 +375,7 @@ def _check_rank(
     rank: str,
     tensors: Mapping[str, Stored],
     wanted: Mapping[str, Place],
-    config: PolicyConfig,
+    config: AnchorVLA4DConfig,
 ) -> None:
     """Collect what does not fit in a rank's tensors."""
     where = f" of {rank}" if rank else ""
@@ -389,7 +391,9 @@ def _check_rank(
             )
 
 
-def _heads(name: str, got: tuple[int, ...], expected: tuple[int, ...], config: PolicyConfig) -> str:
+def _heads(
+    name: str, got: tuple[int, ...], expected: tuple[int, ...], config: AnchorVLA4DConfig
+) -> str:
     """What the rows of a fused QKV say about the number of heads, in words."""
     language = config.language
     if not name.startswith("vlm.text_decoder.") or "linear_qkv" not in name or not got:

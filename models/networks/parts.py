@@ -1,4 +1,4 @@
-"""The trunks of AnchorVLA4D in parts: some layers of one in a row, as a module of its own.
+"""Trunks of a policy in parts: some layers of one in a row, as a module of its own.
 
 A part is given what the part before it puts out. The first has what stands before the layers, the
 last what stands behind them. Layers are those of the policy, under their own numbers, so that a
@@ -8,36 +8,27 @@ a border, and every border is a tensor in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from models.anchorvla4d import language, spatial, vision
+from models.networks import language, spatial, vision
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayersPerPart:
-    """Layers of each trunk that one engine holds at most; None is all of them."""
-
-    vision: int | None = None
-    language: int | None = None
-    spatial: int | None = None
-
-    def __post_init__(self) -> None:
-        for trunk in ("vision", "language", "spatial"):
-            count = getattr(self, trunk)
-            if count is not None and count < 1:
-                raise ValueError(f"layers per part of {trunk} must be at least 1, got {count}")
-
-
-WHOLE = LayersPerPart()
+LayersPerPart = Mapping[str, int]
+"""Layers that one engine of a trunk holds at most; one that is not named stays in one piece."""
+WHOLE: LayersPerPart = {}
 """No trunk is cut."""
 
 
 def cut(depth: int, per_part: int | None) -> list[range]:
-    """Numbers of the layers in each part; the last one has what is left."""
+    """Numbers of the layers in each part; the last one has what is left.
+
+    Raises:
+        ValueError: fewer than one layer in a part.
+    """
+    if per_part is not None and per_part < 1:
+        raise ValueError(f"layers per part must be at least 1, got {per_part}")
     step = depth if per_part is None else min(per_part, depth)
     return [range(start, min(start + step, depth)) for start in range(0, depth, step)]
 

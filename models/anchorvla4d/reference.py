@@ -2,7 +2,7 @@
 
 Qwen2.5-VL and its image processor come from `transformers`, the spatial trunk from `uniception`,
 the sampler from `diffusers`; only the ScaleDP head is written out, on torch's own attention and
-pooling. Nothing of `models/` runs here and nothing is cached: every call embeds both images and
+pooling. None of our modules runs here and nothing is cached: every call embeds both images and
 prefills the whole prompt, as one would write it from these libraries. The weights are those of a
 given `AnchorVLA4D`, shared and not copied.
 
@@ -13,6 +13,8 @@ dimension, W = head width. The libraries want a batch axis; it is 1.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,28 +25,17 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLVisionConfig,
-)
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VLModel,
-    Qwen2_5_VLRotaryEmbedding,
-    Qwen2_5_VLVisionRotaryEmbedding,
-)
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from uniception.models.info_sharing.alternating_attention_transformer import (
     MultiViewAlternatingAttentionTransformerIFR,
 )
 from uniception.models.info_sharing.base import MultiViewTransformerInput
 
-from models.anchorvla4d.config import HeadConfig, PolicyConfig, SpatialConfig
-from models.anchorvla4d.policy import AnchorVLA4D
+from models.anchorvla4d import heard
+from models.anchorvla4d.model import AnchorVLA4D
+from models.networks.config import ScaleDPConfig, SpatialConfig
+from models.networks.parts import LayersPerPart
+from models.networks.transformers_qwen import IMAGE_PAD, image_pad_id, image_processor, qwen
 from runtime.image import ImageConfig
-
-IMAGE_PAD = "<|image_pad|>"
-"""Token that holds the place of one merged image token."""
 
 FREQUENCIES = 256
 
@@ -71,14 +62,12 @@ class Composition(nn.Module):
         """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
         super().__init__()
         config = model.config
-        pad = tokenizer.token_to_id(IMAGE_PAD)
-        if pad is None:
-            raise ValueError(f"the tokenizer has no token {IMAGE_PAD!r}, which the prompt needs")
+        pad = image_pad_id(tokenizer)
         self.config = config
         self.tokenizer = tokenizer
-        self.image_pad_id: int = pad
+        self.image_pad_id = pad
         self.processor = image_processor(image)
-        self.qwen = qwen(config, pad)
+        self.qwen = qwen(config.vision, config.language, pad)
         with torch.device("meta"):
             self.spatial = SpatialFeatures(
                 config.spatial, config.vision.patch_dim, config.language.hidden_size
@@ -86,6 +75,7 @@ class Composition(nn.Module):
             self.head = Head(config.head, config.language.hidden_size)
         self.scheduler = ddim_scheduler(config.head)
         self.timesteps: list[int] = self.scheduler.timesteps.tolist()
+        self.published = list(model.state_dict())
         _share(self, model)
         self.eval().requires_grad_(False)
 
@@ -176,6 +166,29 @@ class Composition(nn.Module):
         )
         return Inputs(*(tensor.to(device) for tensor in inputs))
 
+    def published_name(self, name: str) -> str:
+        """Of one of its tensors, in a checkpoint."""
+        return {composed_name(known): known for known in self.published}[name]
+
+    def listen(self) -> defaultdict[str, list[Tensor]]:
+        """Hooks that keep what the modules of a tick put out."""
+        return heard.listen(self)
+
+    def placed(
+        self,
+        kept: heard.Heard,
+        grid: tuple[int, int],
+        layers: LayersPerPart,
+        fixed: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """What was kept, under the names of our graph and in its layout, without padded rows.
+
+        Args:
+            layers: of our trunks, as they are cut.
+            fixed: tokens of our language calls, as `models.split.Split.fixed`.
+        """
+        return heard.placed(kept, heard.Sized(self.config, grid, layers, fixed))
+
     def input_ids(self, image_tokens: int, instruction: str) -> list[int]:
         """The whole prompt as token ids, `image_tokens` pads standing for each image."""
         p = self.config.prompt
@@ -241,7 +254,7 @@ class SpatialFeatures(nn.Module):
 class Head(nn.Module):
     """ScaleDP: a DiT whose condition is one vector of pooled features, state and timestep."""
 
-    def __init__(self, config: HeadConfig, cond_dim: int) -> None:
+    def __init__(self, config: ScaleDPConfig, cond_dim: int) -> None:
         super().__init__()
         width, pooled = config.n_emb, cond_dim * config.adaptive_pool_dim
         self.pool = nn.AdaptiveAvgPool1d(config.adaptive_pool_dim)
@@ -285,7 +298,7 @@ class Head(nn.Module):
 class HeadBlock(nn.Module):
     """A DiT block with adaLN-Zero (Peebles and Xie, 2023)."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: ScaleDPConfig) -> None:
         super().__init__()
         width, hidden = config.n_emb, int(config.n_emb * config.mlp_ratio)
         self.attn = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
@@ -310,7 +323,7 @@ def step_embedding(t: int, device: torch.device | None = None) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()]).bfloat16()
 
 
-def ddim_scheduler(config: HeadConfig) -> DDIMScheduler:
+def ddim_scheduler(config: ScaleDPConfig) -> DDIMScheduler:
     """The published sampler, its timesteps set."""
     scheduler = DDIMScheduler(
         num_train_timesteps=config.num_train_timesteps,
@@ -322,62 +335,6 @@ def ddim_scheduler(config: HeadConfig) -> DDIMScheduler:
     )
     scheduler.set_timesteps(config.num_inference_timesteps)
     return scheduler
-
-
-def image_processor(image: ImageConfig) -> Qwen2VLImageProcessorPil:
-    """The Pillow processor that the policy was trained with. It refuses min_pixels = 0."""
-    return Qwen2VLImageProcessorPil(
-        min_pixels=max(image.min_pixels, 1),
-        max_pixels=image.max_pixels,
-        patch_size=image.patch_size,
-        temporal_patch_size=image.temporal_patch_size,
-        merge_size=image.merge_size,
-        rescale_factor=image.rescale_factor,
-        image_mean=list(image.image_mean),
-        image_std=list(image.image_std),
-    )
-
-
-def qwen(config: PolicyConfig, image_pad_id: int) -> Qwen2_5_VLModel:
-    """Vision tower and language model without the LM head, on the meta device."""
-    v, lm = config.vision, config.language
-    vision = Qwen2_5_VLVisionConfig(
-        depth=v.depth,
-        hidden_size=v.hidden_size,
-        intermediate_size=v.intermediate_size,
-        num_heads=v.num_heads,
-        patch_size=v.patch_size,
-        temporal_patch_size=v.temporal_patch_size,
-        spatial_merge_size=v.spatial_merge_size,
-        window_size=v.window_size,
-        out_hidden_size=v.out_hidden_size,
-        fullatt_block_indexes=list(v.fullatt_block_indexes),
-    )
-    text = Qwen2_5_VLTextConfig(
-        vocab_size=lm.vocab_size,
-        hidden_size=lm.hidden_size,
-        intermediate_size=lm.intermediate_size,
-        num_hidden_layers=lm.num_hidden_layers,
-        num_attention_heads=lm.num_attention_heads,
-        num_key_value_heads=lm.num_key_value_heads,
-        rms_norm_eps=lm.rms_norm_eps,
-        bos_token_id=None,
-        eos_token_id=None,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": lm.rope_theta,
-            "mrope_section": list(lm.mrope_section),
-        },
-    )
-    whole = Qwen2_5_VLConfig(
-        vision_config=vision, text_config=text, image_token_id=image_pad_id, video_token_id=-1
-    )
-    with torch.device("meta"):
-        model = Qwen2_5_VLModel(whole)
-    # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
-    model.language_model.rotary_emb = Qwen2_5_VLRotaryEmbedding(text)  # type: ignore[arg-type]
-    model.visual.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(vision)
-    return model
 
 
 PARTS = {

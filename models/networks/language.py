@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from models.anchorvla4d.config import LanguageConfig
-from models.anchorvla4d.layers import RMSNorm, SwiGLU, attend, rotate
+from models.networks.config import LanguageConfig
+from models.networks.layers import RMSNorm, SwiGLU, attend, rotate
 
 
 class LanguageModel(nn.Module):
@@ -44,6 +44,11 @@ class LanguageModel(nn.Module):
         """
         kv, x = run_layers(self.layers, embeddings, past, mask, cos, sin)
         return kv, self.norm(x)
+
+    def empty_past(self, slots: int) -> Tensor:
+        """Zeros in the layout of `past`, [slots, layers, 2, K, d]."""
+        c = self.config
+        return torch.zeros(slots, c.num_hidden_layers, 2, c.num_key_value_heads, c.head_dim)
 
 
 def run_layers(

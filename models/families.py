@@ -1,0 +1,91 @@
+"""The families of policies, by the `model_type` of their configurations. Light to import: no torch.
+
+A family is a folder of `models/` with the same modules in each: `config`, `presets`, `model`,
+`split`, `work`, `checkpoint`, `reference`, and `family`, which joins them as `models.family.Family`
+asks. Whatever quantizes, exports, forecasts or measures a policy goes through this table and names
+no family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from models.anchorvla4d import config as anchorvla4d
+from models.anchorvla4d import presets
+from models.fields import parse
+from models.json_file import read_object
+from models.policy_config import PolicyConfig
+
+if TYPE_CHECKING:  # and so mypy sees that each family is one
+    from models.anchorvla4d import family as _anchorvla4d
+    from models.family import Family
+
+    _checked: list[Family] = [_anchorvla4d]
+
+HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
+"""Fields that transformers writes into every config.json of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the table."""
+
+    config: Any
+    """The dataclass of its configurations."""
+    presets: Mapping[str, Callable[[], PolicyConfig]]
+    """Those that have a name."""
+    module: str
+    """Of the rest, a `models.family.Family`; it takes torch, and is imported when asked for."""
+
+
+FAMILIES: Mapping[str, Entry] = {
+    anchorvla4d.MODEL_TYPE: Entry(
+        anchorvla4d.AnchorVLA4DConfig, presets.CONFIGS, "models.anchorvla4d.family"
+    ),
+}
+CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {
+    name: make for entry in FAMILIES.values() for name, make in entry.presets.items()
+}
+"""All that have a name."""
+
+
+def family_of(config: PolicyConfig) -> Family:
+    """Of a configuration."""
+    return cast("Family", importlib.import_module(FAMILIES[config.model_type].module))
+
+
+def to_json(config: PolicyConfig) -> str:
+    """The text of `config.json`."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def read_config(path: Path) -> PolicyConfig:
+    """Read `config.json`.
+
+    Raises:
+        ValueError: unknown or missing fields, wrong types, or values that do not fit together.
+    """
+    raw = read_object(path)
+    if not raw.keys().isdisjoint(HUGGING_FACE):
+        raise ValueError(
+            f"{path}: a configuration of Hugging Face transformers (model_type "
+            f"{raw.get('model_type')!r}), which knows no action head or normalization. Write one "
+            "of a whole policy beside it, and set its sizes from this file: python -m models "
+            "config full --out policy.json"
+        )
+    entry = FAMILIES.get(str(raw.get("model_type")))
+    if entry is None:
+        raise ValueError(
+            f"{path}: model_type must be one of {sorted(FAMILIES)}, got {raw.get('model_type')!r}"
+        )
+    try:
+        config: PolicyConfig = parse(entry.config, raw, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config

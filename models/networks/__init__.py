@@ -1,0 +1,1 @@
+"""Networks that policies are made of, a module each: torch, with published parameter names."""

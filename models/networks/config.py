@@ -1,0 +1,151 @@
+"""What each network is made of, as data. Field names are those of its own public configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.fields import check_divides, check_numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """Qwen2.5-VL vision tower and merger."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    """Width of the merged tokens: the language model's."""
+    fullatt_block_indexes: tuple[int, ...]
+    """Blocks that attend over the whole image; the others attend inside windows."""
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    """Side of an attention window in pixels."""
+
+    def __post_init__(self) -> None:
+        check_divides(self.num_heads, self.hidden_size, "vision.num_heads", "vision.hidden_size")
+        if self.hidden_size // self.num_heads % 4:
+            raise ValueError(
+                "vision head width must be a multiple of 4 for 2-D rotary positions, got "
+                f"{self.hidden_size}/{self.num_heads}"
+            )
+        token = self.patch_size * self.spatial_merge_size
+        if token < 1 or self.window_size < token or self.window_size % token:
+            raise ValueError(
+                f"vision.window_size={self.window_size} must be a positive multiple of a merged "
+                f"token's side, {token} pixels"
+            )
+        if not all(0 <= i < self.depth for i in self.fullatt_block_indexes):
+            raise ValueError(
+                f"vision.fullatt_block_indexes must lie in [0, {self.depth}), "
+                f"got {self.fullatt_block_indexes}"
+            )
+        check_numbers(self, "vision")
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch: channels x frames x height x width."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageConfig:
+    """Qwen2.5 decoder without its LM head."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    """Rotary frequencies given to time, height and width; their sum is half the head width."""
+    rms_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_divides(
+            self.num_attention_heads,
+            self.hidden_size,
+            "language.num_attention_heads",
+            "language.hidden_size",
+        )
+        check_divides(
+            self.num_key_value_heads,
+            self.num_attention_heads,
+            "language.num_key_value_heads",
+            "language.num_attention_heads",
+        )
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(
+                f"language.mrope_section must hold three numbers that add up to half the head "
+                f"width {self.head_dim // 2}, got {self.mrope_section}"
+            )
+        if self.rms_norm_eps >= 1:
+            raise ValueError(f"language.rms_norm_eps must be below 1, got {self.rms_norm_eps}")
+        check_numbers(self, "language")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpatialConfig:
+    """Alternating-attention trunk over both views (UniCeption)."""
+
+    depth: int
+    dim: int
+    num_heads: int
+    indices: tuple[int, ...]
+    """Blocks whose output is tapped, in order."""
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_divides(self.num_heads, self.dim, "spatial.num_heads", "spatial.dim")
+        if not all(0 <= i < self.depth for i in self.indices):
+            raise ValueError(f"spatial.indices must lie in [0, {self.depth}), got {self.indices}")
+        if list(self.indices) != sorted(set(self.indices)):
+            raise ValueError(f"spatial.indices must rise, got {self.indices}")
+        check_numbers(self, "spatial")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleDPConfig:
+    """ScaleDP diffusion head and its DDIM sampler."""
+
+    depth: int
+    n_emb: int
+    num_heads: int
+    action_dim: int
+    prediction_horizon: int
+    """Actions in a chunk."""
+    state_dim: int
+    state_embed_dim: int
+    combine_dim: int = 1024
+    """Width of the condition MLP."""
+    adaptive_pool_dim: int = 8
+    """Bins that all tokens are averaged into."""
+    mlp_ratio: float = 4.0
+    num_train_timesteps: int = 10
+    num_inference_timesteps: int = 10
+
+    def __post_init__(self) -> None:
+        check_divides(self.num_heads, self.n_emb, "head.num_heads", "head.n_emb")
+        if (
+            self.num_inference_timesteps < 1
+            or self.num_train_timesteps % self.num_inference_timesteps
+        ):
+            raise ValueError(
+                f"head.num_inference_timesteps={self.num_inference_timesteps} must divide "
+                f"num_train_timesteps={self.num_train_timesteps}"
+            )
+        check_numbers(self, "head")
+
+    def chunk_shape(self, samples: int = 1) -> tuple[int, ...]:
+        """(T, A) of a chunk, or (K, T, A) of K samples."""
+        chunk = self.prediction_horizon, self.action_dim
+        return chunk if samples == 1 else (samples, *chunk)

@@ -1,0 +1,119 @@
+"""Engines of the networks that policies share: small modules of fixed shapes, and their ports.
+
+An engine's ports are all that its graph sees. Sizes that depend on the image or the prompt are
+fixed when it is made. A trunk in several parts has one engine for each, numbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.networks.language import LanguageModel
+from models.networks.parts import LanguagePart, VisionPart, cut
+from models.networks.pixels import PixelsEngine
+from models.networks.vision import VisionTower
+from runtime.declarations import Tensor
+from runtime.graph import part_name
+from runtime.image import ImageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One network to export: a module and its named ports in call order."""
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    fixed: tuple[str, ...] = ()
+    """Buffers of the module that it multiplies by: float32, whatever a recipe says."""
+
+
+class VisionEngine(nn.Module):
+    def __init__(self, tower: VisionTower, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.visual, self.grid = tower, grid
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.visual(patches, self.grid)
+
+
+class LanguageEngine(nn.Module):
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        past: torch.Tensor,
+        mask: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model(embeddings, past, mask, cos, sin)
+
+
+def vision_engines(
+    tower: VisionTower, grid: tuple[int, int], per_part: int | None = None
+) -> dict[str, EngineSpec]:
+    """Patches of one image -> its merged tokens."""
+    c, num_patches = tower.config, grid[0] * grid[1]
+    tokens = {"tokens": Tensor(shape=(num_patches // 4, c.out_hidden_size))}
+    patches = {"patches": Tensor(shape=(num_patches, c.patch_dim))}
+    between = Tensor(shape=(num_patches, c.hidden_size))
+    parts = cut(c.depth, per_part)
+    if len(parts) == 1:
+        return {"vision": EngineSpec(VisionEngine(tower, grid), patches, tokens)}
+    return {
+        part_name("vision", i, len(parts)): EngineSpec(
+            VisionPart(tower, blocks, grid),
+            {"x": between} if i else patches,
+            tokens if blocks is parts[-1] else {"x_next": between},
+        )
+        for i, blocks in enumerate(parts)
+    }
+
+
+def language_engines(
+    model: LanguageModel, slots: int, per_part: int | None = None
+) -> dict[str, EngineSpec]:
+    """`slots` embeddings behind as many cached tokens -> their keys, values and hidden states."""
+    c = model.config
+    rotary = Tensor(shape=(slots, c.head_dim))
+    tokens = Tensor(shape=(slots, c.hidden_size))
+    parts = cut(c.num_hidden_layers, per_part)
+    found = {}
+    for i, layers in enumerate(parts):
+        cache = Tensor(shape=(slots, len(layers), 2, c.num_key_value_heads, c.head_dim))
+        module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model, layers)
+        found[part_name("language", i, len(parts))] = EngineSpec(
+            module,
+            {
+                "x" if i else "embeddings": tokens,
+                "past": cache,
+                "mask": Tensor(shape=(slots, 2 * slots)),
+                "cos": rotary,
+                "sin": rotary,
+            },
+            {"kv": cache, "hidden" if layers is parts[-1] else "x_next": tokens},
+        )
+    return found
+
+
+def pixels_engine(image: ImageConfig, size: tuple[int, int], grid: tuple[int, int]) -> EngineSpec:
+    """What makes patches of images of one size (height and width) in place of the host.
+
+    Raises:
+        ValueError: it would not make the same ones.
+    """
+    module = PixelsEngine(image, size, grid)
+    return EngineSpec(
+        module,
+        {"image": Tensor(shape=(*size, 3), dtype="uint8")},
+        {"patches": Tensor(shape=(grid[0] * grid[1], image.patch_dim))},
+        fixed=module.matrices,
+    )

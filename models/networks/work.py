@@ -1,0 +1,203 @@
+"""What a network multiplies and holds, by arithmetic on its configuration alone.
+
+In: a configuration, the grid of patches of an image, the tokens of a language call, and which
+layers an engine has. Out: its linear layers under the policy's own names, with the vectors that
+one call multiplies, FLOPs of the products between activations, and the numbers that lie beside
+the layers. No module is built and no file is read: what `export.engines.counts` finds in the files
+of an export is a second opinion. A multiplication and an addition are two FLOPs; what is no product
+(norms, softmax, rotary positions, activation functions) is left out: some hundredths of the
+arithmetic, which a compiler fuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.vision import window_layout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A linear layer, as one call of an engine uses it."""
+
+    name: str
+    """In the policy, as recipes have it."""
+    num_inputs: int
+    num_outputs: int
+    rows: int
+    """Vectors that it multiplies."""
+    has_bias: bool = True
+
+    @property
+    def num_weights(self) -> int:
+        """Bias included."""
+        return (self.num_inputs + self.has_bias) * self.num_outputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Of one call of an engine."""
+
+    layers: tuple[Layer, ...]
+    attention_flops: int
+    """Of products between activations: scores and sums of attention, pooling."""
+    largest_scores: int = 0
+    """Numbers of the largest matrix of attention scores."""
+    beside: int
+    """Numbers beside the layers, float32 in every recipe: norms, positions, single tokens, embedded
+    steps."""
+    calls: int = 1
+    """In a warm tick."""
+    tables: int = 0
+    """Numbers that are computed at export and multiply activations in the base format."""
+
+    @property
+    def flops(self) -> int:
+        """Of all products."""
+        by_weights = sum(2 * x.rows * x.num_inputs * x.num_outputs for x in self.layers)
+        return by_weights + self.attention_flops
+
+    @property
+    def scratch_numbers(self) -> int:
+        """About what lives at once inside a call: a layer's input, its output and the residual, or
+        scores before and after the softmax. A compiler may take less or more."""
+        rows = (x.rows * (2 * x.num_inputs + x.num_outputs) for x in self.layers)
+        return max(max(rows), 2 * self.largest_scores)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the engine holds, constants of its graph left out."""
+        return sum(layer.num_weights for layer in self.layers) + self.beside
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """Of one call of the language engine."""
+
+    new: int
+    """That pass through its layers."""
+    seen: int
+    """That each of them attends to: cached ones and new ones."""
+
+    @classmethod
+    def padded(cls, slots: int) -> Tokens:
+        """What an engine of fixed shapes computes, whatever the prompt."""
+        return cls(new=slots, seen=2 * slots)
+
+
+def vision_work(name: str, c: VisionConfig, blocks: range, grid: tuple[int, int]) -> Work:
+    """Some blocks of a Qwen2.5-VL vision tower, one image.
+
+    Args:
+        name: of the tower in the policy.
+    """
+    rows = grid[0] * grid[1]
+    width, head_width = c.hidden_size, c.hidden_size // c.num_heads
+    merge = c.spatial_merge_size**2
+    layers: list[Layer] = []
+    beside, attention, scores = 2 * width * len(blocks), 0, 0
+    tables = 2 * rows * head_width
+    if blocks.start == 0:
+        shapes = {f"{name}.patch_embed.proj": (c.patch_dim, width)}
+        layers += layers_of(shapes, rows, has_bias=False)
+    for index in blocks:
+        block = f"{name}.blocks.{index}"
+        shapes = {
+            f"{block}.attn.qkv": (width, 3 * width),
+            f"{block}.attn.proj": (width, width),
+        }
+        layers += layers_of(shapes | swiglu(f"{block}.mlp", width, c.intermediate_size), rows)
+        whole = index in c.fullatt_block_indexes
+        groups = ((1, rows),) if whole else window_layout(grid, c).groups
+        attention += sum(
+            attention_flops(windows * c.num_heads, size, size, head_width)
+            for windows, size in groups
+        )
+        scores = max(scores, *(count * c.num_heads * size**2 for count, size in groups))
+    if blocks.stop == c.depth:
+        joined = width * merge
+        merger = f"{name}.merger.mlp"
+        shapes = {f"{merger}.0": (joined, joined), f"{merger}.2": (joined, c.out_hidden_size)}
+        layers += layers_of(shapes, rows // merge)
+        beside += width
+    return Work(
+        layers=tuple(layers),
+        attention_flops=attention,
+        largest_scores=scores,
+        beside=beside,
+        tables=tables,
+    )
+
+
+def language_work(name: str, c: LanguageConfig, indices: range, tokens: Tokens) -> Work:
+    """Some layers of a Qwen2.5 decoder, one call.
+
+    Args:
+        name: of the decoder in the policy.
+    """
+    width, kv_width = c.hidden_size, c.num_key_value_heads * c.head_dim
+    layers: list[Layer] = []
+    for index in indices:
+        layer = f"{name}.layers.{index}"
+        shapes = {
+            f"{layer}.self_attn.q_proj": (width, width),
+            f"{layer}.self_attn.k_proj": (width, kv_width),
+            f"{layer}.self_attn.v_proj": (width, kv_width),
+        }
+        layers += layers_of(shapes, tokens.new)
+        shapes = {f"{layer}.self_attn.o_proj": (width, width)}
+        shapes |= swiglu(f"{layer}.mlp", width, c.intermediate_size)
+        layers += layers_of(shapes, tokens.new, has_bias=False)
+    one = attention_flops(c.num_attention_heads, tokens.new, tokens.seen, c.head_dim)
+    norms = 2 * len(indices) + (indices.stop == c.num_hidden_layers)
+    return Work(
+        layers=tuple(layers),
+        attention_flops=one * len(indices),
+        largest_scores=c.num_attention_heads * tokens.new * tokens.seen,
+        beside=norms * width,
+    )
+
+
+def layers_of(
+    shapes: Mapping[str, tuple[int, int]], rows: int, *, has_bias: bool = True
+) -> tuple[Layer, ...]:
+    """By name, inputs and outputs of each."""
+    return tuple(
+        Layer(name=name, num_inputs=k, num_outputs=n, rows=rows, has_bias=has_bias)
+        for name, (k, n) in shapes.items()
+    )
+
+
+def swiglu(name: str, width: int, hidden: int) -> dict[str, tuple[int, int]]:
+    """A gated MLP's layers."""
+    return {
+        f"{name}.gate_proj": (width, hidden),
+        f"{name}.up_proj": (width, hidden),
+        f"{name}.down_proj": (hidden, width),
+    }
+
+
+def transformer(name: str, width: int, hidden: int) -> dict[str, tuple[int, int]]:
+    """A block with one fused QKV projection and an MLP of two layers."""
+    return {
+        f"{name}.attn.qkv": (width, 3 * width),
+        f"{name}.attn.proj": (width, width),
+        f"{name}.mlp.fc1": (width, hidden),
+        f"{name}.mlp.fc2": (hidden, width),
+    }
+
+
+def attention_flops(heads: int, queries: int, keys: int, head_width: int) -> int:
+    """FLOPs of scores and of the sums of values."""
+    return 2 * 2 * heads * queries * keys * head_width
+
+
+def all_layers(works: Iterable[Work]) -> dict[str, Layer]:
+    """By name; a layer that two engines hold is the one with more rows."""
+    found: dict[str, Layer] = {}
+    for layer in (layer for work in works for layer in work.layers):
+        if layer.name not in found or found[layer.name].rows < layer.rows:
+            found[layer.name] = layer
+    return found
