@@ -21,6 +21,8 @@ def check_numbers(config: Any, where: str) -> None:
         value = getattr(config, field.name)
         least = 0 if isinstance(value, tuple) else 1
         for number in value if isinstance(value, tuple) else (value,):
+            if number is None or isinstance(number, bool):
+                continue
             if isinstance(number, float):
                 # A width factor, a rotary base, an epsilon: NaN fails the comparison too.
                 if not 0 < number <= MAX_NUMBER:
@@ -66,6 +68,6 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
         return raw
     if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
-    if not isinstance(raw, hint) or isinstance(raw, bool):
-        raise ValueError(f"{where} must be {hint.__name__}, got {raw!r}")
+    if not isinstance(raw, hint) or (isinstance(raw, bool) and hint is not bool):
+        raise ValueError(f"{where} must be {getattr(hint, '__name__', hint)}, got {raw!r}")
     return raw

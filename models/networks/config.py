@@ -149,3 +149,55 @@ class ScaleDPConfig:
         """(T, A) of a chunk, or (K, T, A) of K samples."""
         chunk = self.prediction_horizon, self.action_dim
         return chunk if samples == 1 else (samples, *chunk)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowDiTConfig:
+    """Flow-matching head with cross-attention, and its sampler."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    action_dim: int
+    action_horizon: int
+    """Actions in a chunk."""
+    state_dim: int | None = None
+    """None where the head has no encoder for one."""
+    interleave_self_attention: bool = True
+    """Odd blocks attend to the rows themselves; if not, all attend to the language model."""
+    hidden_size: int = 1024
+    """Of the small MLPs around the blocks."""
+    output_dim: int = 1024
+    num_future_tokens: int = 32
+    add_pos_embed: bool = True
+    max_seq_len: int = 1024
+    num_inference_timesteps: int = 4
+    num_timestep_buckets: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ValueError(f"the head's width must be even, got {self.num_heads}x{self.head_dim}")
+        if self.add_pos_embed and self.action_horizon > self.max_seq_len:
+            raise ValueError(
+                f"head.action_horizon={self.action_horizon} must be at most "
+                f"max_seq_len={self.max_seq_len}"
+            )
+        if not 1 <= self.num_inference_timesteps <= self.num_timestep_buckets:
+            raise ValueError(
+                f"head.num_inference_timesteps must be from 1 to {self.num_timestep_buckets}, got "
+                f"{self.num_inference_timesteps}"
+            )
+        check_numbers(self, "head")
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    def is_cross(self, index: int) -> bool:
+        """Whether the block of this number attends to the language model."""
+        return not (self.interleave_self_attention and index % 2)
+
+    def chunk_shape(self, samples: int = 1) -> tuple[int, ...]:
+        """(T, A) of a chunk, or (K, T, A) of K samples."""
+        chunk = self.action_horizon, self.action_dim
+        return chunk if samples == 1 else (samples, *chunk)

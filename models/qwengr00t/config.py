@@ -1,0 +1,88 @@
+"""What a QwenGR00T policy is made of, as data. Names are those of starVLA where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
+from models.policy_config import NormalizationConfig
+
+MODEL_TYPE = "qwengr00t"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    """One turn of Qwen's chat: the pictures, and then the text. `{instruction}` is replaced."""
+
+    before: str = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    text: str = "{instruction}"
+    """`CoT_prompt` of the run's config.yaml."""
+    after: str = "<|im_end|>\n<|im_start|>assistant\n"
+    image_start: str = "<|vision_start|>"
+    image_end: str = "<|vision_end|>"
+
+    def __post_init__(self) -> None:
+        if self.text.count("{instruction}") != 1:
+            raise ValueError(f"prompt.text must hold {{instruction}} once, got {self.text!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QwenGR00TConfig:
+    """A whole QwenGR00T policy."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    head: FlowDiTConfig
+    normalization: NormalizationConfig
+    views: tuple[str, ...] = ("frame",)
+    """Cameras, in the order in which the prompt shows their pictures."""
+    takes_state: bool = False
+    """Whether the policy is given one: a head may have an encoder that was never used."""
+    prompt: PromptConfig = PromptConfig()
+    model_type: str = MODEL_TYPE
+    license: str = "unstated"
+    """Licence of the weights; shown by every tool that touches them."""
+    description: str = ""
+    """What these weights are, in one line; shown beside the licence."""
+
+    def __post_init__(self) -> None:
+        if self.model_type != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {self.model_type!r}")
+        if self.vision.out_hidden_size != self.language.hidden_size:
+            raise ValueError(
+                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal "
+                f"language.hidden_size={self.language.hidden_size}"
+            )
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"views must name at least one camera, each once, got {self.views}")
+        if self.takes_state and self.head.state_dim is None:
+            raise ValueError("takes_state: the head has no encoder of states (head.state_dim)")
+        for kind, modes, width in (
+            ("action", self.normalization.action, self.head.action_dim),
+            ("state", self.normalization.state, self.state_dim),
+        ):
+            if len(modes) != width:
+                raise ValueError(
+                    f"normalization.{kind} has {len(modes)} modes for {width} dimensions; give one "
+                    f"mode, and one of {kind}_units, per dimension"
+                )
+
+    @property
+    def chunk(self) -> tuple[int, int]:
+        return self.head.action_horizon, self.head.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        return (self.head.state_dim or 0) if self.takes_state else 0
+
+    @property
+    def other_networks(self) -> dict[str, str]:
+        return {"head": f"{self.head.num_layers} layers of width {self.head.width}"}
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        return self.prompt.image_start, self.prompt.image_end
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return ()

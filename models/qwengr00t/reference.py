@@ -1,0 +1,240 @@
+"""The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
+
+Qwen2.5-VL and its image processor come from `transformers`; attention, feed-forward layers and the
+embedding of time from `diffusers`, which starVLA makes its head of. None of our modules runs here
+and nothing is cached. The weights are those of a given `QwenGR00T`, shared and not copied.
+
+Axes: N = patches of one view, L = token, T = step in the chunk, A = action dimension. The libraries
+want a batch axis; it is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.networks.config import FlowDiTConfig
+from models.networks.transformers_qwen import IMAGE_PAD, image_pad_id, image_processor, qwen
+from models.qwengr00t.model import QwenGR00T
+from runtime.image import ImageConfig
+
+
+class Inputs(NamedTuple):
+    """What `Composition.forward` takes, in order."""
+
+    pixel_values: Tensor
+    """[views * N, patch_dim]."""
+    image_grid_thw: Tensor
+    """[views, 3]."""
+    input_ids: Tensor
+    """[1, L]."""
+    position_ids: Tensor
+    """[3, 1, L], M-RoPE."""
+    attention_mask: Tensor
+    """[1, L] bool: False for padding, which stands on the left."""
+    noise: Tensor
+    """[T, A] float32 standard normal."""
+    state: Tensor | None
+    """[S] in policy units."""
+
+
+class Composition(nn.Module):
+    def __init__(self, model: QwenGR00T, tokenizer: Tokenizer, image: ImageConfig) -> None:
+        """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
+        super().__init__()
+        config = model.config
+        self.config, self.tokenizer = config, tokenizer
+        self.image_pad_id = image_pad_id(tokenizer)
+        self.processor = image_processor(image)
+        self.qwen = qwen(config.vision, config.language, self.image_pad_id)
+        with torch.device("meta"):
+            self.head = Head(config.head, config.language.hidden_size)
+        weights = {composed_name(name): tensor for name, tensor in model.state_dict().items()}
+        self.load_state_dict(weights, strict=True, assign=True)
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        noise: Tensor,
+        state: Tensor | None,
+    ) -> Tensor:
+        """One observation, see `Inputs` -> [T, A] float32 in policy units."""
+        context_1LD = self.qwen(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask.long(),
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        state_1S = None if state is None else state[None]
+        x_1TA, steps = noise[None], self.config.head.num_inference_timesteps
+        for k in range(steps):
+            t = int(k / float(steps) * self.config.head.num_timestep_buckets)
+            x_1TA = x_1TA + 1.0 / steps * self.head(x_1TA, t, context_1LD, attention_mask, state_1S)
+        return x_1TA[0]
+
+    def prepare(
+        self,
+        *,
+        instruction: str,
+        noise: NDArray[np.float32],
+        state: NDArray[np.float32] | None = None,
+        padding: int = 0,
+        **views: NDArray[np.uint8],
+    ) -> Inputs:
+        """Everything that happens before the networks.
+
+        Args:
+            instruction: one line of text, taken as it is.
+            noise: [T, A] standard normal.
+            state: [S] in policy units.
+            padding: tokens of it in front, as a longer prompt in the same batch would leave.
+            views: uint8 [H, W, 3] RGB, by the names of the configuration.
+        """
+        pictures = [Image.fromarray(views[name]) for name in self.config.views]
+        batch: Any = self.processor(images=pictures, return_tensors="pt")
+        grid = batch["image_grid_thw"]
+        merged = [int(g.prod()) // self.config.vision.spatial_merge_size**2 for g in grid]
+        pad = [self.tokenizer.token_to_id("<|endoftext|>") or 0] * padding
+        ids = torch.tensor([[*pad, *self.input_ids(merged, instruction)]])
+        mask = torch.arange(ids.shape[1])[None] >= padding
+        positions, _ = self.qwen.get_rope_index(
+            ids,  # type: ignore[arg-type]
+            (ids == self.image_pad_id).int(),  # type: ignore[arg-type]
+            image_grid_thw=grid,
+            attention_mask=mask.long(),
+        )
+        given = None if state is None else torch.from_numpy(state).float()
+        noisy = torch.from_numpy(noise).float()
+        return Inputs(batch["pixel_values"], grid, ids, positions, mask, noisy, given)
+
+    def input_ids(self, image_tokens: list[int], instruction: str) -> list[int]:
+        """The whole prompt as token ids, so many pads standing for each image."""
+        p = self.config.prompt
+        images = "".join(p.image_start + IMAGE_PAD * count + p.image_end for count in image_tokens)
+        text = p.before + images + p.text.replace("{instruction}", instruction) + p.after
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class Head(nn.Module):
+    """GR00T N1.5's head as starVLA has it, without a mask of its own."""
+
+    def __init__(self, config: FlowDiTConfig, context_dim: int) -> None:
+        super().__init__()
+        self.config, width, hidden = config, config.width, config.hidden_size
+        self.sinusoids = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)
+        self.time = TimestepEmbedding(256, width)
+        self.blocks = nn.ModuleList(
+            HeadBlock(config, context_dim if config.is_cross(index) else None)
+            for index in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.last = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, config.output_dim)
+        self.encode = nn.ModuleList(
+            [
+                nn.Linear(config.action_dim, width),
+                nn.Linear(2 * width, width),
+                nn.Linear(width, width),
+            ]
+        )
+        self.decode = nn.Sequential(
+            nn.Linear(config.output_dim, hidden), nn.ReLU(), nn.Linear(hidden, config.action_dim)
+        )
+        if config.state_dim:
+            self.state = nn.Sequential(
+                nn.Linear(config.state_dim, hidden), nn.ReLU(), nn.Linear(hidden, width)
+            )
+        self.future = nn.Embedding(config.num_future_tokens, width)
+        if config.add_pos_embed:
+            self.positions = nn.Embedding(config.max_seq_len, width)
+
+    def forward(
+        self, x_1TA: Tensor, t: int, context_1LD: Tensor, mask_1L: Tensor, state_1S: Tensor | None
+    ) -> Tensor:
+        """The velocity at time `t`, [1, T, A]."""
+        half, horizon = self.config.width // 2, x_1TA.shape[1]
+        exponent = -torch.arange(half, dtype=torch.float) * (math.log(10000.0) / half)
+        angles = t * exponent.exp()
+        time = torch.cat([angles.sin(), angles.cos()]).expand(1, horizon, -1)
+        first, second, third = self.encode
+        rows = third(functional.silu(second(torch.cat([first(x_1TA), time], dim=-1))))
+        if self.config.add_pos_embed:
+            rows = rows + self.positions(torch.arange(horizon))
+        rows = torch.cat([self.future.weight[None], rows], dim=1)
+        if state_1S is not None:
+            rows = torch.cat([self.state(state_1S)[:, None], rows], dim=1)
+        temb = self.time(self.sinusoids(torch.tensor([t])))
+        for index, block in enumerate(self.blocks):
+            given = (context_1LD, mask_1L) if self.config.is_cross(index) else (None, None)
+            rows = block(rows, temb, *given)
+        shift, scale = self.last(functional.silu(temb)).chunk(2, dim=1)
+        out = self.out(self.norm(rows) * (1 + scale[:, None]) + shift[:, None])
+        return self.decode(out)[:, -horizon:]
+
+
+class HeadBlock(nn.Module):
+    def __init__(self, config: FlowDiTConfig, context_dim: int | None) -> None:
+        super().__init__()
+        width = config.width
+        self.linear = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width, eps=1e-5, elementwise_affine=False)
+        self.attn1 = Attention(
+            query_dim=width,
+            heads=config.num_heads,
+            dim_head=config.head_dim,
+            bias=True,
+            cross_attention_dim=context_dim,
+        )
+        self.ff = FeedForward(width, activation_fn="gelu-approximate")
+
+    def forward(
+        self, x: Tensor, temb: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        scale, shift = self.linear(functional.silu(temb)).chunk(2, dim=1)
+        normed = self.norm(x) * (1 + scale[:, None]) + shift[:, None]
+        x = x + self.attn1(normed, encoder_hidden_states=context, attention_mask=mask)
+        return x + self.ff(self.norm(x))
+
+
+PARTS = {
+    "vlm.visual.": "qwen.visual.",
+    "vlm.model.": "qwen.language_model.",
+    "action_head.model.timestep_encoder.timestep_embedder.": "head.time.",
+    "action_head.model.transformer_blocks.": "head.blocks.",
+    "action_head.model.proj_out_1.": "head.last.",
+    "action_head.model.proj_out_2.": "head.out.",
+    "action_head.action_encoder.layer1.": "head.encode.0.",
+    "action_head.action_encoder.layer2.": "head.encode.1.",
+    "action_head.action_encoder.layer3.": "head.encode.2.",
+    "action_head.action_decoder.layer1.": "head.decode.0.",
+    "action_head.action_decoder.layer2.": "head.decode.2.",
+    "action_head.state_encoder.layer1.": "head.state.0.",
+    "action_head.state_encoder.layer2.": "head.state.2.",
+    "action_head.future_tokens.": "head.future.",
+    "action_head.position_embedding.": "head.positions.",
+}
+"""How a published name begins, and how it begins here."""
+
+
+def composed_name(name: str) -> str:
+    """What the tensor of our policy called `name` is called in a `Composition`."""
+    begin = next(part for part in PARTS if name.startswith(part))
+    return (PARTS[begin] + name.removeprefix(begin)).replace("norm1.linear.", "linear.")

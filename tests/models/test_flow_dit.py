@@ -1,0 +1,181 @@
+"""The flow-matching head against a composition of diffusers' own blocks."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from models.fields import parse
+from models.networks.config import FlowDiTConfig
+from models.networks.flow_dit import FlowDiT, euler_step, inference_times
+from models.qwengr00t.reference import Head, composed_name
+from tests.oracles import MODULE, normal, relative_error
+
+CONTEXT = 48
+SMALL = FlowDiTConfig(
+    num_layers=4, num_heads=3, head_dim=8, action_dim=3, action_horizon=4, state_dim=5,
+    hidden_size=16, output_dim=20, num_future_tokens=3, max_seq_len=9,
+)  # fmt: skip
+BASE = FlowDiTConfig(num_layers=4, num_heads=12, head_dim=64, action_dim=7, action_horizon=16)
+LARGE = dataclasses.replace(BASE, num_layers=2, num_heads=32, head_dim=48, state_dim=7)
+CONFIGS = {
+    "small": (SMALL, CONTEXT),
+    "no state": (dataclasses.replace(SMALL, state_dim=None), CONTEXT),
+    "all cross": (dataclasses.replace(SMALL, interleave_self_attention=False), CONTEXT),
+    "no positions": (dataclasses.replace(SMALL, add_pos_embed=False), CONTEXT),
+    "7 steps": (dataclasses.replace(SMALL, num_inference_timesteps=7), CONTEXT),
+    "DiT-B": (BASE, 2048),
+    "DiT-L": (LARGE, 2560),
+}
+
+
+class Oracle(Head):
+    """The head composed of diffusers' blocks, alone."""
+
+    @torch.no_grad()
+    def forward(self, context, noise, state=None, mask=None):
+        x, steps = noise[None], self.config.num_inference_timesteps
+        state = None if state is None else state[None]
+        mask = torch.ones(1, len(context), dtype=torch.bool) if mask is None else mask[None]
+        for k in range(steps):
+            t = int(k / steps * self.config.num_timestep_buckets)
+            x = x + super().forward(x, t, context[None], mask, state) / steps
+        return x[0]
+
+
+def pair(name):
+    """Ours with random weights, and the oracle with the same."""
+    config, context = CONFIGS[name]
+    ours, oracle = FlowDiT(config, context), Oracle(config, context)
+    random = torch.Generator().manual_seed(0)
+    for tensor in ours.state_dict().values():
+        scale = 1.5 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.3
+        tensor.copy_(torch.randn(tensor.shape, generator=random) * scale)
+    weights = {f"action_head.{key}": value for key, value in ours.state_dict().items()}
+    renamed = {composed_name(key).removeprefix("head."): value for key, value in weights.items()}
+    oracle.load_state_dict(renamed, strict=True)
+    return ours.eval().requires_grad_(False), oracle.eval().requires_grad_(False)
+
+
+def given(config, context, length=11):
+    state = normal(config.state_dim, seed=3) if config.state_dim else None
+    noise = normal(config.action_horizon, config.action_dim, seed=2)
+    return normal(length, context, seed=1), noise, state
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_chunk_equals_that_of_diffusers_blocks(name):
+    ours, oracle = pair(name)
+    observed = given(*CONFIGS[name])
+    want = oracle(*observed)
+    assert relative_error(ours(*observed), want) <= MODULE
+    # The weights are large enough for the head to do more than pass its noise on.
+    assert relative_error(observed[1], want) > 0.1
+
+
+@pytest.mark.parametrize("num_padded", [1, 6])
+def test_padded_language_rows_change_nothing(num_padded):
+    """On either side, whatever stands in them; the published mask does the same."""
+    ours, oracle = pair("small")
+    context, noise, state = given(*CONFIGS["small"])
+    padding = 10 * normal(num_padded, CONTEXT, seed=9)
+    tables = ours.step_tables()
+    want = oracle(context, noise, state)
+    for padded, real in (
+        (torch.cat([padding, context]), slice(num_padded, None)),
+        (torch.cat([context, padding]), slice(0, len(context))),
+    ):
+        mask = torch.full((len(padded),), -1e9)
+        mask[real] = 0.0
+        x, keys_values, row = noise, ours.keys_values(padded), ours.state_row(state)
+        for modulation, time in zip(tables.modulations_KMW, tables.times_KW, strict=True):
+            velocity = ours.velocity(x, keys_values, mask, modulation, time, row)
+            x = euler_step(x, velocity, ours.config)
+        assert relative_error(x, want) <= MODULE
+        published = torch.zeros(len(padded), dtype=torch.bool)
+        published[real] = True
+        assert relative_error(oracle(padded, noise, state, published), want) <= MODULE
+
+
+def test_a_batch_is_its_parts():
+    ours, _ = pair("small")
+    context, _, state = given(*CONFIGS["small"])
+    noises = normal(3, 4, 3, seed=5)
+    tables, kv = ours.step_tables(), ours.keys_values(context)
+    velocity = ours.velocity(
+        noises, kv, torch.zeros(len(context)), tables.modulations_KMW[1], tables.times_KW[1],
+        ours.state_row(state).expand(3, -1, -1),
+    )  # fmt: skip
+    for noise, got in zip(noises, velocity, strict=True):
+        alone = ours.velocity(
+            noise, kv, torch.zeros(len(context)), tables.modulations_KMW[1], tables.times_KW[1],
+            ours.state_row(state),
+        )  # fmt: skip
+        assert relative_error(got, alone) <= MODULE
+
+
+def test_times_are_whole_numbers_of_the_thousand_that_it_was_trained_with():
+    assert inference_times(BASE).tolist() == [0, 250, 500, 750]
+    seven = dataclasses.replace(BASE, num_inference_timesteps=7)
+    assert inference_times(seven).tolist() == [0, 142, 285, 428, 571, 714, 857]
+
+
+def test_the_published_head_has_155_million_parameters():
+    """Of DiT-B with the encoder of states that is stored: counted by hand from the widths."""
+    with torch.device("meta"):
+        head = FlowDiT(dataclasses.replace(BASE, num_layers=16, state_dim=7), 2048)
+    w, c = 768, 2048
+    cross = 2 * (w * w + w) + 2 * (c * w + w)
+    own = 4 * (w * w + w)
+    block = (2 * w * w + 2 * w) + (8 * w * w + 5 * w)
+    time = 256 * w + w + w * w + w
+    out = 2 * w * w + 2 * w + w * 1024 + 1024
+    actions = (7 * w + w) + (2 * w * w + w) + (w * w + w) + (1024 * 1024 + 1024) + (1024 * 7 + 7)
+    state, tables = (7 * 1024 + 1024) + (1024 * w + w), (32 + 1024) * w
+    want = 8 * cross + 8 * own + 16 * block + time + out + actions + state + tables
+    assert sum(p.numel() for p in head.parameters()) == want
+    assert want == pytest.approx(155.2e6, rel=0.001)
+
+
+def test_a_state_without_an_encoder_is_refused():
+    ours, _ = pair("no state")
+    context, noise, _ = given(*CONFIGS["no state"])
+    with pytest.raises(ValueError, match="a state is given to a head that has no encoder"):
+        ours(context, noise, normal(5))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_comes_back_from_json(name):
+    config, _ = CONFIGS[name]
+    assert parse(FlowDiTConfig, json.loads(json.dumps(dataclasses.asdict(config))), "") == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"interleave_self_attention": 1}, "head.interleave_self_attention must be bool, got 1"),
+        ({"num_layers": True}, "head.num_layers must be int, got True"),
+        ({"state_dim": "7"}, r"head.state_dim must be int \| None, got '7'"),
+        ({"state_dim": False}, r"head.state_dim must be int \| None, got False"),
+    ],
+)
+def test_json_of_another_type_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        parse(FlowDiTConfig, dataclasses.asdict(SMALL) | fields, "head")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_heads": 3, "head_dim": 5}, "width must be even, got 3x5"),
+        ({"action_horizon": 10}, "action_horizon=10 must be at most max_seq_len=9"),
+        ({"num_inference_timesteps": 0}, "must be from 1 to 1000, got 0"),
+        ({"num_inference_timesteps": 1001}, "must be from 1 to 1000, got 1001"),
+        ({"action_dim": 0}, "head.action_dim must be from 1"),
+        ({"state_dim": 0}, "head.state_dim must be from 1"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(SMALL, **fields)
