@@ -22,7 +22,8 @@ class Init:
     """
 
     config: Positional[str]
-    """A config.json of your own, or a name: demo, full, least, proxy, thin, xlerobot."""
+    """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
+    xlerobot."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -89,7 +90,8 @@ class Synthesize:
     """
 
     config: str
-    """A config.json of your own, or a name: demo, full, least, proxy, thin, xlerobot."""
+    """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
+    xlerobot."""
     layout: Literal["hf", "authors"]
     """Safetensors as transformers writes them, or shards of Megatron."""
     out: Path

@@ -413,7 +413,7 @@ def test_random_weights_come_in_sizes_of_ones_own(tmp_path, capsys):
     own = dataclasses.replace(base, language=dataclasses.replace(base.language, vocab_size=300))
     (tmp_path / "config.json").write_text(to_json(own))
     assert call("models", ["init", str(tmp_path), "--out", str(tmp_path / "new")]) == 2
-    assert "tokenizer.json: ids below 430 and placeholder 511 do not" in capsys.readouterr().err
+    assert "tokenizer.json: ids below 430 and 511 of the prompt do not" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -117,6 +117,22 @@ def test_padded_language_rows_change_nothing(num_padded):
         assert relative_error(oracle(padded, noise, state, published), want) <= MODULE
 
 
+def test_which_blocks_attend_to_the_language_model_shows_in_their_keys():
+    """Older runs attend to it in all of them, and their configurations do not say so."""
+    for name, wanted in (("small", (CONTEXT, 24, CONTEXT, 24)), ("all cross", (CONTEXT,) * 4)):
+        ours, _ = pair(name)
+        keys = [block.attn1.to_k.in_features for block in ours.model.blocks]
+        assert tuple(keys) == wanted
+        held = ours.keys_values(normal(5, CONTEXT))
+        assert held.shape == (5, wanted.count(CONTEXT), 2, 24)
+
+
+def test_heads_of_odd_width_are_taken_where_the_sinusoids_fit():
+    config = dataclasses.replace(SMALL, num_heads=2, head_dim=5)
+    assert config.width == 10
+    assert FlowDiT(config, CONTEXT)(*given(config, CONTEXT)).shape == (4, 3)
+
+
 def test_a_batch_is_its_parts():
     ours, _ = pair("small")
     context, _, state = given(*CONFIGS["small"])
