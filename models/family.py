@@ -33,8 +33,9 @@ class Reference(Protocol):
     def prepare(self, **observed: Any) -> tuple[Tensor, ...]:
         """What its `forward` takes, of what was observed; the state in policy units."""
 
-    def published_name(self, name: str) -> str:
-        """Of one of its tensors, in a checkpoint."""
+    @property
+    def published(self) -> Mapping[str, str]:
+        """Name of each of its tensors -> what it is called in a checkpoint."""
 
     def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what its modules put out in a tick, in the order in which they run."""

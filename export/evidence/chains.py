@@ -103,8 +103,7 @@ def run_libraries(
     )
     frequencies = {n: b for n, b in library.named_buffers() if n.endswith("inv_freq")}
     assert frequencies and all(b.dtype == torch.float32 for b in frequencies.values())
-    published = {name: library.published_name(name) for name in library.state_dict()}
-    stream(library, weights, published, dtype)
+    stream(library, weights, library.published, dtype)
     heard = library.listen()
     checkpoint = subject.checkpoint(model)
     key = str(golden["embodiment"])

@@ -75,7 +75,7 @@ class Composition(nn.Module):
             self.head = Head(config.head, config.language.hidden_size)
         self.scheduler = ddim_scheduler(config.head)
         self.timesteps: list[int] = self.scheduler.timesteps.tolist()
-        self.published = list(model.state_dict())
+        self.published = {composed_name(name): name for name in model.state_dict()}
         _share(self, model)
         self.eval().requires_grad_(False)
 
@@ -165,10 +165,6 @@ class Composition(nn.Module):
             torch.from_numpy(noise).float(),
         )
         return Inputs(*(tensor.to(device) for tensor in inputs))
-
-    def published_name(self, name: str) -> str:
-        """Of one of its tensors, in a checkpoint."""
-        return {composed_name(known): known for known in self.published}[name]
 
     def listen(self) -> defaultdict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""
