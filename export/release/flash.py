@@ -43,8 +43,9 @@ DOCTOR = {
 """By its exit code."""
 HOUSES = Path("build/wheelhouses")
 POLL_S = 1.0
-MOST_LOST = 120
-"""Polls in a row without an answer, after which a board that settles is given up."""
+UNHEARD_S = 180.0
+"""Without an answer of a board that settles, after which it is given up: it may boot meanwhile.
+Not a number of polls: one takes a moment where nobody listens, ten seconds where a cable is out."""
 PATIENCE_S = 120.0
 """Beyond the time in which a release has to be healthy."""
 CLOCK_S = 30.0
@@ -399,16 +400,16 @@ def settled(board: Board, release: str, token: str) -> str:
         ExportError: the board returned to the release before, or does not settle.
         RemoteError: the board was not reached for a long time.
     """
-    begun, lost = time.monotonic(), 0
+    begun = heard = time.monotonic()
     while True:
         try:
-            report, lost = board.ask("status", token=token), 0
+            report = board.ask("status", token=token)
         except RemoteError:
-            lost += 1
-            if lost >= MOST_LOST:
+            if time.monotonic() - heard > UNHEARD_S:
                 raise
             time.sleep(POLL_S)
             continue
+        heard = time.monotonic()
         if report["trial"] is None:
             return _verdict(report, release, board.address)
         if time.monotonic() - begun > report["within_s"] + PATIENCE_S:
