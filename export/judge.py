@@ -109,7 +109,7 @@ def judge_folding(subject: Subject, gates: Gates) -> None:
 
 def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Exported]) -> None:
     """Is every layer in its file what the recipe says?"""
-    names, rules = subject.layer_names, dict(subject.rules)
+    names, rules, config = subject.layer_names, dict(subject.rules), subject.checkpoint.config
     for engine, spec in subject.parts.engines.items():
         for buffer in spec.fixed:
             names[engine][buffer] = f"{engine}.{buffer}"
@@ -120,7 +120,7 @@ def judge_precisions(subject: Subject, gates: Gates, exported: Mapping[str, Expo
         rules,
         subject.recipe.base,
         _island_layers(exported),
-        family_of(subject.checkpoint.config).folded,
+        {layer.name for layer in family_of(config).folded_layers(config)},
     )
     gates.judge(
         "precision_audit",

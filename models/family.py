@@ -55,10 +55,6 @@ class Family(Protocol):
     """Implemented by `models.<family>.family`. `config` is the family's own throughout."""
 
     @property
-    def folded(self) -> tuple[str, ...]:
-        """Layers, as `fnmatch` patterns, that no engine holds: their results are constants."""
-
-    @property
     def written(self) -> re.Pattern[str]:
         """Names of what `write` leaves in a folder."""
 
@@ -87,7 +83,7 @@ class Family(Protocol):
         """Some layers of a trunk in an engine of their own."""
 
     def folded_layers(self, config: Any) -> tuple[Layer, ...]:
-        """Those that `folded` names."""
+        """Those that no engine holds, since their results are constants."""
 
     def prompt(self, config: Any, tokenizer: Tokenizer) -> PromptParts:
         """Around the images, as ids of this tokenizer."""

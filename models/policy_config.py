@@ -76,3 +76,35 @@ class PolicyConfig(Protocol):
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids that the prompt holds whatever the tokenizer says."""
+
+
+def check_policy(
+    config: PolicyConfig, model_type: str, *, dimensions: str = "{width} dimensions"
+) -> None:
+    """What holds in every family.
+
+    Args:
+        model_type: of the family.
+        dimensions: what `{kind}`, action or state, has `{width}` of, in words.
+
+    Raises:
+        ValueError: another family, or fields that do not fit together.
+    """
+    if config.model_type != model_type:
+        raise ValueError(f"model_type must be {model_type!r}, got {config.model_type!r}")
+    if config.vision.out_hidden_size != config.language.hidden_size:
+        raise ValueError(
+            f"vision.out_hidden_size={config.vision.out_hidden_size} must equal "
+            f"language.hidden_size={config.language.hidden_size}"
+        )
+    n = config.normalization
+    for kind, modes, width in (
+        ("action", n.action, config.chunk[1]),
+        ("state", n.state, config.state_dim),
+    ):
+        if len(modes) != width:
+            raise ValueError(
+                f"normalization.{kind} has {len(modes)} modes for "
+                f"{dimensions.format(kind=kind, width=width)}; give one mode, and one of "
+                f"{kind}_units, per dimension"
+            )

@@ -6,7 +6,6 @@ product with a weight anywhere in the file, so that nothing else can do the laye
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def audit(
         base: of the recipe.
         islands: layers that compute in float32 where the recipe has the base, because a tensor
             beside them leaves its range.
-        folded: patterns of layers that no engine holds, since their results are constants.
+        folded: layers that no engine holds, since their results are constants.
     """
     wrong: list[str] = []
     nameless: list[str] = []
@@ -65,7 +64,7 @@ def audit(
             words = _differences(products, rules[layer], own_base)
             wrong += [f"{engine}: {layer}{word}" for word in words]
         seen |= found.keys()
-    missing = [layer for layer in rules if layer not in seen and not _is_any(layer, folded)]
+    missing = [layer for layer in rules if layer not in seen and layer not in folded]
     for layer in sorted(missing):
         if rules[layer].format != "float32" or not nameless:
             wrong.append(f"{layer} is in no engine, the recipe says {rules[layer].format}")
@@ -171,10 +170,6 @@ def _expected(rule: Rule, base: Base) -> Precision:
     if rule.format == "float":
         return Precision(base, base)
     return Precision(rule.format, base)
-
-
-def _is_any(layer: str, patterns: Collection[str]) -> bool:
-    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 def _layer_of(tensor: str) -> tuple[str, bool]:

@@ -109,11 +109,7 @@ def run_libraries(
     key = str(golden["embodiment"])
     to_policy, _ = normalizations(subject.config, checkpoint.statistics[key], key)
     observed: dict[str, Any] = {
-        name: golden[name]
-        for name, given in family_of(subject.config)
-        .inputs(subject.config, checkpoint.parts, (1, 1, 3), 1)
-        .items()
-        if given.kind != "leftover"
+        name: golden[name] for name in golden.keys() - {"leftover", "embodiment"}
     }
     observed["instruction"] = str(golden["instruction"])
     observed["state"] = to_policy.to_policy(golden["state"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig, VisionConfig
-from models.policy_config import NormalizationConfig
+from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "anchorvla4d"
 
@@ -58,22 +58,7 @@ class AnchorVLA4DConfig:
     """What these weights are, in one line; shown beside the licence."""
 
     def __post_init__(self) -> None:
-        if self.model_type != MODEL_TYPE:
-            raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {self.model_type!r}")
-        if self.vision.out_hidden_size != self.language.hidden_size:
-            raise ValueError(
-                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal "
-                f"language.hidden_size={self.language.hidden_size}"
-            )
-        for kind, modes, width in (
-            ("action", self.normalization.action, self.head.action_dim),
-            ("state", self.normalization.state, self.head.state_dim),
-        ):
-            if len(modes) != width:
-                raise ValueError(
-                    f"normalization.{kind} has {len(modes)} modes for head.{kind}_dim={width}; "
-                    f"give one mode, and one of {kind}_units, per dimension"
-                )
+        check_policy(self, MODEL_TYPE, dimensions="head.{kind}_dim={width}")
 
     @property
     def chunk(self) -> tuple[int, int]:

@@ -13,14 +13,13 @@ from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.model import AnchorVLA4D, actions
 from models.anchorvla4d.model import AnchorVLA4D as model
 from models.anchorvla4d.prompt import fixed_tokens, prompt, published_prompt
-from models.anchorvla4d.split import FOLDED as folded
 from models.anchorvla4d.split import declare_inputs as inputs
 from models.anchorvla4d.split import split
 from models.anchorvla4d.work import depths, engines_work, folded_layers, trunk_work
 from runtime.image import ImageConfig
 
 __all__ = [
-    "actions", "check_writable", "depths", "engines_work", "fixed_tokens", "folded",
+    "actions", "check_writable", "depths", "engines_work", "fixed_tokens",
     "folded_layers", "inputs", "model", "open_weights", "predictor", "prompt", "published_prompt",
     "reference", "shapes", "split", "trunk_work", "write", "written",
 ]  # fmt: skip

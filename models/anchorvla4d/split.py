@@ -30,8 +30,6 @@ from runtime.prompt import Segment, mrope_positions, num_tokens
 
 SIMILARITY, SPREAD = "anchor_similarity", "spread"
 """Outputs of the graph; the second where several chunks are sampled."""
-FOLDED = ("action_head.t_embedder.*",)
-"""Layers, as patterns of `fnmatch`, that no engine holds: their results are constants of one."""
 
 
 def split(
@@ -65,7 +63,8 @@ def split(
     width, height = image_size
     grid = grid_of(height, width, image)
     merged, prefix, suffix = segments(parts, grid)
-    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
+    fixed = fixed_tokens(parts, grid)
+    num_prefix, num_suffix = fixed.values()
     shortest_tail = len(parts.end_ids) + 1
     if max(num_prefix, num_suffix + shortest_tail) > slots:
         raise ValueError(
@@ -93,7 +92,7 @@ def split(
         graph=graph,
         tables={TOKENS: model.vlm.model.embed_tokens.weight},
         slots=slots,
-        fixed=fixed_tokens(parts, grid),
+        fixed=fixed,
     )
 
 

@@ -66,7 +66,7 @@ def trunk_work(
 
 
 def folded_layers(config: AnchorVLA4DConfig) -> tuple[Layer, ...]:
-    """Those whose results are constants of an engine (`split.FOLDED`); no tick multiplies them."""
+    """Those that no engine holds: their results are constants of one, no tick multiplies them."""
     width, steps = config.head.n_emb, config.head.num_inference_timesteps
     name = "action_head.t_embedder.mlp"
     return layers_of({f"{name}.0": (FREQUENCIES, width), f"{name}.2": (width, width)}, steps)

@@ -196,8 +196,3 @@ class FlowDiTConfig:
     def is_cross(self, index: int) -> bool:
         """Whether the block of this number attends to the language model."""
         return not (self.interleave_self_attention and index % 2)
-
-    def chunk_shape(self, samples: int = 1) -> tuple[int, ...]:
-        """(T, A) of a chunk, or (K, T, A) of K samples."""
-        chunk = self.action_horizon, self.action_dim
-        return chunk if samples == 1 else (samples, *chunk)

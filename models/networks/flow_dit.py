@@ -240,8 +240,7 @@ class TimestepEncoder(nn.Module):
 
     def forward(self, times_K: Tensor) -> Tensor:
         half = FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32) / (half - 1)
-        angles = times_K.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+        angles = _angles(times_K, half, half - 1)
         return self.timestep_embedder(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
@@ -267,9 +266,7 @@ class ActionEncoder(nn.Module):
     def times(self, times_K: Tensor) -> Tensor:
         """What `layer2` makes of the times alone, its bias included, [K, W]: sines first."""
         width = self.layer1.out_features
-        half = width // 2
-        exponents = torch.arange(half, dtype=torch.float32) / half
-        angles = times_K.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+        angles = _angles(times_K, width // 2, width // 2)
         sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return functional.linear(sinusoids, self.layer2.weight[:, width:], self.layer2.bias)
 
@@ -294,6 +291,12 @@ def inference_times(config: FlowDiTConfig) -> Tensor:
     """Times of the steps, [K] whole numbers: 0 is noise, all buckets would be actions."""
     steps, buckets = config.num_inference_timesteps, config.num_timestep_buckets
     return torch.tensor([int(k / steps * buckets) for k in range(steps)])
+
+
+def _angles(times_K: Tensor, count: int, last: int) -> Tensor:
+    """[K, count]: times by falling frequencies, 1 at first, and 1 / 10000 at `last`."""
+    exponents = torch.arange(count, dtype=torch.float32) / last
+    return times_K.float()[:, None] * torch.exp(-math.log(10000) * exponents)
 
 
 def euler_step(x_TA: Tensor, velocity_TA: Tensor, config: FlowDiTConfig) -> Tensor:

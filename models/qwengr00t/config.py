@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
-from models.policy_config import NormalizationConfig
+from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "qwengr00t"
 
@@ -46,26 +46,11 @@ class QwenGR00TConfig:
     """What these weights are, in one line; shown beside the licence."""
 
     def __post_init__(self) -> None:
-        if self.model_type != MODEL_TYPE:
-            raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {self.model_type!r}")
-        if self.vision.out_hidden_size != self.language.hidden_size:
-            raise ValueError(
-                f"vision.out_hidden_size={self.vision.out_hidden_size} must equal "
-                f"language.hidden_size={self.language.hidden_size}"
-            )
+        check_policy(self, MODEL_TYPE)
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views must name at least one camera, each once, got {self.views}")
         if self.takes_state and self.head.state_dim is None:
             raise ValueError("takes_state: the head has no encoder of states (head.state_dim)")
-        for kind, modes, width in (
-            ("action", self.normalization.action, self.head.action_dim),
-            ("state", self.normalization.state, self.state_dim),
-        ):
-            if len(modes) != width:
-                raise ValueError(
-                    f"normalization.{kind} has {len(modes)} modes for {width} dimensions; give one "
-                    f"mode, and one of {kind}_units, per dimension"
-                )
 
     @property
     def chunk(self) -> tuple[int, int]:
