@@ -31,7 +31,7 @@ from models.layouts import hugging_face
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
 from models.policy_config import PolicyConfig
-from models.processor import read_image_config
+from models.processor import image_fields, read_image_config
 from models.prompt_parts import PromptParts
 from models.random_weights import random_tensors
 from models.sources import Misfits, Weights, is_finite, some
@@ -244,10 +244,6 @@ def write_surroundings(
     (path / "preprocessor_config.json").write_text(json.dumps(image_fields(image), indent=2) + "\n")
     (path / "dataset_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     shutil.copyfile(tokenizer, path / "tokenizer.json")
-
-
-def image_fields(image: ImageConfig) -> dict[str, Any]:
-    return {name: getattr(image, name) for name in ImageConfig.__slots__}
 
 
 def _shards(

@@ -1,7 +1,7 @@
 """`preprocessor_config.json`: the settings of a Qwen2-VL image processor.
 
-Goes in: the file as transformers writes it, in either spelling of the image limits. Comes out: what
-`runtime.image` does. The trade-off: every setting is honoured or refused, so a file with one that
+Goes in: the file as transformers writes it, in either spelling of the image limits; and with a
+`size` of height and width, of our own. Comes out: what `runtime.image` does. The trade-off: every setting is honoured or refused, so a file with one that
 nobody here knows is refused even where it would change nothing.
 """
 
@@ -18,6 +18,8 @@ _HONOURED = ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor"
 _VECTORS = ("image_mean", "image_std")
 _LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Setting and its newer name in `size`."""
+_EXACT = ("height", "width")
+"""Both of `size`, where it states what every image is brought to first."""
 
 _BICUBIC = 3
 _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
@@ -75,7 +77,7 @@ def _image_config(raw: Mapping[str, Any]) -> ImageConfig:
             f"unknown settings {unknown}: whether they change the image is not known; remove them "
             "if they do not"
         )
-    fields = {name: raw[name] for name in _HONOURED if name in raw} | _limits(raw)
+    fields = {name: raw[name] for name in _HONOURED if name in raw} | _sizes(raw)
     for name in _VECTORS:
         if name in raw:
             if not isinstance(raw[name], list):
@@ -88,20 +90,29 @@ def _same(value: Any, accepted: Any) -> bool:
     return type(value) is type(accepted) and value == accepted
 
 
-def _limits(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """min_pixels and max_pixels; like transformers, null is as good as absent, and both go before
-    `size`."""
+def image_fields(image: ImageConfig) -> dict[str, Any]:
+    """As `read_image_config` reads them."""
+    fields = {name: getattr(image, name) for name in ImageConfig.__slots__ if name != "size"}
+    return fields | ({"size": dict(zip(_EXACT, image.size, strict=True))} if image.size else {})
+
+
+def _sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """min_pixels and max_pixels, and the exact size if it states one; like transformers, null is as
+    good as absent, and both limits go before those of `size`."""
     size = raw.get("size")
     if size is not None and not isinstance(size, dict):
         raise ValueError(
             f"size must be an object with shortest_edge and longest_edge, got {size!r}"
         )
     size = size or {}
-    if unknown := sorted(size.keys() - set(_LIMITS.values())):
+    if unknown := sorted(size.keys() - {*_LIMITS.values(), *_EXACT}):
         raise ValueError(
             f"size.{unknown[0]} is not honoured, only shortest_edge and longest_edge (in pixels of "
-            "the whole image)"
+            "the whole image), or height and width"
         )
+    exact = tuple(size[side] for side in _EXACT if side in size)
+    if len(exact) == 1:
+        raise ValueError(f"size must state both height and width, or neither, got {size!r}")
     limits = {
         name: size.get(newer) if raw.get(name) is None else raw[name]
         for name, newer in _LIMITS.items()
@@ -112,4 +123,4 @@ def _limits(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"{_LIMITS[missing[0]]} in size); state what the policy was trained with (transformers "
             "takes 3136 and 1003520 where nothing is said)"
         )
-    return limits
+    return limits | ({"size": exact} if exact else {})

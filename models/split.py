@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import msgspec
 import torch
 
 from models.networks.engines import EngineSpec
 from runtime.declarations import Tensor
 from runtime.graph import Graph, Stage, part_name, whole_of
+from runtime.image import ImageConfig
 
 ACTIONS = "actions"
 """The graph's target: a chunk in robot units."""
@@ -58,9 +60,13 @@ class Split:
 class GraphBuilder:
     """Collects tensors and stages in running order."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec], patches: Mapping[str, Any]) -> None:
+    def __init__(
+        self, engines: Mapping[str, EngineSpec], image: ImageConfig, grid: tuple[int, int]
+    ) -> None:
         self.engines = engines
-        self.patches = patches
+        settings = msgspec.to_builtins(image)
+        stated = {name: value for name, value in settings.items() if value is not None}
+        self.patches = {"grid": list(grid), "image": stated}
         self.tensors: dict[str, Tensor] = {}
         self.stages: list[Stage] = []
 

@@ -29,15 +29,25 @@ class ImageConfig:
     rescale_factor: float = 1 / 255
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    size: tuple[int, int] | None = None
+    """Height and width that an image is brought to before all else, whatever its aspect."""
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "temporal_patch_size", "merge_size")
         for name in (*sizes, "min_pixels", "max_pixels"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if not _is_whole(value):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
             if name in sizes and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.size is not None and not (
+            isinstance(self.size, tuple | list)
+            and len(self.size) == 2
+            and all(_is_whole(side) and side >= 1 for side in self.size)
+        ):
+            raise ValueError(
+                f"size must be height and width, whole numbers from 1, got {self.size!r}"
+            )
         if not 0 <= self.min_pixels <= self.max_pixels or self.max_pixels < 1:
             raise ValueError(
                 f"0 <= min_pixels <= max_pixels expected, got {self.min_pixels}, {self.max_pixels}"
@@ -61,13 +71,14 @@ class ImageConfig:
 def resized_shape(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
     """Size an image is resized to: multiples of patch x merge, pixels between the limits.
 
-    The rule of Qwen2-VL (`smart_resize`).
+    The rule of Qwen2-VL (`smart_resize`), from the exact size on where the settings have one.
 
     Raises:
         ObservationError: for an image 200 times longer than wide.
     """
     if max(height, width) > 200 * min(height, width):
         raise ObservationError(f"image of {width}x{height} is too narrow: aspect ratio above 200")
+    height, width = config.size or (height, width)
     factor = config.patch_size * config.merge_size
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > config.max_pixels:
@@ -147,9 +158,9 @@ class PatchMaker:
         """
         c, (rows, columns) = self.config, self.grid
         check_grid(image, c, self.grid)
-        if image.shape[:2] != (self._rows, self._columns):
-            resized = Image.fromarray(image).resize((self._columns, self._rows), BICUBIC)
-            image = np.asarray(resized)
+        for height, width in filter(None, (c.size, (self._rows, self._columns))):
+            if image.shape[:2] != (height, width):
+                image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
         m, p, width = c.merge_size, c.patch_size, 3 * self._columns
         blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
         scaled = np.empty((m * p, width), np.float32)
@@ -169,6 +180,10 @@ def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:
     a, b = a_ND.mean(axis=0), b_ND.mean(axis=0)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else 0.0
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_finite(value: object) -> bool:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
 from models.anchorvla4d.model import AnchorVLA4D
@@ -74,7 +72,7 @@ def split(
     engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, {"grid": list(grid), "image": msgspec.to_builtins(image)})
+    build = GraphBuilder(engines, image, grid)
     _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
     _places(build, c, prefix, suffix)
     _constants(build, c)

@@ -35,12 +35,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.anchorvla4d.presets import demo
-from models.checkpoint import image_fields
 from models.demo import CHECKPOINT
 from models.demo.config import TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
 from models.families import read_config, to_json
+from models.processor import image_fields
 from runtime.cli.progress import Progress
 from runtime.pages import svg
 from runtime.storage.files import PARTIAL, replacing, write_file

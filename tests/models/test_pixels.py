@@ -129,3 +129,15 @@ def test_a_pillow_that_does_not_resize_axis_by_axis_is_told(ask_pillow_again, mo
 
     monkeypatch.setattr(Image.Image, "resize", brightened)
     assert first_pass(100, 90, 84, 84) is None
+
+
+def test_an_exact_size_is_one_resize_or_refused():
+    exact = ImageConfig(min_pixels=1, max_pixels=512**2, size=(112, 168))
+    picture = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    grid = grid_of(120, 90, exact)
+    want = np.empty((grid[0] * grid[1], exact.patch_dim), np.float32)
+    PatchMaker(exact, grid)(picture, want)
+    assert np.array_equal(PixelsEngine(exact, (120, 90), grid)(torch.from_numpy(picture)), want)
+    twice = ImageConfig(min_pixels=1, max_pixels=512**2, size=(100, 168))
+    with pytest.raises(ValueError, match="100x168 and then to 112x168: let the host resize it"):
+        PixelsEngine(twice, (120, 90), grid_of(120, 90, twice))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.processor import read_image_config
+from models.processor import image_fields, read_image_config
 from runtime.image import ImageConfig, PatchMaker, grid_of
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (120, 150, 3), np.uint8)
@@ -53,6 +53,12 @@ def test_what_is_read_makes_the_pixels_of_transformers_bit_for_bit(read, raw):
     assert np.array_equal(patches(read(**raw)), want)
 
 
+@pytest.mark.parametrize("size", [None, (224, 308)])
+def test_what_is_written_is_read_again(read, size):
+    image = ImageConfig(**LIMITS, size=size)
+    assert read(**image_fields(image)) == image
+
+
 def test_a_file_that_transformers_wrote_is_read(tmp_path):
     Qwen2VLImageProcessorPil(**LIMITS).save_pretrained(tmp_path)
     assert read_image_config(tmp_path / "preprocessor_config.json") == ImageConfig(**LIMITS)
@@ -82,8 +88,16 @@ def test_a_file_that_transformers_wrote_is_read(tmp_path):
         ({"min_pixels": True}, "min_pixels must be a whole number, got True"),
         ({"size": 224}, "size must be an object with shortest_edge and longest_edge, got 224"),
         (
-            {"size": {"height": 224, "width": 224}},
-            "size.height is not honoured, only shortest_edge",
+            {"size": {"height": 224}},
+            "size must state both height and width, or neither, got {'height': 224}",
+        ),
+        (
+            {"size": {"height": 224, "width": "224"}},
+            "size must be height and width, whole numbers from 1, got .224, '224'.",
+        ),
+        (
+            {"size": {"depth": 224}},
+            "size.depth is not honoured, only shortest_edge and longest_edge",
         ),
         ({"size": {"shortest_edge": "1"}, "min_pixels": None}, "min_pixels must be a whole number"),
         (

@@ -64,6 +64,28 @@ def test_patches_equal_those_of_transformers_bit_for_bit(picture, size, limits):
     assert np.array_equal(got, want["pixel_values"])
 
 
+@pytest.mark.parametrize("exact", [(112, 112), (112, 168), (256, 256), (100, 224)])
+@pytest.mark.parametrize("seen", [(112, 112), (480, 640), (112, 168), (60, 90)])
+def test_an_exact_size_goes_before_the_rule_whatever_the_aspect(exact, seen):
+    """As starVLA resizes a picture and then gives it to the processor."""
+    config = ImageConfig(min_pixels=1, max_pixels=512**2, size=exact)
+    height, width = exact
+    processor = Qwen2VLImageProcessorPil(min_pixels=1, max_pixels=512**2)
+    resized = Image.fromarray(noise(*seen)).resize((width, height))
+    want = processor(images=[resized], return_tensors="np")
+    grid = grid_of(*seen, config)
+    assert [1, *grid] == want["image_grid_thw"][0].tolist()
+    got = np.empty((grid[0] * grid[1], config.patch_dim), np.float32)
+    PatchMaker(config, grid)(noise(*seen), got)
+    assert np.array_equal(got, want["pixel_values"])
+
+
+@pytest.mark.parametrize("size", [224, (224,), (224, 0), (224.0, 224), (True, 224), (1, 2, 3)])
+def test_an_exact_size_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match="size must be height and width, whole numbers from 1"):
+        ImageConfig(min_pixels=1, max_pixels=9, size=size)
+
+
 def test_an_image_that_needs_no_resize_is_read_however_it_lies_in_memory():
     config = ImageConfig(min_pixels=1, max_pixels=512**2)
     image = noise(224, 168)[::2, ::-1][:, ::3]
