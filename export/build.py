@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import rich.progress
+import torch
 from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -230,10 +231,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     checkpoint, parts = subject.checkpoint, subject.parts
     config = checkpoint.config
     (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was cut off
-    table = Rows(parts.tables[TOKENS])
-    with (folder / EMBEDDING).open("wb") as file:
-        for start in range(0, len(table), ROWS):
-            table[start : start + ROWS].tofile(file)
+    tables = {name: _write_table(folder, name, table) for name, table in parts.tables.items()}
     shutil.copyfile(checkpoint.path / "tokenizer.json", folder / TOKENIZER)
     golden = {f"stage/{name}": value for name, value in subject.tensors.items()}
     golden |= subject.golden
@@ -248,7 +246,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     tail = len(checkpoint.tail_ids(str(golden["instruction"])))
     manifest = Manifest(
         policy=config.model_type,
-        recipe=_recipe(subject.recipe),
+        recipe=_recipe(subject.recipe.fitted(subject.rules)),
         license=config.license,
         description=config.description,
         source_sha256=checkpoint.sha256,
@@ -259,7 +257,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
             name: {kind: entry[kind] for kind in KINDS}
             for name, entry in checkpoint.statistics.items()
         },
-        tables={TOKENS: Table(file=EMBEDDING, shape=table.shape, dtype="float32")},
+        tables=tables,
         engines={name: e.entry for name, e in exported.items()},
         files=files,
         padded_share=parts.padded_share(tail),
@@ -269,6 +267,15 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     )  # fmt: skip
     _write_manifest(folder, manifest)
     return manifest
+
+
+def _write_table(folder: Path, name: str, numbers: torch.Tensor) -> Table:
+    """As float32, some rows at a time."""
+    path, rows = folder / (EMBEDDING if name == TOKENS else f"{name}.bin"), Rows(numbers)
+    with path.open("wb") as file:
+        for start in range(0, len(rows), ROWS):
+            rows[start : start + ROWS].tofile(file)
+    return Table(file=path.name, shape=rows.shape, dtype="float32")
 
 
 def engine_bytes(manifest: Manifest) -> int:

@@ -171,7 +171,9 @@ class _Source:
         """Tells episodes apart by their length, first and last observation."""
         digest = hashlib.sha256(str(episode.num_frames).encode())
         for seen in self._checked(lambda: tuple(episode.read([0, episode.num_frames - 1]))):
-            digest.update(seen.frame.tobytes() + seen.state.tobytes() + seen.instruction.encode())
+            for value in seen.now.values():
+                digest.update(value.tobytes())
+            digest.update(seen.instruction.encode())
         return digest.hexdigest()
 
     def _checked(self, read: Callable[[], tuple[Observation, ...]]) -> tuple[Observation, ...]:

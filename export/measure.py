@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,14 +22,13 @@ from torch.nn import functional
 from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
 from models.checkpoint import Checkpoint, normalizations, reference
-from models.families import family_of
 from models.split import ACTIONS, DENOISED, TOKENIZER, Split
 from models.stored import SHELF, Rows, StoredTensor
-from quant.data.observations import Observation
+from quant.data.episode import Observation, shown
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.parity import relative_error
-from runtime.declarations import Input
+from runtime.declarations import from_source
 from runtime.engine import in_order
 from runtime.functions.function import Resources
 from runtime.golden import Golden
@@ -50,36 +49,32 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
         image_size: width and height.
     """
     embodiment = sorted(checkpoint.statistics)[0]
-    anchor, frame = (_made_up_image(10 * seed + n, image_size) for n in (1, 2))
     unit = np.random.Generator(np.random.Philox(key=10 * seed + 3)).uniform(
         -1, 1, checkpoint.config.state_dim
     )
     statistics = checkpoint.statistics[embodiment]
     to_policy, _ = normalizations(checkpoint.config, statistics, embodiment)
     state = to_policy.to_robot(unit.astype(np.float32))
-    return Observation(anchor, frame, MADE_UP_INSTRUCTION, state, "made up")
+    robot = from_source(checkpoint.inputs(image_size), "robot")
+
+    def streams(moment: int) -> dict[str, NDArray[Any]]:
+        """Pictures of each moment and camera; the state is what it is."""
+        cameras = [name for name, declared in robot.items() if declared.kind == "image"]
+        made: dict[str, NDArray[Any]] = {
+            name: _made_up_image(1000 * number + 10 * seed + moment, image_size)
+            for number, name in enumerate(cameras)
+        }
+        return made | {name: state for name in robot.keys() - set(cameras)}
+
+    return Observation(streams(1), streams(2), MADE_UP_INSTRUCTION, "made up")
 
 
 def golden_of(
     checkpoint: Checkpoint, observation: Observation, *, seed: int, samples: int = 1
 ) -> dict[str, NDArray[Any]]:
     """An observation as the graph's inputs, with noise of a seed and nothing left over."""
-    config, (height, width, _) = checkpoint.config, observation.frame.shape
-    declared = family_of(config).inputs(config, checkpoint.parts, (height, width, 3), 1, samples)
-    made: dict[str, Callable[[Input], NDArray[Any]]] = {
-        "image": lambda given: observation.anchor if given.source == "latch" else observation.frame,
-        "text": lambda given: np.array(observation.instruction),
-        "vector": lambda given: observation.state.astype(np.float32),
-        "noise": lambda given: draw_noise(seed, 0, given.shape),
-        "leftover": lambda given: np.zeros(given.shape, np.float32),
-    }
-    inputs = {
-        name: make(given)
-        for kind, make in made.items()
-        for name, given in declared.items()
-        if given.kind == kind
-    }
-    assert inputs.keys() == declared.keys(), declared
+    declared = checkpoint.inputs(observation.image_size, samples)
+    inputs = shown(declared, observation, seed=seed)
     return inputs | {"embodiment": np.array(sorted(checkpoint.statistics)[0])}
 
 

@@ -29,6 +29,7 @@ from quant.apply import decide, prepare_folded, quantize_folded
 from quant.boards import find_board
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation
+from quant.data.observations import misfit
 from quant.fold import Folded
 from quant.recipes import Recipe, Rule
 from runtime.image import grid_of
@@ -212,19 +213,7 @@ def choose_parts(config: BuildConfig, recipe: Recipe, policy: PolicyConfig) -> L
 
 def _wrong_with(checkpoint: Checkpoint, config: BuildConfig, seen: Observation) -> str | None:
     """Why this policy cannot take an observation."""
-    wanted = (checkpoint.config.state_dim,)
-    if seen.state.shape != wanted:
-        return (
-            f"its states are {list(seen.state.shape)}, this policy takes {list(wanted)}: give "
-            "episodes of its own robot"
-        )
-    width, height = config.image_size
-    if seen.frame.shape[:2] != (height, width):
-        return (
-            f"its frames are {seen.frame.shape[1]} by {seen.frame.shape[0]} pixels, --image-size "
-            f"says {width} {height}: give the size of the robot's camera"
-        )
-    return None
+    return misfit(checkpoint.inputs(config.image_size), seen)
 
 
 def _judge_by(
@@ -333,10 +322,9 @@ def _digest_of_all(observations: Sequence[Observation]) -> str:
     digest = hashlib.sha256()
     for seen in observations:
         arrays: dict[str, NDArray[Any]] = {
-            "anchor": seen.anchor,
-            "frame": seen.frame,
             "instruction": np.array(seen.instruction),
-            "state": seen.state,
+            **{f"first {name}": value for name, value in seen.first.items()},
+            **seen.now,
         }
         digest.update(digest_of(arrays).encode())
     return digest.hexdigest()

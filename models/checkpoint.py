@@ -37,6 +37,7 @@ from models.random_weights import random_tensors
 from models.sources import Misfits, Weights, is_finite, some
 from models.statistics import read_statistics
 from models.stored import StoredTensor, put
+from runtime.declarations import Input
 from runtime.image import ImageConfig
 from runtime.normalization import Normalization, choose_embodiment
 from runtime.prompt import encode_tail
@@ -62,6 +63,15 @@ class Checkpoint:
     @property
     def parts(self) -> PromptParts:
         return family_of(self.config).prompt(self.config, self.tokenizer)
+
+    def inputs(self, image_size: tuple[int, int], samples: int = 1) -> dict[str, Input]:
+        """What a graph of it is given, for images of this width and height.
+
+        Args:
+            samples: chunks that are drawn at once.
+        """
+        (width, height), family = image_size, family_of(self.config)
+        return family.inputs(self.config, self.parts, (height, width, 3), 1, samples)
 
     def tail_ids(self, instruction: str) -> tuple[int, ...]:
         parts = self.parts
@@ -174,14 +184,16 @@ def reference(
             [0, 1], and the action in robot units; nothing by default.
         embodiment: key of the statistics.
         given: the policy's other inputs: pictures, uint8 [H, W, 3] RGB; `state`, [S] float32 in
-            robot units; `noise`, [T, A] float32 standard normal.
+            robot units, if it takes one; `noise`, [T, A] float32 standard normal, if it draws one.
 
     Returns:
         [T, A] float32 in robot units.
     """
     key = choose_embodiment(checkpoint.statistics, embodiment)
     to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
-    observed = {**given, "state": to_policy.to_policy(given["state"].astype(np.float32))}
+    observed = dict(given)
+    if "state" in given:
+        observed["state"] = to_policy.to_policy(given["state"].astype(np.float32))
     if leftover is not None:
         observed |= {"leftover": to_robot.to_policy(leftover[:, 1:]), "weights": leftover[:, :1]}
     actions = family_of(checkpoint.config).actions(

@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from models.anchorvla4d import config as anchorvla4d
-from models.anchorvla4d import presets
+from models.anchorvla4d import presets as anchorvla4d_presets
 from models.fields import parse
 from models.json_file import read_object
 from models.policy_config import PolicyConfig
+from models.qwengr00t import config as qwengr00t
+from models.qwengr00t import presets as qwengr00t_presets
 
 if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.anchorvla4d import family as _anchorvla4d
     from models.family import Family
+    from models.qwengr00t import family as _qwengr00t
 
-    _checked: list[Family] = [_anchorvla4d]
+    _checked: list[Family] = [_anchorvla4d, _qwengr00t]
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -46,13 +49,18 @@ class Entry:
 
 FAMILIES: Mapping[str, Entry] = {
     anchorvla4d.MODEL_TYPE: Entry(
-        anchorvla4d.AnchorVLA4DConfig, presets.CONFIGS, "models.anchorvla4d.family"
+        anchorvla4d.AnchorVLA4DConfig, anchorvla4d_presets.CONFIGS, "models.anchorvla4d.family"
+    ),
+    qwengr00t.MODEL_TYPE: Entry(
+        qwengr00t.QwenGR00TConfig, qwengr00t_presets.CONFIGS, "models.qwengr00t.family"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {
-    name: make for entry in FAMILIES.values() for name, make in entry.presets.items()
+    name if family == anchorvla4d.MODEL_TYPE else f"{family}-{name}": make
+    for family, entry in FAMILIES.items()
+    for name, make in entry.presets.items()
 }
-"""All that have a name."""
+"""All that have a name; AnchorVLA4D's need no family in front."""
 
 
 def family_of(config: PolicyConfig) -> Family:

@@ -13,15 +13,21 @@ from typing import Any, Literal
 import msgspec
 import torch
 
+from models.networks.config import LanguageConfig
 from models.networks.engines import EngineSpec
-from runtime.declarations import Tensor
+from models.policy_config import NormalizationConfig, PolicyConfig
+from models.prompt_parts import PromptParts
+from runtime.declarations import Input, Output, Prompt, Tensor
 from runtime.graph import Graph, Stage, part_name, whole_of
 from runtime.image import ImageConfig
+from runtime.prompt import Segment, num_tokens
 
 ACTIONS = "actions"
 """The graph's target: a chunk in robot units."""
 DENOISED = "denoised_actions"
 """What the head makes, in robot units: a chunk, or several of which one is chosen."""
+SPREAD = "spread"
+"""Of several chunks: how far the chosen one is from the others."""
 TOKENS, TOKENIZER = "tokens", "tokenizer.json"
 """The table of token embeddings, and the file that makes ids of a text."""
 ResizeOn = Literal["host", "engine"]
@@ -55,6 +61,23 @@ class Split:
     def padded_share(self, tail: int) -> dict[str, float]:
         """Share of padding per language call, for a tail of so many tokens."""
         return {call: round(1 - n / self.slots, 4) for call, n in self.used(tail).items()}
+
+
+def check_slots(
+    fixed: Mapping[str, int], parts: PromptParts, grid: tuple[int, int], slots: int
+) -> None:
+    """
+    Raises:
+        ValueError: the prompt around the pictures does not fit.
+    """
+    *others, (last, count) = fixed.items()
+    shortest = count + len(parts.end_ids) + 1
+    if max(shortest, *(n for _, n in others)) > slots:
+        words = [*(f"{n} {call}" for call, n in others), f"more than {shortest} {last}"]
+        raise ValueError(
+            f"the prompt takes {' and '.join(words)} tokens at {grid[0]}x{grid[1]} patches, but "
+            f"--tokens is {slots}: raise it"
+        )
 
 
 class GraphBuilder:
@@ -137,6 +160,94 @@ class GraphBuilder:
         """Rows of constant text."""
         self.call("embed", {}, {"embeddings": target}, {"table": TOKENS, "ids": list(ids)})
 
+    def places(
+        self,
+        call: str,
+        segments: Sequence[Segment],
+        language: LanguageConfig,
+        *,
+        start: int = 0,
+        num_past: int = 0,
+        ids: str = "",
+    ) -> None:
+        """Mask and rotary angles of a language call.
+
+        Args:
+            segments: what it holds before the text.
+            start: position of the first.
+            num_past: tokens of the calls before it.
+            ids: the text behind them, if there is one.
+        """
+        for port in ("cos", "sin", "mask"):
+            self.tensor(f"{call}_{port}", self.parts("language")[0].inputs[port].shape)
+        text = {"ids": ids} if ids else {}
+        rotary = {
+            "segments": [list(s) if isinstance(s, tuple) else s for s in segments],
+            "start": start,
+            "theta": language.rope_theta,
+            "sections": list(language.mrope_section),
+        }
+        tables = {port: f"{call}_{port}" for port in ("cos", "sin")}
+        self.call("rotary", text, tables, rotary, name=f"{call}_rotary")
+        counts = {"num_past": num_past, "num_new": num_tokens(segments)}
+        self.call("mask", text, {"mask": f"{call}_mask"}, counts)
+
+    def no_past(self) -> None:
+        """What the first language call finds before it, `empty_past`."""
+        pasts = [part.inputs["past"] for part in self.parts("language")]
+        self.tensor("empty_past", pasts[0].shape)
+        if len(pasts) > 1:  # the first part has the most layers; the others read fewer zeros
+            for i, past in enumerate(pasts):
+                self.tensors[part_name("empty_past", i, len(pasts))] = Tensor(
+                    shape=past.shape, part_of=("empty_past", 0)
+                )
+        self.call("constant", {}, {"value": "empty_past"}, {"values": []})
+
+    def language(self, call: str, past: str) -> None:
+        """A call of the decoder behind `past`: embeddings, mask and angles of its own name."""
+        self.chain(
+            "language",
+            call,
+            {"embeddings": f"{call}_embeddings", "past": past}
+            | {port: f"{call}_{port}" for port in ("mask", "cos", "sin")},
+            {"kv": f"{call}_kv", "hidden": f"{call}_hidden"},
+            own=("past", "kv"),
+        )
+
+    def policy_state(self, n: NormalizationConfig) -> None:
+        """The state in policy units, `policy_state`."""
+        self.tensor("policy_state", (len(n.state),))
+        scaling = scaling_of("state", n)
+        self.call("normalize", {"value": "state"}, {"value": "policy_state"}, scaling)
+
+    def noise(self, n: NormalizationConfig, noises: tuple[int, ...]) -> None:
+        """Where the sampler begins, `x_0`, and what is left of the last chunk in policy units."""
+        self.tensor("x_0", noises)
+        self.call("copy", {"value": "noise"}, {"value": "x_0"})
+        self.tensor("leftover_actions", noises[-2:])
+        self.tensor("leftover_weights", (noises[-2], 1))
+        self.call(
+            "leftover",
+            {"leftover": "leftover"},
+            {"actions": "leftover_actions", "weights": "leftover_weights"},
+            scaling_of("action", n),
+        )
+
+    def answer(self, denoised: str, n: NormalizationConfig) -> None:
+        """The chunk in robot units; of several samples one is chosen."""
+        scaling, shape = scaling_of("action", n), self.tensors[denoised].shape
+        self.tensor(DENOISED, shape)
+        self.call("unnormalize", {"value": denoised}, {"value": DENOISED}, scaling)
+        chosen = DENOISED
+        if len(shape) == 3:
+            chosen = "chosen_actions"
+            self.tensor(chosen, shape[-2:])
+            self.tensor(SPREAD, (1,))
+            outputs = {"actions": chosen, "spread": SPREAD}
+            self.call("medoid", {"samples": DENOISED}, outputs, scaling)
+        self.tensor(ACTIONS, shape[-2:])
+        self.call("commit", {"denoised": chosen, "leftover": "leftover"}, {"actions": ACTIONS})
+
     def call(
         self,
         function: str,
@@ -158,3 +269,84 @@ class GraphBuilder:
             spec = self.engines[engine].outputs[port]
             self.tensors.setdefault(tensor, spec)
         self.stages.append(Stage(name=name, engine=engine, inputs=inputs, outputs=outputs))
+
+
+def scaling_of(statistics: Literal["action", "state"], n: NormalizationConfig) -> dict[str, Any]:
+    """How a vector is scaled, as a host function is told."""
+    modes, units = {"action": (n.action, n.action_units), "state": (n.state, n.state_units)}[
+        statistics
+    ]
+    return {"statistics": statistics, "modes": list(modes), "units": list(units)}
+
+
+def camera(shape: tuple[int, int, int]) -> Input:
+    """A picture of every tick, [H, W, 3]."""
+    return Input(kind="image", source="robot", shape=shape, dtype="uint8", pace="tick")
+
+
+def instruction(parts: PromptParts, max_tail: int) -> Input:
+    """What the operator says, behind the pictures."""
+    return Input(
+        kind="text",
+        source="operator",
+        shape=(max_tail,),
+        dtype="int64",
+        pace="event",
+        prompt=Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=parts.end_ids),
+    )
+
+
+def state(config: PolicyConfig) -> Input:
+    """[S] in robot units."""
+    units = set(config.normalization.state_units)
+    return Input(
+        kind="vector",
+        source="robot",
+        shape=(config.state_dim,),
+        dtype="float32",
+        pace="tick",
+        unit=units.pop() if len(units) == 1 else "",
+    )
+
+
+def sampled(config: PolicyConfig, samples: int = 1) -> dict[str, Input]:
+    """What a sampler starts from, and what is left of the last chunk."""
+    noises = noise_shape(config, samples)
+    num_actions, width = config.chunk
+    return {
+        "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),
+        "leftover": Input(
+            kind="leftover",
+            source="loop",
+            shape=(num_actions, 1 + width),
+            dtype="float32",
+            pace="tick",
+        ),
+    }
+
+
+def noise_shape(config: PolicyConfig, samples: int) -> tuple[int, ...]:
+    """[T, A], or [K, T, A] of K samples."""
+    return config.chunk if samples == 1 else (samples, *config.chunk)
+
+
+def chunks(
+    n: NormalizationConfig, samples: int, leaves: Mapping[str, Output] | None = None
+) -> dict[str, Output]:
+    """The chunk; of several samples also all of them, and how far apart they are.
+
+    Args:
+        leaves: whatever else the policy can be asked for.
+    """
+    units = tuple(n.action_units)
+    spread = SPREAD if samples > 1 else ""
+    outputs = {
+        ACTIONS: Output(axes=("step", "action"), units=units, statistics="action", spread=spread)
+    }
+    outputs |= leaves or {}
+    if samples > 1:
+        outputs[SPREAD] = Output()
+        outputs[DENOISED] = Output(
+            axes=("sample", "step", "action"), units=units, statistics="action"
+        )
+    return outputs

@@ -69,6 +69,8 @@ class Rule:
     """Of `fnmatch`, for the layer's name in the policy: `vlm.model.layers.*.mlp.*`."""
     format: Format
     method: Method = "plain"
+    where_there: bool = False
+    """Whether a policy may lack such layers: then the rule decides nothing."""
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
@@ -152,27 +154,39 @@ class Recipe:
                 'add one, or ("*", "float32") as the last'
             )
         used = set(chosen.values())
-        if unused := [rule.pattern for rule in self.rules if rule not in used]:
+        if unused := [r.pattern for r in self.rules if not (r in used or r.where_there)]:
             raise ValueError(
                 f"recipe {self.name}: {unused} decide about no layer: a misspelt name, or an "
                 "earlier rule takes everything"
             )
         return chosen
 
+    def fitted(self, layers: Iterable[str]) -> Recipe:
+        """The same with those rules alone that decide about one of these layers."""
+        used = set(self.decide(layers).values())
+        return dataclasses.replace(self, rules=tuple(rule for rule in self.rules if rule in used))
 
-KEPT = (
-    *(
-        Rule(pattern, "float32")
-        for pattern in (
-            "info_sharing.final_projection",
-            "action_head.state_linear",
-            "action_head.t_embedder.*",
-            "action_head.x_embedder",
-            "action_head.final_layer.linear",
-        )
-    ),
-    Rule("vlm.visual.patch_embed.proj", "float"),
+
+def where_there(patterns: Iterable[str], format: Format, method: Method = "plain") -> list[Rule]:
+    """Rules about layers that not every policy has."""
+    return [Rule(pattern, format, method, where_there=True) for pattern in patterns]
+
+
+ENDS = (
+    "info_sharing.final_projection",
+    "action_head.state_linear",
+    "action_head.t_embedder.*",
+    "action_head.x_embedder",
+    "action_head.final_layer.linear",
+    # Of a flow-matching head; its tables of steps are computed from the last three.
+    "action_head.state_encoder.*",
+    "action_head.action_encoder.*",
+    "action_head.action_decoder.layer2",
+    "action_head.model.timestep_encoder.*",
+    "action_head.model.transformer_blocks.*.norm1.linear",
+    "action_head.model.proj_out_1",
 )
+KEPT = (*where_there(ENDS, "float32"), Rule("vlm.visual.patch_embed.proj", "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
 base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
@@ -181,6 +195,8 @@ SMALL = (
     "info_sharing.info_sharing.proj_embed",
     "action_head.combine.*",
     "action_head.cond_obs_emb",
+    "action_head.model.proj_out_2",
+    "action_head.action_decoder.layer1",
 )
 """A thousandth of the arithmetic, whose errors reach the actions undiminished: no recipe for a
 device rounds their inputs to int8."""
@@ -188,6 +204,12 @@ device rounds their inputs to int8."""
 MODULATION = "action_head.*.adaLN_modulation.*"
 """A fiftieth of the time, in every block and step: rounding its input moved the actions of random
 weights more than any other part of the head did."""
+LOOP = (
+    "action_head.blocks.*.attn.*",
+    "action_head.blocks.*.mlp.*",
+    "action_head.model.transformer_blocks.*",
+)
+"""What a sampler passes in every step, its modulations left out."""
 UNEVEN = (
     "vlm.model.layers.*.self_attn.o_proj",
     "vlm.model.layers.*.mlp.down_proj",
@@ -240,7 +262,7 @@ def cpu_int8() -> Recipe:
         name="cpu-int8",
         rules=(
             *KEPT,
-            *(Rule(pattern, "float32") for pattern in kept),
+            *where_there(kept, "float32"),
             *(Rule(pattern, "w8a8", "tokens") for pattern in UNEVEN),
             Rule("*", "w8a8", "smooth"),
         ),
@@ -285,7 +307,7 @@ def orin_w8a8() -> Recipe:
         name="orin-w8a8",
         rules=(
             *KEPT,
-            *(Rule(pattern, "float") for pattern in (*SMALL, MODULATION)),
+            *where_there((*SMALL, MODULATION), "float"),
             Rule("*", "w8a8", "tokens"),
         ),
         target="orin",
@@ -328,8 +350,8 @@ def orin_w8_weight_only_unproved() -> Recipe:
             *KEPT,
             Rule("vlm.model.layers.*.self_attn.*", "w8"),
             Rule("vlm.visual.blocks.*.attn.*", "w8"),
-            Rule("info_sharing.info_sharing.self_attention_blocks.*.attn.*", "w8"),
-            Rule("info_sharing.info_sharing.proj_embed", "w8"),
+            *where_there(("info_sharing.info_sharing.self_attention_blocks.*.attn.*",), "w8"),
+            *where_there(("info_sharing.info_sharing.proj_embed",), "w8"),
             Rule("action_head.*", "w8"),
             orin_w8a8().rules[-1],
         ),
@@ -347,10 +369,9 @@ def orin_w4a16() -> Recipe:
         name="orin-w4a16",
         rules=(
             *KEPT,
-            *(Rule(pattern, "float") for pattern in SMALL),
+            *where_there(SMALL, "float"),
             Rule("vlm.model.layers.*", "w4", "gptq"),
-            Rule("action_head.blocks.*.attn.*", "w4", "gptq"),
-            Rule("action_head.blocks.*.mlp.*", "w4", "gptq"),
+            *where_there(LOOP, "w4", "gptq"),
             Rule("*", "w8a8", "tokens"),
         ),
         target="orin",

@@ -37,11 +37,11 @@ def names_of(observations):
     """(episode, index) of each, after checking that everything else belongs to it."""
     names = []
     for observation in observations:
-        episode, index = identify(observation.frame)
-        assert identify(observation.anchor) == (episode, 0)
+        episode, index = identify(observation.now["frame"])
+        assert identify(observation.first["frame"]) == (episode, 0)
         assert observation.instruction == f"task {episode % 2}"
-        assert observation.state.dtype == np.float32
-        assert observation.state.tolist() == [episode, index, 0.5]
+        state = observation.now["state"]
+        assert state.dtype == np.float32 and state.tolist() == [episode, index, 0.5]
         names.append((episode, index))
     return names
 

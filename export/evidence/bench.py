@@ -48,7 +48,7 @@ from runtime.inputs import draw_noise
 from runtime.pages.benchmark import Quantiles, Tick, Ticker
 from runtime.pages.report import processor_name
 from runtime.policy import Policy, load
-from runtime.recordings.recording import FRAME, STATE, Recording, evenly, save_recording
+from runtime.recordings.recording import Recording, evenly, save_recording
 from runtime.storage.files import Kind, check_output, write_file
 
 SAMPLES = 8
@@ -230,8 +230,8 @@ def make_up_episode(
             seed=seed,
             rate_hz=10.0,
             streams={
-                FRAME: evenly(np.stack([seen.frame for seen in frames]), 10.0),
-                STATE: evenly(np.stack([seen.state for seen in frames]), 10.0),
+                name: evenly(np.stack([seen.now[name] for seen in frames]), 10.0)
+                for name in frames[0].now
             },
             actions=np.zeros((len(frames), checkpoint.config.chunk[1]), np.float32),
             success=False,

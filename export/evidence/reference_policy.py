@@ -11,9 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from device_tests.success.episodes import load_policy
 from device_tests.success.posed import EvaluatedPolicy
@@ -21,7 +19,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, reference
 from models.families import family_of
 from models.stored import plain
 from runtime.bundle import MANIFEST
-from runtime.declarations import Input
+from runtime.declarations import Input, from_source
 from runtime.episode import Answer
 from runtime.inputs import draw_noise
 
@@ -48,9 +46,9 @@ class ReferencePolicy:
 
         Args:
             seed: of the action noise, as the runtime draws it.
-            given: `anchor`, the first frame, uint8 [H, W, 3] RGB, and `instruction`, one line.
+            given: `instruction`, one line, and latches, the first frame of each by default.
         """
-        return ReferenceEpisode(self, given["anchor"], given["instruction"], seed)
+        return ReferenceEpisode(self, seed, given)
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -59,36 +57,27 @@ class ReferencePolicy:
 class ReferenceEpisode:
     """One episode of a `ReferencePolicy`."""
 
-    def __init__(
-        self, policy: ReferencePolicy, anchor: NDArray[np.uint8], instruction: str, seed: int
-    ) -> None:
-        self._policy, self._anchor = policy, anchor
-        self._instruction, self._seed = instruction, seed
+    def __init__(self, policy: ReferencePolicy, seed: int, given: Mapping[str, Any]) -> None:
+        self._policy, self._seed, self._given = policy, seed, dict(given)
+        self._latches = from_source(policy.inputs, "latch")
         self._step = 0
-        self._follows = False
 
     def act(self, observation: Mapping[str, Any], *, at: float | None = None) -> Answer:
-        """`frame` uint8 [H, W, 3] RGB, `state` [S], perhaps `leftover` [T, 1 + A] -> chunk [T, A]
-        float32, in robot units."""
-        if self._follows:
-            self._anchor = observation["frame"]
-        self._follows = False
-        noise = draw_noise(self._seed, self._step, self._policy.chunk_shape)
+        """Pictures uint8 [H, W, 3] RGB, perhaps `state` [S] and `leftover` [T, 1 + A] -> chunk
+        [T, A] float32, in robot units."""
+        for name, declared in self._latches.items():
+            self._given.setdefault(name, observation[declared.of])
+        drawn: dict[str, Any] = {
+            name: draw_noise(self._seed, self._step, declared.shape)
+            for name, declared in from_source(self._policy.inputs, "drawn").items()
+        }
         self._step += 1
-        actions = reference(
-            self._policy.checkpoint,
-            anchor=self._anchor,
-            frame=observation["frame"],
-            instruction=self._instruction,
-            state=observation["state"],
-            noise=noise,
-            leftover=observation.get("leftover"),
-        )
+        actions = reference(self._policy.checkpoint, **self._given, **observation, **drawn)
         return Answer(actions, {}, None, at)
 
     def latch(self, name: str) -> None:
-        """Make the next frame the anchor."""
-        self._follows = True
+        """Make the next picture the latch's value."""
+        self._given.pop(name, None)
 
 
 def load_either(path: Path) -> EvaluatedPolicy:

@@ -199,7 +199,7 @@ def _full_width(config: W8A8Config, *, planted: bool) -> Subject:
         checkpoint = replace(checkpoint, model=plain(checkpoint.model))
         plant_outliers(checkpoint.model)
     frames = [made_up(checkpoint, FULL_IMAGE, seed=n) for n in range(4)]
-    seen = [replace(frame, anchor=frames[0].frame) for frame in frames]
+    seen = [replace(frame, first=frames[0].now) for frame in frames]
     return Subject(checkpoint, FULL_IMAGE, FULL_TOKENS, seen[:2], seen[2:])
 
 

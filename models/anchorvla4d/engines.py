@@ -12,6 +12,7 @@ from models.networks.engines import EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
 from models.networks.scale_dp import ddim_step, inference_timesteps
 from models.networks.spatial import NUM_VIEWS
+from models.split import noise_shape
 from models.stored import plain
 from runtime.declarations import Tensor
 from runtime.graph import part_name
@@ -117,7 +118,7 @@ def engines_of(
     spatial = Tensor(shape=(num_spatial, c.spatial.dim))
     modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
     steps = c.head.num_inference_timesteps
-    chunk, x = (Tensor(shape=c.head.chunk_shape(k)) for k in (1, samples))
+    chunk, x = (Tensor(shape=noise_shape(c, k)) for k in (1, samples))
     return {
         **vision_engines(model.vlm.visual, grid, layers.get("vision")),
         **language_engines(model.vlm.model, slots, layers.get("language")),

@@ -19,9 +19,9 @@ from torch.nn import functional
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.networks.scale_dp import ScaleDP, ddim_coefficients, ddim_step, inference_timesteps
 from models.networks.spatial import SpatialEncoder
-from models.networks.vision_language import VisionLanguage
+from models.networks.vision_language import VisionLanguage, patches_of
 from models.prompt_parts import PromptParts
-from runtime.image import ImageConfig, PatchMaker, grid_of
+from runtime.image import ImageConfig
 
 
 class AnchorVLA4D(nn.Module):
@@ -92,22 +92,8 @@ def actions(
         observed: `anchor` and `frame`, uint8 [H, W, 3] RGB; `state`, `noise`, and perhaps
             `leftover` with its `weights`.
     """
-    height, width = observed["frame"].shape[:2]
-    grid = grid_of(height, width, image)
-    make = PatchMaker(image, grid)
-
-    def patches(picture: NDArray[np.uint8]) -> Tensor:
-        out = np.empty((grid[0] * grid[1], image.patch_dim), np.float32)
-        make(picture, out)
-        return torch.from_numpy(out)
-
+    pictures, grid = patches_of([observed[name] for name in ("anchor", "frame")], image)
     left = [observed[name] for name in ("leftover", "weights") if name in observed]
-    made: NDArray[np.float32] = model(
-        patches(observed["anchor"]),
-        patches(observed["frame"]),
-        grid,
-        parts,
-        tail_ids,
-        *map(torch.from_numpy, (observed["state"], observed["noise"], *left)),
-    ).numpy()
+    given = map(torch.from_numpy, (observed["state"], observed["noise"], *left))
+    made: NDArray[np.float32] = model(*pictures, grid, parts, tail_ids, *given).numpy()
     return made

@@ -6,30 +6,16 @@ import dataclasses
 
 from models.anchorvla4d.config import AnchorVLA4DConfig, PromptConfig
 from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig, VisionConfig
+from models.networks.published import qwen2_5_vl_3b
 from models.policy_config import NormalizationConfig
 
 
 def full() -> AnchorVLA4DConfig:
     """The published simulation configuration, 4.406 B parameters."""
+    vision, language = qwen2_5_vl_3b()
     return AnchorVLA4DConfig(
-        vision=VisionConfig(
-            depth=32,
-            hidden_size=1280,
-            intermediate_size=3420,
-            num_heads=16,
-            out_hidden_size=2048,
-            fullatt_block_indexes=(7, 15, 23, 31),
-        ),
-        language=LanguageConfig(
-            num_hidden_layers=36,
-            hidden_size=2048,
-            intermediate_size=11008,
-            num_attention_heads=16,
-            num_key_value_heads=2,
-            vocab_size=151936,
-            rope_theta=1e6,
-            mrope_section=(16, 24, 24),
-        ),
+        vision=vision,
+        language=language,
         spatial=SpatialConfig(depth=24, dim=768, num_heads=12, indices=(11, 17)),
         head=ScaleDPConfig(
             depth=24,

@@ -8,10 +8,6 @@ call's keys are the suffix call's past, and a denoise step reads its row of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
 from models.anchorvla4d.model import AnchorVLA4D
@@ -20,14 +16,26 @@ from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.scale_dp import ddim_coefficients
 from models.prompt_parts import PromptParts
-from models.split import ACTIONS, DENOISED, TOKENIZER, TOKENS, GraphBuilder, ResizeOn, Split
-from runtime.declarations import Input, Output, Prompt, Tensor
-from runtime.graph import Graph, part_name
+from models.split import (
+    TOKENS,
+    GraphBuilder,
+    ResizeOn,
+    Split,
+    camera,
+    check_slots,
+    chunks,
+    instruction,
+    noise_shape,
+    sampled,
+    state,
+)
+from runtime.declarations import Input, Output
+from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
-from runtime.prompt import Segment, mrope_positions, num_tokens
+from runtime.prompt import mrope_positions, num_tokens
 
-SIMILARITY, SPREAD = "anchor_similarity", "spread"
-"""Outputs of the graph; the second where several chunks are sampled."""
+SIMILARITY = "anchor_similarity"
+"""A leaf: how like the anchor the frame is."""
 
 
 def split(
@@ -63,25 +71,31 @@ def split(
     merged, prefix, suffix = segments(parts, grid)
     fixed = fixed_tokens(parts, grid)
     num_prefix, num_suffix = fixed.values()
-    shortest_tail = len(parts.end_ids) + 1
-    if max(num_prefix, num_suffix + shortest_tail) > slots:
-        raise ValueError(
-            f"the prompt takes {num_prefix} prefix and more than {num_suffix + shortest_tail} "
-            f"suffix tokens at {grid[0]}x{grid[1]} patches, but --tokens is {slots}: raise it"
-        )
+    check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = GraphBuilder(engines, image, grid)
     _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
-    _places(build, c, prefix, suffix)
-    _constants(build, c)
+    build.places("prefix", prefix, c.language)
+    build.places(
+        "suffix",
+        suffix,
+        c.language,
+        start=mrope_positions(prefix)[1],
+        num_past=num_prefix,
+        ids="instruction",
+    )
+    build.no_past()
+    coefficients = ddim_coefficients(c.head)
+    build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
+    build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
     _pictures(build)
     _condition(build, c, num_prefix, num_suffix, slots)
     _denoising(build, c, samples)
     graph = Graph(
         inputs=declare_inputs(c, parts, (height, width, 3), slots - num_suffix, samples),
-        outputs=_outputs(c, samples),
+        outputs=chunks(c.normalization, samples, {SIMILARITY: Output(axes=("anchor",))}),
         tensors=build.tensors,
         stages=tuple(build.stages),
     )
@@ -102,49 +116,17 @@ def declare_inputs(
     samples: int = 1,
 ) -> dict[str, Input]:
     """What the policy sees, is told and starts from."""
-    camera = partial(Input, kind="image", shape=shape, dtype="uint8")
-    num_actions, width = config.head.chunk_shape()
-    noises = config.head.chunk_shape(samples)
-    units = set(config.normalization.state_units)
-    prompt = Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=tuple(parts.end_ids))
+    latch = Input(
+        kind="image", source="latch", of="frame", shape=shape, dtype="uint8", pace="episode",
+        similarity=SIMILARITY,
+    )  # fmt: skip
     return {
-        "anchor": camera( source="latch", of="frame", pace="episode", similarity=SIMILARITY
-        ),
-        "instruction": Input(
-            kind="text", source="operator", shape=(max_tail,), dtype="int64", pace="event",
-            prompt=prompt,
-        ),
-        "frame": camera( source="robot", pace="tick"),
-        "state": Input(
-            kind="vector", source="robot", shape=(config.head.state_dim,), dtype="float32",
-            pace="tick", unit=units.pop() if len(units) == 1 else "",
-        ),
-        "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),
-        "leftover": Input(
-            kind="leftover", source="loop", shape=(num_actions, 1 + width), dtype="float32",
-            pace="tick",
-        ),
-    }  # fmt: skip
-
-
-def _outputs(c: AnchorVLA4DConfig, samples: int) -> dict[str, Output]:
-    """The chunk, and how like the anchor the frame is; of several, all, and how far apart."""
-    units = tuple(c.normalization.action_units)
-    outputs = {
-        ACTIONS: Output(
-            axes=("step", "action"),
-            units=units,
-            statistics="action",
-            spread=SPREAD if samples > 1 else "",
-        ),
-        SIMILARITY: Output(axes=("anchor",)),
+        "anchor": latch,
+        "instruction": instruction(parts, max_tail),
+        "frame": camera(shape),
+        "state": state(config),
+        **sampled(config, samples),
     }
-    if samples > 1:
-        outputs[SPREAD] = Output()
-        outputs[DENOISED] = Output(
-            axes=("sample", "step", "action"), units=units, statistics="action"
-        )
-    return outputs
 
 
 def _texts(
@@ -164,74 +146,14 @@ def _texts(
     build.embed("suffix_head", parts.before[1])
 
 
-def _places(
-    build: GraphBuilder, c: AnchorVLA4DConfig, prefix: Sequence[Segment], suffix: Sequence[Segment]
-) -> None:
-    """Masks and rotary angles of both calls."""
-    num_prefix, num_suffix = num_tokens(prefix), num_tokens(suffix)
-    after_prefix = mrope_positions(prefix)[1]
-    rotary = {"theta": c.language.rope_theta, "sections": list(c.language.mrope_section)}
-    language = build.parts("language")[0].inputs
-    for call, places, start in (("prefix", prefix, 0), ("suffix", suffix, after_prefix)):
-        for port in ("cos", "sin", "mask"):
-            build.tensor(f"{call}_{port}", language[port].shape)
-        is_prefix = call == "prefix"
-        ids = {} if is_prefix else {"ids": "instruction"}
-        build.call(
-            "rotary",
-            ids,
-            {"cos": f"{call}_cos", "sin": f"{call}_sin"},
-            {"segments": [list(s) if isinstance(s, tuple) else s for s in places], "start": start}
-            | rotary,
-            name=f"{call}_rotary",
-        )
-        build.call(
-            "mask",
-            ids,
-            {"mask": f"{call}_mask"},
-            {"num_past": 0, "num_new": num_prefix}
-            if is_prefix
-            else {"num_past": num_prefix, "num_new": num_suffix},
-        )
-
-
-def _constants(build: GraphBuilder, c: AnchorVLA4DConfig) -> None:
-    """No past before the prefix, and the sampler's numbers."""
-    pasts = [part.inputs["past"] for part in build.parts("language")]
-    build.tensor("empty_past", pasts[0].shape)
-    if len(pasts) > 1:  # zeros are zeros: the first part has the most layers, the others read less
-        for i, past in enumerate(pasts):
-            build.tensors[part_name("empty_past", i, len(pasts))] = Tensor(
-                shape=past.shape, part_of=("empty_past", 0)
-            )
-    build.call("constant", {}, {"value": "empty_past"}, {"values": []})
-    coefficients = ddim_coefficients(c.head)
-    build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
-    build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
-
-
 def _pictures(build: GraphBuilder) -> None:
     """The anchor with its prefix, then the frame with the instruction, then both related."""
     _image(build, "anchor")
-    build.chain(
-        "language",
-        "prefix",
-        {"embeddings": "prefix_embeddings", "past": "empty_past"}
-        | {port: f"prefix_{port}" for port in ("mask", "cos", "sin")},
-        {"kv": "prefix_kv", "hidden": "prefix_hidden"},
-        own=("past", "kv"),
-    )
+    build.language("prefix", "empty_past")
 
     _image(build, "frame")
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
-    build.chain(
-        "language",
-        "suffix",
-        {"embeddings": "suffix_embeddings", "past": "prefix_kv"}
-        | {port: f"suffix_{port}" for port in ("mask", "cos", "sin")},
-        {"kv": "suffix_kv", "hidden": "suffix_hidden"},
-        own=("past", "kv"),
-    )
+    build.language("suffix", "prefix_kv")
     _spatial(build)
 
 
@@ -274,11 +196,7 @@ def _condition(
             "num_suffix": num_suffix,
         },
     )
-    build.tensor("policy_state", (c.head.state_dim,))
-    build.call(
-        "normalize", {"value": "state"}, {"value": "policy_state"},
-        _scaling("state", c.normalization.state, c.normalization.state_units),
-    )  # fmt: skip
+    build.policy_state(c.normalization)
     build.engine(
         "condition",
         "condition",
@@ -296,18 +214,7 @@ def _condition(
 def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
     """From noise to actions in robot units, along what is left of the last chunk; and how like the
     anchor the frame is."""
-    chunk, denoised = c.head.chunk_shape(), c.head.chunk_shape(samples)
-    scaling = _scaling("action", c.normalization.action, c.normalization.action_units)
-    build.tensor("x_0", denoised)
-    build.call("copy", {"value": "noise"}, {"value": "x_0"})
-    build.tensor("leftover_actions", chunk)
-    build.tensor("leftover_weights", (chunk[0], 1))
-    build.call(
-        "leftover",
-        {"leftover": "leftover"},
-        {"actions": "leftover_actions", "weights": "leftover_weights"},
-        scaling,
-    )
+    build.noise(c.normalization, noise_shape(c, samples))
     for k in range(c.head.num_inference_timesteps):
         build.slice(f"modulation_{k}", "modulations", k)
         build.slice(f"coefficients_{k}", "coefficients", k)
@@ -323,20 +230,6 @@ def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
             },
             {"x_next": f"x_{k + 1}"},
         )
-    build.tensor(DENOISED, denoised)
-    last = f"x_{c.head.num_inference_timesteps}"
-    build.call("unnormalize", {"value": last}, {"value": DENOISED}, scaling)
-    chosen = DENOISED
-    if samples > 1:
-        chosen = "chosen_actions"
-        build.tensor(chosen, chunk)
-        build.tensor(SPREAD, (1,))
-        build.call("medoid", {"samples": DENOISED}, {"actions": chosen, "spread": SPREAD}, scaling)
-    build.tensor(ACTIONS, chunk)
-    build.call("commit", {"denoised": chosen, "leftover": "leftover"}, {"actions": ACTIONS})
+    build.answer(f"x_{c.head.num_inference_timesteps}", c.normalization)
     build.tensor(SIMILARITY, (1,))
     build.call("cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": SIMILARITY})
-
-
-def _scaling(statistics: str, modes: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
-    return {"statistics": statistics, "modes": list(modes), "units": list(units)}

@@ -145,11 +145,6 @@ class ScaleDPConfig:
             )
         check_numbers(self, "head")
 
-    def chunk_shape(self, samples: int = 1) -> tuple[int, ...]:
-        """(T, A) of a chunk, or (K, T, A) of K samples."""
-        chunk = self.prediction_horizon, self.action_dim
-        return chunk if samples == 1 else (samples, *chunk)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowDiTConfig:
@@ -196,3 +191,14 @@ class FlowDiTConfig:
     def is_cross(self, index: int) -> bool:
         """Whether the block of this number attends to the language model."""
         return not (self.interleave_self_attention and index % 2)
+
+    @property
+    def num_cross(self) -> int:
+        """Blocks that do."""
+        return sum(map(self.is_cross, range(self.num_layers)))
+
+    @property
+    def step_rows(self) -> int:
+        """Rows that a step of the sampler alone decides about: two for each block's norm and for
+        the last norm, and one for the actions' embedding."""
+        return 2 * (self.num_layers + 1) + 1

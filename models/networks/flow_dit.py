@@ -19,7 +19,6 @@ K = step of the sampler, M = modulation row, B = blocks that attend to the langu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +29,6 @@ from models.networks.layers import attend, merge_heads
 
 FREQUENCIES = 256
 """Of the embedding of a step's time."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTables:
-    """What depends on the step of the sampler alone."""
-
-    modulations_KMW: Tensor
-    """Scale and shift of each block's first norm in turn, then shift and scale of the last norm."""
-    times_KW: Tensor
-    """What the time of a step adds to an embedded action, before its activation."""
 
 
 class FlowDiT(nn.Module):
@@ -62,14 +51,19 @@ class FlowDiT(nn.Module):
             nn.Embedding(config.max_seq_len, width) if config.add_pos_embed else None
         )
 
-    def step_tables(self) -> StepTables:
-        """Of all steps."""
+    def step_tables(self) -> Tensor:
+        """What depends on a step of the sampler alone, [K, M, W] float32.
+
+        Rows: scale and shift of each block's first norm in turn, shift and scale of the last norm,
+        and what the time of the step adds to an embedded action before its activation. Products are
+        float64, so that no machine's way of adding up shows in them.
+        """
         times = inference_times(self.config)
-        temb_KW = self.model.timestep_encoder(times)
-        rows = [*(block.norm1.linear for block in self.model.blocks), self.model.proj_out_1]
-        activated = functional.silu(temb_KW)
-        modulations = torch.cat([layer(activated).unflatten(-1, (2, -1)) for layer in rows], dim=1)
-        return StepTables(modulations, self.action_encoder.times(times))
+        activated = functional.silu(self.model.timestep_encoder(times))
+        layers = [*(block.norm1.linear for block in self.model.blocks), self.model.proj_out_1]
+        rows = [_in_float64(layer, activated).unflatten(-1, (2, -1)) for layer in layers]
+        rows.append(self.action_encoder.times(times)[:, None])
+        return torch.cat(rows, dim=1).float()
 
     def keys_values(self, context_LC: Tensor) -> Tensor:
         """[..., L, B, 2, W] of the language tokens, for every block that attends to them."""
@@ -95,8 +89,7 @@ class FlowDiT(nn.Module):
         x_TA: Tensor,
         keys_values_LB2W: Tensor,
         mask_L: Tensor,
-        modulations_MW: Tensor,
-        time_W: Tensor,
+        step_MW: Tensor,
         state_1W: Tensor | None = None,
     ) -> Tensor:
         """Where the noisy actions flow, [..., T, A] in policy units.
@@ -104,26 +97,53 @@ class FlowDiT(nn.Module):
         Args:
             keys_values_LB2W: of `keys_values`.
             mask_L: added to the scores of each language token: finite, 0 where it is no padding.
-            modulations_MW: a step's, of `step_tables`.
-            time_W: likewise.
+            step_MW: of `step_tables`.
             state_1W: of `state_row`.
         """
-        actions = self.action_encoder(x_TA, time_W)
-        if self.position_embedding is not None:
-            actions = actions + self.position_embedding.weight[: x_TA.shape[-2]]
-        future = self.future_tokens.weight.expand(*x_TA.shape[:-2], -1, -1)
-        rows = [future, actions] if state_1W is None else [state_1W, future, actions]
-        x_RW = self.model(torch.cat(rows, dim=-2), keys_values_LB2W, mask_L, modulations_MW)
-        return self.action_decoder(x_RW[..., -x_TA.shape[-2] :, :])
+        actions = self.action_encoder(x_TA, step_MW[..., -1, :])
+        return self.velocity_of_rows(actions, keys_values_LB2W, mask_L, step_MW, state_1W)
 
-    def forward(self, context_LC: Tensor, noise_TA: Tensor, state: Tensor | None = None) -> Tensor:
-        """Hidden states, noise and perhaps a state -> the chunk, [..., T, A]; nothing is padded."""
-        tables, x_TA = self.step_tables(), noise_TA
+    def velocity_of_rows(
+        self,
+        actions_TW: Tensor,
+        keys_values_LB2W: Tensor,
+        mask_L: Tensor,
+        step_MW: Tensor,
+        state_1W: Tensor | None = None,
+    ) -> Tensor:
+        """`velocity` of actions that are embedded already."""
+        horizon = actions_TW.shape[-2]
+        if self.position_embedding is not None:
+            actions_TW = actions_TW + self.position_embedding.weight[:horizon]
+        rows = [self.future_tokens.weight.expand(*actions_TW.shape[:-2], -1, -1), actions_TW]
+        if state_1W is not None:
+            rows.insert(0, state_1W.expand(*actions_TW.shape[:-2], -1, -1))
+        modulations = step_MW[..., :-1, :]
+        x_RW = self.model(torch.cat(rows, dim=-2), keys_values_LB2W, mask_L, modulations)
+        return self.action_decoder(x_RW[..., -horizon:, :])
+
+    def forward(
+        self,
+        context_LC: Tensor,
+        noise_TA: Tensor,
+        state: Tensor | None = None,
+        leftover_TA: Tensor | None = None,
+        weights_T1: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states, noise and perhaps a state -> the chunk, [..., T, A]; nothing is padded.
+
+        Args:
+            leftover_TA: what is left of the last chunk, see `euler_step`.
+            weights_T1: how much of it counts.
+        """
+        x_TA = noise_TA
+        leftover_TA = torch.zeros_like(x_TA) if leftover_TA is None else leftover_TA
+        weights_T1 = torch.zeros_like(x_TA[..., :1]) if weights_T1 is None else weights_T1
         keys_values, state_row = self.keys_values(context_LC), self.state_row(state)
-        no_padding = torch.zeros(context_LC.shape[-2])
-        for modulations, time in zip(tables.modulations_KMW, tables.times_KW, strict=True):
-            velocity = self.velocity(x_TA, keys_values, no_padding, modulations, time, state_row)
-            x_TA = euler_step(x_TA, velocity, self.config)
+        no_padding, coefficients = torch.zeros(context_LC.shape[-2]), coefficients_of(self.config)
+        for k, step in enumerate(self.step_tables()):
+            velocity = self.velocity(x_TA, keys_values, no_padding, step, state_row)
+            x_TA = euler_step(x_TA, velocity, coefficients[k], leftover_TA, weights_T1)
         return x_TA
 
 
@@ -240,7 +260,7 @@ class TimestepEncoder(nn.Module):
 
     def forward(self, times_K: Tensor) -> Tensor:
         half = FREQUENCIES // 2
-        angles = _angles(times_K, half, half - 1)
+        angles = _angles(times_K, half, half - 1).double()
         return self.timestep_embedder(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
@@ -251,7 +271,7 @@ class TimestepEmbedder(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, sinusoids: Tensor) -> Tensor:
-        return self.linear_2(functional.silu(self.linear_1(sinusoids)))
+        return _in_float64(self.linear_2, functional.silu(_in_float64(self.linear_1, sinusoids)))
 
 
 class ActionEncoder(nn.Module):
@@ -266,14 +286,17 @@ class ActionEncoder(nn.Module):
     def times(self, times_K: Tensor) -> Tensor:
         """What `layer2` makes of the times alone, its bias included, [K, W]: sines first."""
         width = self.layer1.out_features
-        angles = _angles(times_K, width // 2, width // 2)
+        angles = _angles(times_K, width // 2, width // 2).double()
         sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return functional.linear(sinusoids, self.layer2.weight[:, width:], self.layer2.bias)
+        return _in_float64(self.layer2, sinusoids, slice(width, None))
+
+    @property
+    def own(self) -> Tensor:
+        """What `layer2` multiplies the action by, [W, W]; the other half is that of the time."""
+        return self.layer2.weight[:, : self.layer1.out_features]
 
     def forward(self, x_TA: Tensor, time_W: Tensor) -> Tensor:
-        embedded = self.layer1(x_TA)
-        width = embedded.shape[-1]
-        own = functional.linear(embedded, self.layer2.weight[:, :width])
+        own = functional.linear(self.layer1(x_TA), self.own)
         return self.layer3(functional.silu(own + time_W))
 
 
@@ -299,6 +322,36 @@ def _angles(times_K: Tensor, count: int, last: int) -> Tensor:
     return times_K.float()[:, None] * torch.exp(-math.log(10000) * exponents)
 
 
-def euler_step(x_TA: Tensor, velocity_TA: Tensor, config: FlowDiTConfig) -> Tensor:
-    """One step of Euler's method from noise to actions (Lipman et al., 2023)."""
-    return x_TA + velocity_TA * (1.0 / config.num_inference_timesteps)
+def _in_float64(layer: nn.Linear, x: Tensor, columns: slice = slice(None)) -> Tensor:
+    """The layer, or some of its inputs' columns, on the layer's device."""
+    weight, bias = layer.weight[:, columns].double(), layer.bias.double()
+    return functional.linear(x.to(weight.device, torch.float64), weight, bias)
+
+
+def coefficients_of(config: FlowDiTConfig) -> Tensor:
+    """Of each step, [K, 2]: how long it is, and how long the way to the actions is from where it
+    starts."""
+    steps = config.num_inference_timesteps
+    return torch.tensor([[1.0 / steps, 1.0 - k / steps] for k in range(steps)])
+
+
+def euler_step(
+    x_TA: Tensor,
+    velocity_TA: Tensor,
+    coefficients: Tensor,
+    leftover_TA: Tensor,
+    weights_T1: Tensor,
+) -> Tensor:
+    """One step of Euler's method from noise to actions (Lipman et al., 2023).
+
+    Where an action is left over from the last chunk it takes part of the place of the one that the
+    velocity points at, as `scale_dp.ddim_step` has it: with weight 1 the last step ends there.
+
+    Args:
+        coefficients: a row of `coefficients_of`.
+        leftover_TA: [T, A] in policy units.
+        weights_T1: [T, 1], how much of it counts.
+    """
+    length, way = coefficients[0], coefficients[1]
+    towards = (leftover_TA - x_TA) / way
+    return x_TA + length * ((1.0 - weights_T1) * velocity_TA + weights_T1 * towards)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.networks.config import LanguageConfig, VisionConfig
@@ -12,6 +14,7 @@ from models.networks.language import LanguageModel
 from models.networks.vision import VisionTower
 from models.prompt_parts import PromptParts
 from runtime import prompt
+from runtime.image import ImageConfig, PatchMaker, grid_of
 
 
 class VisionLanguage(nn.Module):
@@ -56,3 +59,17 @@ def rotary(config: LanguageConfig, segments: list[prompt.Segment]) -> tuple[Tens
     positions, _ = prompt.mrope_positions(segments)
     tables = prompt.mrope_tables(positions, theta=config.rope_theta, sections=config.mrope_section)
     return torch.from_numpy(tables[0]), torch.from_numpy(tables[1])
+
+
+def patches_of(
+    pictures: Sequence[NDArray[np.uint8]], image: ImageConfig
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """[N, patch_dim] of each picture uint8 [H, W, 3], and the grid that they share."""
+    height, width = pictures[0].shape[:2]
+    grid = grid_of(height, width, image)
+    make, made = PatchMaker(image, grid), []
+    for picture in pictures:
+        patches = np.empty((grid[0] * grid[1], image.patch_dim), np.float32)
+        make(picture, patches)
+        made.append(torch.from_numpy(patches))
+    return made, grid

@@ -8,14 +8,19 @@ where shapes are fixed).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.networks.flow_dit import FlowDiT
-from models.networks.vision_language import VisionLanguage
+from models.networks.vision_language import VisionLanguage, patches_of
 from models.prompt_parts import PromptParts
 from models.qwengr00t.config import QwenGR00TConfig
+from runtime.image import ImageConfig
 
 
 class QwenGR00T(nn.Module):
@@ -33,6 +38,8 @@ class QwenGR00T(nn.Module):
         tail_ids: tuple[int, ...],
         noise_TA: Tensor,
         state: Tensor | None = None,
+        leftover_TA: Tensor | None = None,
+        weights_T1: Tensor | None = None,
     ) -> Tensor:
         """One observation -> one action chunk, [T, A] in policy units.
 
@@ -43,6 +50,8 @@ class QwenGR00T(nn.Module):
             tail_ids: tokens behind the last picture.
             noise_TA: [T, A] standard normal.
             state: [S] in policy units, if the policy takes one.
+            leftover_TA: [T, A] of the last chunk in policy units; none by default.
+            weights_T1: [T, 1] how much of it counts, see `flow_dit.euler_step`.
         """
         if (state is not None) != self.config.takes_state:
             raise ValueError(
@@ -50,4 +59,25 @@ class QwenGR00T(nn.Module):
                 f"takes_state={self.config.takes_state}"
             )
         context_LD = self.vlm.hidden(patches, grid, parts, tail_ids)
-        return self.action_head(context_LD, noise_TA, state)
+        return self.action_head(context_LD, noise_TA, state, leftover_TA, weights_T1)
+
+
+@torch.no_grad()
+def actions(
+    model: QwenGR00T,
+    parts: PromptParts,
+    image: ImageConfig,
+    tail_ids: tuple[int, ...],
+    observed: Mapping[str, NDArray[Any]],
+) -> NDArray[np.float32]:
+    """`QwenGR00T.forward` from pictures; see `models.family.Family.actions`.
+
+    Args:
+        observed: every view, uint8 [H, W, 3] RGB; `noise`, perhaps `state`, and perhaps `leftover`
+            with its `weights`.
+    """
+    patches, grid = patches_of([observed[name] for name in model.config.views], image)
+    names = ("noise", "state", "leftover", "weights")
+    given = [torch.from_numpy(observed[name]) if name in observed else None for name in names]
+    made: NDArray[np.float32] = model(patches, grid, parts, tail_ids, *given).numpy()
+    return made

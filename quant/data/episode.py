@@ -9,27 +9,67 @@ H, W = image height and width, S = state dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.declarations import Input
+from runtime.inputs import draw_noise
+
+Streams = Mapping[str, NDArray[Any]]
+"""By the name of the policy's input: uint8 [H, W, 3] RGB of a camera, float32 [S] in robot units of
+a vector."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
     """What the policy gets to see at one step of an episode."""
 
-    anchor: NDArray[np.uint8]
-    """[H, W, 3] RGB, first frame of the episode; shared by its observations, so do not write."""
-    frame: NDArray[np.uint8]
-    """[H, W, 3] RGB."""
+    first: Streams
+    """Of the episode's first frame; shared by its observations, so do not write."""
+    now: Streams
     instruction: str
-    state: NDArray[np.float32]
-    """[S] in robot units."""
     where: str = ""
     """Episode and frame, for people."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        height, width = next(value.shape[:2] for value in self.now.values() if value.ndim == 3)
+        return width, height
+
+
+def shown(
+    inputs: Mapping[str, Input], seen: Observation, *, seed: int, tick: int = 0
+) -> dict[str, NDArray[Any]]:
+    """An observation as a graph's inputs, by kind; noise is drawn, and nothing is left over.
+
+    Args:
+        inputs: as the policy declares them.
+        seed: of the noise.
+        tick: likewise.
+    """
+    made: dict[str, Callable[[str, Input], NDArray[Any]]] = {
+        "image": lambda name, given: (
+            seen.first[given.of] if given.source == "latch" else seen.now[name]
+        ),
+        "text": lambda name, given: np.array(seen.instruction),
+        "vector": lambda name, given: seen.now[name].astype(np.float32),
+        "noise": lambda name, given: draw_noise(seed, tick, given.shape),
+        "leftover": lambda name, given: np.zeros(given.shape, np.float32),
+    }
+    found = {
+        name: make(name, given)
+        for kind, make in made.items()
+        for name, given in inputs.items()
+        if given.kind == kind
+    }
+    assert found.keys() == inputs.keys(), inputs
+    return found
 
 
 @dataclass(frozen=True, slots=True)

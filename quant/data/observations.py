@@ -9,14 +9,14 @@ frames each.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from quant.data.episode import Episode, Observation
-from runtime.errors import RecordingError
-from runtime.recordings.lerobot import INFO, LeRobotEpisode, is_lerobot, read_lerobot
+from quant.data.episode import Episode, Observation, Streams
+from runtime.declarations import Input, from_source
+from runtime.recordings.lerobot import INFO, LeRobotEpisode, LeRobotFrame, is_lerobot, read_lerobot
 from runtime.recordings.recording import FRAME, STATE, load_recording
 from runtime.recordings.tables import check_file
 
@@ -119,15 +119,14 @@ def _recorded_episode(file: Path) -> Episode:
 
 def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
     episode = load_recording(path)
-    if missing := [name for name in (FRAME, STATE) if name not in episode.streams]:
-        raise RecordingError(
-            f"{path}: has streams {', '.join(episode.streams)} and no {missing[0]!r}, which the "
-            "policy reads; record it under that name"
-        )
-    images, states = (episode.streams[name].values for name in (FRAME, STATE))
+
+    def at(frame: int) -> Streams:
+        return {name: stream.values[frame] for name, stream in episode.streams.items()}
+
+    first = at(0)
     for frame in frames:
         where = f"{path.stem}, frame {frame}"
-        yield Observation(images[0], images[frame], episode.instruction, states[frame], where)
+        yield Observation(first, at(frame), episode.instruction, where)
 
 
 def _lerobot_episode(episode: LeRobotEpisode) -> Episode:
@@ -142,7 +141,38 @@ def _lerobot_episode(episode: LeRobotEpisode) -> Episode:
 
 def _read_lerobot(episode: LeRobotEpisode, frames: Sequence[int]) -> Iterator[Observation]:
     drawn = episode.read([0, *frames])
-    anchor = next(drawn).image
+    first = _streams(next(drawn))
     for frame, step in zip(frames, drawn, strict=True):
         where = f"{episode.name}, frame {frame}"
-        yield Observation(anchor, step.image, step.instruction, step.state, where)
+        yield Observation(first, _streams(step), step.instruction, where)
+
+
+def _streams(step: LeRobotFrame) -> Streams:
+    return {FRAME: step.image, STATE: step.state}
+
+
+def misfit(inputs: Mapping[str, Input], seen: Observation) -> str | None:
+    """Why a policy cannot take an observation, if it cannot.
+
+    Args:
+        inputs: the policy's, declared for its camera's images.
+    """
+    for name, declared in from_source(inputs, "robot").items():
+        if name not in seen.now:
+            return (
+                f"has streams {', '.join(seen.now)} and no {name!r}, which the policy reads; "
+                "record it under that name"
+            )
+        got, wanted = seen.now[name].shape, declared.shape
+        if got == wanted:
+            continue
+        if declared.kind == "image":
+            return (
+                f"its {name}s are {got[1]} by {got[0]} pixels, --image-size says {wanted[1]} "
+                f"{wanted[0]}: give the size of the robot's camera"
+            )
+        return (
+            f"its {name}s are {list(got)}, this policy takes {list(wanted)}: give episodes of its "
+            "own robot"
+        )
+    return None

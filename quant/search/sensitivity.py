@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,10 @@ from torch import nn
 from models.checkpoint import Checkpoint, reference
 from quant.apply import linear_layers, quantize
 from quant.calibrate import Statistics, calibrate
-from quant.data.observations import Observation
+from quant.data.episode import Observation, shown
 from quant.recipes import KEPT, Format, Method, Recipe, Rule, orin_w4a16, orin_w8a8
 from quant.targets import Costs
 from runtime.backends.parity import relative_error
-from runtime.inputs import draw_noise
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "vision.qkv": ("vlm.visual.blocks.*.attn.qkv",),
@@ -46,11 +46,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "spatial.attention": ("info_sharing.info_sharing.self_attention_blocks.*.attn.*",),
     "spatial.mlp": ("info_sharing.info_sharing.self_attention_blocks.*.mlp.*",),
     "condition": ("action_head.combine.*", "action_head.cond_obs_emb"),
+    "head.out": ("action_head.model.proj_out_2", "action_head.action_decoder.layer1"),
     "modulation": ("action_head.*.adaLN_modulation.*",),
-    "head.attention": ("action_head.blocks.*.attn.*",),
-    "head.mlp": ("action_head.blocks.*.mlp.*",),
+    "head.attention": (
+        "action_head.blocks.*.attn.*",
+        "action_head.model.transformer_blocks.*.attn1.*",
+    ),
+    "head.mlp": ("action_head.blocks.*.mlp.*", "action_head.model.transformer_blocks.*.ff.*"),
 }
-"""Layers that get one format together; with `KEPT` they are all that there are."""
+"""Layers that get one format together; with `KEPT` they are all that any policy has."""
 CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}
 """What a group may become, and how it is found: the formats that TensorRT documents."""
 Errors = Mapping[str, Mapping[Format, float]]
@@ -105,15 +109,16 @@ def _ignore(_step: str) -> None:
 
 
 def measure(
-    trial: Trial, groups: Sequence[str] = tuple(GROUPS), step: Callable[[str], None] = _ignore
+    trial: Trial, groups: Sequence[str] | None = None, step: Callable[[str], None] = _ignore
 ) -> dict[str, dict[Format, float]]:
     """The action error that each group alone causes in each of `CANDIDATES`.
 
     Args:
+        groups: all that the policy has by default.
         step: told of each (group, format) before it is measured.
     """
     errors: dict[str, dict[Format, float]] = {}
-    for group in groups:
+    for group in trial.layers if groups is None else groups:
         errors[group] = {"float": 0.0}
         for number_format in list(CANDIDATES)[1:]:
             step(f"{group} {number_format}")
@@ -196,7 +201,7 @@ def _changes(
 def make_recipe(formats: Mapping[str, Format]) -> Recipe:
     """The recipe of these groups' formats; groups that are left out stay in the base format."""
     rules = [
-        Rule(pattern, chosen, CANDIDATES[chosen])
+        Rule(pattern, chosen, CANDIDATES[chosen], where_there=True)
         for group, patterns in GROUPS.items()
         for chosen in [formats.get(group, "float")]
         for pattern in patterns
@@ -211,10 +216,10 @@ def _recipe(rules: Sequence[Rule]) -> Recipe:
 
 
 def group_layers(model: nn.Module) -> dict[str, dict[str, nn.Linear]]:
-    """The linear layers of each group, by name; those that `KEPT` names are in none.
+    """The linear layers of each group that has some, by name; those that `KEPT` names are in none.
 
     Raises:
-        ValueError: a layer in no group or in several, or a group without layers.
+        ValueError: a layer in no group or in several.
     """
     found: dict[str, dict[str, nn.Linear]] = {group: {} for group in GROUPS}
     lost = []
@@ -230,26 +235,21 @@ def group_layers(model: nn.Module) -> dict[str, dict[str, nn.Linear]]:
             lost.append(f"{name} in {groups or 'none'}")
         else:
             found[groups[0]][name] = layer
-    empty = [group for group, layers in found.items() if not layers]
-    if lost or empty:
+    if lost:
         raise ValueError(
-            f"every layer belongs to one group of {__name__}.GROUPS; {len(lost)} do not: "
-            f"{lost[:3]}; groups without a layer: {empty}"
+            f"every layer belongs to one group of {__name__}.GROUPS; {len(lost)} do not: {lost[:3]}"
         )
-    return found
+    return {group: layers for group, layers in found.items() if layers}
 
 
 def _act(
     checkpoint: Checkpoint, observation: Observation, seed: int, tick: int
 ) -> NDArray[np.float32]:
-    return reference(
-        checkpoint,
-        anchor=observation.anchor,
-        frame=observation.frame,
-        instruction=observation.instruction,
-        state=observation.state,
-        noise=draw_noise(seed, tick, checkpoint.config.chunk),
-    )
+    declared = checkpoint.inputs(observation.image_size)
+    given: dict[str, Any] = shown(declared, observation, seed=seed, tick=tick)
+    for name in ("instruction", "leftover"):
+        given.pop(name, None)
+    return reference(checkpoint, instruction=observation.instruction, **given)
 
 
 def _place(layer: str) -> tuple[str, str]:

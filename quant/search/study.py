@@ -23,14 +23,14 @@ from rich.table import Table
 
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.families import CONFIGS, family_of
+from models.family import layer_names
 from quant.boards import find_board
 from quant.config import SensitivityConfig
-from quant.data.observations import read_observations
+from quant.data.observations import misfit, read_observations
 from quant.recipes import Format
 from quant.search.pictures import Dot, heat_map_svg, pareto_svg, short
 from quant.search.sensitivity import (
     CANDIDATES,
-    GROUPS,
     Errors,
     Point,
     Trial,
@@ -83,7 +83,7 @@ def sensitivity(config: SensitivityConfig, console: Console | None = None) -> Pa
     costs = _costs(config, checkpoint)
     # Whether the budget can be met does not depend on errors; measuring them can take hours.
     search(
-        {group: dict.fromkeys(CANDIDATES, 0.0) for group in GROUPS},
+        {group: dict.fromkeys(CANDIDATES, 0.0) for group in costs[config.unit]},
         costs[config.unit],
         config.budget,
     )
@@ -115,6 +115,10 @@ def _study(
             config.episodes, stride=config.stride, limit=config.limit, camera=config.camera
         )
     )
+    declared = checkpoint.inputs(config.image_size)
+    for seen in observations:
+        if words := misfit(declared, seen):
+            raise ValueError(f"{seen.where}: {words}")
     with _progress(console) as progress:
         bar = progress.add_task("calibrate", total=None)
 
@@ -127,7 +131,7 @@ def _study(
 
         trial = Trial(checkpoint, observations)
         num_layers = sum(map(len, trial.layers.values()))
-        progress.update(bar, total=len(GROUPS) * (len(CANDIDATES) - 1) + num_layers)
+        progress.update(bar, total=len(trial.layers) * (len(CANDIDATES) - 1) + num_layers)
         errors = measure(trial, step=step)
         layers = measure_layers(trial, LAYER_FORMAT, step=step)
         points, chosen = search(errors, costs, config.budget)
@@ -174,7 +178,7 @@ def _report(
 ) -> dict[str, Any]:
     """What goes into the file; `quant.recipes.read_recipe` reads the first entry."""
     recipe = dataclasses.replace(
-        make_recipe(study.points[study.chosen].formats),
+        make_recipe(study.points[study.chosen].formats).fitted(layer_names(checkpoint.config)),
         name=config.name,
         target=find_board(config.board).target,
         purpose="time" if config.unit == "ms" else "memory",

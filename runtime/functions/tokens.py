@@ -45,6 +45,12 @@ class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_new: int
 
 
+class Padding(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens of calls one behind the other, each as long as the others; a text's not counted."""
+
+    counts: tuple[int, ...]
+
+
 class Pooling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens that are pooled, a text's not counted."""
 
@@ -137,6 +143,24 @@ def _check_mask(params: Mask, ports: Ports) -> str:
     return "" if fits else _too_many(count, "mask", rows)
 
 
+def _padding(params: Padding, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        *counts, last = params.counts
+        rows = out["mask"].reshape(len(params.counts), -1)
+        for row, count in zip(rows, [*counts, last + len(values.get("ids", ()))], strict=True):
+            row[:count], row[count:] = 0, prompt.MASKED
+
+    return run
+
+
+def _check_padding(params: Padding, ports: Ports) -> str:
+    shape, calls = ports["mask"].shape, len(params.counts)
+    if len(shape) != 1 or not calls or shape[0] % calls:
+        return f"mask {list(shape)} is not of {calls} calls alike"
+    count = max(*params.counts, params.counts[-1] + _text(ports))
+    return "" if count <= shape[0] // calls else _too_many(count, "mask", shape)
+
+
 def _pooling(params: Pooling, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         bins, columns = out["weights"].shape
@@ -180,6 +204,10 @@ FUNCTIONS: Mapping[str, Function] = {
     ),
     "mask": Function(
         params=Mask, make=_mask, check=_check_mask,
+        inputs=_IDS, optional=("ids",), outputs=("mask",),
+    ),
+    "padding": Function(
+        params=Padding, make=_padding, check=_check_padding,
         inputs=_IDS, optional=("ids",), outputs=("mask",),
     ),
     "pooling": Function(

@@ -33,7 +33,7 @@ def gathered(recipe=W8A8, check=lambda seen: None, **fields):
 
 
 def episodes_of(observations):
-    return sorted({identify(seen.frame)[0] for seen in observations})
+    return sorted({identify(seen.now["frame"])[0] for seen in observations})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_golden_observation_is_held_out_or_the_middle_of_the_episode_that_is
     assert found.golden is found.judged[0]
     for golden in (own, own / "00.npz"):
         found = gathered(calibration=own, held_out=apart, golden=golden)
-        assert identify(found.golden.frame) == (0, NUM_FRAMES // 2)
+        assert identify(found.golden.now["frame"]) == (0, NUM_FRAMES // 2)
         assert found.golden.where == f"00, frame {NUM_FRAMES // 2}"
         assert all(found.golden is not seen for seen in found.judged)
 
@@ -126,7 +126,7 @@ def test_lerobot_datasets_are_calibrated_on_held_out_and_golden(tmp_path):
     assert episodes_of(found.calibration) == list(range(NUM_EPISODES))
     found = gathered(calibration=own, held_out=tmp_path / "dataset", golden=tmp_path / "dataset")
     assert episodes_of(found.judged) == list(range(NUM_EPISODES))
-    assert identify(found.golden.frame) == (0, NUM_FRAMES // 2)
+    assert identify(found.golden.now["frame"]) == (0, NUM_FRAMES // 2)
 
 
 def test_the_camera_that_is_named_is_the_datasets_wherever_it_is(tmp_path):
@@ -141,9 +141,9 @@ def test_the_camera_that_is_named_is_the_datasets_wherever_it_is(tmp_path):
 def test_golden_data_never_comes_from_nowhere_where_there_are_episodes(tmp_path):
     own, apart = write(tmp_path / "own", range(2)), write(tmp_path / "apart", [5])
     middle = NUM_FRAMES // 2
-    assert identify(gathered("float32", calibration=own).golden.frame) == (0, middle)
+    assert identify(gathered("float32", calibration=own).golden.now["frame"]) == (0, middle)
     found = gathered("float32", calibration=own, held_out=apart)
-    assert identify(found.golden.frame) == (5, middle)
+    assert identify(found.golden.now["frame"]) == (5, middle)
     assert found.calibration == found.judged == ()
     assert gathered("float32").golden is None
     assert gathered("float32").describe().golden == "made up"

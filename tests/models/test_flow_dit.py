@@ -8,7 +8,7 @@ import torch
 
 from models.fields import parse
 from models.networks.config import FlowDiTConfig
-from models.networks.flow_dit import FlowDiT, euler_step, inference_times
+from models.networks.flow_dit import FlowDiT, coefficients_of, euler_step, inference_times
 from models.qwengr00t.reference import Head, composed_name
 from tests.oracles import FAINT, MODULE, normal, relative_error
 
@@ -99,7 +99,6 @@ def test_padded_language_rows_change_nothing(num_padded):
     ours, oracle = pair("small")
     context, noise, state = given(*CONFIGS["small"])
     padding = 10 * normal(num_padded, CONTEXT, seed=9)
-    tables = ours.step_tables()
     want = oracle(context, noise, state)
     for padded, real in (
         (torch.cat([padding, context]), slice(num_padded, None)),
@@ -108,9 +107,8 @@ def test_padded_language_rows_change_nothing(num_padded):
         mask = torch.full((len(padded),), -1e9)
         mask[real] = 0.0
         x, keys_values, row = noise, ours.keys_values(padded), ours.state_row(state)
-        for modulation, time in zip(tables.modulations_KMW, tables.times_KW, strict=True):
-            velocity = ours.velocity(x, keys_values, mask, modulation, time, row)
-            x = euler_step(x, velocity, ours.config)
+        for step in ours.step_tables():
+            x = x + ours.velocity(x, keys_values, mask, step, row) / 4
         assert relative_error(x, want) <= MODULE
         published = torch.zeros(len(padded), dtype=torch.bool)
         published[real] = True
@@ -137,17 +135,42 @@ def test_a_batch_is_its_parts():
     ours, _ = pair("small")
     context, _, state = given(*CONFIGS["small"])
     noises = normal(3, 4, 3, seed=5)
-    tables, kv = ours.step_tables(), ours.keys_values(context)
-    velocity = ours.velocity(
-        noises, kv, torch.zeros(len(context)), tables.modulations_KMW[1], tables.times_KW[1],
-        ours.state_row(state).expand(3, -1, -1),
-    )  # fmt: skip
+    given_all = (ours.keys_values(context), torch.zeros(len(context)), ours.step_tables()[1])
+    velocity = ours.velocity(noises, *given_all, ours.state_row(state))
     for noise, got in zip(noises, velocity, strict=True):
-        alone = ours.velocity(
-            noise, kv, torch.zeros(len(context)), tables.modulations_KMW[1], tables.times_KW[1],
-            ours.state_row(state),
-        )  # fmt: skip
+        alone = ours.velocity(noise, *given_all, ours.state_row(state))
         assert relative_error(got, alone) <= MODULE
+
+
+@pytest.mark.parametrize("name", ["small", "7 steps"])
+def test_what_is_left_over_takes_the_place_of_what_the_velocity_points_at(name):
+    """Restated from the end: in flow matching a velocity v at time t points at x + (1 - t) v."""
+    ours, oracle = pair(name)
+    context, noise, state = given(*CONFIGS[name])
+    leftover, steps = normal(*noise.shape, seed=6), ours.config.num_inference_timesteps
+    weights = torch.tensor([1.0, 0.7, 0.2, 0.0])[:, None]
+    mask = torch.ones(1, len(context), dtype=torch.bool)
+    x = noise[None]
+    for k in range(steps):
+        bucket, left = int(k / steps * 1000), 1 - k / steps
+        velocity = Head.forward(oracle, x, bucket, context[None], mask, state[None])
+        end = weights * leftover + (1 - weights) * (x + left * velocity)
+        x = x + (end - x) / left / steps
+    got = ours(context, noise, state, leftover, weights)
+    assert relative_error(got, x[0]) <= MODULE
+    assert relative_error(got[0], leftover[0]) <= MODULE
+    nothing = ours(context, noise, state, leftover, torch.zeros_like(weights))
+    assert torch.equal(nothing, ours(context, noise, state))
+
+
+def test_a_row_that_is_left_over_goes_straight_from_its_noise():
+    velocity, leftover, x = (normal(2, 3, seed=seed) for seed in (1, 2, 3))
+    once = euler_step(x, velocity, torch.tensor([0.25, 0.75]), leftover, torch.ones(2, 1))
+    assert torch.allclose(once, x + (leftover - x) / 3, atol=1e-6)
+
+
+def test_coefficients_are_the_length_of_a_step_and_of_the_way():
+    assert coefficients_of(BASE).tolist() == [[0.25, 1.0], [0.25, 0.75], [0.25, 0.5], [0.25, 0.25]]
 
 
 def test_times_are_whole_numbers_of_the_thousand_that_it_was_trained_with():

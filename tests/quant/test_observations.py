@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.demo import EPISODES
+from models.checkpoint import load_checkpoint
+from models.demo import CHECKPOINT, EPISODES
 from quant.data.observations import draw as draw_observations
-from quant.data.observations import read_episodes, read_observations
+from quant.data.observations import misfit, read_episodes, read_observations
 from runtime.errors import RecordingError
 from runtime.recordings.recording import load_recording, save_recording
 from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, names_of, write_episode
@@ -34,9 +35,10 @@ def test_recorded_episodes_are_read_as_load_recording_does():
     observations = list(read_observations(EPISODES, stride=6))
     assert len(observations) == len(expected) > 4
     for observation, (recording, frame) in zip(observations, expected, strict=True):
-        assert np.array_equal(observation.anchor, recording.streams["frame"].values[0])
-        assert np.array_equal(observation.frame, recording.streams["frame"].values[frame])
-        assert np.array_equal(observation.state, recording.streams["state"].values[frame])
+        assert observation.now.keys() == observation.first.keys() == {"frame", "state"}
+        for name, stream in recording.streams.items():
+            assert np.array_equal(observation.first[name], stream.values[0])
+            assert np.array_equal(observation.now[name], stream.values[frame])
         assert observation.instruction == recording.instruction
 
 
@@ -119,5 +121,18 @@ def test_an_episode_without_the_policys_inputs_is_refused_by_name(tmp_path):
     seen = load_recording(EPISODES / "touch-red-1.npz")
     renamed = {"top": seen.streams["frame"], "state": seen.streams["state"]}
     save_recording(replace(seen, streams=renamed), tmp_path / "0.npz")
-    with pytest.raises(RecordingError, match="0.npz: has streams top, state and no 'frame', which"):
-        list(read_observations(tmp_path, stride=1))
+    (observation, *_) = read_observations(tmp_path, stride=1)
+    inputs = load_checkpoint(CHECKPOINT).inputs((112, 112))
+    assert misfit(inputs, observation) == (
+        "has streams top, state and no 'frame', which the policy reads; record it under that name"
+    )
+    (fits, *_) = read_observations(EPISODES, stride=1)
+    assert misfit(inputs, fits) is None
+    assert misfit(load_checkpoint(CHECKPOINT).inputs((120, 112)), fits) == (
+        "its frames are 112 by 112 pixels, --image-size says 120 112: give the size of the robot's "
+        "camera"
+    )
+    short = replace(fits, now=fits.now | {"state": np.zeros(3, np.float32)})
+    assert misfit(inputs, short) == (
+        "its states are [3], this policy takes [4]: give episodes of its own robot"
+    )

@@ -1,0 +1,40 @@
+"""Published networks that policies are built on, as configurations."""
+
+from __future__ import annotations
+
+from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
+
+
+def qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
+    """Qwen2.5-VL-3B-Instruct."""
+    vision = VisionConfig(
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        out_hidden_size=2048,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    )
+    language = LanguageConfig(
+        num_hidden_layers=36,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        rope_theta=1e6,
+        mrope_section=(16, 24, 24),
+    )
+    return vision, language
+
+
+def dit_b(*, action_dim: int, action_horizon: int, state_dim: int | None = None) -> FlowDiTConfig:
+    """starVLA's DiT-B: 16 blocks of 12 heads of 64."""
+    return FlowDiTConfig(
+        num_layers=16,
+        num_heads=12,
+        head_dim=64,
+        action_dim=action_dim,
+        action_horizon=action_horizon,
+        state_dim=state_dim,
+    )

@@ -1,0 +1,43 @@
+"""QwenGR00T as `models.family.Family` asks: this module is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from models.qwengr00t.checkpoint import check_writable, open_weights, write, written
+from models.qwengr00t.config import QwenGR00TConfig
+from models.qwengr00t.model import QwenGR00T, actions
+from models.qwengr00t.model import QwenGR00T as model
+from models.qwengr00t.prompt import fixed_tokens, prompt, published_prompt
+from models.qwengr00t.split import declare_inputs as inputs
+from models.qwengr00t.split import split
+from models.qwengr00t.work import depths, engines_work, folded_layers, trunk_work
+from runtime.image import ImageConfig
+
+__all__ = [
+    "actions", "check_writable", "depths", "engines_work", "fixed_tokens",
+    "folded_layers", "inputs", "model", "open_weights", "predictor", "prompt", "published_prompt",
+    "reference", "shapes", "split", "trunk_work", "write", "written",
+]  # fmt: skip
+
+
+def shapes(config: QwenGR00TConfig) -> QwenGR00T:
+    """On the meta device."""
+    with torch.device("meta"):
+        return QwenGR00T(config)
+
+
+def predictor(model: QwenGR00T) -> nn.Module:
+    """The velocity of a step, of the rows of its actions alone."""
+    return model.action_head.action_decoder
+
+
+def reference(model: QwenGR00T, tokenizer: Tokenizer, image: ImageConfig) -> Any:
+    """From transformers and diffusers, which are imported for it."""
+    from models.qwengr00t.reference import Composition
+
+    return Composition(model, tokenizer, image)
