@@ -112,9 +112,11 @@ def run_libraries(
         name: golden[name] for name in golden.keys() - {"leftover", "embodiment"}
     }
     observed["instruction"] = str(golden["instruction"])
-    observed["state"] = to_policy.to_policy(golden["state"])
+    if "state" in observed:
+        observed["state"] = to_policy.to_policy(golden["state"])
     with Float64() if dtype == torch.float64 else nullcontext():
-        heard["x"].append(library(*library.prepare(**observed)))
+        last = library(*library.prepare(**observed))
+    heard["x"].append(last)
     return Heard(library, heard)
 
 

@@ -26,9 +26,9 @@ from models.family import layer_names
 from quant.boards import EFFICIENCY, Board
 from quant.recipes import RECIPES, Recipe
 from runtime.backends.device_memory import host_roots, layout
+from runtime.declarations import from_source
 from runtime.graph import Graph
 
-ANCHOR = "anchor"
 FLOAT_BYTES = 4
 
 
@@ -77,20 +77,25 @@ class Forecast:
     board: Board
     stages: list[StageCost]
     warm: Cost
-    """A tick with the anchor kept."""
+    """A tick with all kept that no input of every tick decides about."""
     cold: Cost
-    """A tick with every input changed."""
+    """A tick with every input changed; what depends on none ran at load."""
     memory: Memory
     table_bytes: int
     """Of the embedding table, which stays on the disk."""
     kept_bytes: int
-    """That the cache holds for as long as the anchor stays."""
+    """That the cache holds for as long as `kept_for` stays."""
     largest_engine: tuple[str, int]
     """Its name and its weights in bytes."""
     recipes: Mapping[str, int]
     """Bytes resident by recipe: all that this board can run."""
     rates: tuple[str, ...]
     """Figures of the board that products run at."""
+
+    @property
+    def kept_for(self) -> str:
+        """What a stage that is kept waits for: latches, or what the operator says."""
+        return " and ".join(slow_inputs(self.policy.graph))
 
     @property
     def room(self) -> float | None:
@@ -168,14 +173,19 @@ def forecast(asked: ForecastConfig) -> Forecast:
         board=board,
         stages=stages,
         warm=total(stage.cost for stage in stages if not stage.is_kept),
-        cold=total(stage.cost for stage in stages),
+        cold=total(stage.cost for stage in stages if stage.needs),
         memory=memory,
         table_bytes=table * FLOAT_BYTES,
-        kept_bytes=policy.graph.kept_bytes(ANCHOR),
+        kept_bytes=sum(map(policy.graph.kept_bytes, slow_inputs(policy.graph))),
         largest_engine=(largest, engines[largest]),
         recipes=_recipes(policy, recipe, memory, board, asked.layers_per_part),
         rates=rates_used(policy, recipe),
     )
+
+
+def slow_inputs(graph: Graph) -> list[str]:
+    """Latches, or where there is none what the operator says."""
+    return [*(from_source(graph.inputs, "latch") or from_source(graph.inputs, "operator"))]
 
 
 def resident(policy: SizedPolicy, recipe: Recipe) -> Memory:
@@ -205,7 +215,10 @@ def _recipes(
         if name in found or other.target != board.target or refusal(other, board):
             continue
         limit = board.largest_engine_bytes
-        layers = cut_for_board(policy.config, other, limit, per_part)
+        try:
+            layers = cut_for_board(policy.config, other, limit, per_part)
+        except ValueError:  # found for the layers of another policy
+            continue
         found[name] = resident(policy.recut(layers), other).total
     return found
 
@@ -236,7 +249,7 @@ def _figures(made: Forecast) -> dict[str, Any]:
         "actions_hz": _band(made.actions_hz),
         "energy_j_at_most": _band(made.energy_j),
         "memory": {name: getattr(memory, name) for name in memory.__slots__}
-        | {"total": memory.total, "room": made.room, "kept_for_anchor": made.kept_bytes},
+        | {"total": memory.total, "room": made.room, "kept": made.kept_bytes},
         "recipes": dict(made.recipes),
         "fitting": made.fitting,
         "missing": made.missing,

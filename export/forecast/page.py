@@ -78,7 +78,7 @@ def _cards(made: Forecast) -> Markup:
     room = made.room
     unknown = "missing"
     found = [
-        (unknown if warm is None else f"{span(warm)} ms", "a tick, anchor kept"),
+        (unknown if warm is None else f"{span(warm)} ms", f"a tick, {made.kept_for} kept"),
         (unknown if cold is None else f"{span(cold)} ms", "a tick, every input changed"),
         (unknown if rate is None else f"{rate.best:.1f} Hz", "ticks a second at most"),
         (unknown if actions is None else f"{actions.best:.0f} Hz", "actions a second at most"),
@@ -103,9 +103,7 @@ def _stages(made: Forecast) -> Markup:
         Column("ports, MB"), Column("FLOP/B"), Column("roofline, ms"), Column("band, ms"),
         Column("runs", "name"),
     ]  # fmt: skip
-    rows = [
-        (counted(s.name, s.cost.calls), *_cells(made, s.cost), when(s.is_kept)) for s in made.stages
-    ]
+    rows = [(counted(s.name, s.cost.calls), *_cells(made, s.cost), when(s)) for s in made.stages]
     return table(columns, rows, total=("a warm tick", *_cells(made, made.warm), ""))
 
 
@@ -123,7 +121,7 @@ def _cells(made: Forecast, cost: Cost) -> list[str]:
 
 
 def _ticks(made: Forecast) -> Iterator[Markup]:
-    ticks = {"anchor kept": made.warm, "every input changed": made.cold}
+    ticks = {f"{made.kept_for} kept": made.warm, "every input changed": made.cold}
     bands = {name: made.band(tick) for name, tick in ticks.items()}
     rows = {
         name: {
@@ -137,12 +135,13 @@ def _ticks(made: Forecast) -> Iterator[Markup]:
     if rows:
         yield chart(bars(rows, title="A tick with and without the cache", unit="ms"))
     yield sentence(sentence_of(tick_words(made)))
-    kept = [stage for stage in made.stages if stage.is_kept]
+    kept = [stage for stage in made.stages if stage.is_kept and stage.needs]
     names = ", ".join(counted(s.name, s.cost.calls) for s in kept)
     yield sentence(
-        f"Kept for as long as the anchor stays: {names}, {gb(made.kept_bytes)} of tensors; "
-        f"{digits(sum(s.cost.flops for s in kept) / 1e9)} GFLOP that a warm tick does not do. "
-        "Host functions, among them the resize of an image, are in no figure."
+        f"Kept for as long as the {made.kept_for} stays: {names or 'no engine stage'}, "
+        f"{gb(made.kept_bytes)} of tensors; {digits(sum(s.cost.flops for s in kept) / 1e9)} GFLOP "
+        "that a warm tick does not do. Host functions, among them the resize of an image, are in "
+        "no figure."
     )
 
 
@@ -154,7 +153,7 @@ def _memory(made: Forecast) -> Iterator[Markup]:
         {
             "weights": gb(memory.weights),
             "tensors of the graph": gb(memory.tensors),
-            "of these for the anchor": gb(made.kept_bytes),
+            f"of these for the {made.kept_for}": gb(made.kept_bytes),
             "page-locked on the host": gb(memory.twins),
             "scratch, estimated": gb(memory.scratch),
             "rows of the embedding table": gb(memory.embedding_rows),

@@ -18,7 +18,7 @@ ROOFS = {"int8_tops": "int8", "fp8_tflops": "FP8", "bf16_tflops": "bfloat16"}
 GAP = 30.0
 """Least distance of two dots with slanted names."""
 PAPER = colour("paper")
-KEYS = {"every tick": False, "with a new anchor too": True}
+KEYS = {"every tick": False, "kept between ticks": True}
 """Words of the legend, and whether the dot has a ring."""
 Place = Callable[[float, float], tuple[float, float]]
 """FLOPs a byte and 1e12 FLOPs a second to x and y."""

@@ -85,7 +85,7 @@ class StageCost:
     needs: frozenset[str]
     """Inputs that it depends on."""
     is_kept: bool
-    """Whether it waits for the next anchor: no input that changes every tick decides about it."""
+    """Whether it waits longer than a tick: no input that changes every tick decides about it."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:

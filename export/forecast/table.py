@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from export.forecast.config import ForecastConfig
-from export.forecast.forecast import ANCHOR, Forecast, forecast
+from export.forecast.forecast import Forecast, forecast
 from export.forecast.page import page
+from export.forecast.stages import StageCost
 from export.forecast.words import band_words, cells, counted, header, summary
 from runtime.storage.files import PAGE, check_output, write_file
 
@@ -35,6 +36,13 @@ def print_forecast(asked: ForecastConfig) -> Forecast:
     return made
 
 
+def _runs(stage: StageCost) -> str:
+    """What it waits for, in a word or two."""
+    if not stage.needs:
+        return "load"
+    return " ".join(sorted(stage.needs)) if stage.is_kept else "tick"
+
+
 def _table(made: Forecast) -> Table:
     title = f"{made.policy.name} on {made.board_name}, recipe {made.recipe.name}: forecast"
     caption = "used: not padding; weights and ports in MB; ms by the roofline"
@@ -44,7 +52,7 @@ def _table(made: Forecast) -> Table:
         table.add_column(column, justify="left" if words else "right")
     for stage in made.stages:
         name = counted(stage.name, stage.cost.calls)
-        table.add_row(name, *cells(stage.cost), ANCHOR if stage.is_kept else "tick")
+        table.add_row(name, *cells(stage.cost), _runs(stage))
     table.add_section()
     table.add_row("warm tick", *cells(made.warm), "")
     table.add_row("cold tick", *cells(made.cold), "")

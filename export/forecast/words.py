@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from export.forecast.forecast import Band, Forecast
-from export.forecast.stages import Cost
+from export.forecast.stages import Cost, StageCost
 from quant.boards import EFFICIENCY
 from runtime.graph import whole_of
 
@@ -28,8 +28,8 @@ def tick_words(made: Forecast) -> str:
         return "tick: not known, a figure of the board is missing"
     gain = (made.cold.roofline_ms or 0.0) / (made.warm.roofline_ms or 1.0)
     return (
-        f"tick: {span(warm)} ms with the anchor kept, {span(cold)} ms with every input changed "
-        f"(the cache gives {gain:.2f} x); at most {made.rate_hz.best:.1f} ticks and "
+        f"tick: {span(warm)} ms with the {made.kept_for} kept, {span(cold)} ms with every input "
+        f"changed (the cache gives {gain:.2f} x); at most {made.rate_hz.best:.1f} ticks and "
         f"{made.actions_hz.best:.0f} actions a second, at the slow end {made.rate_hz.worst:.1f} "
         f"and {made.actions_hz.worst:.0f}"
     )
@@ -114,9 +114,11 @@ def sentence_of(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def when(stage_is_kept: bool) -> str:
+def when(stage: StageCost) -> str:
     """When a stage runs."""
-    return "with a new anchor" if stage_is_kept else "every tick"
+    if not stage.needs:
+        return "once, at load"
+    return f"with a new {' or '.join(sorted(stage.needs))}" if stage.is_kept else "every tick"
 
 
 def counted(name: str, calls: int) -> str:

@@ -5,83 +5,53 @@ Axes: N = patches of one view, L = tokens of the prompt, D = width.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from transformers.vision_utils import get_vision_window_index
+from torch import Tensor
 
 from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.networks.config import SpatialConfig
+from models.networks.heard import Heard, Listener, Sized, placed_qwen
 from models.networks.parts import LayersPerPart, cut
 from models.networks.spatial import NUM_VIEWS, mixes_views
-from models.networks.vision import places_of
 from runtime.graph import part_name
 
 if TYPE_CHECKING:
     from models.anchorvla4d.reference import Composition
 
 VIEWS = ("anchor", "frame")
-Heard = Mapping[str, list[Tensor]]
-"""In the order in which the modules ran."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """How our side is cut."""
-
-    config: AnchorVLA4DConfig
-    grid: tuple[int, int]
-    layers: LayersPerPart
-    fixed: Mapping[str, int]
-    """As `models.split.Split.fixed`."""
-
-
-def listen(library: Composition) -> defaultdict[str, list[Tensor]]:
+def listen(library: Composition) -> dict[str, list[Tensor]]:
     """Hooks that keep what the modules of a tick put out."""
-    heard: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def keep(name: str, module: nn.Module, of: Callable[[Any], Tensor] = lambda out: out) -> None:
-        module.register_forward_hook(lambda _m, _inputs, out: heard[name].append(of(out)))
-
-    qwen, trunk, head = library.qwen, library.spatial.info_sharing, library.head
-    for block in qwen.visual.blocks:
-        keep("vision", block)
-    keep("image_tokens", qwen.visual, lambda out: out.pooler_output)
-    for layer in qwen.language_model.layers:
-        keep("language", layer)
-    keep("hidden", qwen.language_model, lambda out: out.last_hidden_state)
-    qwen.register_forward_pre_hook(
-        lambda _m, args, named: (args, named | {"use_cache": True}), with_kwargs=True
-    )
-    keep("kv", qwen, lambda out: _stacked(out.past_key_values))
-    keep("views", trunk.proj_embed)
+    heard: dict[str, list[Tensor]] = {}
+    listener = Listener(heard)
+    trunk, head = library.spatial.info_sharing, library.head
+    listener.keep_qwen(library.qwen)
+    listener.keep("views", trunk.proj_embed)
     for block in trunk.self_attention_blocks:
-        keep("spatial", block)
-    library.spatial.final_projection.register_forward_pre_hook(
-        lambda _m, inputs: heard["spatial_tokens"].append(inputs[0])
-    )
+        listener.keep("spatial", block)
+    listener.keep_input("spatial_tokens", library.spatial.final_projection, lambda given: given[0])
     for modulation in (
         *(block.get_submodule("modulation") for block in head.blocks),
         head.final_modulation,
     ):
-        keep("modulation", modulation)
-    head.register_forward_pre_hook(lambda _m, inputs: heard["x"].append(inputs[0][0]))
-    keep("epsilon", head)
+        listener.keep("modulation", modulation)
+    listener.keep_input("x", head, lambda given: given[0][0])
+    listener.keep("epsilon", head)
     return heard
 
 
-def _stacked(cache: Any) -> Tensor:
-    """Keys and values of the libraries' cache as ours has them, [L, layers, 2, K, d]."""
-    pairs = [torch.cat([layer.keys, layer.values]) for layer in cache.layers]  # [2, K, L, d]
-    return torch.stack(pairs).permute(3, 0, 1, 2, 4)
-
-
-def placed(heard: Heard, sized: Sized) -> dict[str, Tensor]:
+def placed(
+    heard: Heard,
+    config: AnchorVLA4DConfig,
+    grid: tuple[int, int],
+    layers: LayersPerPart,
+    fixed: Mapping[str, int],
+) -> dict[str, Tensor]:
     """What was heard under the names of our graph, in its layout, without padded rows."""
-    config = sized.config
     head = config.head
     steps = range(head.num_inference_timesteps)
     per_step = [heard["modulation"][k * (head.depth + 1) :][: head.depth + 1] for k in steps]
@@ -92,50 +62,11 @@ def placed(heard: Heard, sized: Sized) -> dict[str, Tensor]:
     }
     found |= {f"x_{k}": x for k, x in enumerate(heard["x"])}
     found |= {f"predicted_{k}": epsilon[0] for k, epsilon in enumerate(heard["epsilon"])}
-    found |= _vision(heard, sized) | _language(heard, sized) | _spatial(heard, sized)
-    return found
+    sized = Sized(config.vision, config.language, VIEWS, grid, layers, fixed)
+    return found | placed_qwen(heard, sized) | _spatial(heard, config.spatial, sized)
 
 
-def _vision(heard: Heard, sized: Sized) -> dict[str, Tensor]:
-    vision = sized.config.vision
-    rows, columns = sized.grid
-    order_M, _ = get_vision_window_index(
-        torch.tensor([[1, rows, columns]]),
-        spatial_merge_size=vision.spatial_merge_size,
-        window_size=vision.window_size,
-        patch_size=vision.patch_size,
-    )
-    back_M = torch.argsort(order_M)
-    places = places_of(sized.grid, vision).order
-    blocks = cut(vision.depth, sized.layers.get("vision"))
-    found: dict[str, Tensor] = {}
-    for number, view in enumerate(VIEWS):
-        found[f"{view}_tokens"] = heard["image_tokens"][0].chunk(2)[number]
-        for i, part in enumerate(blocks[:-1]):
-            x_ND = heard["vision"][part.stop - 1].chunk(2)[number]
-            in_raster = x_ND.unflatten(0, (len(back_M), -1))[back_M].flatten(0, 1)
-            found[part_name(f"{view}_vision_x", i, len(blocks))] = in_raster[places]
-    return found
-
-
-def _language(heard: Heard, sized: Sized) -> dict[str, Tensor]:
-    layers = cut(sized.config.language.num_hidden_layers, sized.layers.get("language"))
-    prefix = sized.fixed["prefix"]
-    calls = {"prefix": slice(0, prefix), "suffix": slice(prefix, None)}
-    found: dict[str, Tensor] = {}
-    for call, rows in calls.items():
-        found[f"{call}_hidden"] = heard["hidden"][0][0, rows]
-        for i, part in enumerate(layers):
-            kv = heard["kv"][0][rows, part.start : part.stop]
-            found[part_name(f"{call}_kv", i, len(layers))] = kv
-            if part is not layers[-1]:
-                x_SD = heard["language"][part.stop - 1][0, rows]
-                found[part_name(f"{call}_x", i, len(layers))] = x_SD
-    return found
-
-
-def _spatial(heard: Heard, sized: Sized) -> dict[str, Tensor]:
-    config = sized.config.spatial
+def _spatial(heard: Heard, config: SpatialConfig, sized: Sized) -> dict[str, Tensor]:
     num_patches = sized.grid[0] * sized.grid[1]
     views = heard["views"][0][0]
     found = {f"{v}_view": views[n * num_patches :][:num_patches] for n, v in enumerate(VIEWS)}

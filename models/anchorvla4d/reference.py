@@ -13,7 +13,6 @@ dimension, W = head width. The libraries want a batch axis; it is 1.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -166,7 +165,7 @@ class Composition(nn.Module):
         )
         return Inputs(*(tensor.to(device) for tensor in inputs))
 
-    def listen(self) -> defaultdict[str, list[Tensor]]:
+    def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""
         return heard.listen(self)
 
@@ -183,7 +182,7 @@ class Composition(nn.Module):
             layers: of our trunks, as they are cut.
             fixed: tokens of our language calls, as `models.split.Split.fixed`.
         """
-        return heard.placed(kept, heard.Sized(self.config, grid, layers, fixed))
+        return heard.placed(kept, self.config, grid, layers, fixed)
 
     def input_ids(self, image_tokens: int, instruction: str) -> list[int]:
         """The whole prompt as token ids, `image_tokens` pads standing for each image."""

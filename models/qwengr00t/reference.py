@@ -11,6 +11,7 @@ want a batch axis; it is 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.networks.config import FlowDiTConfig
+from models.networks.heard import Heard, Listener, Sized, placed_qwen
+from models.networks.parts import LayersPerPart
 from models.networks.transformers_qwen import IMAGE_PAD, image_pad_id, image_processor, qwen
 from models.qwengr00t.model import QwenGR00T
 from runtime.image import ImageConfig
@@ -60,6 +63,8 @@ class Composition(nn.Module):
         self.qwen = qwen(config.vision, config.language, self.image_pad_id)
         with torch.device("meta"):
             self.head = Head(config.head, config.language.hidden_size)
+        self.published = {composed_name(name): name for name in model.state_dict()}
+        """Name of each tensor here -> what a checkpoint calls it."""
         weights = {composed_name(name): tensor for name, tensor in model.state_dict().items()}
         self.load_state_dict(weights, strict=True, assign=True)
         self.eval().requires_grad_(False)
@@ -124,6 +129,43 @@ class Composition(nn.Module):
         given = None if state is None else torch.from_numpy(state).float()
         noisy = torch.from_numpy(noise).float()
         return Inputs(batch["pixel_values"], grid, ids, positions, mask, noisy, given)
+
+    def listen(self) -> dict[str, list[Tensor]]:
+        """Hooks that keep what the modules of a tick put out."""
+        heard: dict[str, list[Tensor]] = {}
+        listener = Listener(heard)
+        listener.keep_qwen(self.qwen)
+        if self.config.takes_state:
+            listener.keep("state", self.head.state)
+        for index, block in enumerate(self.head.blocks):
+            if self.config.head.is_cross(index):
+                for which in ("to_k", "to_v"):
+                    listener.keep(which, block.get_submodule(f"attn1.{which}"))
+        listener.keep_input("x", self.head, lambda given: given[0][0])
+        listener.keep("velocity", self.head)
+        return heard
+
+    def placed(
+        self,
+        kept: Heard,
+        grid: tuple[int, int],
+        layers: LayersPerPart,
+        fixed: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """What was kept, under the names of our graph and in its layout, without padded rows."""
+        c = self.config
+        sized = Sized(c.vision, c.language, c.views, grid, layers, fixed)
+        found = placed_qwen(kept, sized)
+        # The library projects them anew in every step, and they are the same.
+        pairs = [kept[which][: c.head.num_cross] for which in ("to_k", "to_v")]
+        keys_values = torch.stack([torch.cat(layer) for layer in pairs], dim=2).movedim(0, 1)
+        prefix = fixed["prefix"]
+        found["prefix_keys_values"] = keys_values[:prefix]
+        found["suffix_keys_values"] = keys_values[prefix:]
+        if c.takes_state:
+            found["state_row"] = kept["state"][0]
+        found |= {f"x_{k}": x for k, x in enumerate(kept["x"])}
+        return found | {f"predicted_{k}": v[0] for k, v in enumerate(kept["velocity"])}
 
     def input_ids(self, image_tokens: list[int], instruction: str) -> list[int]:
         """The whole prompt as token ids, so many pads standing for each image."""

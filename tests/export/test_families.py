@@ -1,0 +1,131 @@
+"""Every family's smallest policy through the whole toolchain: nothing here names one but the list.
+
+What a family computes is held against libraries in tests/models; here it is exported, run, kept,
+forecast and quantized as any other.
+"""
+
+import json
+
+import pytest
+import torch
+
+import runtime
+from export.build import build
+from export.engines.counts import count
+from export.measure import Modules, golden_of, made_up
+from models.checkpoint import load_checkpoint, normalizations
+from models.families import CONFIGS, family_of
+from models.networks.work import Tokens
+from tests.export.conftest import cut_config, write_random
+from tests.once import once
+from tests.oracles import END_TO_END, relative_error
+from tests.warm_and_cold import Expectation, Pair, drive
+
+NAMES = ["qwengr00t-tiny"]
+SIZE = (112, 112)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name, shared_folder):
+    return once(
+        shared_folder / f"{name}-checkpoint", lambda out: write_random(out, CONFIGS[name]())
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder):
+    return load_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(name, folder, shared_folder):
+    return once(
+        shared_folder / name,
+        lambda out: build(
+            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def policies(bundle):
+    with runtime.load(bundle) as warm, runtime.load(bundle) as cold:
+        yield warm, cold
+
+
+def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoint, image):
+    state = made_up(checkpoint, SIZE).now.get("state")
+    drive(Pair(*policies, Expectation(bundle)), image, state, num_sequences=200, steps=5)
+
+
+def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, checkpoint):
+    library = family_of(checkpoint.config).reference(
+        checkpoint.model, checkpoint.tokenizer, checkpoint.image
+    )
+    key = sorted(checkpoint.statistics)[0]
+    to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
+    for seed in range(3):
+        golden = golden_of(checkpoint, made_up(checkpoint, SIZE, seed=seed), seed=seed)
+        observed = {n: golden[n] for n in golden.keys() - {"leftover", "embodiment"}}
+        observed["instruction"] = str(golden["instruction"])
+        if "state" in observed:
+            observed["state"] = to_policy.to_policy(observed["state"])
+        with torch.no_grad():
+            want = to_robot.to_robot(library(*library.prepare(**observed)).numpy())
+        with policies[0].start(instruction=str(golden["instruction"])) as episode:
+            seen = {
+                n: golden[n]
+                for n, given in policies[0].inputs.items()
+                if given.source in ("robot", "drawn")
+            }
+            got = episode.act(seen).actions
+        assert relative_error(got, want) <= END_TO_END
+
+
+def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
+    """In parts of one layer, so that what passes between engines is compared too."""
+    config, family = checkpoint.config, family_of(checkpoint.config)
+    layers = dict.fromkeys(family.depths(config), 1)
+    slots = 160
+    parts = family.split(checkpoint.model, checkpoint.parts, checkpoint.image, SIZE, slots, layers)
+    golden = golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1)
+    predicted = []
+    hook = family.predictor(checkpoint.model).register_forward_hook(
+        lambda _m, _i, out: predicted.append(out.numpy())
+    )
+    ours = Modules(checkpoint, parts).tensors(golden)
+    hook.remove()
+    ours |= {f"predicted_{k}": value for k, value in enumerate(predicted)}
+    library = family.reference(checkpoint.model, checkpoint.tokenizer, checkpoint.image)
+    kept = library.listen()
+    observed = {n: golden[n] for n in golden.keys() - {"leftover", "embodiment"}}
+    observed["instruction"] = str(golden["instruction"])
+    if "state" in observed:
+        key = sorted(checkpoint.statistics)[0]
+        to_policy, _ = normalizations(config, checkpoint.statistics[key], key)
+        observed["state"] = to_policy.to_policy(observed["state"])
+    with torch.no_grad():
+        last = library(*library.prepare(**observed))
+    kept["x"].append(last)
+    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
+    want = library.placed(kept, grid, layers, parts.fixed)
+    assert set(parts.graph.engine_outputs) <= want.keys()
+    for tensor, expected in want.items():
+        rows = ours[tensor][: len(expected)]
+        assert relative_error(rows, expected.numpy()) <= END_TO_END, tensor
+
+
+def test_engines_multiply_and_hold_what_their_files_do(checkpoint, bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    slots = manifest["graph"]["tensors"]["suffix_embeddings"]["shape"][0]
+    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
+    works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, Tokens.padded(slots))
+    assert list(works) == list(manifest["engines"])
+    for engine, work in works.items():
+        found = count(bundle / manifest["engines"][engine]["file"])
+        assert found.by_weights + found.attention_flops == work.flops, engine

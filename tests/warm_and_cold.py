@@ -1,0 +1,193 @@
+"""A warm policy beside one that recomputes everything, driven alike, whatever the policy.
+
+What should run is worked out from the manifest's JSON alone, by walking bytes forward from the
+changed inputs, with no code of `runtime.graph`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.errors import EngineError
+
+INSTRUCTIONS = ("reach the green marker", "open the drawer", "push the puck to the marker")
+
+
+class Expectation:
+    """Which stages a set of changed inputs reaches, and which of them the actions need."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.graph = json.loads((bundle / "manifest.json").read_text())["graph"]
+        self.needed = self._ancestors(next(iter(self.graph["outputs"])))
+
+    def stages(self, changed: set[str]) -> set[str]:
+        dirty_memory: list[tuple[str, int, int]] = []
+        dirty: set[str] = set()
+        for stage in self.graph["stages"]:
+            sources = stage.get("inputs", {}).values()
+            touched = any(
+                s in changed or any(self._overlap(s, span) for span in dirty_memory)
+                for s in sources
+            )
+            if touched:
+                dirty.add(stage["name"])
+                dirty_memory += [self._span(t) for t in stage["outputs"].values()]
+        return dirty & self.needed
+
+    def _ancestors(self, leaf: str) -> set[str]:
+        wanted, found = [leaf], set()
+        while wanted:
+            tensor = wanted.pop()
+            for stage in self.graph["stages"]:
+                if stage["name"] in found:
+                    continue
+                if any(self._overlap(tensor, self._span(t)) for t in stage["outputs"].values()):
+                    found.add(stage["name"])
+                    wanted += [
+                        s for s in stage.get("inputs", {}).values() if s in self.graph["tensors"]
+                    ]
+        return found
+
+    def _span(self, name: str) -> tuple[str, int, int]:
+        size, offset = int(np.prod(self.graph["tensors"][name]["shape"])), 0
+        while part := self.graph["tensors"][name].get("part_of"):
+            name, offset = part[0], offset + part[1]
+        return name, offset, offset + size
+
+    def _overlap(self, name: str, span: tuple[str, int, int]) -> bool:
+        if name not in self.graph["tensors"]:
+            return False
+        root, start, stop = self._span(name)
+        return root == span[0] and start < span[2] and span[1] < stop
+
+
+class Pair:
+    """Both policies; compared to the bit at every act."""
+
+    def __init__(self, warm, cold, expectation) -> None:
+        self.warm, self.cold, self.expectation = warm, cold, expectation
+        self.declared = expectation.graph["inputs"]
+        self.values: dict[str, object] = {}
+        # Loading ran the golden observation, of which nothing is left over: the first act of the
+        # first episode changes everything else.
+        self.changed = set(self.declared)
+        self.left = {
+            name: np.zeros(self.declared[name]["shape"], np.float32)
+            for name in self.of_source("loop")
+        }
+        for name, value in self.left.items():
+            self._note(name, value.tobytes())
+        self.changed = set(self.declared) - set(self.left)
+
+    def of_source(self, *sources):
+        return [name for name, given in self.declared.items() if given["source"] in sources]
+
+    def start(self, seed, **given):
+        self.episodes = [policy.start(seed=seed, **given) for policy in (self.warm, self.cold)]
+        self.seed, self.tick = seed, 0
+        self._note_all(given)
+
+    def give(self, **given):
+        for episode in self.episodes:
+            episode.give(**given)
+        self._note_all(given)
+
+    def act(self, seen):
+        """Alike; and only what changed ran."""
+        seen = self._noted(seen)
+        warm = self.episodes[0].act(seen).actions
+        ran = set(self.warm.interpreter.last_run)
+        self.cold.interpreter.forget()
+        cold = self.episodes[1].act(seen).actions
+        assert warm.tobytes() == cold.tobytes(), "a cached tensor went stale"
+        assert ran == self.expectation.stages(self.changed)
+        self.changed.clear()
+        self.tick += 1
+
+    def fail(self, seen, random):
+        """The warm one breaks off at one of the stages that the tick needs."""
+        seen = self._noted(seen)
+        names = sorted(self.expectation.stages(self.changed))
+        if not names:
+            return
+        broken, interpreter = str(random.choice(names)), self.warm.interpreter
+        with pytest.MonkeyPatch.context() as patch:
+            launch = interpreter._launch
+
+            def breaking(stages, wanted):
+                done = stages[: stages.index(broken)] if broken in stages else stages
+                seconds = launch(done, wanted)
+                if broken in stages:
+                    raise EngineError(f"{broken} broke off")
+                return seconds
+
+            patch.setattr(interpreter, "_launch", breaking)
+            if broken in interpreter._host_calls:
+
+                def raising(values):
+                    raise EngineError(f"{broken} broke off")
+
+                patch.setitem(interpreter._host_calls, broken, raising)
+            with pytest.raises(EngineError, match=f"{broken} broke off"):
+                self.episodes[0].act(seen)
+
+    def _noted(self, seen):
+        seen = seen | self.left
+        for name in self.of_source("drawn"):
+            self._note(name, (self.seed, self.tick))
+        self._note_all(seen)
+        return seen
+
+    def _note_all(self, given):
+        for name, value in given.items():
+            self._note(name, value.tobytes() if isinstance(value, np.ndarray) else value)
+
+    def _note(self, name, value):
+        if self.values.get(name) != value:
+            self.values[name] = value
+            self.changed.add(name)
+
+
+def drive(pair: Pair, image, state, *, num_sequences: int, steps: int) -> None:
+    """Random events of every kind.
+
+    Args:
+        image: seed -> a picture.
+        state: a vector that the policy takes; its first number is moved.
+    """
+    random = np.random.default_rng(0)
+    cameras = [n for n in pair.of_source("robot") if pair.declared[n]["kind"] == "image"]
+    vectors = [n for n in pair.of_source("robot") if pair.declared[n]["kind"] == "vector"]
+    latches = pair.of_source("latch")
+
+    def picture():
+        return image(int(random.integers(1000)))
+
+    def words():
+        return str(random.choice(INSTRUCTIONS))
+
+    seen = {name: picture() for name in cameras} | dict.fromkeys(vectors, state)
+    kinds = ["frame", "say", "repeat", "fail"]
+    kinds += ["latch"] * bool(latches) + ["state"] * bool(vectors) + ["leftover"] * bool(pair.left)
+    for _ in range(num_sequences):
+        latched = {name: picture() for name in latches}
+        pair.start(int(random.integers(3)), instruction=words(), **latched)
+        for _ in range(steps):
+            match random.choice(kinds):
+                case "frame":
+                    seen[str(random.choice(cameras))] = picture()
+                case "say":
+                    pair.give(instruction=words())
+                case "latch":
+                    pair.give(**{str(random.choice(latches)): picture()})
+                case "leftover":
+                    for name, value in pair.left.items():
+                        pair.left[name] = random.uniform(0, 1, value.shape).astype(np.float32)
+                case "state":
+                    for name in vectors:
+                        seen[name] = seen[name] + np.float32(0.01)
+                case "fail":
+                    pair.fail(seen, random)
+            pair.act(seen)
