@@ -34,6 +34,7 @@ from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
 from runtime.bundle import Manifest, StageFigures, Verdict, read_bundle
+from runtime.declarations import from_source
 from runtime.golden import Golden
 from runtime.policy import Policy
 from runtime.storage.trust import anybody
@@ -188,9 +189,14 @@ def worst_stages(subject: Subject, floors: Mapping[str, Sequence[float]] | None 
 
 def _bfloat16_floors(subject: Subject, shown: Shown) -> dict[str, list[float]]:
     """Per stage, what bfloat16 does to it on each of `shown`."""
-    exact = {n for n, r in orin_bf16().decide(subject.rules).items() if r.format == "float32"}
-    with rounding(subject.checkpoint.model, "bfloat16", exact):
+    with rounding(subject.checkpoint.model, "bfloat16", _exact_in_bfloat16(subject)):
         return _of_engines(subject, "bfloat16", subject.exact, shown)
+
+
+def _exact_in_bfloat16(subject: Subject) -> set[str]:
+    """Layers that the base recipe leaves in float32."""
+    rules = orin_bf16().decide(subject.rules)
+    return {name for name, rule in rules.items() if rule.format == "float32"}
 
 
 def _of_engines(subject: Subject, what: str, parts: Split, shown: Shown) -> dict[str, list[float]]:
@@ -320,20 +326,37 @@ def judge_end_to_end(
 
     Args:
         errors: of the bundle's actions, relative, one per observation that is judged by.
-        tolerance: allowed where nothing is quantized; otherwise half of what another seed does.
+        tolerance: allowed where nothing is quantized; otherwise half of what another seed does, or
+            where nothing is drawn as many times what bfloat16 does as a stage is allowed.
     """
-    recipe, limit = subject.recipe, tolerance
-    if recipe.is_quantized:
+    recipe, limit, words = subject.recipe, tolerance, ""
+    if recipe.is_quantized and from_source(subject.parts.graph.inputs, "drawn"):
         limit = _root_mean_square([seen.spread for seen in subject.judged]) / 2
+        words = ": half of what another noise seed moves them"
+    elif recipe.is_quantized:
+        limit += (
+            recipe.stage_error
+            * subject.kept.figures(
+                "actions in bfloat16", lambda: {DENOISED: _bfloat16_actions(subject)}
+            )[DENOISED]
+        )
+        words = f": {recipe.stage_error:g} times what bfloat16 does, and rounding"
     mean = _root_mean_square(errors)
     gates.judge(
         "end_to_end",
         mean <= limit,
         f"{mean:.1e} of {limit:.1e}, {_judged_words(subject)}",
-        f"recipe {recipe.name} moves the actions by {mean:.2e}, allowed {limit:.1e}"
-        + (": half of what another noise seed moves them" * recipe.is_quantized),
+        f"recipe {recipe.name} moves the actions by {mean:.2e}, allowed {limit:.1e}{words}",
         unproven=subject.evidence.unproven,
     )
+
+
+def _bfloat16_actions(subject: Subject) -> float:
+    """What bfloat16 alone does to the golden actions."""
+    exact = _exact_in_bfloat16(subject)
+    with rounding(subject.checkpoint.model, "bfloat16", exact):
+        rounded = Modules(subject.checkpoint, subject.exact).actions(subject.golden)
+    return relative_error(rounded, subject.exact_tensors[DENOISED])
 
 
 def judge_closed_loop(subject: Subject, gates: Gates, manifest: Manifest) -> None:

@@ -123,12 +123,16 @@ class Modules:
         return {name: self._memory.host(name).copy() for name in self._graph.tensors}
 
     def noise_spread(self, golden: Tensors) -> float:
-        """How far another noise seed moves the actions, relative, root mean square."""
+        """How far another noise seed moves the actions, relative, root mean square; not at all
+        where nothing is drawn."""
+        drawn = from_source(self._graph.inputs, "drawn")
+        if not drawn:
+            return 0.0
         want = self.actions(golden)
         errors = []
         for seed in range(1, NOISE_SEEDS + 1):
-            noise = draw_noise(seed, 0, golden["noise"].shape)
-            errors.append(relative_error(self.actions({**golden, "noise": noise}), want))
+            noises = {name: draw_noise(seed, 0, golden[name].shape) for name in drawn}
+            errors.append(relative_error(self.actions({**golden, **noises}), want))
         return float(np.sqrt(np.mean(np.square(errors))))
 
 

@@ -23,13 +23,16 @@ from models.json_file import read_object
 from models.policy_config import PolicyConfig
 from models.qwengr00t import config as qwengr00t
 from models.qwengr00t import presets as qwengr00t_presets
+from models.qwenoft import config as qwenoft
+from models.qwenoft import presets as qwenoft_presets
 
 if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.anchorvla4d import family as _anchorvla4d
     from models.family import Family
     from models.qwengr00t import family as _qwengr00t
+    from models.qwenoft import family as _qwenoft
 
-    _checked: list[Family] = [_anchorvla4d, _qwengr00t]
+    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft]
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -53,6 +56,9 @@ FAMILIES: Mapping[str, Entry] = {
     ),
     qwengr00t.MODEL_TYPE: Entry(
         qwengr00t.QwenGR00TConfig, qwengr00t_presets.CONFIGS, "models.qwengr00t.family"
+    ),
+    qwenoft.MODEL_TYPE: Entry(
+        qwenoft.QwenOFTConfig, qwenoft_presets.CONFIGS, "models.qwenoft.family"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {

@@ -21,6 +21,8 @@ class PromptParts:
     """Text behind the last image, what closes it included, with `{instruction}`."""
     end_ids: tuple[int, ...]
     """Ids behind the tail."""
+    action_id: int | None = None
+    """Of a policy that reads its actions off tokens: the id that each of them begins with."""
 
     @classmethod
     def of(

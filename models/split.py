@@ -233,8 +233,12 @@ class GraphBuilder:
             scaling_of("action", n),
         )
 
-    def answer(self, denoised: str, n: NormalizationConfig) -> None:
-        """The chunk in robot units; of several samples one is chosen."""
+    def answer(self, denoised: str, n: NormalizationConfig, *, leftover: bool = True) -> None:
+        """The chunk in robot units; of several samples one is chosen.
+
+        Args:
+            leftover: whether what is left of the last chunk takes the place of new actions.
+        """
         scaling, shape = scaling_of("action", n), self.tensors[denoised].shape
         self.tensor(DENOISED, shape)
         self.call("unnormalize", {"value": denoised}, {"value": DENOISED}, scaling)
@@ -246,7 +250,10 @@ class GraphBuilder:
             outputs = {"actions": chosen, "spread": SPREAD}
             self.call("medoid", {"samples": DENOISED}, outputs, scaling)
         self.tensor(ACTIONS, shape[-2:])
-        self.call("commit", {"denoised": chosen, "leftover": "leftover"}, {"actions": ACTIONS})
+        if leftover:
+            self.call("commit", {"denoised": chosen, "leftover": "leftover"}, {"actions": ACTIONS})
+        else:
+            self.call("copy", {"value": chosen}, {"value": ACTIONS})
 
     def call(
         self,

@@ -185,6 +185,8 @@ ENDS = (
     "action_head.model.timestep_encoder.*",
     "action_head.model.transformer_blocks.*.norm1.linear",
     "action_head.model.proj_out_1",
+    # Of a regression head.
+    "action_head.model.fc2",
 )
 KEPT = (*where_there(ENDS, "float32"), Rule("vlm.visual.patch_embed.proj", "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at

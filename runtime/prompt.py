@@ -116,6 +116,20 @@ def encode_tail(
     return (*tokenizer.encode(text, add_special_tokens=False).ids, *end_ids)
 
 
+def last_places(ids: Sequence[int], wanted: int, count: int) -> list[int]:
+    """Where the last `count` ids of a kind stand, in order.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    places = [place for place, known in enumerate(ids) if known == wanted]
+    if len(places) < count:
+        raise ValueError(
+            f"{len(places)} tokens of id {wanted} among {len(ids)}, {count} are wanted"
+        )
+    return places[len(places) - count :]
+
+
 def num_tokens(segments: Sequence[Segment]) -> int:
     return sum(s if isinstance(s, int) else s[0] * s[1] for s in segments)
 

@@ -202,3 +202,22 @@ class FlowDiTConfig:
         """Rows that a step of the sampler alone decides about: two for each block's norm and for
         the last norm, and one for the actions' embedding."""
         return 2 * (self.num_layers + 1) + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MLPResNetConfig:
+    """Regression head of residual blocks."""
+
+    action_dim: int
+    action_horizon: int
+    """Actions in a chunk."""
+    num_blocks: int = 2
+    widening: int = 2
+    """Width of the blocks, in widths of the decoder."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "head")
+
+    def hidden_size(self, context_dim: int) -> int:
+        """Width of the blocks behind a decoder of this width."""
+        return self.widening * context_dim

@@ -38,3 +38,31 @@ def dit_b(*, action_dim: int, action_horizon: int, state_dim: int | None = None)
         action_horizon=action_horizon,
         state_dim=state_dim,
     )
+
+
+def tiny_qwen() -> tuple[VisionConfig, LanguageConfig]:
+    """Every structure of Qwen2.5-VL at widths of 128: windowed and full attention, grouped heads.
+
+    Its rotary base is 10: with 1e6 a 4 x 4 token grid would leave the width section of M-RoPE no
+    resolution.
+    """
+    vision = VisionConfig(
+        depth=2,
+        hidden_size=128,
+        intermediate_size=192,
+        num_heads=4,
+        out_hidden_size=128,
+        fullatt_block_indexes=(1,),
+        window_size=56,
+    )
+    language = LanguageConfig(
+        num_hidden_layers=2,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        rope_theta=10.0,
+        mrope_section=(4, 6, 6),
+    )
+    return vision, language

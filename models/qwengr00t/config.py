@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.chat import PromptConfig, check_views
 from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "qwengr00t"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig:
-    """One turn of Qwen's chat: the pictures, and then the text. `{instruction}` is replaced."""
-
-    before: str = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    text: str = "{instruction}"
-    """`CoT_prompt` of the run's config.yaml."""
-    after: str = "<|im_end|>\n<|im_start|>assistant\n"
-    image_start: str = "<|vision_start|>"
-    image_end: str = "<|vision_end|>"
-
-    def __post_init__(self) -> None:
-        if self.text.count("{instruction}") != 1:
-            raise ValueError(f"prompt.text must hold {{instruction}} once, got {self.text!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +32,7 @@ class QwenGR00TConfig:
 
     def __post_init__(self) -> None:
         check_policy(self, MODEL_TYPE)
-        if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError(f"views must name at least one camera, each once, got {self.views}")
+        check_views(self.views)
         if self.takes_state and self.head.state_dim is None:
             raise ValueError("takes_state: the head has no encoder of states (head.state_dim)")
 

@@ -8,11 +8,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from models.chat import PUBLISHED_TAIL, chat, fixed_tokens, published_chat
+from models.prompt_parts import PromptParts
 from models.qwengr00t.checkpoint import check_writable, open_weights, write, written
 from models.qwengr00t.config import QwenGR00TConfig
 from models.qwengr00t.model import QwenGR00T, actions
 from models.qwengr00t.model import QwenGR00T as model
-from models.qwengr00t.prompt import fixed_tokens, prompt, published_prompt
 from models.qwengr00t.split import declare_inputs as inputs
 from models.qwengr00t.split import split
 from models.qwengr00t.work import depths, engines_work, folded_layers, trunk_work
@@ -29,6 +30,16 @@ def shapes(config: QwenGR00TConfig) -> QwenGR00T:
     """On the meta device."""
     with torch.device("meta"):
         return QwenGR00T(config)
+
+
+def prompt(config: QwenGR00TConfig, tokenizer: Tokenizer) -> PromptParts:
+    """The views, then the instruction in its text."""
+    return chat(config.prompt, config.views, config.prompt.text, tokenizer)
+
+
+def published_prompt(config: QwenGR00TConfig) -> tuple[PromptParts, int]:
+    """Of the published tokenizer's lengths, with the instruction alone."""
+    return published_chat(config.views), PUBLISHED_TAIL
 
 
 def predictor(model: QwenGR00T) -> nn.Module:

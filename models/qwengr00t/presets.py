@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
-from models.networks.published import dit_b, qwen2_5_vl_3b
+from models.chat import PromptConfig
+from models.networks.config import FlowDiTConfig
+from models.networks.published import dit_b, qwen2_5_vl_3b, tiny_qwen
 from models.policy_config import NormalizationConfig
-from models.qwengr00t.config import PromptConfig, QwenGR00TConfig
+from models.qwengr00t.config import QwenGR00TConfig
 
 THOUGHT = (
     "Your task is {instruction}. To identify the key objects for your task. Locate their bounding "
@@ -56,26 +57,10 @@ def thin() -> QwenGR00TConfig:
 def tiny() -> QwenGR00TConfig:
     """Every structure of it at widths of 128, for 112 x 112 images: windowed and full
     attention, both kinds of head blocks, two cameras, a state and a thought."""
+    vision, language = tiny_qwen()
     return QwenGR00TConfig(
-        vision=VisionConfig(
-            depth=2,
-            hidden_size=128,
-            intermediate_size=192,
-            num_heads=4,
-            out_hidden_size=128,
-            fullatt_block_indexes=(1,),
-            window_size=56,
-        ),
-        language=LanguageConfig(
-            num_hidden_layers=2,
-            hidden_size=128,
-            intermediate_size=256,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=512,
-            rope_theta=10.0,
-            mrope_section=(4, 6, 6),
-        ),
+        vision=vision,
+        language=language,
         head=FlowDiTConfig(
             num_layers=4,
             num_heads=4,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,24 +27,20 @@ from torch.nn import functional
 from models.networks.config import FlowDiTConfig
 from models.networks.heard import Heard, Listener, Sized, placed_qwen
 from models.networks.parts import LayersPerPart
-from models.networks.transformers_qwen import IMAGE_PAD, image_pad_id, image_processor, qwen
+from models.networks.transformers_chat import chat_inputs
+from models.networks.transformers_qwen import image_pad_id, qwen
 from models.qwengr00t.model import QwenGR00T
 from runtime.image import ImageConfig
 
 
 class Inputs(NamedTuple):
-    """What `Composition.forward` takes, in order."""
+    """What `Composition.forward` takes, in order; see `transformers_chat.ChatInputs`."""
 
     pixel_values: Tensor
-    """[views * N, patch_dim]."""
     image_grid_thw: Tensor
-    """[views, 3]."""
     input_ids: Tensor
-    """[1, L]."""
     position_ids: Tensor
-    """[3, 1, L], M-RoPE."""
     attention_mask: Tensor
-    """[1, L] bool: False for padding, which stands on the left."""
     noise: Tensor
     """[T, A] float32 standard normal."""
     state: Tensor | None
@@ -57,9 +52,8 @@ class Composition(nn.Module):
         """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
         super().__init__()
         config = model.config
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.image = config, tokenizer, image
         self.image_pad_id = image_pad_id(tokenizer)
-        self.processor = image_processor(image)
         self.qwen = qwen(config.vision, config.language, self.image_pad_id)
         with torch.device("meta"):
             self.head = Head(config.head, config.language.hidden_size)
@@ -113,22 +107,13 @@ class Composition(nn.Module):
             padding: tokens of it in front, as a longer prompt in the same batch would leave.
             views: uint8 [H, W, 3] RGB, by the names of the configuration.
         """
-        pictures = [Image.fromarray(views[name]) for name in self.config.views]
-        batch: Any = self.processor(images=pictures, return_tensors="pt")
-        grid = batch["image_grid_thw"]
-        merged = [int(g.prod()) // self.config.vision.spatial_merge_size**2 for g in grid]
-        pad = [self.tokenizer.token_to_id("<|endoftext|>") or 0] * padding
-        ids = torch.tensor([[*pad, *self.input_ids(merged, instruction)]])
-        mask = torch.arange(ids.shape[1])[None] >= padding
-        positions, _ = self.qwen.get_rope_index(
-            ids,  # type: ignore[arg-type]
-            (ids == self.image_pad_id).int(),  # type: ignore[arg-type]
-            image_grid_thw=grid,
-            attention_mask=mask.long(),
+        pictures = [views[name] for name in self.config.views]
+        text = self.config.prompt.text.replace("{instruction}", instruction)
+        chat = chat_inputs(
+            self.qwen, self.image, self.tokenizer, self.config.prompt, pictures, text, padding
         )
         given = None if state is None else torch.from_numpy(state).float()
-        noisy = torch.from_numpy(noise).float()
-        return Inputs(batch["pixel_values"], grid, ids, positions, mask, noisy, given)
+        return Inputs(*chat, torch.from_numpy(noise).float(), given)
 
     def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""
@@ -166,13 +151,6 @@ class Composition(nn.Module):
             found["state_row"] = kept["state"][0]
         found |= {f"x_{k}": x for k, x in enumerate(kept["x"])}
         return found | {f"predicted_{k}": v[0] for k, v in enumerate(kept["velocity"])}
-
-    def input_ids(self, image_tokens: list[int], instruction: str) -> list[int]:
-        """The whole prompt as token ids, so many pads standing for each image."""
-        p = self.config.prompt
-        images = "".join(p.image_start + IMAGE_PAD * count + p.image_end for count in image_tokens)
-        text = p.before + images + p.text.replace("{instruction}", instruction) + p.after
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class Head(nn.Module):

@@ -1,13 +1,14 @@
 """QwenGR00T cut into engines, and the graph that joins them.
 
-What stands before the first picture is always the same: its call of the decoder runs once. A new
-frame of any camera redoes the other call, the pictures before the text, and what reads it. Keys and
-values of the language tokens are made once a tick, a new state redoes its row and the loop, and a
-new noise the loop alone. What depends on the step of the sampler is a table.
+A new frame redoes the decoder's call (`models.chat_graph`) and all behind it. Keys and values of
+the language tokens are made once a tick, a new state redoes its row and the loop, and a new noise
+the loop alone. What depends on the step of the sampler is a table.
 """
 
 from __future__ import annotations
 
+from models.chat import fixed_tokens
+from models.chat_graph import read_chat
 from models.networks.engines import pixels_engine
 from models.networks.flow_dit import coefficients_of
 from models.networks.parts import WHOLE, LayersPerPart
@@ -15,7 +16,6 @@ from models.prompt_parts import PromptParts
 from models.qwengr00t.config import QwenGR00TConfig
 from models.qwengr00t.engines import COEFFICIENT_ROW, engines_of
 from models.qwengr00t.model import QwenGR00T
-from models.qwengr00t.prompt import fixed_tokens, segments
 from models.split import (
     TOKENS,
     GraphBuilder,
@@ -58,12 +58,7 @@ def split(
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = GraphBuilder(engines, image, grid)
-    _texts(build, c, parts, grid, slots)
-    _places(build, c, parts, grid)
-    for view in c.views:
-        build.image(view)
-    build.language("prefix", "empty_past")
-    build.language("suffix", "prefix_kv")
+    read_chat(build, c.language, c.views, parts, grid, slots)
     _cross(build, c, fixed, slots)
     _sampling(build, c, samples)
     graph = Graph(
@@ -100,48 +95,6 @@ def declare_inputs(
         **({"state": state(config)} if config.takes_state else {}),
         **sampled(config, samples),
     }
-
-
-def _texts(
-    build: GraphBuilder,
-    c: QwenGR00TConfig,
-    parts: PromptParts,
-    grid: tuple[int, int],
-    slots: int,
-) -> None:
-    """Embeddings of both calls: the text before the pictures, then these and the instruction."""
-    width, merged = c.language.hidden_size, grid[0] * grid[1] // 4
-    build.tensor("prefix_embeddings", (slots, width))
-    build.embed("prefix_embeddings", parts.before[0])
-    build.tensor("suffix_embeddings", (slots, width))
-    at = 0
-    for number, view in enumerate(c.views):
-        if number:
-            between = f"{view}_before"
-            text = parts.image_end + parts.before[number]
-            build.rows(between, "suffix_embeddings", at, len(text))
-            build.embed(between, text)
-            at += len(text)
-        build.rows(f"{view}_tokens", "suffix_embeddings", at, merged)
-        at += merged
-    build.rows("suffix_tail", "suffix_embeddings", at)
-    build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
-
-
-def _places(
-    build: GraphBuilder, c: QwenGR00TConfig, parts: PromptParts, grid: tuple[int, int]
-) -> None:
-    num_prefix, suffix = segments(parts, grid)
-    build.places("prefix", [num_prefix], c.language)
-    build.places(
-        "suffix",
-        suffix,
-        c.language,
-        start=num_prefix,
-        num_past=num_prefix,
-        ids="instruction",
-    )
-    build.no_past()
 
 
 def _cross(build: GraphBuilder, c: QwenGR00TConfig, fixed: dict[str, int], slots: int) -> None:

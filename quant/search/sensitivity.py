@@ -52,7 +52,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "action_head.blocks.*.attn.*",
         "action_head.model.transformer_blocks.*.attn1.*",
     ),
-    "head.mlp": ("action_head.blocks.*.mlp.*", "action_head.model.transformer_blocks.*.ff.*"),
+    "head.mlp": (
+        "action_head.blocks.*.mlp.*",
+        "action_head.model.transformer_blocks.*.ff.*",
+        "action_head.model.fc1",
+        "action_head.model.mlp_resnet_blocks.*",
+    ),
 }
 """Layers that get one format together; with `KEPT` they are all that any policy has."""
 CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}

@@ -51,6 +51,15 @@ class Padding(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     counts: tuple[int, ...]
 
 
+class Places(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of tokens in a call."""
+
+    id: int
+    """That they begin with."""
+    num_new: int
+    """Tokens of the call before the text."""
+
+
 class Pooling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens that are pooled, a text's not counted."""
 
@@ -161,6 +170,21 @@ def _check_padding(params: Padding, ports: Ports) -> str:
     return "" if count <= shape[0] // calls else _too_many(count, "mask", shape)
 
 
+def _places(params: Places, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        rows = out["places"]
+        rows[:] = 0
+        places = prompt.last_places(values["ids"], params.id, len(rows))
+        rows[np.arange(len(rows)), np.array(places) + params.num_new] = 1
+
+    return run
+
+
+def _check_places(params: Places, ports: Ports) -> str:
+    shape, count = ports["places"].shape, params.num_new + _text(ports)
+    return "" if len(shape) == 2 and count <= shape[1] else _too_many(count, "places", shape)
+
+
 def _pooling(params: Pooling, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         bins, columns = out["weights"].shape
@@ -209,6 +233,9 @@ FUNCTIONS: Mapping[str, Function] = {
     "padding": Function(
         params=Padding, make=_padding, check=_check_padding,
         inputs=_IDS, optional=("ids",), outputs=("mask",),
+    ),
+    "places": Function(
+        params=Places, make=_places, check=_check_places, inputs=_IDS, outputs=("places",),
     ),
     "pooling": Function(
         params=Pooling, make=_pooling, check=_check_pooling, inputs=_IDS, outputs=("weights",),

@@ -13,6 +13,7 @@ import runtime
 from export.build import build
 from export.engines.counts import count
 from export.measure import Modules, golden_of, made_up
+from export.tokens import choose_tokens
 from models.checkpoint import load_checkpoint, normalizations
 from models.families import CONFIGS, family_of
 from models.networks.work import Tokens
@@ -21,7 +22,7 @@ from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
-NAMES = ["qwengr00t-tiny"]
+NAMES = ["qwengr00t-tiny", "qwenoft-tiny"]
 SIZE = (112, 112)
 
 
@@ -91,7 +92,8 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
     """In parts of one layer, so that what passes between engines is compared too."""
     config, family = checkpoint.config, family_of(checkpoint.config)
     layers = dict.fromkeys(family.depths(config), 1)
-    slots = 160
+    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
+    slots = choose_tokens(checkpoint, grid, (), None).slots
     parts = family.split(checkpoint.model, checkpoint.parts, checkpoint.image, SIZE, slots, layers)
     golden = golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1)
     predicted = []
@@ -112,7 +114,6 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
     with torch.no_grad():
         last = library(*library.prepare(**observed))
     kept["x"].append(last)
-    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
     want = library.placed(kept, grid, layers, parts.fixed)
     assert set(parts.graph.engine_outputs) <= want.keys()
     for tensor, expected in want.items():

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from models.anchorvla4d.presets import demo, full, shallow
+from models.chat import PromptConfig
 from models.networks.config import FlowDiTConfig
 from models.policy_config import NormalizationConfig
-from models.qwengr00t.config import PromptConfig, QwenGR00TConfig
+from models.qwengr00t.config import QwenGR00TConfig
+from models.qwengr00t.family import prompt
 from models.qwengr00t.model import QwenGR00T
-from models.qwengr00t.prompt import prompt
 from models.qwengr00t.reference import Composition
 from models.random_weights import random_tensors
 from runtime.image import grid_of

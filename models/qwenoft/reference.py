@@ -1,0 +1,142 @@
+"""The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
+
+Qwen2.5-VL and its image processor come from `transformers`; the head is `torch.nn` alone. None of
+our modules runs here and nothing is cached. The weights are those of a given `QwenOFT`, shared and
+not copied.
+
+Axes: N = patches of one view, L = token, T = action in the chunk, A = action dimension. The
+libraries want a batch axis; it is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.networks.heard import Heard, Listener, Sized, placed_qwen
+from models.networks.parts import LayersPerPart
+from models.networks.transformers_chat import ChatInputs, chat_inputs
+from models.networks.transformers_qwen import image_pad_id, qwen
+from models.qwenoft.model import QwenOFT
+from runtime.image import ImageConfig
+
+
+class Composition(nn.Module):
+    def __init__(self, model: QwenOFT, tokenizer: Tokenizer, image: ImageConfig) -> None:
+        """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
+        super().__init__()
+        config = model.config
+        self.config, self.tokenizer, self.image = config, tokenizer, image
+        self.image_pad_id = image_pad_id(tokenizer)
+        self.action_id = tokenizer.encode(config.action_token, add_special_tokens=False).ids[0]
+        self.qwen = qwen(config.vision, config.language, self.image_pad_id)
+        with torch.device("meta"):
+            self.head = Head(
+                config.language.hidden_size, config.head.num_blocks, config.head.action_dim
+            )
+        given = model.state_dict()
+        self.published = {composed_name(n, config.head.num_blocks): n for n in given}
+        """Name of each tensor here -> what a checkpoint calls it."""
+        weights = {here: given[name] for here, name in self.published.items()}
+        self.load_state_dict(weights, strict=True, assign=True)
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+    ) -> Tensor:
+        """One observation, see `ChatInputs` -> [T, A] float32 in policy units."""
+        hidden_1LD = self.qwen(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask.long(),
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        is_action = input_ids[0] == self.action_id
+        return self.head(hidden_1LD[0, is_action][-self.config.head.action_horizon :])
+
+    def prepare(
+        self, *, instruction: str, padding: int = 0, **views: NDArray[np.uint8]
+    ) -> ChatInputs:
+        """Everything that happens before the networks.
+
+        Args:
+            instruction: one line of text, taken as it is.
+            padding: tokens of it in front, as a longer prompt in the same batch would leave.
+            views: uint8 [H, W, 3] RGB, by the names of the configuration.
+        """
+        pictures = [views[name] for name in self.config.views]
+        text = self.config.text.replace("{instruction}", instruction)
+        return chat_inputs(
+            self.qwen, self.image, self.tokenizer, self.config.prompt, pictures, text, padding
+        )
+
+    def listen(self) -> dict[str, list[Tensor]]:
+        """Hooks that keep what the modules of a tick put out."""
+        heard: dict[str, list[Tensor]] = {}
+        listener = Listener(heard)
+        listener.keep_qwen(self.qwen)
+        listener.keep("actions", self.head)
+        return heard
+
+    def placed(
+        self,
+        kept: Heard,
+        grid: tuple[int, int],
+        layers: LayersPerPart,
+        fixed: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """What was kept, under the names of our graph and in its layout, without padded rows."""
+        c = self.config
+        sized = Sized(c.vision, c.language, c.views, grid, layers, fixed)
+        actions = kept["actions"][0]
+        return placed_qwen(kept, sized) | {"made_actions": actions, "predicted_0": actions}
+
+
+class Head(nn.Module):
+    """OpenVLA-OFT's regression head; each block norms, multiplies, cuts off and adds."""
+
+    def __init__(self, context: int, num_blocks: int, action_dim: int) -> None:
+        super().__init__()
+        width = 2 * context
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(size) for size in (context, *[width] * (num_blocks + 1))
+        )
+        self.layers = nn.ModuleList(
+            nn.Linear(size, width) for size in (context, *[width] * num_blocks)
+        )
+        self.last = nn.Linear(width, action_dim)
+
+    def forward(self, rows_TC: Tensor) -> Tensor:
+        first, *others = self.layers
+        x = functional.relu(first(self.norms[0](rows_TC)))
+        for norm, layer in zip(self.norms[1:-1], others, strict=True):
+            x = x + functional.relu(layer(norm(x)))
+        return self.last(self.norms[-1](x))
+
+
+def composed_name(name: str, num_blocks: int) -> str:
+    """What the tensor of our policy called `name` is called in a `Composition`."""
+    for begin, other in (("vlm.visual.", "qwen.visual."), ("vlm.model.", "qwen.language_model.")):
+        if name.startswith(begin):
+            return other + name.removeprefix(begin)
+    _, _, place, *rest = name.split(".")
+    if place == "mlp_resnet_blocks":
+        number, _, layer, which = rest
+        kind = {"0": "norms", "1": "layers"}[layer]
+        return f"head.{kind}.{int(number) + 1}.{which}"
+    last = f"norms.{num_blocks + 1}"
+    named = {"layer_norm1": "norms.0", "layer_norm2": last, "fc1": "layers.0", "fc2": "last"}
+    return f"head.{named[place]}.{rest[0]}"

@@ -1,0 +1,104 @@
+"""QwenOFT cut into engines, and the graph that joins them.
+
+A new frame redoes the decoder's call (`models.chat_graph`) and the head. Nothing is drawn, and what
+is left of the last chunk cannot be mixed in: there is no sampler to steer.
+"""
+
+from __future__ import annotations
+
+from models.chat import fixed_tokens
+from models.chat_graph import read_chat
+from models.networks.engines import pixels_engine
+from models.networks.parts import WHOLE, LayersPerPart
+from models.prompt_parts import PromptParts
+from models.qwenoft.config import QwenOFTConfig
+from models.qwenoft.engines import engines_of
+from models.qwenoft.model import QwenOFT
+from models.split import (
+    TOKENS,
+    GraphBuilder,
+    ResizeOn,
+    Split,
+    camera,
+    check_slots,
+    chunks,
+    instruction,
+)
+from runtime.declarations import Input
+from runtime.graph import Graph
+from runtime.image import ImageConfig, grid_of
+
+
+def split(
+    model: QwenOFT,
+    parts: PromptParts,
+    image: ImageConfig,
+    image_size: tuple[int, int],
+    slots: int,
+    layers: LayersPerPart = WHOLE,
+    *,
+    resize_on: ResizeOn = "host",
+    samples: int = 1,
+) -> Split:
+    """See `models.family.Family.split`."""
+    c = model.config
+    check_samples(samples)
+    width, height = image_size
+    grid = grid_of(height, width, image)
+    fixed = fixed_tokens(parts, grid)
+    check_slots(fixed, parts, grid, slots)
+    engines = engines_of(model, grid, slots, layers)
+    if resize_on == "engine":
+        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
+    build = GraphBuilder(engines, image, grid)
+    read_chat(build, c.language, c.views, parts, grid, slots)
+    build.tensor("places", engines["act"].inputs["places"].shape)
+    build.call(
+        "places",
+        {"ids": "instruction"},
+        {"places": "places"},
+        {"id": parts.action_id, "num_new": fixed["suffix"]},
+    )
+    build.engine(
+        "act", "act", {"places": "places", "hidden": "suffix_hidden"}, {"actions": "made_actions"}
+    )
+    build.answer("made_actions", c.normalization, leftover=False)
+    max_tail = slots - fixed["suffix"]
+    graph = Graph(
+        inputs=declare_inputs(c, parts, (height, width, 3), max_tail),
+        outputs=chunks(c.normalization, samples=1),
+        tensors=build.tensors,
+        stages=tuple(build.stages),
+    )
+    return Split(
+        engines=engines,
+        graph=graph,
+        tables={TOKENS: model.vlm.model.embed_tokens.weight},
+        slots=slots,
+        fixed=fixed,
+    )
+
+
+def declare_inputs(
+    config: QwenOFTConfig,
+    parts: PromptParts,
+    shape: tuple[int, int, int],
+    max_tail: int,
+    samples: int = 1,
+) -> dict[str, Input]:
+    """What the policy sees and is told."""
+    check_samples(samples)
+    views = {view: camera(shape) for view in config.views}
+    return {**views, "instruction": instruction(parts, max_tail)}
+
+
+def check_samples(samples: int) -> None:
+    """
+    Raises:
+        ValueError: several chunks of one observation, which all would be the same.
+    """
+    if samples > 1:
+        raise ValueError(
+            f"--samples {samples}: this policy draws nothing, all its chunks of a tick would be "
+            "the same; leave it out"
+        )
