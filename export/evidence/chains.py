@@ -116,7 +116,7 @@ def run_libraries(
         observed["state"] = to_policy.to_policy(golden["state"])
     with Float64() if dtype == torch.float64 else nullcontext():
         last = library(*library.prepare(**observed))
-    heard["x"].append(last)
+    heard.setdefault("x", []).append(last)
     return Heard(library, heard)
 
 
