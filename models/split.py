@@ -116,7 +116,7 @@ class GraphBuilder:
         self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
 
     def image(self, name: str) -> None:
-        """Patches of an image, and their vision tokens."""
+        """Patches of an image, and their vision tokens with what else the vision engine makes."""
         patches, pixels = f"{name}_patches", f"{name}_pixels"
         if "pixels" in self.engines:
             self.tensors[pixels] = self.engines["pixels"].inputs["image"]
@@ -125,7 +125,9 @@ class GraphBuilder:
         else:
             self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
-        self.chain("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
+        made = (p for part in self.parts("vision") for p in part.outputs if not p.endswith("_next"))
+        outputs = {port: f"{name}_{port}" for port in made}
+        self.chain("vision", f"{name}_vision", {"patches": patches}, outputs)
 
     def embed(self, target: str, ids: Sequence[int]) -> None:
         """Rows of constant text."""
