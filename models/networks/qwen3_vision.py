@@ -163,12 +163,12 @@ def grid_positions(table: Tensor, grid: tuple[int, int], config: Qwen3VisionConf
     """
     check_grid(grid, config.spatial_merge_size)
     square_SSD = table.double().unflatten(0, (config.side, config.side))
-    rows_RS, columns_CS = (hats(count, config.side).to(table.device) for count in grid)
+    rows_RS, columns_CS = (hats(count, config.side).to(square_SSD) for count in grid)
     whole_RSD = torch.einsum("rs,std->rtd", rows_RS, square_SSD)
     whole_RCD = torch.einsum("ct,rtd->rcd", columns_CS, whole_RSD)
     raster = np.arange(grid[0] * grid[1]).reshape(grid)
     order_N = torch.from_numpy(merge_blocks(raster, config.spatial_merge_size))
-    return whole_RCD.flatten(0, 1)[order_N.to(table.device)].to(table.dtype)
+    return whole_RCD.flatten(0, 1)[order_N].to(table.dtype)
 
 
 def hats(count: int, side: int) -> Tensor:

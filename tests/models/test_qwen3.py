@@ -27,6 +27,7 @@ from models.qwengr00t.model import QwenGR00T
 from models.qwengr00t.prompt import prompt
 from models.qwengr00t.reference import Composition
 from models.random_weights import random_tensors
+from models.split import GraphBuilder
 from runtime.image import grid_of
 from runtime.prompt import encode_tail
 from tests.oracles import END_TO_END, patches_of, relative_error
@@ -245,6 +246,15 @@ def test_settings_of_qwen3_vl_s_image_processor_are_read(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(raw))
     read = read_image_config(tmp_path / "preprocessor_config.json")
     assert read == dataclasses.replace(IMAGE, min_pixels=65536, max_pixels=16777216)
+
+
+@pytest.mark.parametrize("per_part", [None, 1])
+def test_a_graph_has_the_levels_of_an_image_beside_its_tokens(qwen3, per_part):
+    build = GraphBuilder(vision_engines(qwen3("small").ours.visual, (6, 8), per_part), {})
+    build.image("frame")
+    made = {tensor for stage in build.stages for tensor in stage.outputs.values()}
+    for name in ("frame_tokens", "frame_deepstack_0", "frame_deepstack_1"):
+        assert name in made and build.tensors[name].shape == (12, 80)
 
 
 # Work.

@@ -1,5 +1,6 @@
 """Qwen3-VL's vision tower, whole and in engines, against transformers and torch."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -12,6 +13,8 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from models.networks.engines import vision_engines
 from models.networks.qwen3_vision import grid_positions
 from models.networks.transformers_qwen import image_processor
+from models.networks.vision_language import VisionLanguage
+from models.stored import StoredTensor, put
 from tests.oracles import FAINT, MODULE, normal, patches_of, relative_error
 from tests.qwen3 import IMAGE, pair_of, small
 
@@ -118,6 +121,27 @@ def test_a_level_leaves_the_part_that_holds_its_block(qwen3):
         ["x_next", "deepstack_1"],
         ["tokens"],
     ]
+
+
+@torch.no_grad()
+def test_positions_of_a_tower_on_disk_are_those_of_one_in_memory(qwen3):
+    tower = qwen3("small").ours.visual
+    lazy = copy.deepcopy(tower)
+    for name, tensor in tower.state_dict().items():
+        put(lazy, name, StoredTensor(tensor.shape, torch.float32, lambda t=tensor: t))
+    positions = [vision_engines(t, (6, 8))["vision"].module.positions for t in (tower, lazy)]
+    assert torch.equal(*positions)
+    patches = normal(6 * 8, tower.config.patch_dim)
+    for one, other in zip(tower(patches, (6, 8)), lazy(patches, (6, 8)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_engines_have_their_ports_without_weights():
+    with torch.device("meta"):
+        tower = VisionLanguage(*small()).visual
+    (spec,) = vision_engines(tower, (6, 8)).values()
+    assert spec.module.positions.is_meta
+    assert spec.outputs["deepstack_1"].shape == (12, 80)
 
 
 @torch.no_grad()
