@@ -9,15 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.anchorvla4d.presets import demo, full
+from models.anchorvla4d.presets import demo
 from models.fields import parse
-from models.networks.config import (
-    FlowDiTConfig,
-    LanguageConfig,
-    Qwen3LanguageConfig,
-    Qwen3VisionConfig,
-    VisionConfig,
-)
+from models.networks.config import FlowDiTConfig
 from models.networks.engines import language_engines, vision_engines
 from models.networks.work import Tokens, all_layers, language_work, vision_work
 from models.policy_config import NormalizationConfig
@@ -130,9 +124,6 @@ def test_the_published_model_has_its_number_of_parameters():
     with torch.device("meta"):
         model = QwenGR00T(config_of((vision, language))).vlm
     assert sum(p.numel() for p in model.parameters()) == 4437815808
-
-
-# Configuration.
 
 
 def as_json(config):
@@ -257,9 +248,6 @@ def test_a_graph_has_the_levels_of_an_image_beside_its_tokens(qwen3, per_part):
         assert name in made and build.tensors[name].shape == (12, 80)
 
 
-# Work.
-
-
 def works_of(vision, language, grid=(6, 8), slots=16, per_part=None):
     """Of each engine."""
     step = per_part or 100
@@ -341,10 +329,3 @@ def test_a_vision_block_attends_over_the_whole_image():
     work = vision_work("vlm.visual", wide()[0], range(1, 2), (18, 14))
     assert work.attention_flops == 2 * 2 * 16 * 64 * (18 * 14) ** 2
     assert work.largest_scores == 16 * (18 * 14) ** 2
-
-
-def test_qwen2_5_is_what_it_was():
-    """Attributes that tell the generations apart, of the classes."""
-    assert (full().vision.num_deepstack, full().language.head_dim) == (0, 128)
-    for new, old in ((Qwen3VisionConfig, VisionConfig), (Qwen3LanguageConfig, LanguageConfig)):
-        assert not issubclass(new, old) and not issubclass(old, new)
