@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.chat import segments
-from models.networks.config import LanguageConfig
+from models.networks.config import AnyLanguageConfig
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder
 
 
 def read_chat(
     build: GraphBuilder,
-    language: LanguageConfig,
+    language: AnyLanguageConfig,
     views: Sequence[str],
     parts: PromptParts,
     grid: tuple[int, int],
@@ -44,19 +44,31 @@ def _texts(
     grid: tuple[int, int],
     slots: int,
 ) -> None:
-    """Embeddings of both calls."""
+    """Embeddings of both calls, and what is added behind layers: nothing to the rows of texts."""
     merged = grid[0] * grid[1] // 4
-    build.tensor("prefix_embeddings", (slots, width))
+    for call in ("prefix", "suffix"):
+        for rows in ("embeddings", *build.deepstack):
+            build.tensor(f"{call}_{rows}", (slots, width))
     build.embed("prefix_embeddings", parts.before[0])
-    build.tensor("suffix_embeddings", (slots, width))
+    for port in build.deepstack:
+        build.call("constant", {}, {"value": f"prefix_{port}"}, {"values": []})
+
+    def text(name: str, at: int, count: int | None = None) -> None:
+        build.rows(name, "suffix_embeddings", at, count)
+        for port in build.deepstack:
+            build.rows(f"{name}_{port}", f"suffix_{port}", at, count)
+            build.call("constant", {}, {"value": f"{name}_{port}"}, {"values": []})
+
     at = 0
     for number, view in enumerate(views):
         if number:
-            between, text = f"{view}_before", parts.image_end + parts.before[number]
-            build.rows(between, "suffix_embeddings", at, len(text))
-            build.embed(between, text)
-            at += len(text)
+            between, ids = f"{view}_before", parts.image_end + parts.before[number]
+            text(between, at, len(ids))
+            build.embed(between, ids)
+            at += len(ids)
         build.rows(f"{view}_tokens", "suffix_embeddings", at, merged)
+        for port in build.deepstack:
+            build.rows(f"{view}_{port}", f"suffix_{port}", at, merged)
         at += merged
-    build.rows("suffix_tail", "suffix_embeddings", at)
+    text("suffix_tail", at)
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})

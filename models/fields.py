@@ -1,13 +1,16 @@
 """Configurations as frozen dataclasses: read from JSON field by field, and their numbers checked.
 
-The trade-off: nothing is converted but a whole number where a float is asked for, so a file with a
-field too many, too few or of another type is refused with the field's name.
+Where one of several dataclasses may stand, the fields say which. The trade-off: nothing is
+converted but a whole number where a float is asked for, so a file with a field too many, too few or
+of another type is refused with the field's name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -56,6 +59,8 @@ def parse(cls: type[T], raw: Any, where: str) -> T:
 
 
 def _value(hint: Any, raw: Any, where: str) -> Any:
+    if _is_choice(hint):
+        hint = _closest(typing.get_args(hint), raw)
     if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), raw, where)
     if typing.get_origin(hint) is tuple:
@@ -71,3 +76,16 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, hint) or (isinstance(raw, bool) and hint is not bool):
         raise ValueError(f"{where} must be {getattr(hint, '__name__', hint)}, got {raw!r}")
     return raw
+
+
+def _is_choice(hint: Any) -> bool:
+    """Whether it is one of several dataclasses."""
+    return isinstance(hint, types.UnionType) and all(
+        map(dataclasses.is_dataclass, typing.get_args(hint))
+    )
+
+
+def _closest(choices: Sequence[Any], raw: Any) -> Any:
+    """The dataclass that knows the most of an object's fields; of equals, the first."""
+    given = set(raw) if isinstance(raw, dict) else set()
+    return max(choices, key=lambda c: len(given & {f.name for f in dataclasses.fields(c)}))

@@ -87,6 +87,8 @@ def image_of(config: PolicyConfig) -> ImageConfig:
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.spatial_merge_size,
+        image_mean=vision.image_mean,
+        image_std=vision.image_std,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig, check_backbone
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -53,9 +53,9 @@ class PolicyConfig(Protocol):
         """What these weights are, in one line; shown beside the licence."""
 
     @property
-    def vision(self) -> VisionConfig: ...
+    def vision(self) -> AnyVisionConfig: ...
     @property
-    def language(self) -> LanguageConfig: ...
+    def language(self) -> AnyLanguageConfig: ...
     @property
     def normalization(self) -> NormalizationConfig: ...
     @property
@@ -92,11 +92,7 @@ def check_policy(
     """
     if config.model_type != model_type:
         raise ValueError(f"model_type must be {model_type!r}, got {config.model_type!r}")
-    if config.vision.out_hidden_size != config.language.hidden_size:
-        raise ValueError(
-            f"vision.out_hidden_size={config.vision.out_hidden_size} must equal "
-            f"language.hidden_size={config.language.hidden_size}"
-        )
+    check_backbone(config.vision, config.language)
     n = config.normalization
     for kind, modes, width in (
         ("action", n.action, config.chunk[1]),

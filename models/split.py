@@ -13,8 +13,9 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from models.networks.config import LanguageConfig
+from models.networks.config import AnyLanguageConfig
 from models.networks.engines import EngineSpec
+from models.networks.vision_language import rotary_settings
 from models.policy_config import NormalizationConfig, PolicyConfig
 from models.prompt_parts import PromptParts
 from runtime.declarations import Input, Output, Prompt, Tensor
@@ -145,7 +146,7 @@ class GraphBuilder:
         self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
 
     def image(self, name: str) -> None:
-        """Patches of an image, and their vision tokens."""
+        """Patches of an image, and their vision tokens with what else the vision engine makes."""
         patches, pixels = f"{name}_patches", f"{name}_pixels"
         if "pixels" in self.engines:
             self.tensors[pixels] = self.engines["pixels"].inputs["image"]
@@ -154,7 +155,9 @@ class GraphBuilder:
         else:
             self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
-        self.chain("vision", f"{name}_vision", {"patches": patches}, {"tokens": f"{name}_tokens"})
+        made = (p for part in self.parts("vision") for p in part.outputs if not p.endswith("_next"))
+        outputs = {port: f"{name}_{port}" for port in made}
+        self.chain("vision", f"{name}_vision", {"patches": patches}, outputs)
 
     def embed(self, target: str, ids: Sequence[int]) -> None:
         """Rows of constant text."""
@@ -164,7 +167,7 @@ class GraphBuilder:
         self,
         call: str,
         segments: Sequence[Segment],
-        language: LanguageConfig,
+        language: AnyLanguageConfig,
         *,
         start: int = 0,
         num_past: int = 0,
@@ -184,8 +187,7 @@ class GraphBuilder:
         rotary = {
             "segments": [list(s) if isinstance(s, tuple) else s for s in segments],
             "start": start,
-            "theta": language.rope_theta,
-            "sections": list(language.mrope_section),
+            **rotary_settings(language),
         }
         tables = {port: f"{call}_{port}" for port in ("cos", "sin")}
         self.call("rotary", text, tables, rotary, name=f"{call}_rotary")
@@ -203,13 +205,19 @@ class GraphBuilder:
                 )
         self.call("constant", {}, {"value": "empty_past"}, {"values": []})
 
+    @property
+    def deepstack(self) -> list[str]:
+        """Ports of the decoder that are added to the rows of pictures, if it has any."""
+        ports = (port for part in self.parts("language") for port in part.inputs)
+        return [port for port in ports if port.startswith("deepstack_")]
+
     def language(self, call: str, past: str) -> None:
-        """A call of the decoder behind `past`: embeddings, mask and angles of its own name."""
+        """A call of the decoder behind `past`: all else that it is given has its own name."""
         self.chain(
             "language",
             call,
             {"embeddings": f"{call}_embeddings", "past": past}
-            | {port: f"{call}_{port}" for port in ("mask", "cos", "sin")},
+            | {port: f"{call}_{port}" for port in ("mask", "cos", "sin", *self.deepstack)},
             {"kv": f"{call}_kv", "hidden": f"{call}_hidden"},
             own=("past", "kv"),
         )

@@ -156,19 +156,34 @@ def mrope_positions(segments: Sequence[Segment], start: int = 0) -> tuple[NDArra
 
 
 def mrope_tables(
-    positions_3N: NDArray[np.int64], *, theta: float, sections: Sequence[int]
+    positions_3N: NDArray[np.int64],
+    *,
+    theta: float,
+    sections: Sequence[int],
+    interleaved: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosine and sine of the rotary angles, [N, d] float32 each; d = 2 * sum(sections).
 
-    Frequency i turns with the time, height or width position, by the section it falls into.
+    Frequency i turns with the time, height or width position, by the section it falls into. If
+    sections are interleaved (Qwen3-VL), the three take turns until height and width have theirs,
+    and time has what is left.
     """
     half = sum(sections)
     powers = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(2 * half)
     frequencies = (1.0 / np.float32(theta) ** powers).astype(np.float32)
-    axis = np.repeat(np.arange(3), sections)
-    angles = positions_3N.astype(np.float32)[axis].T * frequencies
+    angles = positions_3N.astype(np.float32)[_axes(sections, interleaved)].T * frequencies
     angles = np.concatenate([angles, angles], axis=1)
     return np.cos(angles), np.sin(angles)
+
+
+def _axes(sections: Sequence[int], interleaved: bool) -> NDArray[np.int64]:
+    """[half] of each frequency, whether time (0), height (1) or width (2) turns it."""
+    if not interleaved:
+        return np.repeat(np.arange(3), sections)
+    axes = np.zeros(sum(sections), np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def attention_mask(num_past: int, past_slots: int, num_new: int, slots: int) -> NDArray[np.float32]:

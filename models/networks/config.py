@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.fields import check_divides, check_numbers
 
@@ -24,14 +27,14 @@ class VisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
     """Side of an attention window in pixels."""
+    image_mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
+    """Of the pictures that it was trained with, as of `image_std`."""
+    image_std: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
+    num_deepstack: ClassVar[int] = 0
+    """Levels of features that it gives beside its tokens."""
 
     def __post_init__(self) -> None:
-        check_divides(self.num_heads, self.hidden_size, "vision.num_heads", "vision.hidden_size")
-        if self.hidden_size // self.num_heads % 4:
-            raise ValueError(
-                "vision head width must be a multiple of 4 for 2-D rotary positions, got "
-                f"{self.hidden_size}/{self.num_heads}"
-            )
+        _check_rotary_heads(self)
         token = self.patch_size * self.spatial_merge_size
         if token < 1 or self.window_size < token or self.window_size % token:
             raise ValueError(
@@ -52,8 +55,75 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LanguageConfig:
-    """Qwen2.5 decoder without its LM head."""
+class Qwen3VisionConfig:
+    """Qwen3-VL vision tower, its merger, and the mergers of its deep-stack levels."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    """Width of the merged tokens: the language model's."""
+    num_position_embeddings: int
+    """Of a square grid, which is interpolated to that of an image."""
+    deepstack_visual_indexes: tuple[int, ...]
+    """Blocks behind which features are merged too, in order: those of the k-th are added to the
+    image's hidden states behind the k-th layer of the language model."""
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+
+    image_mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    """Of the pictures that it was trained with, as of `image_std`."""
+    image_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        _check_rotary_heads(self)
+        check_numbers(self, "vision")
+        if self.side**2 != self.num_position_embeddings:
+            raise ValueError(
+                "vision.num_position_embeddings must be the square of a whole number, got "
+                f"{self.num_position_embeddings}"
+            )
+        indexes = self.deepstack_visual_indexes
+        if not all(0 <= i < self.depth for i in indexes):
+            raise ValueError(
+                f"vision.deepstack_visual_indexes must lie in [0, {self.depth}), got {indexes}"
+            )
+        if list(indexes) != sorted(set(indexes)):
+            raise ValueError(f"vision.deepstack_visual_indexes must rise, got {indexes}")
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch: channels x frames x height x width."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def side(self) -> int:
+        """Position embeddings along each side of their grid."""
+        return math.isqrt(self.num_position_embeddings)
+
+    @property
+    def num_deepstack(self) -> int:
+        """Levels of features that it gives beside its tokens."""
+        return len(self.deepstack_visual_indexes)
+
+
+AnyVisionConfig = VisionConfig | Qwen3VisionConfig
+
+
+def _check_rotary_heads(c: AnyVisionConfig) -> None:
+    check_divides(c.num_heads, c.hidden_size, "vision.num_heads", "vision.hidden_size")
+    if c.hidden_size // c.num_heads % 4:
+        raise ValueError(
+            "vision head width must be a multiple of 4 for 2-D rotary positions, got "
+            f"{c.hidden_size}/{c.num_heads}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DecoderConfig:
+    """What both generations of the decoder are made of."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -66,6 +136,15 @@ class LanguageConfig:
     """Rotary frequencies given to time, height and width; their sum is half the head width."""
     rms_norm_eps: float = 1e-6
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageConfig(_DecoderConfig):
+    """Qwen2.5 decoder without its LM head."""
+
+    qkv_bias: ClassVar[bool] = True
+    qk_norm: ClassVar[bool] = False
+    mrope_interleaved: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_divides(
             self.num_attention_heads,
@@ -73,24 +152,84 @@ class LanguageConfig:
             "language.num_attention_heads",
             "language.hidden_size",
         )
-        check_divides(
-            self.num_key_value_heads,
-            self.num_attention_heads,
-            "language.num_key_value_heads",
-            "language.num_attention_heads",
-        )
-        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
-            raise ValueError(
-                f"language.mrope_section must hold three numbers that add up to half the head "
-                f"width {self.head_dim // 2}, got {self.mrope_section}"
-            )
-        if self.rms_norm_eps >= 1:
-            raise ValueError(f"language.rms_norm_eps must be below 1, got {self.rms_norm_eps}")
-        check_numbers(self, "language")
+        _check_decoder(self)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qwen3LanguageConfig(_DecoderConfig):
+    """Qwen3 decoder without its LM head, as Qwen3-VL has it."""
+
+    head_dim: int
+    """Of queries, keys and values, whatever the model's width."""
+    qkv_bias: ClassVar[bool] = False
+    qk_norm: ClassVar[bool] = True
+    """Whether each head's queries and keys are normalised before they are rotated."""
+    mrope_interleaved: ClassVar[bool] = True
+    """Whether time, height and width take turns at the frequencies, and not one after another."""
+
+    def __post_init__(self) -> None:
+        _check_decoder(self)
+        half, (_, height, width) = self.head_dim // 2, self.mrope_section
+        if 3 * max(height, width) > half:
+            raise ValueError(
+                "language.mrope_section takes turns, so height and width have at most a third of "
+                f"half the head width {half}, got {self.mrope_section}"
+            )
+
+
+AnyLanguageConfig = LanguageConfig | Qwen3LanguageConfig
+
+
+def _check_decoder(c: AnyLanguageConfig) -> None:
+    check_divides(
+        c.num_key_value_heads,
+        c.num_attention_heads,
+        "language.num_key_value_heads",
+        "language.num_attention_heads",
+    )
+    if len(c.mrope_section) != 3 or 2 * sum(c.mrope_section) != c.head_dim:
+        raise ValueError(
+            f"language.mrope_section must hold three numbers that add up to half the head "
+            f"width {c.head_dim // 2}, got {c.mrope_section}"
+        )
+    if c.rms_norm_eps >= 1:
+        raise ValueError(f"language.rms_norm_eps must be below 1, got {c.rms_norm_eps}")
+    check_numbers(c, "language")
+
+
+BACKBONES: Mapping[type[AnyVisionConfig], type[AnyLanguageConfig]] = {
+    VisionConfig: LanguageConfig,
+    Qwen3VisionConfig: Qwen3LanguageConfig,
+}
+"""The language model that reads what a vision tower makes."""
+
+
+def check_backbone(vision: AnyVisionConfig, language: AnyLanguageConfig) -> None:
+    """
+    Raises:
+        ValueError: the two do not belong together.
+    """
+    wanted = BACKBONES[type(vision)]
+    if type(language) is not wanted:
+        raise ValueError(
+            f"vision is a {type(vision).__name__}, which goes with a {wanted.__name__}, got a "
+            f"{type(language).__name__}: language.head_dim must "
+            f"{'' if wanted is Qwen3LanguageConfig else 'not '}be given"
+        )
+    if vision.out_hidden_size != language.hidden_size:
+        raise ValueError(
+            f"vision.out_hidden_size={vision.out_hidden_size} must equal "
+            f"language.hidden_size={language.hidden_size}"
+        )
+    if vision.num_deepstack > language.num_hidden_layers:
+        raise ValueError(
+            f"vision.deepstack_visual_indexes has {vision.num_deepstack} levels for "
+            f"language.num_hidden_layers={language.num_hidden_layers}; each takes a layer"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

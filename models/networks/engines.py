@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from models.networks.language import LanguageModel
-from models.networks.parts import LanguagePart, VisionPart, cut
+from models.networks.parts import LanguagePart, Qwen3VisionPart, VisionPart, cut
 from models.networks.pixels import PixelsEngine
+from models.networks.qwen3_vision import Qwen3VisionTower
 from models.networks.vision import VisionTower
 from runtime.declarations import Tensor
 from runtime.graph import part_name
@@ -53,14 +54,17 @@ class LanguageEngine(nn.Module):
         mask: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
+        *deepstack: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(embeddings, past, mask, cos, sin)
+        return self.model(embeddings, past, mask, cos, sin, *deepstack)
 
 
 def vision_engines(
-    tower: VisionTower, grid: tuple[int, int], per_part: int | None = None
+    tower: VisionTower | Qwen3VisionTower, grid: tuple[int, int], per_part: int | None = None
 ) -> dict[str, EngineSpec]:
-    """Patches of one image -> its merged tokens."""
+    """Patches of one image -> its merged tokens, and each deep-stack level's as `deepstack_k`."""
+    if isinstance(tower, Qwen3VisionTower):
+        return _qwen3_vision_engines(tower, grid, per_part)
     c, num_patches = tower.config, grid[0] * grid[1]
     tokens = {"tokens": Tensor(shape=(num_patches // 4, c.out_hidden_size))}
     patches = {"patches": Tensor(shape=(num_patches, c.patch_dim))}
@@ -78,10 +82,42 @@ def vision_engines(
     }
 
 
+def _qwen3_vision_engines(
+    tower: Qwen3VisionTower, grid: tuple[int, int], per_part: int | None
+) -> dict[str, EngineSpec]:
+    c, num_patches = tower.config, grid[0] * grid[1]
+    patches, between, tokens = (
+        Tensor(shape=shape)
+        for shape in (
+            (num_patches, c.patch_dim),
+            (num_patches, c.hidden_size),
+            (num_patches // c.spatial_merge_size**2, c.out_hidden_size),
+        )
+    )
+    parts = cut(c.depth, per_part)
+    return {
+        part_name("vision", i, len(parts)): EngineSpec(
+            Qwen3VisionPart(tower, blocks, grid),
+            {"x": between} if i else {"patches": patches},
+            ({"tokens": tokens} if blocks is parts[-1] else {"x_next": between})
+            | {
+                f"deepstack_{level}": tokens
+                for level, index in enumerate(c.deepstack_visual_indexes)
+                if index in blocks
+            },
+        )
+        for i, blocks in enumerate(parts)
+    }
+
+
 def language_engines(
     model: LanguageModel, slots: int, per_part: int | None = None
 ) -> dict[str, EngineSpec]:
-    """`slots` embeddings behind as many cached tokens -> their keys, values and hidden states."""
+    """`slots` embeddings behind as many cached tokens -> their keys, values and hidden states.
+
+    What deep-stack level k adds to the hidden states is `deepstack_k`, zeros where text stands; the
+    part that holds layer k reads it.
+    """
     c = model.config
     rotary = Tensor(shape=(slots, c.head_dim))
     tokens = Tensor(shape=(slots, c.hidden_size))
@@ -98,7 +134,8 @@ def language_engines(
                 "mask": Tensor(shape=(slots, 2 * slots)),
                 "cos": rotary,
                 "sin": rotary,
-            },
+            }
+            | {f"deepstack_{k}": tokens for k in range(model.num_deepstack) if k in layers},
             {"kv": cache, "hidden" if layers is parts[-1] else "x_next": tokens},
         )
     return found

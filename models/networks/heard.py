@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig, VisionConfig
 from models.networks.parts import LayersPerPart, cut
 from models.networks.vision import places_of
 from runtime.graph import part_name
@@ -44,12 +44,14 @@ class Listener:
         module.register_forward_pre_hook(lambda _m, inputs: self._add(name, of(inputs)))
 
     def keep_qwen(self, qwen: Any) -> None:
-        """Of every block and layer, and the keys and values of all."""
+        """Of every block, between the layers, and the keys and values of all."""
         for block in qwen.visual.blocks:
             self.keep("vision", block)
         self.keep("image_tokens", qwen.visual, lambda out: out.pooler_output)
-        for layer in qwen.language_model.layers:
-            self.keep("language", layer)
+        for level, merger in enumerate(getattr(qwen.visual, "deepstack_merger_list", ())):
+            self.keep(f"deepstack_{level}", merger)
+        for layer in qwen.language_model.layers[1:]:  # what comes in has all that is added between
+            self.keep_input("language", layer, lambda given: given[0])
         self.keep("hidden", qwen.language_model, lambda out: out.last_hidden_state)
         qwen.register_forward_pre_hook(
             lambda _m, args, named: (args, named | {"use_cache": True}), with_kwargs=True
@@ -64,8 +66,8 @@ class Listener:
 class Sized:
     """How our side is cut."""
 
-    vision: VisionConfig
-    language: LanguageConfig
+    vision: AnyVisionConfig
+    language: AnyLanguageConfig
     views: Sequence[str]
     """Names of the pictures, in the order of the prompt."""
     grid: tuple[int, int]
@@ -87,25 +89,33 @@ def placed_qwen(heard: Heard, sized: Sized) -> dict[str, Tensor]:
 
 def _vision(heard: Heard, sized: Sized) -> dict[str, Tensor]:
     vision = sized.vision
-    rows, columns = sized.grid
-    order_M, _ = get_vision_window_index(
-        torch.tensor([[1, rows, columns]]),
-        spatial_merge_size=vision.spatial_merge_size,
-        window_size=vision.window_size,
-        patch_size=vision.patch_size,
-    )
-    back_M = torch.argsort(order_M)
-    places = places_of(sized.grid, vision).order
     blocks = cut(vision.depth, sized.layers.get("vision"))
     count = len(sized.views)
     found: dict[str, Tensor] = {}
     for number, view in enumerate(sized.views):
         found[f"{view}_tokens"] = heard["image_tokens"][0].chunk(count)[number]
+        for level in range(vision.num_deepstack):
+            port = f"deepstack_{level}"
+            found[f"{view}_{port}"] = heard[port][0].chunk(count)[number]
         for i, part in enumerate(blocks[:-1]):
             x_ND = heard["vision"][part.stop - 1].chunk(count)[number]
-            in_raster = x_ND.unflatten(0, (len(back_M), -1))[back_M].flatten(0, 1)
-            found[part_name(f"{view}_vision_x", i, len(blocks))] = in_raster[places]
+            if isinstance(vision, VisionConfig):
+                x_ND = _in_our_windows(x_ND, sized.grid, vision)
+            found[part_name(f"{view}_vision_x", i, len(blocks))] = x_ND
     return found
+
+
+def _in_our_windows(x_ND: Tensor, grid: tuple[int, int], vision: VisionConfig) -> Tensor:
+    """Rows in the order of the library's windows -> in that of ours."""
+    order_M, _ = get_vision_window_index(
+        torch.tensor([[1, *grid]]),
+        spatial_merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size,
+        patch_size=vision.patch_size,
+    )
+    back_M = torch.argsort(order_M)
+    in_raster = x_ND.unflatten(0, (len(back_M), -1))[back_M].flatten(0, 1)
+    return in_raster[places_of(grid, vision).order]
 
 
 def _language(heard: Heard, sized: Sized) -> dict[str, Tensor]:

@@ -1,33 +1,43 @@
-"""Qwen2.5 decoder as a prefill engine: embeddings and cached keys in, hidden states out.
+"""Qwen2.5 or Qwen3 decoder as a prefill engine: embeddings and cached keys in, hidden states out.
 
 There is no LM head and no in-place cache: the new keys and values leave as an output in the layout
 of the cache input, so that one call's output can be bound as another call's cache.
-Oracle: `transformers` `Qwen2_5_VLTextModel`, whose parameter names are used.
+Oracles: `transformers` `Qwen2_5_VLTextModel` and `Qwen3VLTextModel`; parameter names are theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.networks.config import LanguageConfig
+from models.networks.config import AnyLanguageConfig
 from models.networks.layers import RMSNorm, SwiGLU, attend, rotate
 
 
 class LanguageModel(nn.Module):
     """The decoder stack and its token table."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: AnyLanguageConfig, num_deepstack: int = 0) -> None:
+        """
+        Args:
+            num_deepstack: levels of deep-stack features that the vision tower gives.
+        """
         super().__init__()
-        self.config = config
+        self.config, self.num_deepstack = config, num_deepstack
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, embeddings: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+        self,
+        embeddings: Tensor,
+        past: Tensor,
+        mask: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *deepstack: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Prefill S tokens behind P cached ones.
 
@@ -37,12 +47,13 @@ class LanguageModel(nn.Module):
             mask: [S, P + S], added to the scores. Finite, and every row admits some column.
             cos: [S, d], M-RoPE cosines of the S tokens.
             sin: [S, d].
+            deepstack: [..., S, D] of each level: an image's features, and zeros where text stands.
 
         Returns:
             Keys and values of the S tokens in the layout of `past`, and their hidden states after
             the final norm, [..., S, D].
         """
-        kv, x = run_layers(self.layers, embeddings, past, mask, cos, sin)
+        kv, x = run_layers(self.layers, embeddings, past, mask, cos, sin, deepstack)
         return kv, self.norm(x)
 
     def empty_past(self, slots: int) -> Tensor:
@@ -52,9 +63,18 @@ class LanguageModel(nn.Module):
 
 
 def run_layers(
-    layers: Iterable[nn.Module], x: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    past: Tensor,
+    mask: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    deepstack: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Some layers in a row; `past` and the new keys and values are theirs alone.
+
+    Args:
+        deepstack: what is added behind the first of these layers, one for each.
 
     Returns:
         New keys and values, and what the last layer puts out, before any norm.
@@ -62,12 +82,14 @@ def run_layers(
     new = []
     for index, layer in enumerate(layers):
         x, kv = layer(x, past.select(-4, index), mask, cos, sin)
+        if index < len(deepstack):
+            x = x + deepstack[index]
         new.append(kv)
     return torch.stack(new, dim=-4), x
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: AnyLanguageConfig) -> None:
         super().__init__()
         self.self_attn = GroupedAttention(config)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=False)
@@ -85,16 +107,24 @@ class DecoderLayer(nn.Module):
 class GroupedAttention(nn.Module):
     """Grouped-query attention; keys and values are never repeated for the heads that share them."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: AnyLanguageConfig) -> None:
         super().__init__()
         self.kv_heads = config.num_key_value_heads
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.head_dim = config.head_dim
-        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, kv_width)
-        self.v_proj = nn.Linear(width, kv_width)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        width, bias = config.hidden_size, config.qkv_bias
+        q_width, kv_width = (
+            self.group * self.kv_heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        )
+        self.q_proj = nn.Linear(width, q_width, bias=bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=bias)
+        self.o_proj = nn.Linear(q_width, width, bias=False)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
         self, x: Tensor, past_P2Kd: Tensor, mask_SC: Tensor, cos: Tensor, sin: Tensor
@@ -102,6 +132,8 @@ class GroupedAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (self.kv_heads, self.group, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, cos[:, None, None], sin[:, None, None])
         k = rotate(k, cos[:, None], sin[:, None])
         new_S2Kd = torch.stack([k, v], dim=-3)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.networks import language, spatial, vision
+from models.networks import language, qwen3_vision, spatial, vision
 
 LayersPerPart = Mapping[str, int]
 """Layers that one engine of a trunk holds at most; one that is not named stays in one piece."""
@@ -42,10 +42,17 @@ class LanguagePart(nn.Module):
         self.norm = model.norm if layers.stop == len(model.layers) else nn.Identity()
 
     def forward(
-        self, x: Tensor, past: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        past: Tensor,
+        mask: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *deepstack: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `LanguageModel.forward`; `x` [..., S, D], `past` and the result of these layers."""
-        kv, x = language.run_layers(self.layers.values(), x, past, mask, cos, sin)
+        """As `LanguageModel.forward`; `x` [..., S, D], `past`, `deepstack` and the result of these
+        layers."""
+        kv, x = language.run_layers(self.layers.values(), x, past, mask, cos, sin, deepstack)
         return kv, self.norm(x)
 
 
@@ -68,6 +75,41 @@ class VisionPart(nn.Module):
         if self.merger is not None:
             x = self.merger(x).index_select(-2, torch.from_numpy(places.layout.inverse_M))
         return x
+
+
+class Qwen3VisionPart(nn.Module):
+    """Some blocks of Qwen3-VL's vision tower, or all, with the mergers of the levels among them.
+
+    The position embeddings of the one grid are a constant of the first part.
+    """
+
+    def __init__(
+        self, tower: qwen3_vision.Qwen3VisionTower, blocks: range, grid: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.config, self.grid = tower.config, grid
+        self.patch_embed = tower.patch_embed if blocks.start == 0 else None
+        if blocks.start == 0:
+            with torch.no_grad():
+                table = tower.pos_embed.weight
+                positions = qwen3_vision.grid_positions(table, grid, tower.config)
+            self.register_buffer("positions", positions)
+            self.positions: Tensor
+        self.blocks = _numbered(tower.blocks, blocks)
+        self.mergers = nn.ModuleDict(
+            {str(index): merger for index, merger in tower.levels().items() if index in blocks}
+        )
+        self.merger = tower.merger if blocks.stop == len(tower.blocks) else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[..., N, patch_dim] in the first part, [..., N, D] in the others -> tokens in the last,
+        [..., N, D] in the others; and the features of these blocks' levels."""
+        if self.patch_embed is not None:
+            x = self.patch_embed(x) + self.positions
+        x, features = qwen3_vision.run_blocks(
+            _by_number(self.blocks), x, self.grid, self.config, dict(_by_number(self.mergers))
+        )
+        return x if self.merger is None else self.merger(x), *features
 
 
 class SpatialPart(nn.Module):

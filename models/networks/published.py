@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
+import dataclasses
+
+from models.networks.config import (
+    FlowDiTConfig,
+    LanguageConfig,
+    Qwen3LanguageConfig,
+    Qwen3VisionConfig,
+    VisionConfig,
+)
 
 
 def qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
@@ -38,6 +46,66 @@ def dit_b(*, action_dim: int, action_horizon: int, state_dim: int | None = None)
         action_horizon=action_horizon,
         state_dim=state_dim,
     )
+
+
+def qwen3_vl_4b() -> tuple[Qwen3VisionConfig, Qwen3LanguageConfig]:
+    """Qwen3-VL-4B-Instruct."""
+    vision = Qwen3VisionConfig(
+        depth=24,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_heads=16,
+        out_hidden_size=2560,
+        num_position_embeddings=2304,
+        deepstack_visual_indexes=(5, 11, 17),
+    )
+    language = Qwen3LanguageConfig(
+        num_hidden_layers=36,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        rope_theta=5e6,
+        mrope_section=(24, 20, 20),
+    )
+    return vision, language
+
+
+def thin_qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
+    """Its widths with two layers each and a small vocabulary."""
+    vision, language = qwen2_5_vl_3b()
+    return (
+        dataclasses.replace(vision, depth=2, fullatt_block_indexes=(1,)),
+        dataclasses.replace(language, num_hidden_layers=2, vocab_size=512),
+    )
+
+
+def tiny_qwen3() -> tuple[Qwen3VisionConfig, Qwen3LanguageConfig]:
+    """Every structure of Qwen3-VL at widths of 128: two levels of deep-stack features, grouped
+    heads that are wider together than the decoder, and interleaved M-RoPE."""
+    vision = Qwen3VisionConfig(
+        depth=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_heads=4,
+        out_hidden_size=128,
+        num_position_embeddings=64,
+        deepstack_visual_indexes=(0, 1),
+    )
+    language = Qwen3LanguageConfig(
+        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=512,
+        rope_theta=10.0,
+        mrope_section=(6, 5, 5),
+    )
+    return vision, language
 
 
 def tiny_qwen() -> tuple[VisionConfig, LanguageConfig]:

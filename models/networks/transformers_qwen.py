@@ -1,9 +1,11 @@
-"""Qwen2.5-VL and its image processor as `transformers` has them, of our configurations' sizes.
+"""Qwen2.5-VL, Qwen3-VL and their image processor as `transformers` has them, in our sizes.
 
 They are oracles of our networks, and parts of the baseline that a policy is measured against.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -18,8 +20,24 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionRotaryEmbedding,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.configuration_qwen3_vl import (
+    Qwen3VLConfig,
+    Qwen3VLTextConfig,
+    Qwen3VLVisionConfig,
+)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLModel,
+    Qwen3VLTextRotaryEmbedding,
+    Qwen3VLVisionRotaryEmbedding,
+)
 
-from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.config import (
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    Qwen3VisionConfig,
+    VisionConfig,
+    check_backbone,
+)
 from runtime.image import ImageConfig
 
 IMAGE_PAD = "<|image_pad|>"
@@ -51,8 +69,21 @@ def image_processor(image: ImageConfig) -> Qwen2VLImageProcessorPil:
     )
 
 
-def qwen(v: VisionConfig, lm: LanguageConfig, image_pad_id: int) -> Qwen2_5_VLModel:
-    """Vision tower and language model without the LM head, on the meta device."""
+def qwen(
+    v: AnyVisionConfig, lm: AnyLanguageConfig, image_pad_id: int
+) -> Qwen2_5_VLModel | Qwen3VLModel:
+    """Vision tower and language model without the LM head, on the meta device.
+
+    Raises:
+        ValueError: the two do not belong together.
+    """
+    check_backbone(v, lm)
+    if isinstance(v, Qwen3VisionConfig):
+        return _qwen3(v, lm, image_pad_id)
+    return _qwen2_5(v, lm, image_pad_id)
+
+
+def _qwen2_5(v: VisionConfig, lm: AnyLanguageConfig, image_pad_id: int) -> Qwen2_5_VLModel:
     vision = Qwen2_5_VLVisionConfig(
         depth=v.depth,
         hidden_size=v.hidden_size,
@@ -65,22 +96,7 @@ def qwen(v: VisionConfig, lm: LanguageConfig, image_pad_id: int) -> Qwen2_5_VLMo
         out_hidden_size=v.out_hidden_size,
         fullatt_block_indexes=list(v.fullatt_block_indexes),
     )
-    text = Qwen2_5_VLTextConfig(
-        vocab_size=lm.vocab_size,
-        hidden_size=lm.hidden_size,
-        intermediate_size=lm.intermediate_size,
-        num_hidden_layers=lm.num_hidden_layers,
-        num_attention_heads=lm.num_attention_heads,
-        num_key_value_heads=lm.num_key_value_heads,
-        rms_norm_eps=lm.rms_norm_eps,
-        bos_token_id=None,
-        eos_token_id=None,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": lm.rope_theta,
-            "mrope_section": list(lm.mrope_section),
-        },
-    )
+    text = Qwen2_5_VLTextConfig(**_text(lm))
     whole = Qwen2_5_VLConfig(
         vision_config=vision, text_config=text, image_token_id=image_pad_id, video_token_id=-1
     )
@@ -90,3 +106,47 @@ def qwen(v: VisionConfig, lm: LanguageConfig, image_pad_id: int) -> Qwen2_5_VLMo
     model.language_model.rotary_emb = Qwen2_5_VLRotaryEmbedding(text)  # type: ignore[arg-type]
     model.visual.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(vision)
     return model
+
+
+def _qwen3(v: Qwen3VisionConfig, lm: AnyLanguageConfig, image_pad_id: int) -> Qwen3VLModel:
+    vision = Qwen3VLVisionConfig(
+        depth=v.depth,
+        hidden_size=v.hidden_size,
+        intermediate_size=v.intermediate_size,
+        num_heads=v.num_heads,
+        patch_size=v.patch_size,
+        temporal_patch_size=v.temporal_patch_size,
+        spatial_merge_size=v.spatial_merge_size,
+        out_hidden_size=v.out_hidden_size,
+        num_position_embeddings=v.num_position_embeddings,
+        deepstack_visual_indexes=list(v.deepstack_visual_indexes),
+    )
+    text = Qwen3VLTextConfig(**_text(lm), head_dim=lm.head_dim)
+    whole = Qwen3VLConfig(
+        vision_config=vision, text_config=text, image_token_id=image_pad_id, video_token_id=-1
+    )
+    with torch.device("meta"):
+        model = Qwen3VLModel(whole)
+    model.language_model.rotary_emb = Qwen3VLTextRotaryEmbedding(text)
+    model.visual.rotary_pos_emb = Qwen3VLVisionRotaryEmbedding(vision)
+    return model
+
+
+def _text(lm: AnyLanguageConfig) -> dict[str, Any]:
+    """Settings that both generations of the language model have."""
+    return {
+        "vocab_size": lm.vocab_size,
+        "hidden_size": lm.hidden_size,
+        "intermediate_size": lm.intermediate_size,
+        "num_hidden_layers": lm.num_hidden_layers,
+        "num_attention_heads": lm.num_attention_heads,
+        "num_key_value_heads": lm.num_key_value_heads,
+        "rms_norm_eps": lm.rms_norm_eps,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": lm.rope_theta,
+            "mrope_section": list(lm.mrope_section),
+        },
+    }

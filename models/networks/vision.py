@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.networks.config import VisionConfig
+from models.networks.config import AnyVisionConfig, VisionConfig
 from models.networks.layers import RMSNorm, SwiGLU, attend, merge_heads, rotate, split_heads
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,7 @@ def window_layout(grid: tuple[int, int], config: VisionConfig) -> WindowLayout:
         ValueError: if a side of the grid is no multiple of the merge size.
     """
     merge = config.spatial_merge_size
-    if any(side <= 0 or side % merge for side in grid):
-        raise ValueError(f"grid sides must be positive multiples of {merge} patches, got {grid}")
+    check_grid(grid, merge)
     rows, columns = (side // merge for side in grid)
     step = config.window_size // merge // config.patch_size
     tokens = np.arange(rows * columns).reshape(rows, columns)
@@ -174,18 +176,30 @@ def window_layout(grid: tuple[int, int], config: VisionConfig) -> WindowLayout:
     return WindowLayout(order_N, np.argsort(order_M), groups)
 
 
-def rotary_tables(grid: tuple[int, int], config: VisionConfig) -> tuple[Tensor, Tensor]:
+def check_grid(grid: tuple[int, int], merge: int) -> None:
+    """
+    Raises:
+        ValueError: a side of the grid is no multiple of the merge size.
+    """
+    if any(side <= 0 or side % merge for side in grid):
+        raise ValueError(f"grid sides must be positive multiples of {merge} patches, got {grid}")
+
+
+def merge_blocks(values: NDArray[Number], merge: int) -> NDArray[Number]:
+    """[rows, columns] of a grid of patches -> [N], the patches of a merged token side by side."""
+    rows, columns = values.shape
+    blocks = values.reshape(rows // merge, merge, columns // merge, merge)
+    return blocks.transpose(0, 2, 1, 3).ravel()
+
+
+def rotary_tables(grid: tuple[int, int], config: AnyVisionConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the axial rotary positions, [N, d] each, in merge-block order."""
-    rows, columns = grid
-    merge = config.spatial_merge_size
-    row, column = np.mgrid[:rows, :columns]
-
-    def merge_blocks(position: NDArray[np.int64]) -> Tensor:
-        blocks = position.reshape(rows // merge, merge, columns // merge, merge)
-        return torch.from_numpy(blocks.transpose(0, 2, 1, 3).ravel().copy()).float()
-
     half = config.hidden_size // config.num_heads // 2
     frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2, dtype=torch.float) / half))
-    angles = torch.cat([merge_blocks(p)[:, None] * frequencies for p in (row, column)], dim=-1)
+    places = (
+        torch.from_numpy(merge_blocks(axis, config.spatial_merge_size)).float()
+        for axis in np.indices(grid)
+    )
+    angles = torch.cat([place[:, None] * frequencies for place in places], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()

@@ -1,29 +1,43 @@
-"""Qwen2.5-VL without its LM head: pictures between texts -> hidden states, in one plain pass."""
+"""Qwen2.5-VL or Qwen3-VL without its LM head: pictures between texts -> hidden states, in one plain
+pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.config import (
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    Qwen3VisionConfig,
+    VisionConfig,
+)
 from models.networks.language import LanguageModel
+from models.networks.qwen3_vision import Qwen3VisionTower
 from models.networks.vision import VisionTower
 from models.prompt_parts import PromptParts
 from runtime import prompt
 from runtime.image import ImageConfig, PatchMaker, grid_of
 
+TOWERS: Mapping[type[AnyVisionConfig], Any] = {
+    VisionConfig: VisionTower,
+    Qwen3VisionConfig: Qwen3VisionTower,
+}
+"""The vision tower of each kind of configuration."""
+
 
 class VisionLanguage(nn.Module):
     """Backbone with the submodule names of Qwen2.5-VL checkpoints."""
 
-    def __init__(self, vision: VisionConfig, language: LanguageConfig) -> None:
+    def __init__(self, vision: AnyVisionConfig, language: AnyLanguageConfig) -> None:
         super().__init__()
-        self.visual = VisionTower(vision)
-        self.model = LanguageModel(language)
+        self.visual = TOWERS[type(vision)](vision)
+        self.model = LanguageModel(language, vision.num_deepstack)
 
     def hidden(
         self,
@@ -41,23 +55,35 @@ class VisionLanguage(nn.Module):
             tail_ids: tokens behind the last picture.
         """
         texts = [parts.before[0], *(parts.image_end + before for before in parts.before[1:])]
-        pieces: list[Tensor] = []
+        pieces: list[tuple[Tensor, ...]] = []
         segments: list[prompt.Segment] = []
         for text, picture in zip(texts, patches, strict=True):
-            pieces += [self.model.embed_tokens(torch.tensor(text)), self.visual(picture, grid)]
+            pieces += [self._read(text), self._see(picture, grid)]
             segments += [len(text), (grid[0] // 2, grid[1] // 2)]
-        embeddings = torch.cat([*pieces, self.model.embed_tokens(torch.tensor(tail_ids))])
+        pieces.append(self._read(tail_ids))
+        embeddings, *deepstack = (torch.cat(rows) for rows in zip(*pieces, strict=True))
         cos, sin = rotary(self.model.config, [*segments, len(tail_ids)])
         length = embeddings.shape[0]
         mask = torch.from_numpy(prompt.attention_mask(0, 0, length, length))
-        _, hidden = self.model(embeddings, self.model.empty_past(0), mask, cos, sin)
+        past = self.model.empty_past(0)
+        _, hidden = self.model(embeddings, past, mask, cos, sin, *deepstack)
         return hidden
 
+    def _read(self, ids: Sequence[int]) -> tuple[Tensor, ...]:
+        """Embeddings of a text, and what each deep-stack level adds to them: nothing."""
+        rows = self.model.embed_tokens(torch.tensor(ids))
+        return rows, *([torch.zeros_like(rows)] * self.model.num_deepstack)
 
-def rotary(config: LanguageConfig, segments: list[prompt.Segment]) -> tuple[Tensor, Tensor]:
+    def _see(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Tokens of a picture, and its features of each deep-stack level."""
+        seen = self.visual(patches, grid)
+        return seen if isinstance(seen, tuple) else (seen,)
+
+
+def rotary(config: AnyLanguageConfig, segments: list[prompt.Segment]) -> tuple[Tensor, Tensor]:
     """M-RoPE tables of a prompt that starts at position 0."""
     positions, _ = prompt.mrope_positions(segments)
-    tables = prompt.mrope_tables(positions, theta=config.rope_theta, sections=config.mrope_section)
+    tables = prompt.mrope_tables(positions, **rotary_settings(config))
     return torch.from_numpy(tables[0]), torch.from_numpy(tables[1])
 
 
@@ -73,3 +99,9 @@ def patches_of(
         make(picture, patches)
         made.append(torch.from_numpy(patches))
     return made, grid
+
+
+def rotary_settings(config: AnyLanguageConfig) -> dict[str, Any]:
+    """Settings of `runtime.prompt.mrope_tables`, and of the host function that calls it."""
+    settings = {"theta": config.rope_theta, "sections": list(config.mrope_section)}
+    return settings | ({"interleaved": True} if config.mrope_interleaved else {})

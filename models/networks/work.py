@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from models.networks.config import LanguageConfig, VisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig, Qwen3VisionConfig
 from models.networks.vision import window_layout
 
 
@@ -87,12 +87,14 @@ class Tokens:
         return cls(new=slots, seen=2 * slots)
 
 
-def vision_work(name: str, c: VisionConfig, blocks: range, grid: tuple[int, int]) -> Work:
-    """Some blocks of a Qwen2.5-VL vision tower, one image.
+def vision_work(name: str, c: AnyVisionConfig, blocks: range, grid: tuple[int, int]) -> Work:
+    """Some blocks of a vision tower, one image.
 
     Args:
         name: of the tower in the policy.
     """
+    if isinstance(c, Qwen3VisionConfig):
+        return _qwen3_vision_work(name, c, blocks, grid)
     rows = grid[0] * grid[1]
     width, head_width = c.hidden_size, c.hidden_size // c.num_heads
     merge = c.spatial_merge_size**2
@@ -131,32 +133,73 @@ def vision_work(name: str, c: VisionConfig, blocks: range, grid: tuple[int, int]
     )
 
 
-def language_work(name: str, c: LanguageConfig, indices: range, tokens: Tokens) -> Work:
-    """Some layers of a Qwen2.5 decoder, one call.
+def _qwen3_vision_work(
+    name: str, c: Qwen3VisionConfig, blocks: range, grid: tuple[int, int]
+) -> Work:
+    rows, width, merge = grid[0] * grid[1], c.hidden_size, c.spatial_merge_size**2
+    joined, head_width = width * merge, c.hidden_size // c.num_heads
+    layers: list[Layer] = []
+    beside = 4 * width * len(blocks)
+    if blocks.start == 0:  # and the embeddings of the grid's places
+        layers += layers_of({f"{name}.patch_embed.proj": (c.patch_dim, width)}, rows)
+        beside += rows * width
+    for index in blocks:
+        block = f"{name}.blocks.{index}"
+        shapes = {
+            f"{block}.attn.qkv": (width, 3 * width),
+            f"{block}.attn.proj": (width, width),
+            f"{block}.mlp.linear_fc1": (width, c.intermediate_size),
+            f"{block}.mlp.linear_fc2": (c.intermediate_size, width),
+        }
+        layers += layers_of(shapes, rows)
+    levels = [k for k, index in enumerate(c.deepstack_visual_indexes) if index in blocks]
+    mergers = {f"{name}.deepstack_merger_list.{k}": joined for k in levels}
+    if blocks.stop == c.depth:
+        mergers[f"{name}.merger"] = width
+    for merger, normed in mergers.items():
+        shapes = {
+            f"{merger}.linear_fc1": (joined, joined),
+            f"{merger}.linear_fc2": (joined, c.out_hidden_size),
+        }
+        layers += layers_of(shapes, rows // merge)
+        beside += 2 * normed
+    return Work(
+        layers=tuple(layers),
+        attention_flops=attention_flops(c.num_heads, rows, rows, head_width) * len(blocks),
+        largest_scores=c.num_heads * rows**2,
+        beside=beside,
+        tables=2 * rows * head_width,
+    )
+
+
+def language_work(name: str, c: AnyLanguageConfig, indices: range, tokens: Tokens) -> Work:
+    """Some layers of a decoder, one call.
 
     Args:
         name: of the decoder in the policy.
     """
-    width, kv_width = c.hidden_size, c.num_key_value_heads * c.head_dim
+    width, q_width = c.hidden_size, c.num_attention_heads * c.head_dim
+    kv_width = c.num_key_value_heads * c.head_dim
     layers: list[Layer] = []
     for index in indices:
         layer = f"{name}.layers.{index}"
         shapes = {
-            f"{layer}.self_attn.q_proj": (width, width),
+            f"{layer}.self_attn.q_proj": (width, q_width),
             f"{layer}.self_attn.k_proj": (width, kv_width),
             f"{layer}.self_attn.v_proj": (width, kv_width),
         }
-        layers += layers_of(shapes, tokens.new)
-        shapes = {f"{layer}.self_attn.o_proj": (width, width)}
+        layers += layers_of(shapes, tokens.new, has_bias=c.qkv_bias)
+        shapes = {f"{layer}.self_attn.o_proj": (q_width, width)}
         shapes |= swiglu(f"{layer}.mlp", width, c.intermediate_size)
         layers += layers_of(shapes, tokens.new, has_bias=False)
     one = attention_flops(c.num_attention_heads, tokens.new, tokens.seen, c.head_dim)
     norms = 2 * len(indices) + (indices.stop == c.num_hidden_layers)
+    head_norms = 2 * len(indices) * c.qk_norm
     return Work(
         layers=tuple(layers),
         attention_flops=one * len(indices),
         largest_scores=c.num_attention_heads * tokens.new * tokens.seen,
-        beside=norms * width,
+        beside=norms * width + head_norms * c.head_dim,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.chat import PromptConfig, check_views
-from models.networks.config import FlowDiTConfig, LanguageConfig, VisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig, FlowDiTConfig
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "qwengr00t"
@@ -15,8 +15,8 @@ MODEL_TYPE = "qwengr00t"
 class QwenGR00TConfig:
     """A whole QwenGR00T policy."""
 
-    vision: VisionConfig
-    language: LanguageConfig
+    vision: AnyVisionConfig
+    language: AnyLanguageConfig
     head: FlowDiTConfig
     normalization: NormalizationConfig
     views: tuple[str, ...] = ("frame",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.chat import INSTRUCTION, PromptConfig, check_views
-from models.networks.config import LanguageConfig, MLPResNetConfig, VisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig, MLPResNetConfig
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "qwenoft"
@@ -15,8 +15,8 @@ MODEL_TYPE = "qwenoft"
 class QwenOFTConfig:
     """A whole QwenOFT policy."""
 
-    vision: VisionConfig
-    language: LanguageConfig
+    vision: AnyVisionConfig
+    language: AnyLanguageConfig
     head: MLPResNetConfig
     normalization: NormalizationConfig
     views: tuple[str, ...] = ("frame",)

@@ -6,7 +6,13 @@ import dataclasses
 
 from models.chat import PromptConfig
 from models.networks.config import MLPResNetConfig
-from models.networks.published import qwen2_5_vl_3b, tiny_qwen
+from models.networks.published import (
+    qwen2_5_vl_3b,
+    qwen3_vl_4b,
+    thin_qwen2_5_vl_3b,
+    tiny_qwen,
+    tiny_qwen3,
+)
 from models.policy_config import NormalizationConfig
 from models.qwengr00t.presets import THOUGHT
 from models.qwenoft.config import QwenOFTConfig
@@ -32,11 +38,11 @@ def bridge() -> QwenOFTConfig:
 
 def thin() -> QwenOFTConfig:
     """The published widths with few layers and a small vocabulary; two cameras."""
-    base = bridge()
+    base, (vision, language) = bridge(), thin_qwen2_5_vl_3b()
     return dataclasses.replace(
         base,
-        vision=dataclasses.replace(base.vision, depth=2, fullatt_block_indexes=(1,)),
-        language=dataclasses.replace(base.language, num_hidden_layers=2, vocab_size=512),
+        vision=vision,
+        language=language,
         views=("frame", "wrist"),
         license="none (random weights)",
     )
@@ -58,4 +64,21 @@ def tiny() -> QwenOFTConfig:
     )
 
 
-CONFIGS = {"bridge": bridge, "thin": thin, "tiny": tiny}
+def qwen3() -> QwenOFTConfig:
+    """`bridge` on Qwen3-VL-4B."""
+    vision, language = qwen3_vl_4b()
+    return dataclasses.replace(
+        bridge(),
+        vision=vision,
+        language=language,
+        license="Apache-2.0 (Qwen3-VL-4B); see the checkpoint's own card",
+    )
+
+
+def tiny3() -> QwenOFTConfig:
+    """`tiny` on the other backbone."""
+    vision, language = tiny_qwen3()
+    return dataclasses.replace(tiny(), vision=vision, language=language)
+
+
+CONFIGS = {"bridge": bridge, "qwen3": qwen3, "thin": thin, "tiny": tiny, "tiny3": tiny3}

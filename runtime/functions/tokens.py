@@ -36,6 +36,8 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     start: int
     theta: float
     sections: tuple[int, ...]
+    interleaved: bool = False
+    """Whether the sections take turns, see `prompt.mrope_tables`."""
 
 
 class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,7 +123,12 @@ def _rotary(params: Rotary, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         tail = [len(values["ids"])] if "ids" in values else []
         positions, _ = prompt.mrope_positions([*segments, *tail], params.start)
-        cos, sin = prompt.mrope_tables(positions, theta=params.theta, sections=params.sections)
+        cos, sin = prompt.mrope_tables(
+            positions,
+            theta=params.theta,
+            sections=params.sections,
+            interleaved=params.interleaved,
+        )
         count = len(cos)
         out["cos"][:count], out["sin"][:count] = cos, sin
         out["cos"][count:], out["sin"][count:] = 1, 0
@@ -131,7 +138,10 @@ def _rotary(params: Rotary, resources: Resources) -> HostFunction:
 
 def _check_rotary(params: Rotary, ports: Ports) -> str:
     rows, count = ports["cos"].shape, prompt.num_tokens(params.segments) + _text(ports)
-    width = 2 * sum(params.sections)
+    half = sum(params.sections)
+    if params.interleaved and (len(params.sections) != 3 or 3 * max(params.sections[1:]) > half):
+        return f"sections {list(params.sections)} cannot take turns"
+    width = 2 * half
     if len(rows) != 2 or count > rows[0]:
         return _too_many(count, "cos", rows)
     return misfit("cos", ports, (rows[0], width)) or misfit("sin", ports, (rows[0], width))

@@ -14,15 +14,18 @@ from export.build import build
 from export.engines.counts import count
 from export.measure import Modules, golden_of, made_up
 from export.tokens import choose_tokens
-from models.checkpoint import load_checkpoint, normalizations
+from models.checkpoint import load_checkpoint, normalizations, write_random_checkpoint
+from models.demo import CHECKPOINT
 from models.families import CONFIGS, family_of
+from models.init import image_of, statistics_of
 from models.networks.work import Tokens
-from tests.export.conftest import cut_config, write_random
+from runtime.image import grid_of
+from tests.export.conftest import cut_config
 from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
-NAMES = ["qwengr00t-tiny", "qwenoft-tiny"]
+NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny"]
 SIZE = (112, 112)
 
 
@@ -33,9 +36,15 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def folder(name, shared_folder):
-    return once(
-        shared_folder / f"{name}-checkpoint", lambda out: write_random(out, CONFIGS[name]())
-    )
+    config = CONFIGS[name]()
+
+    def write(out):
+        write_random_checkpoint(
+            out, config, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(config),
+            statistics=statistics_of(config), seed=0,
+        )  # fmt: skip
+
+    return once(shared_folder / f"{name}-checkpoint", write)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,7 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
     """In parts of one layer, so that what passes between engines is compared too."""
     config, family = checkpoint.config, family_of(checkpoint.config)
     layers = dict.fromkeys(family.depths(config), 1)
-    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
+    grid = grid_of(*SIZE, checkpoint.image)
     slots = choose_tokens(checkpoint, grid, (), None).slots
     parts = family.split(checkpoint.model, checkpoint.parts, checkpoint.image, SIZE, slots, layers)
     golden = golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1)
@@ -124,7 +133,7 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
 def test_engines_multiply_and_hold_what_their_files_do(checkpoint, bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     slots = manifest["graph"]["tensors"]["suffix_embeddings"]["shape"][0]
-    grid = tuple(side // checkpoint.image.patch_size for side in SIZE)
+    grid = grid_of(*SIZE, checkpoint.image)
     works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, Tokens.padded(slots))
     assert list(works) == list(manifest["engines"])
     for engine, work in works.items():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+import tests.qwen3 as qwen3_pairs
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import demo, full, shallow
 from models.anchorvla4d.reference import Composition
@@ -47,6 +48,19 @@ def build(tokenizer):
         if name not in built:
             model = random_policy(CONFIGS[name]())
             built[name] = Pair(model, Composition(model, tokenizer, IMAGE))
+        return built[name]
+
+    return pair
+
+
+@pytest.fixture(scope="session")
+def qwen3():
+    """Name in `tests.qwen3.CONFIGS` -> `tests.qwen3.Pair`. They are kept: 1 GB for `wide`."""
+    built: dict[str, qwen3_pairs.Pair] = {}
+
+    def pair(name: str) -> qwen3_pairs.Pair:
+        if name not in built:
+            built[name] = qwen3_pairs.pair_of(qwen3_pairs.CONFIGS[name]())
         return built[name]
 
     return pair

@@ -58,6 +58,18 @@ def test_embed_widens_bfloat16_to_the_bit():
     assert rows.tobytes() == numbers.flip(0).float().numpy().tobytes()
 
 
+def test_rotary_lets_sections_take_turns_where_it_is_told_to():
+    """Qwen3-VL's rule: time, height, width in turn, until height and width have theirs."""
+    params = {"segments": [[2, 3]], "start": 5, "theta": 100.0, "sections": [3, 2, 1]}
+    out = {name: np.full((6, 12), 7, np.float32) for name in ("cos", "sin")}
+    make("rotary", params | {"interleaved": True})({}, out)
+    axes, powers = [0, 1, 2, 0, 1, 0], [100.0 ** (-i / 6) for i in range(6)]
+    for row, place in enumerate((5, 5 + r, 5 + c) for r in range(2) for c in range(3)):
+        angles = [place[axis] * power for axis, power in zip(axes, powers, strict=True)] * 2
+        assert out["cos"][row] == pytest.approx([math.cos(a) for a in angles], abs=2e-6)
+        assert out["sin"][row] == pytest.approx([math.sin(a) for a in angles], abs=2e-6)
+
+
 def test_rotary_turns_text_on_and_spreads_images_behind_its_start():
     params = {"segments": [1, [2, 3]], "start": 4, "theta": 100.0, "sections": [1, 1, 2]}
     # Time, height and width by Qwen2.5-VL's rule: text counts on, an image stands at 5 and
@@ -296,6 +308,16 @@ def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, m
             {"a": block(3, 2), "b": block(5, 3)},
             {"value": block(1)},
             "compares .3, 2.",
+        ),
+        *(
+            (
+                "rotary",
+                ROTARY | {"sections": sections, "interleaved": True},
+                {},
+                {"cos": block(9, 2 * sum(sections)), "sin": block(9, 2 * sum(sections))},
+                "cannot take turns",
+            )
+            for sections in ([2, 2], [1, 2, 1], [1, 1, 2], [1, 1, 1, 1])
         ),
         ("constant", {"values": ["x"]}, {}, {"value": block(1)}, "no array of numbers"),
         ("constant", {"values": [1, [2]]}, {}, {"value": block(1)}, "no array of numbers"),
