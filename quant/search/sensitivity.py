@@ -35,9 +35,17 @@ from runtime.backends.parity import relative_error
 GROUPS: dict[str, tuple[str, ...]] = {
     "vision.qkv": ("vlm.visual.blocks.*.attn.qkv",),
     "vision.proj": ("vlm.visual.blocks.*.attn.proj",),
-    "vision.gate_up": ("vlm.visual.blocks.*.mlp.gate_proj", "vlm.visual.blocks.*.mlp.up_proj"),
-    "vision.down": ("vlm.visual.blocks.*.mlp.down_proj",),
-    "vision.merger": ("vlm.visual.merger.mlp.*",),
+    "vision.gate_up": (
+        "vlm.visual.blocks.*.mlp.gate_proj",
+        "vlm.visual.blocks.*.mlp.up_proj",
+        "vlm.visual.blocks.*.mlp.linear_fc1",
+    ),
+    "vision.down": ("vlm.visual.blocks.*.mlp.down_proj", "vlm.visual.blocks.*.mlp.linear_fc2"),
+    "vision.merger": (
+        "vlm.visual.merger.mlp.*",
+        "vlm.visual.merger.linear_fc*",
+        "vlm.visual.deepstack_merger_list.*",
+    ),
     "language.qkv": tuple(f"vlm.model.layers.*.self_attn.{name}_proj" for name in "qkv"),
     "language.o": ("vlm.model.layers.*.self_attn.o_proj",),
     "language.gate_up": ("vlm.model.layers.*.mlp.gate_proj", "vlm.model.layers.*.mlp.up_proj"),
