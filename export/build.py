@@ -234,7 +234,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     with (folder / EMBEDDING).open("wb") as file:
         for start in range(0, len(table), ROWS):
             table[start : start + ROWS].tofile(file)
-    shutil.copyfile(checkpoint.path / "tokenizer.json", folder / TOKENIZER)
+    shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
     golden = {f"stage/{name}": value for name, value in subject.tensors.items()}
     golden |= subject.golden
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)

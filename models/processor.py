@@ -1,8 +1,9 @@
 """`preprocessor_config.json`: the settings of a Qwen2-VL image processor.
 
 Goes in: the file as transformers writes it, in either spelling of the image limits; and with a
-`size` of height and width, of our own. Comes out: what `runtime.image` does. The trade-off: every setting is honoured or refused, so a file with one that
-nobody here knows is refused even where it would change nothing.
+`size` of height and width, of our own. Comes out: what `runtime.image` does. The trade-off: every
+setting is honoured or refused, so a file with one that nobody here knows is refused even where it
+would change nothing.
 """
 
 from __future__ import annotations

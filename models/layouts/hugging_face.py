@@ -7,14 +7,14 @@ policy stand beside it in the same files, or in files of torch beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from models.errors import CheckpointError
 from models.json_file import read_object
 from models.layouts.stored import stored_safetensors, stored_torch
-from models.policy_config import PolicyConfig
+from models.networks.config import LanguageConfig, VisionConfig
 from models.sources import (
     AS_IT_IS,
     Misfits,
@@ -93,6 +93,29 @@ def open_weights(
     beside = [path / name for name in side_files if (path / name).is_file()]
     tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
     tensors += [pair for file in beside for pair in _side_tensors(file, side_files[file.name])]
+    return place(path, tensors, [*files, *beside], wanted=wanted, unused_names=unused_names)
+
+
+def place(
+    where: Path,
+    tensors: Iterable[tuple[str, Stored]],
+    files: Iterable[Path],
+    *,
+    wanted: Mapping[str, tuple[int, ...]],
+    unused_names: Mapping[str, str],
+) -> Weights:
+    """Where each parameter is read, of tensors as they are stored.
+
+    Args:
+        where: what an error names.
+        tensors: by our names.
+        files: that hold them.
+        wanted: shape of each parameter.
+        unused_names: what may be there and is not read -> why.
+
+    Raises:
+        CheckpointError: tensors that do not fit, all of them at once.
+    """
     sources: dict[str, Source] = {}
     found: dict[str, str] = {}
     unused: list[Unused] = []
@@ -114,8 +137,8 @@ def open_weights(
             sources[name] = _as_it_is(name, stored)
         found.setdefault(name, stored.name)
     misfits.missing += sorted(wanted.keys() - found.keys())
-    misfits.refuse(path)
-    return Weights({name: sources[name] for name in wanted}, sorted([*files, *beside]), unused)
+    misfits.refuse(where)
+    return Weights({name: sources[name] for name in wanted}, sorted(files), unused)
 
 
 def _read_headers(path: Path) -> dict[Path, list[Stored]]:
@@ -143,10 +166,15 @@ def _read_headers(path: Path) -> dict[Path, list[Stored]]:
     return held
 
 
-def check_config(path: Path, config: PolicyConfig) -> None:
-    """Compare the `config.json` of a Qwen2.5-VL, of any version, with a policy's configuration.
+def check_config(
+    path: Path, vision: VisionConfig, language: LanguageConfig, *, beside: str = "policy.json"
+) -> None:
+    """Compare the `config.json` of a Qwen2.5-VL, of any version, with a policy's two networks.
 
     What the file does not state is not compared.
+
+    Args:
+        beside: what says of which sizes the networks are.
 
     Raises:
         CheckpointError: not such a file, a setting that is not honoured, or another value.
@@ -158,15 +186,15 @@ def check_config(path: Path, config: PolicyConfig) -> None:
     if raw.get("model_type") != MODEL_TYPE:
         raise CheckpointError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} beside a "
-            "policy.json; remove one of the two"
+            f"{beside}; remove one of the two"
         )
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
-    rope = _rope(path, text)
-    vision = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
+    rope = rope_settings(path, text)
+    seen = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
     compared: tuple[tuple[str, Mapping[str, Any], object, Mapping[str, str]], ...] = (
-        ("vision", vision, config.vision, _VISION_FIELDS),
-        ("language", text, config.language, _LANGUAGE_FIELDS),
-        ("language", rope, config.language, _ROPE_FIELDS),
+        ("vision", seen, vision, _VISION_FIELDS),
+        ("language", text, language, _LANGUAGE_FIELDS),
+        ("language", rope, language, _ROPE_FIELDS),
     )
     differ = [
         f"{where}.{field} is {stated[name]!r} there and {ours!r} here"
@@ -175,7 +203,7 @@ def check_config(path: Path, config: PolicyConfig) -> None:
         if name in stated and stated[name] != (ours := _plain(getattr(network, field)))
     ]
     if differ:
-        raise CheckpointError(f"{path}: does not agree with policy.json: {some(differ)}")
+        raise CheckpointError(f"{path}: does not agree with {beside}: {some(differ)}")
 
 
 def _side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
@@ -194,8 +222,12 @@ def _as_it_is(name: str, stored: Stored) -> Source:
     return Source(name, stored.shape, stored.dtype, (stored,), AS_IT_IS, stored.read)
 
 
-def _rope(path: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Rotary settings, in the spelling before transformers 5 or since."""
+def rope_settings(path: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rotary settings, in the spelling before transformers 5 or since.
+
+    Raises:
+        CheckpointError: they are of another kind, or beside settings that are not honoured.
+    """
     older, newer = text.get("rope_scaling"), text.get("rope_parameters")
     rope = {"rope_theta": text["rope_theta"]} if "rope_theta" in text else {}
     for spelling in (older, newer):
