@@ -290,7 +290,7 @@ def normalization(facts: Facts, action_dim: int, state_dim: int | None) -> tuple
     run, own = facts.run, facts.own
     takes_state = own.takes_state
     if takes_state is None:
-        takes_state = bool(run.include_state) and state_dim is not None
+        takes_state = bool(run.include_state)
         if run.include_state is None and state_dim is not None:
             facts.notes.append(
                 "no include_state in the settings: no state is taken, as starVLA takes it; "

@@ -50,9 +50,9 @@ class RunConfig:
 
 def is_in(path: Path) -> bool:
     """Is this a run folder, or a file of weights in one?"""
-    return _is_run(path if path.is_dir() else path.parent.parent) and (
-        path.is_dir() or path.suffix in (".pt", ".safetensors")
-    )
+    if path.is_dir():
+        return _is_run(path)
+    return path.is_file() and path.suffix in (".pt", ".safetensors") and _is_run(path.parent.parent)
 
 
 def _is_run(folder: Path) -> bool:
