@@ -79,11 +79,16 @@ def bridge() -> QwenGR00TConfig:
 
 
 def of_ones_own() -> QwenGR00TConfig:
-    """Normalized as no mix of starVLA's is; no positions and no encoder of states."""
+    """Normalized as no mix of starVLA's is; no positions, no encoder of states, other patches."""
     base = bridge()
+    vision = dataclasses.replace(
+        base.vision, patch_size=8, temporal_patch_size=1, spatial_merge_size=4, window_size=64
+    )
     head = dataclasses.replace(base.head, state_dim=None, add_pos_embed=False, max_seq_len=1024)
     normalization = dataclasses.replace(base.normalization, action=("q99",) * 6 + ("identity",))
-    return dataclasses.replace(base, head=head, normalization=normalization, views=("hand", "eye"))
+    return dataclasses.replace(
+        base, vision=vision, head=head, normalization=normalization, views=("hand", "eye")
+    )
 
 
 PRESETS = {"two-arms": two_arms, "bridge-like": bridge, "own": of_ones_own}

@@ -412,22 +412,21 @@ def test_statistics_keep_their_numbers_and_lose_their_mask(run):
     assert state.modes == opened.config.normalization.state and action.binary.sum() == 2
 
 
-def test_a_gripper_that_is_not_normalized_may_be_masked_or_not(run, monkeypatch):
+def test_a_gripper_that_is_not_normalized_may_be_masked_or_not(run):
     """LIBERO's is in no mode: older runs mask it by its name, newer ones do not mask it."""
     folder = run("own")
     edit_yaml(
-        folder,
-        lambda raw: (
-            settings(raw, "datasets", "vla_data").update(data_mix="libero_all"),
-            settings(raw, "framework", "action_model"),
-        ),
+        folder, lambda raw: settings(raw, "datasets", "vla_data").update(data_mix="libero_all")
     )
     (folder / "policy.json").unlink()
     for mask in ([True] * 7, [True] * 6 + [False]):
-        write_statistics(folder, franka={"action": numbers(7) | {"mask": mask}})
-        config = open_checkpoint(folder).config
-        assert config.normalization.action == ("min_max_or_zero",) * 6 + ("identity",)
-        assert config.views == ("primary_image", "wrist_image")
+        write_statistics(
+            folder, franka={"action": numbers(7) | {"mask": mask}, "state": numbers(8)}
+        )
+        opened = open_checkpoint(folder)
+        assert opened.config.normalization.action == ("min_max_or_zero",) * 6 + ("identity",)
+        assert opened.config.views == ("primary_image", "wrist_image")
+        assert opened.statistics == {"franka": {"action": numbers(7), "state": {}}}
 
 
 def test_the_table_of_mixes_is_whole():
