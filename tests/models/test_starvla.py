@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from models.checkpoint import load_checkpoint, normalizations, open_checkpoint
 from models.layouts.starvla_mixes import MIXES, ROBOTS, modes, robot_of
@@ -439,6 +441,46 @@ def test_the_table_of_mixes_is_whole():
     assert bridge.views == both.views == ("image_0",) and both.action == bridge.action
     assert "states of different units" in both.state
     assert modes(bridge.state) == ("q99_clipped",) * 7 + ("threshold",)
+
+
+def test_robots_of_one_mix_have_to_act_alike(monkeypatch):
+    monkeypatch.setitem(MIXES, "two grippers", ("libero_franka", "openpi_libero_franka"))
+    monkeypatch.setitem(MIXES, "two cameras", ("metaworld_robot", "two views"))
+    two = dataclasses.replace(ROBOTS["metaworld_robot"], views=("a", "b"))
+    monkeypatch.setitem(ROBOTS, "two views", two)
+    for mix in ("two grippers", "two cameras"):
+        with pytest.raises(ValueError, match="holds robots that act in different ways; say it in"):
+            robot_of(mix)
+
+
+def test_names_are_those_of_transformers_before_and_since(written):
+    """Since 4.52 as the library itself has them, before as in the published 3 B model."""
+    newer, older = written("two-arms", "newer names"), written("two-arms")
+    with torch.device("meta"):
+        config = Qwen2_5_VLConfig.from_pretrained(newer / "Qwen2.5-VL-synthesized")
+        library = Qwen2_5_VLForConditionalGeneration(config).state_dict().keys()
+    found = {
+        folder: {
+            name.removeprefix("qwen_vl_interface.model.")
+            for name in torch.load(folder / PT, weights_only=True)
+            if not name.startswith("action_model.")
+        }
+        for folder in (newer, older)
+    }
+    assert found[newer] == library
+    assert {name.split(".")[0] for name in found[older]} == {"model", "visual", "lm_head"}
+    assert "model.layers.1.self_attn.q_proj.bias" in found[older]
+    assert "visual.blocks.1.attn.qkv.weight" in found[older]
+
+
+def test_older_settings_are_spelled_as_they_were(written):
+    folder = written("two-arms", "older settings")
+    raw = yaml.safe_load((folder / "config.yaml").read_text())
+    assert raw == json.loads((folder / "config.json").read_text()) and "version_id" not in raw
+    head, data = settings(raw, "framework", "action_model"), settings(raw, "datasets", "vla_data")
+    assert head["future_action_window_size"] == 5 and "action_horizon" not in head
+    assert "output_dim" not in head["diffusion_model_cfg"]
+    assert data["default_image_resolution"] == [3, 224, 224] and "obs_image_size" not in data
 
 
 def test_a_run_that_this_command_wrote_is_replaced_and_any_other_stays(written, tmp_path, capsys):
