@@ -232,7 +232,7 @@ def _pack(subject: Subject, folder: Path, exported: Mapping[str, Exported]) -> M
     config = checkpoint.config
     (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was cut off
     tables = {name: _write_table(folder, name, table) for name, table in parts.tables.items()}
-    shutil.copyfile(checkpoint.path / "tokenizer.json", folder / TOKENIZER)
+    shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
     golden = {f"stage/{name}": value for name, value in subject.tensors.items()}
     golden |= subject.golden
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)

@@ -27,7 +27,7 @@ from torch import nn
 from models.errors import CheckpointError as CheckpointError
 from models.families import family_of, read_config, to_json
 from models.json_file import refuse_pointer
-from models.layouts import hugging_face
+from models.layouts import hugging_face, starvla
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
 from models.policy_config import PolicyConfig
@@ -59,6 +59,8 @@ class Checkpoint:
     statistics: dict[str, Any]
     sha256: str
     """Over the weight files, in name order."""
+    tokenizer_file: Path = Path("tokenizer.json")
+    """Of `tokenizer`."""
 
     @property
     def parts(self) -> PromptParts:
@@ -85,9 +87,12 @@ class OpenCheckpoint:
     path: Path
     config: PolicyConfig
     tokenizer: Tokenizer
+    tokenizer_file: Path
     image: ImageConfig
     statistics: dict[str, Any]
     weights: Weights
+    said: tuple[str, ...] = ()
+    """What it was taken for, in lines, where a layout had to find that out."""
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -114,6 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         opened.image,
         opened.statistics,
         opened.weights.sha256(),
+        opened.tokenizer_file,
     )
 
 
@@ -136,12 +142,15 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     """Everything of a checkpoint folder but its weights, and where each of those is read.
 
     The policy's configuration is `policy.json`, or `config.json` where there is none. With both,
-    `config.json` is that of a Qwen2.5-VL, and must agree.
+    `config.json` is that of a Qwen2.5-VL, and must agree. A run folder of starVLA has none: its
+    layout makes one. Of such a run, `path` may also be a file of weights in it.
 
     Raises:
         CheckpointError: a file is missing or damaged; tensors are missing, extra or of another
             shape; statistics do not fit the configuration.
     """
+    if starvla.is_in(path):
+        return _open_run(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     preprocessor = path / "preprocessor_config.json"
@@ -154,17 +163,40 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if policy.is_file() and (path / "config.json").is_file():
-        hugging_face.check_config(path / "config.json", config)
+        hugging_face.check_config(path / "config.json", config.vision, config.language)
+    _check_patches(preprocessor, image, config, policy.name if policy.is_file() else "config.json")
+    weights = family_of(config).open_weights(path, config)
+    return OpenCheckpoint(
+        path, config, tokenizer, path / "tokenizer.json", image, statistics, weights
+    )
+
+
+def _open_run(path: Path) -> OpenCheckpoint:
+    """
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    try:
+        run = starvla.open_run(path)
+        _check_statistics(path, run.statistics, run.config)
+        tokenizer = read_tokenizer(run.tokenizer, run.config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    _check_patches(path, run.image, run.config, "the run")
+    return OpenCheckpoint(
+        path, run.config, tokenizer, run.tokenizer, run.image, run.statistics, run.weights, run.said
+    )
+
+
+def _check_patches(where: Path, image: ImageConfig, config: PolicyConfig, of: str) -> None:
     vision = config.vision
     makes = (image.temporal_patch_size, image.patch_size, image.merge_size)
     reads = (vision.temporal_patch_size, vision.patch_size, vision.spatial_merge_size)
     if makes != reads:
         raise CheckpointError(
-            f"{preprocessor}: frames, pixels and merge of a patch are {makes}, the vision tower of "
-            f"{policy.name if policy.is_file() else 'config.json'} reads {reads}"
+            f"{where}: frames, pixels and merge of a patch are {makes}, the vision tower of "
+            f"{of} reads {reads}"
         )
-    weights = family_of(config).open_weights(path, config)
-    return OpenCheckpoint(path, config, tokenizer, image, statistics, weights)
 
 
 def reference(
@@ -280,12 +312,16 @@ def _required(path: Path) -> Path:
 
 def _read_statistics(path: Path, config: PolicyConfig) -> dict[str, Any]:
     statistics = read_statistics(path)
+    _check_statistics(path, statistics, config)
+    return statistics
+
+
+def _check_statistics(where: Path, statistics: dict[str, Any], config: PolicyConfig) -> None:
     try:
         for embodiment, entry in statistics.items():
             normalizations(config, entry, embodiment)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return statistics
+        raise ValueError(f"{where}: {error}") from None
 
 
 def read_tokenizer(path: Path, config: PolicyConfig) -> Tokenizer:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from models.checkpoint import INDEX, open_checkpoint
+from models.checkpoint import INDEX, open_checkpoint, write_surroundings
 from models.families import to_json
 from models.layouts.writers import write_sharded
 from models.sources import FLOATS, Source, Unused, Weights
@@ -38,12 +37,16 @@ def import_checkpoint(arguments: Import) -> Path:
     """
     checkpoint, out = open_checkpoint(arguments.checkpoint), arguments.out
     weights = checkpoint.weights
-    print(table(weights), flush=True)
+    print("\n".join([*checkpoint.said, table(weights)]), flush=True)
     with exclusive(out, foreign), temporary(out) as folder:
         check_disk(out, weights.num_bytes)
         try:
-            for name in BESIDE:
-                shutil.copyfile(checkpoint.path / name, folder / name)
+            write_surroundings(
+                folder,
+                tokenizer=checkpoint.tokenizer_file,
+                image=checkpoint.image,
+                statistics=checkpoint.statistics,
+            )
             (folder / "config.json").write_text(to_json(checkpoint.config))
             write_sharded(folder, weights, MARK, lambda line: print(f"  {line}", flush=True))
         except OSError as error:

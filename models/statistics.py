@@ -7,7 +7,7 @@ recognised and refused with the way to mend them, because which robot they are o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ OPENVLA_STATE = "proprio"
 _NUMBERS = {"mean", "std", "min", "max", "q01", "q99"}
 
 
-def read_statistics(path: Path) -> dict[str, Any]:
+def read_statistics(path: Path, optional: Collection[str] = ()) -> dict[str, Any]:
     """Entries with `action` and `state`, by robot.
+
+    Args:
+        optional: which of them may be missing, and is empty then.
 
     Raises:
         ValueError: another layout, or a robot without one of them; says which keys it has.
@@ -38,15 +41,16 @@ def read_statistics(path: Path) -> dict[str, Any]:
             f"{path}: holds {vectors} without a robot around them; make it "
             '{"NAME": {"action": ..., "state": ...}} with the robot\'s name'
         )
-    return {name: _entry(f"{path}: {name}", entry) for name, entry in statistics.items()}
+    return {name: _entry(f"{path}: {name}", entry, optional) for name, entry in statistics.items()}
 
 
-def _entry(where: str, entry: Any) -> dict[str, Any]:
+def _entry(where: str, entry: Any, optional: Collection[str]) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"{where} must be an object with 'action' and 'state', got {entry!r}")
     if "state" in entry and OPENVLA_STATE in entry:
         raise ValueError(f"{where} has both 'state' and {OPENVLA_STATE!r}; remove one")
-    named = {"state" if key == OPENVLA_STATE else key: value for key, value in entry.items()}
+    named: dict[str, Any] = {kind: {} for kind in optional}
+    named |= {"state" if key == OPENVLA_STATE else key: value for key, value in entry.items()}
     for kind in KINDS:
         if kind not in named:
             raise ValueError(

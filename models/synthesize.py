@@ -14,8 +14,9 @@ import torch
 
 from models.checkpoint import POLICY, read_tokenizer, write_surroundings
 from models.config_file import configuration
-from models.families import family_of, read_config, to_json
+from models.families import FAMILIES, family_of, read_config, to_json
 from models.init import image_of, statistics_of
+from models.layouts import starvla_writer
 from models.random_weights import random_weights
 from models.verbs import Synthesize
 from runtime.board.machine import peak_bytes
@@ -34,7 +35,9 @@ def synthesize(arguments: Synthesize) -> Path:
         ValueError: the configuration, its tokenizer and the number of shards do not fit together.
     """
     config = dataclasses.replace(
-        configuration(arguments.config),
+        FAMILIES[arguments.family].presets[arguments.config]()
+        if arguments.family
+        else configuration(arguments.config),
         description=f"{DESCRIPTION} (seed {arguments.seed}, {arguments.outlier_channels} outlier "
         "channels): the arithmetic is real, the behaviour is not",
     )
@@ -56,13 +59,14 @@ def synthesize(arguments: Synthesize) -> Path:
     with exclusive(out, foreign), temporary(out) as folder:
         check_disk(out, weights.num_bytes)
         try:
-            (folder / POLICY).write_text(to_json(config))
-            write_surroundings(
-                folder,
-                tokenizer=arguments.tokenizer,
-                image=image_of(config),
-                statistics=statistics_of(config),
-            )
+            if arguments.layout in ("hf", "authors"):  # a run folder has settings of its own
+                (folder / POLICY).write_text(to_json(config))
+                write_surroundings(
+                    folder,
+                    tokenizer=arguments.tokenizer,
+                    image=image_of(config),
+                    statistics=statistics_of(config),
+                )
             family.write(
                 folder, weights, config, arguments, DESCRIPTION,
                 lambda line: print(f"  {line}", flush=True),
@@ -76,15 +80,18 @@ def synthesize(arguments: Synthesize) -> Path:
 
 def foreign(folder: Path) -> str | None:
     """What keeps a folder from being one that `synthesize` wrote."""
-    try:
-        config = read_config(folder / POLICY)
-    except (OSError, ValueError):
-        config = None
-    if config is None or not config.description.startswith(DESCRIPTION):
-        return "it holds no synthesized weights of this command"
-    written = family_of(config).written
+    if starvla_writer.mark_of(folder) == DESCRIPTION:
+        beside, written = set(), starvla_writer.WRITTEN
+    else:
+        try:
+            config = read_config(folder / POLICY)
+        except (OSError, ValueError):
+            config = None
+        if config is None or not config.description.startswith(DESCRIPTION):
+            return "it holds no synthesized weights of this command"
+        beside, written = BESIDE, family_of(config).written
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not (name in BESIDE or written.fullmatch(name)):
+        if not (name in beside or written.fullmatch(name)):
             return f"{name} is not of this command"
     return None

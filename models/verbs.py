@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from models.demo import CHECKPOINT
-from models.families import CONFIGS
+from models.families import CONFIGS, FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,13 @@ class Synthesize:
     config: str
     """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
     xlerobot."""
-    layout: Literal["hf", "authors"]
-    """Safetensors as transformers writes them, or shards of Megatron."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
+    layout: Literal["hf", "authors", "starvla"] | None = None
+    """Safetensors as transformers writes them, shards of Megatron, or a run folder of starVLA. May
+    be left out where a family has one."""
+    family: str | None = None
+    """Whose configuration `config` names, where it is a name."""
     seed: int = 0
     """Seed of the weights."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -103,14 +106,24 @@ class Synthesize:
     outlier_channels: int = 8
     """Planted in front of every attention and every MLP of the language model."""
     names: Literal["published", "newer"] = "published"
-    """Of layout hf: before transformers 4.52, or since."""
+    """Of layouts hf and starvla: before transformers 4.52, or since."""
+    weights: Literal["pt", "safetensors"] = "pt"
+    """Of layout starvla: the file that holds them."""
+    settings: Literal["current", "older"] = "current"
+    """Of layout starvla: how its config.yaml spells them."""
     shards: int = 1
     """Of layout authors: tensor-parallel ranks."""
     tokenizer: Path = CHECKPOINT / "tokenizer.json"
     """Vocabulary; must fit the configuration's embedding table."""
 
     def __post_init__(self) -> None:
-        if not Path(self.config).exists():
+        if self.family is not None:
+            if self.family not in FAMILIES:
+                raise ValueError(f"unknown family {self.family!r}; there are {sorted(FAMILIES)}")
+            known = sorted(FAMILIES[self.family].presets)
+            if self.config not in known:
+                raise ValueError(f"{self.family} has no {self.config!r}; it has {', '.join(known)}")
+        elif not Path(self.config).exists():
             _check_name(self.config, ", or name a config.json of your own")
         if self.shards < 1 or self.outlier_channels < 0:
             raise ValueError(
@@ -119,8 +132,11 @@ class Synthesize:
             )
         if self.shards > 1 and self.layout != "authors":
             raise ValueError("--shards belongs to --layout authors")
-        if self.names != "published" and self.layout != "hf":
-            raise ValueError("--names belongs to --layout hf")
+        if self.names != "published" and self.layout == "authors":
+            raise ValueError("--names belongs to --layout hf, or starvla")
+        is_run = self.layout not in ("hf", "authors")
+        if (self.weights, self.settings) != ("pt", "current") and not is_run:
+            raise ValueError("--weights and --settings belong to --layout starvla")
 
 
 def _check_name(name: str, otherwise: str = "") -> None:

@@ -16,8 +16,22 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-MODES = ("q99", "min_max", "mean_std", "identity", "binary")
-BOUNDS = {"q99": ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std")}
+MODES = (
+    "q99", "min_max", "mean_std", "identity", "binary",
+    "q99_clipped", "min_max_or_zero", "threshold",
+)  # fmt: skip
+"""The last three are starVLA's own, see `Normalization.from_statistics`."""
+BOUNDS = {
+    "q99": ("q01", "q99"),
+    "min_max": ("min", "max"),
+    "mean_std": ("mean", "std"),
+    "q99_clipped": ("q01", "q99"),
+    "min_max_or_zero": ("min", "max"),
+}
+CLIP = 2.2
+"""Where `q99_clipped` cuts off what the policy reads."""
+_STILL = {"q99_clipped": CLIP, "min_max_or_zero": 0.0}
+"""Modes that say what becomes of a dimension whose bounds are equal: its value is cut off here."""
 MIN_SPREAD = 1e-6
 """Of the size of the values, or of one unit: a micrometre, a microradian. Less is a joint that
 stood still with noise on it, which would come out of the mapping a million times larger."""
@@ -36,13 +50,23 @@ class Scaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """One vector's mapping: policy value x = (robot value - offset) / scale."""
+    """One vector's mapping: policy value x = (robot value - offset) / scale.
+
+    Beyond that: where the bounds are equal the robot value itself is read, and `offset` is answered
+    (`still`); what is read is cut off at `limit`; and a `threshold` reads 0 or 1.
+    """
 
     modes: tuple[str, ...]
     units: tuple[str, ...]
     offset: NDArray[np.float32]
     scale: NDArray[np.float32]
     binary: NDArray[np.bool_]
+    """What is answered is 0 or 1."""
+    still: NDArray[np.bool_]
+    limit: NDArray[np.float32]
+    """Infinite where nothing is cut off."""
+    threshold: NDArray[np.bool_]
+    """What is read is 0 or 1."""
 
     @classmethod
     def from_statistics(
@@ -58,31 +82,47 @@ class Normalization:
         `q99` and `min_max` map their bounds to -1 and 1, `mean_std` standardises, `identity` does
         nothing, `binary` passes the state and thresholds the action at 0.5.
 
+        As starVLA's `Normalizer` has them (dataloader/gr00t_lerobot/transform/state_action.py):
+        `q99_clipped` is q99 whose readings are clipped to +-2.2; where both quantiles are the same
+        float32, the value itself is read (and clipped), and the quantile is answered.
+        `min_max_or_zero` is min_max that reads 0 and answers the minimum where both bounds are the
+        same. `threshold` is x > 0.5 in both directions.
+
         Raises:
             ValueError: a bound is missing, has another length, is not finite, is not below its
-                partner or hardly so; an angle spans more than a full turn, which means degrees; or
-                the mask contradicts a mode.
+                partner or hardly so (which q99_clipped takes); an angle spans more than a full
+                turn, which means degrees; or the mask contradicts a mode.
         """
         offset = np.zeros(len(modes), np.float32)
         scale = np.ones(len(modes), np.float32)
+        still = np.zeros(len(modes), np.bool_)
+        limit = np.array([CLIP if m == "q99_clipped" else np.inf for m in modes], np.float32)
         _check_mask(statistics, modes, what)
         for i, mode in enumerate(modes):
             if mode not in MODES:
                 raise ValueError(f"{what}[{i}]: unknown mode {mode!r}, know {list(MODES)}")
             if mode in BOUNDS:
                 low, high = (_entry(statistics, key, i, len(modes), what) for key in BOUNDS[mode])
-                spread = _standard if mode == "mean_std" else _bounded
+                if mode in _STILL and np.float32(low) == np.float32(high):
+                    offset[i], still[i], limit[i] = low, True, _STILL[mode]
+                    continue
+                spread = _SPREADS.get(mode, _bounded)
                 offset[i], scale[i] = spread(low, high, BOUNDS[mode], units[i], f"{what}[{i}]")
-        binary = np.array([mode == "binary" for mode in modes])
-        return cls(tuple(modes), tuple(units), offset, scale, binary)
+        threshold = np.array([mode == "threshold" for mode in modes], np.bool_)
+        binary = np.array([mode == "binary" for mode in modes], np.bool_) | threshold
+        return cls(tuple(modes), tuple(units), offset, scale, binary, still, limit, threshold)
 
     def to_policy(self, robot: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Robot units -> what the policy reads, clipped nowhere."""
-        return (robot - self.offset) / self.scale
+        """Robot units -> what the policy reads, clipped where its mode says so."""
+        policy = (robot - self.offset) / self.scale
+        if np.isinf(self.limit).all() and not self.threshold.any():
+            return policy
+        policy = np.where(self.still, robot, policy).clip(-self.limit, self.limit)
+        return np.where(self.threshold, (robot > 0.5).astype(policy.dtype), policy)
 
     def to_robot(self, policy: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the policy says -> robot units; binary dimensions become 0 or 1."""
-        robot = policy * self.scale + self.offset
+        robot = np.where(self.still, self.offset, policy * self.scale + self.offset)
         return np.where(self.binary, (policy > 0.5).astype(np.float32), robot)
 
 
@@ -148,12 +188,20 @@ def _bounded(
     low: float, high: float, names: tuple[str, str], unit: str, where: str
 ) -> tuple[float, float]:
     """Offset and scale that map `low` to -1 and `high` to 1."""
+    if low < high:
+        _check_spread(high - low, abs(high), f"{names[1]} - {names[0]}", where)
+    return _bounded_at_all(low, high, names, unit, where)
+
+
+def _bounded_at_all(
+    low: float, high: float, names: tuple[str, str], unit: str, where: str
+) -> tuple[float, float]:
+    """The same, be `low` and `high` ever so near."""
     if low >= high:
         raise ValueError(
             f"{where}: {' >= '.join(names)} ({low} >= {high}); this dimension never moved in the "
             "data: give it mode 'identity' or other statistics"
         )
-    _check_spread(high - low, abs(high), f"{names[1]} - {names[0]}", where)
     if unit.startswith("rad") and high - low > 2 * math.pi:
         raise ValueError(
             f"{where} is in {unit} but spans {high - low:.4g}, more than a full turn: are the "
@@ -176,6 +224,9 @@ def _standard(
             "the statistics in degrees?"
         )
     return mean, std
+
+
+_SPREADS = {"mean_std": _standard, "q99_clipped": _bounded_at_all}
 
 
 def _check_spread(spread: float, size: float, name: str, where: str) -> None:

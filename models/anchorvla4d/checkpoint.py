@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from models.anchorvla4d import megatron
-from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.anchorvla4d.config import MODEL_TYPE, AnchorVLA4DConfig
 from models.anchorvla4d.megatron_writer import write_megatron
 from models.errors import CheckpointError
 from models.layouts import hugging_face
@@ -59,8 +59,12 @@ def open_weights(path: Path, config: AnchorVLA4DConfig) -> Weights:
 def check_writable(config: AnchorVLA4DConfig, arguments: Synthesize) -> None:
     """
     Raises:
-        ValueError: the policy cannot be cut into so many shards.
+        ValueError: the policy cannot be cut into so many shards, or has no such layout.
     """
+    if arguments.layout not in ("hf", "authors"):
+        raise ValueError(
+            f"an {MODEL_TYPE} is written as --layout hf or --layout authors, got {arguments.layout}"
+        )
     if arguments.layout == "authors":
         megatron.places(config, arguments.shards)
 

@@ -7,14 +7,20 @@ policy stand beside it in the same files, or in files of torch beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from models.errors import CheckpointError
 from models.json_file import read_object
 from models.layouts.stored import stored_safetensors, stored_torch
-from models.policy_config import PolicyConfig
+from models.networks.config import (
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    Qwen3VisionConfig,
+    VisionConfig,
+)
 from models.sources import (
     AS_IT_IS,
     Misfits,
@@ -38,25 +44,33 @@ _RENAMED = {
 }
 """How else the names of Qwen2.5-VL begin, those of transformers 4.52 and later first -> how ours
 do, the first that fits."""
-MODEL_TYPE = "qwen2_5_vl"
-_VISION_FIELDS = {
-    name: name
-    for name in (
-        "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size",
-        "fullatt_block_indexes", "patch_size", "temporal_patch_size", "spatial_merge_size",
-        "window_size",
-    )
-}  # fmt: skip
-_LANGUAGE_FIELDS = {
-    name: name
-    for name in (
-        "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
-        "num_key_value_heads", "vocab_size", "rms_norm_eps",
-    )
-}  # fmt: skip
-_ROPE_FIELDS = {"rope_theta": "rope_theta", "mrope_section": "mrope_section"}
-_ACCEPTED = {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
-"""Settings of the language model that a policy's configuration lacks, and what they must be."""
+_ROPE_FIELDS = ("rope_theta", "mrope_section")
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """How `config.json` says of which sizes a vision-language model is."""
+
+    model_type: str
+    vision: type[AnyVisionConfig]
+    """Its fields are called there as they are here, as are those of the language model."""
+    accepted: Mapping[str, tuple[Any, ...]]
+    """Settings of the language model that a policy's configuration lacks, and what they must be."""
+
+
+SPELLED = (
+    Spelled(
+        "qwen2_5_vl", VisionConfig, {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
+    ),
+    Spelled(
+        "qwen3_vl", Qwen3VisionConfig, {"hidden_act": ("silu",), "attention_bias": (False, None)}
+    ),
+)
+
+
+def spelled(vision: AnyVisionConfig) -> Spelled:
+    """That of this tower's model."""
+    return next(one for one in SPELLED if isinstance(vision, one.vision))
 
 
 def published_name(name: str) -> str:
@@ -93,6 +107,29 @@ def open_weights(
     beside = [path / name for name in side_files if (path / name).is_file()]
     tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
     tensors += [pair for file in beside for pair in _side_tensors(file, side_files[file.name])]
+    return place(path, tensors, [*files, *beside], wanted=wanted, unused_names=unused_names)
+
+
+def place(
+    where: Path,
+    tensors: Iterable[tuple[str, Stored]],
+    files: Iterable[Path],
+    *,
+    wanted: Mapping[str, tuple[int, ...]],
+    unused_names: Mapping[str, str],
+) -> Weights:
+    """Where each parameter is read, of tensors as they are stored.
+
+    Args:
+        where: what an error names.
+        tensors: by our names.
+        files: that hold them.
+        wanted: shape of each parameter.
+        unused_names: what may be there and is not read -> why.
+
+    Raises:
+        CheckpointError: tensors that do not fit, all of them at once.
+    """
     sources: dict[str, Source] = {}
     found: dict[str, str] = {}
     unused: list[Unused] = []
@@ -114,8 +151,8 @@ def open_weights(
             sources[name] = _as_it_is(name, stored)
         found.setdefault(name, stored.name)
     misfits.missing += sorted(wanted.keys() - found.keys())
-    misfits.refuse(path)
-    return Weights({name: sources[name] for name in wanted}, sorted([*files, *beside]), unused)
+    misfits.refuse(where)
+    return Weights({name: sources[name] for name in wanted}, sorted(files), unused)
 
 
 def _read_headers(path: Path) -> dict[Path, list[Stored]]:
@@ -143,10 +180,15 @@ def _read_headers(path: Path) -> dict[Path, list[Stored]]:
     return held
 
 
-def check_config(path: Path, config: PolicyConfig) -> None:
-    """Compare the `config.json` of a Qwen2.5-VL, of any version, with a policy's configuration.
+def check_config(
+    path: Path, vision: AnyVisionConfig, language: AnyLanguageConfig, *, beside: str = "policy.json"
+) -> None:
+    """Compare the `config.json` of a Qwen-VL, of any version, with a policy's two networks.
 
     What the file does not state is not compared.
+
+    Args:
+        beside: what says of which sizes the networks are.
 
     Raises:
         CheckpointError: not such a file, a setting that is not honoured, or another value.
@@ -155,27 +197,29 @@ def check_config(path: Path, config: PolicyConfig) -> None:
         raw = read_object(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    if raw.get("model_type") != MODEL_TYPE:
+    known = spelled(vision)
+    if raw.get("model_type") != known.model_type:
         raise CheckpointError(
-            f"{path}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} beside a "
-            "policy.json; remove one of the two"
+            f"{path}: model_type is {raw.get('model_type')!r}, expected {known.model_type!r} "
+            f"beside a {beside}; remove one of the two"
         )
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
-    rope = _rope(path, text)
-    vision = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
-    compared: tuple[tuple[str, Mapping[str, Any], object, Mapping[str, str]], ...] = (
-        ("vision", vision, config.vision, _VISION_FIELDS),
-        ("language", text, config.language, _LANGUAGE_FIELDS),
-        ("language", rope, config.language, _ROPE_FIELDS),
+    rope = rope_settings(path, text, known)
+    seen = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
+    others = [f.name for f in fields(language) if f.name not in _ROPE_FIELDS]
+    compared: tuple[tuple[str, Mapping[str, Any], object, Iterable[str]], ...] = (
+        ("vision", seen, vision, [f.name for f in fields(vision)]),
+        ("language", text, language, others),
+        ("language", rope, language, _ROPE_FIELDS),
     )
     differ = [
-        f"{where}.{field} is {stated[name]!r} there and {ours!r} here"
+        f"{where}.{name} is {stated[name]!r} there and {ours!r} here"
         for where, stated, network, names in compared
-        for name, field in names.items()
-        if name in stated and stated[name] != (ours := _plain(getattr(network, field)))
+        for name in names
+        if name in stated and stated[name] != (ours := _plain(getattr(network, name)))
     ]
     if differ:
-        raise CheckpointError(f"{path}: does not agree with policy.json: {some(differ)}")
+        raise CheckpointError(f"{path}: does not agree with {beside}: {some(differ)}")
 
 
 def _side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
@@ -194,8 +238,15 @@ def _as_it_is(name: str, stored: Stored) -> Source:
     return Source(name, stored.shape, stored.dtype, (stored,), AS_IT_IS, stored.read)
 
 
-def _rope(path: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Rotary settings, in the spelling before transformers 5 or since."""
+def rope_settings(path: Path, text: Mapping[str, Any], known: Spelled) -> Mapping[str, Any]:
+    """Rotary settings, in the spelling before transformers 5 or since.
+
+    Args:
+        known: of which model they are.
+
+    Raises:
+        CheckpointError: they are of another kind, or beside settings that are not honoured.
+    """
     older, newer = text.get("rope_scaling"), text.get("rope_parameters")
     rope = {"rope_theta": text["rope_theta"]} if "rope_theta" in text else {}
     for spelling in (older, newer):
@@ -206,7 +257,7 @@ def _rope(path: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{path}: rotary positions of type {kind!r} are not honoured, only 'mrope' (or "
             "'default'); a policy trained with them would be another one here"
         )
-    for name, accepted in _ACCEPTED.items():
+    for name, accepted in known.accepted.items():
         if name in text and text[name] not in accepted:
             raise CheckpointError(
                 f"{path}: {name}={text[name]!r} is not honoured, only "

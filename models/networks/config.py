@@ -225,6 +225,11 @@ def check_backbone(vision: AnyVisionConfig, language: AnyLanguageConfig) -> None
             f"vision.out_hidden_size={vision.out_hidden_size} must equal "
             f"language.hidden_size={language.hidden_size}"
         )
+    if vision.spatial_merge_size != 2:
+        raise ValueError(
+            f"vision.spatial_merge_size={vision.spatial_merge_size}: prompts count a token for 2 x "
+            "2 patches, as all published models do"
+        )
     if vision.num_deepstack > language.num_hidden_layers:
         raise ValueError(
             f"vision.deepstack_visual_indexes has {vision.num_deepstack} levels for "

@@ -32,7 +32,7 @@ def bridge() -> QwenGR00TConfig:
         language=language,
         head=dit_b(action_dim=7, action_horizon=16, state_dim=7),
         normalization=NormalizationConfig(
-            action=("q99",) * 6 + ("binary",),
+            action=("q99_clipped",) * 6 + ("binary",),
             state=(),
             action_units=("m/step",) * 3 + ("rad/step",) * 3 + ("fraction",),
             state_units=(),
@@ -52,7 +52,7 @@ def thin() -> QwenGR00TConfig:
         head=dataclasses.replace(base.head, num_layers=4),
         normalization=dataclasses.replace(
             base.normalization,
-            state=("q99",) * 7,
+            state=("q99_clipped",) * 7,
             state_units=("m",) * 3 + ("rad",) * 3 + ("fraction",),
         ),
         views=("frame", "wrist"),

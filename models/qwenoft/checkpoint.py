@@ -1,31 +1,24 @@
-"""Checkpoints of QwenOFT: folders of our own."""
+"""Checkpoints of QwenOFT: run folders of starVLA, and folders of our own."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from models.layouts import hugging_face
-from models.layouts.hugging_face import INDEX
+from models.layouts.starvla_writer import WRITTEN as written
+from models.layouts.starvla_writer import (
+    Described,
+    check_starvla,
+    open_own,
+    write_run,
+)
 from models.layouts.writers import Say
 from models.qwenoft.config import QwenOFTConfig
-from models.sources import Weights, parameter_shapes
+from models.sources import Weights
 from models.verbs import Synthesize
 
-UNUSED = {"vlm.lm_head.weight": "speaks words, of which this policy says none"}
-written = re.compile(rf"config\.json|model-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(INDEX)}")
-"""What `write` leaves in a folder."""
+__all__ = ["check_writable", "open_weights", "write", "written"]
 
-
-def open_weights(path: Path, config: QwenOFTConfig) -> Weights:
-    """See `models.family.Family.open_weights`."""
-    return hugging_face.open_weights(
-        path, parameter_shapes(config), side_files={}, unused_names=UNUSED
-    )
-
-
-def check_writable(config: QwenOFTConfig, arguments: Synthesize) -> None:
-    raise ValueError("run folders are not written yet")
+open_weights, check_writable = open_own, check_starvla
 
 
 def write(
@@ -36,4 +29,21 @@ def write(
     mark: str,
     say: Say,
 ) -> None:
-    raise ValueError("run folders are not written yet")
+    """A run folder as training leaves one; `say` the file of weights.
+
+    Args:
+        mark: to tell whose it is.
+    """
+    described = Described(
+        framework="QwenOFT",
+        action_model={
+            "action_model_type": "MLP",
+            "action_dim": config.head.action_dim,
+            "action_hidden_dim": config.language.hidden_size,
+            "action_horizon": config.head.action_horizon,
+        },
+        views=config.views,
+        takes_state=False,
+        text=config.prompt.text,
+    )
+    write_run(folder, weights, config, described, arguments, mark, say)

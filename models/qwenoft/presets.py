@@ -26,7 +26,7 @@ def bridge() -> QwenOFTConfig:
         language=language,
         head=MLPResNetConfig(action_dim=7, action_horizon=16),
         normalization=NormalizationConfig(
-            action=("q99",) * 6 + ("binary",),
+            action=("q99_clipped",) * 6 + ("binary",),
             state=(),
             action_units=("m/step",) * 3 + ("rad/step",) * 3 + ("fraction",),
             state_units=(),

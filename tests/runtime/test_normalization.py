@@ -223,3 +223,87 @@ def test_binary_dimensions_alone_have_no_distance():
     gripper = Normalization.from_statistics({}, ["binary"] * 3, [""] * 3, what="action")
     actions, spread = medoid(samples, gripper)
     assert (actions == 1).all() and spread == 0
+
+
+STARVLA = {"q99_clipped": "q99", "min_max_or_zero": "min_max", "threshold": "binary"}
+"""Our modes, and what starVLA calls its own."""
+MOVING = {
+    "min": [-2.0, 0.0, 5.0], "max": [2.0, 1.0, 9.0],
+    "q01": [-1.5, 0.1, 5.5], "q99": [1.0, 0.9, 8.5],
+}  # fmt: skip
+STILL = {"min": [0.75] * 3, "max": [0.75] * 3, "q01": [-0.25, 3.0, 0.0], "q99": [-0.25, 3.0, 0.0]}
+
+
+def as_starvla(mode, statistics, value, *, back):
+    """Restated from its formulas, a number at a time: `Normalizer.forward` and `.inverse`."""
+    made = []
+    for i, x in enumerate(value.tolist()):
+        if mode == "binary":
+            made.append(1.0 if x > 0.5 else 0.0)
+            continue
+        low, high = (
+            statistics[k][i] for k in (("q01", "q99") if mode == "q99" else ("min", "max"))
+        )
+        if back:
+            made.append((x + 1) / 2 * (high - low) + low)
+        elif low == high:
+            made.append(max(-2.2, min(2.2, x)) if mode == "q99" else 0.0)
+        else:
+            scaled = 2 * ((x - low) / (high - low)) - 1
+            made.append(max(-2.2, min(2.2, scaled)) if mode == "q99" else scaled)
+    return np.array(made)
+
+
+@pytest.mark.parametrize("statistics", [MOVING, STILL], ids=["moving", "still"])
+@pytest.mark.parametrize("mode", STARVLA)
+@given(st.lists(st.floats(-20, 20, width=32), min_size=3, max_size=3))
+def test_modes_of_starvla_follow_its_formulas(mode, statistics, values):
+    both, x = make(*[mode] * 3, statistics=statistics), np.array(values, np.float32)
+    for got, back in ((both.to_policy(x), False), (both.to_robot(x), True)):
+        assert got.dtype == np.float32
+        want = as_starvla(STARVLA[mode], statistics, x, back=back)
+        # Some roundings of numbers up to 30, over a scale of 0.4 at least.
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-5)
+
+
+def test_what_starvla_clips_and_thresholds_is_exact():
+    clipped = make(*["q99_clipped"] * 3, statistics=MOVING)
+    far = clipped.to_policy(np.array([1e9, -1e9, np.inf], np.float32))
+    assert far.tolist() == [np.float32(2.2), -np.float32(2.2), np.float32(2.2)]
+    assert clipped.to_robot(np.array([5.0, 0, 0], np.float32))[0] == pytest.approx(7.25 - 1 / 4 - 1)
+    open_and_closed = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), -3], np.float32)
+    gripper = make(*["threshold"] * 3, statistics={})
+    for to in (gripper.to_policy, gripper.to_robot):
+        assert to(open_and_closed).tolist() == [0.0, 1.0, 0.0]
+    assert np.isnan(clipped.to_policy(np.full(3, np.nan, np.float32))).all()
+
+
+def test_still_is_what_is_the_same_in_float32():
+    """starVLA compares its quantiles as float32 tensors."""
+    near = {"q01": [0.1], "q99": [0.1 + 1e-9], "min": [0.1], "max": [0.1 + 1e-9]}
+    x = np.array([0.3], np.float32)
+    assert make("q99_clipped", statistics=near).to_policy(x) == x
+    assert make("min_max_or_zero", statistics=near).to_policy(x) == 0
+    hardly = {"q01": [0.0], "q99": [1e-7], "min": [0.0], "max": [1e-7]}
+    assert make("q99_clipped", statistics=hardly).to_policy(x) == np.float32(2.2)
+    with pytest.raises(ValueError, match="max - min is 1e-07, at least 1e-06"):
+        make("min_max_or_zero", statistics=hardly)
+    for mode in ("q99_clipped", "min_max_or_zero"):
+        for low, high, words in ((1.0, 0.0, r">= .* \(1.0 >= 0.0\)"), (-90.0, 90.0, "in degrees")):
+            wrong = {"q01": [low], "min": [low], "q99": [high], "max": [high]}
+            with pytest.raises(ValueError, match=words):
+                make(mode, units=["rad"], statistics=wrong)
+
+
+def test_a_mask_counts_the_modes_of_starvla_as_what_they_are():
+    for mode, is_on in (("q99_clipped", True), ("min_max_or_zero", True), ("threshold", False)):
+        make(mode, statistics={k: v[:1] for k, v in MOVING.items()} | {"mask": [is_on]})
+        with pytest.raises(ValueError, match="mask says"):
+            make(mode, statistics={k: v[:1] for k, v in MOVING.items()} | {"mask": [not is_on]})
+
+
+def test_a_medoid_has_no_distance_in_thresholds():
+    both = make("q99_clipped", "threshold", statistics={"q01": [-1.5, 0], "q99": [1.0, 0]})
+    samples = np.array([[[0, 1]], [[0.1, 0]], [[0.5, 1]]], np.float32)
+    actions, _ = medoid(samples, both)
+    assert actions.tolist() == [[np.float32(0.1), 1.0]]
