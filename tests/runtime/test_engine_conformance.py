@@ -11,8 +11,8 @@ from onnx import helper
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
 from runtime.backends.tensorrt import TensorRTBackend
-from runtime.declarations import Tensor
-from runtime.engine import ALIGNMENT, Backend
+from runtime.declarations import ALIGNMENT, Tensor
+from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage
 from tests.graphs import leaves, vectors

@@ -30,7 +30,7 @@ GRAPH = Graph(
 def make_interpreter(**calls):
     """Host functions that do nothing, but for `calls`."""
     idle = {stage.name: lambda values: None for stage in GRAPH.stages}
-    return Interpreter(GRAPH, idle | calls, in_order(GRAPH, {}, None))
+    return Interpreter(GRAPH, idle | calls, in_order(GRAPH, {}, None), None)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_batch_that_failed_runs_again_whole():
         return dict.fromkeys(stages, 0.5)
 
     hosts = {s.name: lambda values: None for s in ALTERNATING.stages if s.function}
-    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter = Interpreter(ALTERNATING, hosts, launch, None)
     interpreter.set("a", 1)
     with pytest.raises(RuntimeError):
         interpreter.run("z")
@@ -263,7 +263,7 @@ def test_engine_stages_that_no_host_function_separates_are_launched_together():
         return lambda values: order.append(name)
 
     hosts = {s.name: note(s.name) for s in ALTERNATING.stages if s.function}
-    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter = Interpreter(ALTERNATING, hosts, launch, None)
     interpreter.set("a", 1)
     interpreter.run("z")
     assert order == ["first", "second", "left", "right", "joined"]

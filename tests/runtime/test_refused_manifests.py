@@ -42,7 +42,10 @@ def _stage(number, **changes):
         (_inputs("camera", dtype="float32"), r"image must be uint8 \[H, W, 3\], not float32"),
         (_inputs("camera", pace="episode"), "pace 'episode', what comes from 'robot' has tick or"),
         (_inputs("camera", source="drawn"), "image from 'drawn'; noise is drawn, and nothing e"),
-        (_inputs("camera", of="joints"), "a latch or a ring names the input it keeps in 'of'"),
+        (
+            _inputs("camera", of="joints"),
+            "a latch, a ring or a delay names the input it keeps in 'of'",
+        ),
         (_inputs("camera", kind="sound"), "Invalid enum value 'sound'"),
         (_inputs("camera", shape=[8, 0, 3]), "every side must be at least 1"),
         (_inputs("camera", similarity="x"), "only a latch has a 'similarity'"),
