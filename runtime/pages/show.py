@@ -151,7 +151,8 @@ def _declared(declared: Input) -> str:
     shape = "x".join(map(str, declared.shape))
     words = f"{declared.kind} {declared.dtype} {shape}, {declared.source}"
     words += f" of {declared.of}" if declared.of else ""
-    words += f" by {declared.steps} steps" if declared.steps else ""
+    words += f" by {declared.steps} step" if declared.steps else ""
+    words += "s" if declared.steps > 1 else ""
     return f"{words}, pace {declared.pace}" + (f", {declared.unit}" if declared.unit else "")
 
 
