@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from runtime.declarations import Tensor
+from runtime.declarations import Store, Tensor
 from runtime.engine import in_order
 from runtime.graph import Graph, Stage
-from runtime.interpreter import Interpreter
+from runtime.interpreter import NEVER, Interpreter
 from tests.graphs import leaves, vectors
 
 ROW = Tensor(shape=(1,))
@@ -234,6 +234,88 @@ def test_forget_keeps_what_depends_on_nothing(interpreter):
     interpreter.forget()
     interpreter.run("z")
     assert set(interpreter.last_run) == {"from_a", "from_b", "joined"}
+
+
+TWINS = Graph(
+    inputs=vectors("a", "b"),
+    tensors=dict.fromkeys(("u", "x", "v", "y", "z", "held"), ROW),
+    stages=(
+        Stage(name="u", function="f", inputs={"i": "a"}, outputs={"o": "u"}),
+        Stage(name="x", function="f", inputs={"i": "u"}, outputs={"o": "x"}),
+        Stage(name="v", function="f", inputs={"i": "b"}, outputs={"o": "v"}),
+        Stage(name="y", function="f", inputs={"i": "v"}, outputs={"o": "y"}),
+        Stage(name="z", function="f", inputs={"i": "x", "j": "y"}, outputs={"o": "z"}),
+    ),
+    outputs=leaves("z"),
+    stores={"store": Store(entries=(("held",),), members=(("x",), ("y",)))},
+)
+
+
+@pytest.fixture
+def twins():
+    """An interpreter, and what was copied."""
+    copied = []
+    idle = {stage.name: lambda values: None for stage in TWINS.stages}
+    made = Interpreter(TWINS, idle, in_order(TWINS, {}, None), lambda *names: copied.append(names))
+    return made, copied
+
+
+def test_a_value_that_both_show_is_computed_once_and_copied(twins):
+    interpreter, copied = twins
+    interpreter.set("a", 1)
+    interpreter.set("b", 1)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x", "z"}
+    assert copied == [("x", "y"), ("x", "held")]
+    interpreter.set("b", 2)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"v", "y", "z"}
+    assert copied[2:] == [("y", "held")]
+    interpreter.set("a", 2)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"z"}
+    assert copied[3:] == [("held", "x")]
+
+
+def test_a_copied_stage_that_runs_again_runs_behind_all_that_it_reads(twins):
+    """What is on the way to a copied result is of another value."""
+    interpreter, copied = twins
+    for value in (1, 2):
+        interpreter.set("a", value)
+        interpreter.set("b", 2)
+        interpreter.run("z")
+    interpreter.set("b", 3)
+    interpreter.run("z")
+    interpreter._seen[1] = NEVER  # as no call of ours leaves it
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x"}
+
+
+def test_a_copy_that_fails_leaves_nothing_that_counts(twins):
+    interpreter, copied = twins
+    interpreter.set("a", 1)
+    interpreter.set("b", 2)
+    interpreter.run("z")
+
+    def refuse(source, target):
+        raise RuntimeError
+
+    interpreter.set("a", 2)
+    kept, interpreter._copy = interpreter._copy, refuse
+    with pytest.raises(RuntimeError):
+        interpreter.run("z")
+    interpreter._copy = kept
+    interpreter.run("z")
+    assert copied[-1] == ("held", "x") and set(interpreter.last_run) == {"z"}
+    interpreter._copy = refuse
+    interpreter.set("b", 3)
+    with pytest.raises(RuntimeError):  # when the result is entered, half over the one before
+        interpreter.run("z")
+    interpreter._copy = kept
+    assert interpreter.stores["store"].entries == 0
+    interpreter.set("a", 3)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x", "z"}
 
 
 ALTERNATING = Graph(
