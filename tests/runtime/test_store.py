@@ -562,6 +562,22 @@ def test_the_same_on_a_gpu(tmp_path, monkeypatch, size):
         for _ in range(NUM_EVENTS):
             story.happen()
     assert sum(kind == "across" for kind, _, _ in world.copies) > 200
+    failed = 0
+    for number in range(60):
+        calls = "memcpy_dtod_async", "synchronize", len(world.calls) + int(number / 3)
+        story.on_frame()
+        world.refuse = calls[number % 3]
+        for _ in range(2):  # it fails or not, and then goes on
+            try:
+                got = story.episodes[0].act(story.seen()).actions
+            except runtime.EngineError:
+                failed += 1
+                continue
+            finally:
+                world.refuse = None
+            made.cold.forget()
+            assert got.tobytes() == story.episodes[1].act(story.seen()).actions.tobytes()
+    assert failed >= 40
     made.close()
     assert not world.violations
     assert not +world.alive
