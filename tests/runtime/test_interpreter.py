@@ -291,6 +291,68 @@ def test_a_copied_stage_that_runs_again_runs_behind_all_that_it_reads(twins):
     assert set(interpreter.last_run) == {"u", "x"}
 
 
+def halves(name):
+    """name -> 0 -> 1 and 2; name -> 3. The first reads a constant too."""
+    reads = ({"i": name, "k": "k"}, {"i": f"{name}0"}, {"i": f"{name}0"}, {"i": name})
+    return tuple(
+        Stage(name=f"{name}{i}", function="f", inputs=inputs, outputs={"o": f"{name}{i}"})
+        for i, inputs in enumerate(reads)
+    )
+
+
+PARTS = Graph(
+    inputs=vectors("a", "b"),
+    tensors=dict.fromkeys(("k", *(f"{n}{i}" for n in "ab" for i in range(4)), *"pqr"), ROW),
+    stages=(Stage(name="k", function="f", outputs={"o": "k"}), *halves("a"), *halves("b")),
+    outputs=leaves("a1", "a2", "b1", "b2", "a3", "b3"),
+    stores={
+        "both": Store(entries=(("p", "q"),), members=(("a1", "a2"), ("b1", "b2"))),
+        "third": Store(entries=(("r",),), members=(("a3",), ("b3",))),
+    },
+)
+
+
+def test_a_member_is_remembered_and_copied_whole_or_not_at_all():
+    copied, order = [], []
+    calls = {s.name: lambda values, name=s.name: order.append(name) for s in PARTS.stages}
+    made = Interpreter(PARTS, calls, in_order(PARTS, {}, None), lambda *names: copied.append(names))
+
+    def run(*wanted):
+        order.clear()
+        copied.clear()
+        made.run(*wanted)
+        return order, copied
+
+    made.set("a", 1)
+    made.set("b", 1)
+    assert run("a1", "b1") == (["k", "a0", "a1", "b0", "b1"], []), "a2 is missing"
+    assert run("a1", "b1") == ([], [])
+    assert run("a2") == (["a0", "a2"], []), "inside of a member all runs again"
+    assert run("a1", "a2") == ([], [])
+    made.forget()
+    assert run("a1", "a2") == (["a0", "a1", "a2"], [("a1", "p"), ("a2", "q")])
+    made.set("b", 2)
+    made.set("b", 1)
+    made._afresh = frozenset()
+    assert run("b2") == ([], [("p", "b1"), ("q", "b2")])
+    assert run("b1") == ([], []), "it came along"
+    made.set("a", 3)
+    made.set("b", 3)
+    found = run("a1", "a2", "a3", "b1", "b2", "b3")
+    assert found[0] == ["a0", "a1", "a2", "a3"]
+    assert found[1][:3] == [("a1", "b1"), ("a2", "b2"), ("a3", "b3")]
+
+
+def test_what_never_changes_runs_before_what_others_copy():
+    order = []
+    calls = {s.name: lambda values, name=s.name: order.append(name) for s in PARTS.stages}
+    made = Interpreter(PARTS, calls, in_order(PARTS, {}, None), lambda *names: order.append("copy"))
+    made.set("a", 1)
+    made.set("b", 1)
+    made.run("a1", "a2", "b1", "b2", "a3")
+    assert order == ["k", "a0", "a1", "a2", *["copy"] * 2, "a3", *["copy"] * 3]
+
+
 def test_a_copy_that_fails_leaves_nothing_that_counts(twins):
     interpreter, copied = twins
     interpreter.set("a", 1)

@@ -549,6 +549,28 @@ def test_what_is_planted_is_caught(players, monkeypatch, plant):
     assert is_caught(players)
 
 
+def test_every_kind_of_tick_was_met_before_the_first_episode(tmp_path, monkeypatch):
+    """On a GPU it is replayed then, and no stage is enqueued by itself."""
+    world = install(monkeypatch)
+    world.is_verified = True
+    pictures = ("camera", "first", *AGO)
+    inputs = {name: INPUTS[name] for name in (*pictures, "joints", "latent")}
+    inputs |= {name: replace(INPUTS[name], steps=steps // 2) for name, steps in AGO.items()}
+    graph = with_store(toy_graph(inputs), 8, pictures)
+    path = write_bundle(tmp_path / "toy", graph, golden_of(inputs))
+    with runtime.load(path, backend=lambda _: TensorRTBackend(make_plan)) as policy:
+        episode = policy.start()
+        numbers, ran = iter(range(14)), []
+        for pause in (0, 2, 2, 0, 0):
+            for _ in range(pause):
+                episode.see({"camera": POOL[next(numbers) if pause == 2 and len(ran) == 1 else 0]})
+            world.calls.clear()
+            episode.act({"camera": POOL[next(numbers)], "joints": np.full(3, len(ran))})
+            ran.append({n for n in pictures if f"{n}_mean" in episode.stats.last_s})
+            assert "execute_async_v3" not in world.calls, len(ran)
+    assert ran == [{"camera"}, {"camera", "ago_4", "ago_2"}, {"camera"}, {"camera"}, {"camera"}]
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_same_on_a_gpu(tmp_path, monkeypatch, size):
     world = install(monkeypatch)
