@@ -167,6 +167,7 @@ def test_a_copy_has_its_place_between_launches_and_uploads(backend, adder):
         for name, want in (("result", 21), ("y", 20), ("z", 30)):
             memory.download(name)
             assert (memory.host(name) == want * value).all(), name
+    memory.copy("x", "y")  # nobody waits for it
     backend.close()
 
 

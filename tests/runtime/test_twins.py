@@ -39,7 +39,7 @@ def chain(name, source, **changes):
     return tuple(stage.values())
 
 
-def make(*, b=None, more=(), tensors=None, store=STORE, outputs=("out",), inputs=None):
+def make(*, a=None, b=None, more=(), tensors=None, store=STORE, outputs=("out",), inputs=None):
     return Graph(
         inputs=inputs or vectors("a", "b", "c", width=64),
         tensors={
@@ -53,7 +53,7 @@ def make(*, b=None, more=(), tensors=None, store=STORE, outputs=("out",), inputs
         },
         stages=(
             Stage(name="constant", function="f", outputs={"value": "constant"}),
-            *chain("a", "a"),
+            *(a or chain("a", "a")),
             *(b or chain("b", "b")),
             Stage(name="c", function="copy", inputs={"value": "c"}, outputs={"value": "cx"}),
             *more,
@@ -125,6 +125,23 @@ OTHER_INPUT = {**vectors("a", "c", width=64), **vectors("b", width=65)}
         ({"b": chain("b", "b", end={"inputs": {"x": "bm", "c": "bi"}})}, "do not compute what"),
         ({"b": chain("b", "b", end={"inputs": {"x": "bm", "c": "bm"}})}, "do not compute what"),
         ({"b": chain("b", "b", end={"outputs": {"y": "by", "z": "bx"}})}, "do not compute what"),
+        (
+            {"a": chain("a", "a", end={"inputs": {"x": "ap", "c": "constant"}}),
+             "b": chain("b", "b", end={"inputs": {"x": "bp", "c": "constant"}}),
+             "tensors": {"am": Tensor(shape=(128,)), "ap": Tensor(shape=(64,), part_of=("am", 0)),
+                         "bm": Tensor(shape=(128,)), "bp": Tensor(shape=(64,), part_of=("bm", 64))}},
+            "do not compute what",
+        ),
+        (
+            {"b": (Stage(name="more", function="f", outputs={"value": "more"}),
+                   *chain("b", "b", end={"inputs": {"x": "bm", "c": "more"}})), "tensors": MORE},
+            "do not compute what",
+        ),
+        (
+            {"tensors": {"pair": Tensor(shape=(256,)),
+                         "am": Tensor(shape=(64,), part_of=("pair", 192))}},
+            "'pair', which 'out' reads, is written on the way to .'ax', 'ay'. by 'a_mid'",
+        ),
         ({"inputs": OTHER_INPUT}, "do not compute what"),
         (
             {"tensors": {"bx": Tensor(shape=(64,), part_of=("pair", 96)),
