@@ -129,7 +129,8 @@ OTHER_INPUT = {**vectors("a", "c", width=64), **vectors("b", width=65)}
             {"a": chain("a", "a", end={"inputs": {"x": "ap", "c": "constant"}}),
              "b": chain("b", "b", end={"inputs": {"x": "bp", "c": "constant"}}),
              "tensors": {"am": Tensor(shape=(128,)), "ap": Tensor(shape=(64,), part_of=("am", 0)),
-                         "bm": Tensor(shape=(128,)), "bp": Tensor(shape=(64,), part_of=("bm", 64))}},
+                         "bm": Tensor(shape=(128,)),
+                         "bp": Tensor(shape=(64,), part_of=("bm", 64))}},
             "do not compute what",
         ),
         (
