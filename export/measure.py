@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -92,16 +93,16 @@ class Modules:
     """The torch modules of a split behind the runtime's interpreter: only what changed runs."""
 
     def __init__(self, checkpoint: Checkpoint, parts: Split) -> None:
-        self._graph = parts.graph
-        self._take = takers(parts.graph, {TOKENIZER: checkpoint.tokenizer})
-        self._memory = HostMemory(parts.graph)
+        self._graph = without_stores(parts.graph)
+        self._take = takers(self._graph, {TOKENIZER: checkpoint.tokenizer})
+        self._memory = HostMemory(self._graph)
         engines = {name: TorchEngine(spec) for name, spec in parts.engines.items()}
         embodiment = sorted(checkpoint.statistics)[0]
         resources = Resources(
             tables={name: cast(Any, Rows(table)) for name, table in parts.tables.items()},
             statistics=checkpoint.statistics[embodiment],
         )
-        self._interpreter = assemble(parts.graph, engines, self._memory, resources, in_order)
+        self._interpreter = assemble(self._graph, engines, self._memory, resources, in_order)
 
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, or [K, T, A] of K samples, robot units."""
@@ -134,6 +135,14 @@ class Modules:
             noises = {name: draw_noise(seed, 0, golden[name].shape) for name in drawn}
             errors.append(relative_error(self.actions({**golden, **noises}), want))
         return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def without_stores(graph: Graph) -> Graph:
+    """Computes all tensors anew: a result that is copied leaves those on the way to it as they
+    were, and shows the layers that make it nothing."""
+    held = {n for store in graph.stores.values() for entry in store.entries for n in entry}
+    tensors = {name: tensor for name, tensor in graph.tensors.items() if name not in held}
+    return replace(graph, tensors=tensors, stores={})
 
 
 def stage_errors(parts: Split, tensors: Tensors) -> dict[str, float]:

@@ -182,6 +182,11 @@ def _drive(
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
         for kind, count in trace.interventions.items():
             print(f"  guard: {kind}, {count} times")
+        for store, of in ({} if trace.stats is None else trace.stats.stores).items():
+            print(
+                f"  store {store}: {of.hits} results copied, {of.misses} computed, {of.entries} of "
+                f"{of.most_entries} held in {(of.num_bytes + of.value_bytes) / 1e6:.1f} MB"
+            )
         if recorder is not None:
             print(f"  recorded: {recorder.path}, {recorder.words}")
     numbers = summarize(policy.graph, [run.trace for run in runs])

@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from .declarations import Tensor
+from .declarations import MADE, Tensor
 from .errors import BundleError
 from .functions.calls import check_call, constants
 from .graph import Graph, Stage
@@ -352,7 +352,7 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
 def _verify_golden(bundle: Bundle) -> None:
     """Is there a golden value of all that the runtime feeds and compares?"""
     graph, path = bundle.manifest.graph, bundle.file(GOLDEN)
-    wanted = {name for name, declared in graph.inputs.items() if declared.source != "ring"}
+    wanted = {name for name, declared in graph.inputs.items() if declared.source not in MADE}
     wanted |= {graph.target, *(GOLDEN_STAGE + name for name in graph.engine_outputs)}
     try:
         with zipfile.ZipFile(path) as archive:

@@ -12,10 +12,12 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
+ALIGNMENT = 256
+"""Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
 
 Kind = Literal["image", "depth", "vector", "text", "video", "noise", "leftover"]
-Source = Literal["robot", "operator", "latch", "ring", "drawn", "loop"]
+Source = Literal["robot", "operator", "latch", "ring", "delay", "drawn", "loop"]
 Pace = Literal["load", "episode", "event", "tick", "control"]
 PACES: tuple[Pace, ...] = get_args(Pace)
 """From what changes least. An input's own pace is above `load`, which is that of constants."""
@@ -34,10 +36,15 @@ _SOURCES: Mapping[str, tuple[Pace, ...]] = {
     "operator": ("episode", "event"),
     "latch": ("episode", "event"),
     "ring": ("tick", "control"),
+    "delay": ("tick", "control"),
     "drawn": ("tick", "control"),
     "loop": ("tick", "control"),
 }
 """Paces that a source's values may have."""
+KEEPERS: tuple[Source, ...] = ("latch", "ring", "delay")
+"""Sources of inputs that keep values of another one."""
+MADE: tuple[Source, ...] = ("ring", "delay")
+"""Sources of inputs that nobody gives: an episode makes them of what the robot gave."""
 
 
 class DeclarationError(ValueError):
@@ -84,6 +91,8 @@ class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """`robot`: in every observation. `operator`: given at the start or in between. `latch`: the
     input `of`, as it was when it was last latched, at the latest in the first tick. `ring`: the
     last n values of the input `of`, the oldest first; the first value stands for those before it.
+    `delay`: the input `of` as it was `steps` steps ago, likewise; a step is an `Episode.act` or an
+    `Episode.see`.
     `drawn`: standard normal, from the seed and the tick. `loop`: what is left of the last chunk and
     how much of it counts, from whoever carries chunks out; zeros where nobody says."""
     shape: tuple[int, ...]
@@ -96,7 +105,9 @@ class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     unit: str = ""
     """Of the numbers, where they have one."""
     of: str = ""
-    """The input that a latch or a ring keeps."""
+    """The input that a latch, a ring or a delay keeps."""
+    steps: int = 0
+    """Of a delay: how many steps old its value is."""
     similarity: str = ""
     """Of a latch: the output that says how like it the present value is, from -1 to 1."""
     prompt: Prompt | None = None
@@ -121,6 +132,19 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """A leaf that is computed in every so many ticks; 0 if only when it is asked for."""
 
 
+class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Results that are remembered by the value of the input that they were computed from.
+
+    All stages that a member needs depend on one input, and those of the members compute the same of
+    theirs: what one member has computed of a value serves them all. No result depends on it.
+    """
+
+    entries: tuple[tuple[str, ...], ...]
+    """Per result that is remembered, the tensors that hold it. No stage reads or writes them."""
+    members: tuple[tuple[str, ...], ...]
+    """Per member its tensors, in the order of an entry's."""
+
+
 def from_source(inputs: Mapping[str, Input], *sources: Source) -> dict[str, Input]:
     """Those whose values come from there, in their order."""
     return {name: declared for name, declared in inputs.items() if declared.source in sources}
@@ -141,6 +165,36 @@ def check_inputs(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> 
     for name, output in outputs.items():
         if output.spread and output.spread not in outputs:
             raise DeclarationError(f"output {name!r}: its spread {output.spread!r} is no output")
+
+
+def check_outputs(
+    outputs: Mapping[str, Output], inputs: Mapping[str, Input], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse outputs that do not fit their tensors.
+
+    Raises:
+        DeclarationError: says which, and what is wrong with it.
+    """
+    if not outputs:
+        raise DeclarationError("a graph needs at least one output")
+    for name, declared in inputs.items():
+        if declared.similarity in outputs and tensors[declared.similarity].size != 1:
+            raise DeclarationError(f"input {name!r}: its similarity must be one number")
+    for name, output in outputs.items():
+        if output.spread in outputs and tensors[output.spread].size != 1:
+            raise DeclarationError(f"output {name!r}: its spread must be one number")
+        shape = tensors[name].shape
+        if output.axes and len(output.axes) != len(shape):
+            raise DeclarationError(f"output {name!r} is {list(shape)}, its axes are {output.axes}")
+        if output.units and len(output.units) != shape[-1]:
+            raise DeclarationError(
+                f"output {name!r} has {len(output.units)} units for {shape[-1]} entries of its "
+                "last axis"
+            )
+        if output.step_s is not None and not 0 < output.step_s < 3600:
+            raise DeclarationError(f"output {name!r}: step_s is {output.step_s}, above 0 is wanted")
+        if output.every < 0:
+            raise DeclarationError(f"output {name!r}: every is {output.every}, 0 or more is wanted")
 
 
 def _check_input(
@@ -164,20 +218,26 @@ def _check_input(
         raise DeclarationError("its prompt's template has no {instruction}, so no text would count")
     if kind == "text" and source != "operator":
         raise DeclarationError(f"a text from {source!r}; only an operator says something")
-    if bool(declared.of) != (source in ("latch", "ring")):
-        raise DeclarationError("a latch or a ring names the input it keeps in 'of', others do not")
+    if bool(declared.of) != (source in KEEPERS):
+        raise DeclarationError(
+            "a latch, a ring or a delay names the input it keeps in 'of', others do not"
+        )
+    if (declared.steps >= 1) != (source == "delay") or declared.steps < 0:
+        raise DeclarationError(
+            f"steps {declared.steps}; a delay is 1 step or more, and nothing else has them"
+        )
     if declared.similarity and source != "latch":
         raise DeclarationError("only a latch has a 'similarity'")
     if declared.similarity and declared.similarity not in outputs:
         raise DeclarationError(f"its similarity {declared.similarity!r} is no output")
-    if source in ("latch", "ring"):
+    if source in KEEPERS:
         _check_keeps(declared, inputs)
     else:
         _check_values(kind, declared.shape, declared.dtype)
 
 
 def _check_keeps(declared: Input, inputs: Mapping[str, Input]) -> None:
-    """A latch or a ring against the input it keeps."""
+    """What keeps another input, against that one."""
     kept = inputs.get(declared.of)
     if kept is None or kept.source != "robot":
         raise DeclarationError(f"keeps {declared.of!r}, which is no input that the robot gives")

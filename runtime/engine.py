@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from .declarations import Tensor
 from .graph import Graph
 
-ALIGNMENT = 256
-"""Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""
 Launch = Callable[[tuple[str, ...], frozenset[str]], Mapping[str, float]]
 """(engine stages in order, tensors) -> seconds of each stage.
 
@@ -40,6 +38,10 @@ class Memory(Protocol):
 
     def download(self, name: str) -> None:
         """Make what engines wrote visible to the host."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a tensor into another of its shape and dtype, after all that was launched and
+        uploaded before, and before all that is launched later."""
 
 
 class Engine(Protocol):

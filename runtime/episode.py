@@ -19,8 +19,9 @@ from .anchor import AnchorPolicy, Tick
 from .declarations import Source, from_source
 from .engine import Memory
 from .errors import EngineError, EpisodeError, ObservationError
+from .functions.remembered import StoreStats
 from .graph import Graph
-from .inputs import CAMERAS, draw_noise, no_leftover, push
+from .inputs import CAMERAS, History, check_names, draw_noise, no_leftover, push
 from .interpreter import Interpreter
 
 FROM_ROBOT: tuple[Source, ...] = ("robot", "drawn", "loop")
@@ -61,6 +62,8 @@ class Stats:
     observation under another noise is no such tick."""
     failed_ticks: int
     """Calls of `act` that took their arguments and gave no chunk."""
+    stores: Mapping[str, StoreStats]
+    """Per store of the graph: what it spared, and what it takes."""
 
 
 class Owner(Protocol):
@@ -113,6 +116,7 @@ class Episode:
         self._drawn = [*from_source(inputs, "drawn")]
         self._nothing_left = {n: no_leftover(i) for n, i in from_source(inputs, "loop").items()}
         self._rings = [*from_source(inputs, "ring")]
+        self._history = History(inputs)
         self._operator = [*from_source(inputs, "operator")]
         self._by_engine = {
             name
@@ -176,6 +180,30 @@ class Episode:
                 self.step += 1
                 self._observed_at = at if at is not None else self._observed_at
         return answer
+
+    def see(self, observation: Mapping[str, Any]) -> None:
+        """A step between two ticks: what delayed inputs show later. Nothing is computed.
+
+        A latch that is empty takes its value from here as from a tick. Rings count ticks only.
+
+        Args:
+            observation: as for `act`; what is not delayed may be left out.
+
+        Raises:
+            ObservationError: a value is missing or cannot be taken; nothing was kept.
+            EpisodeError: the episode is over.
+        """
+        values = self._take(observation, ("robot",))
+        if missing := [name for name in self._history.past if name not in values]:
+            raise ObservationError(
+                f"the observation lacks {', '.join(missing)}, which this policy sees later"
+            )
+        with self.policy.running(self):
+            self._history.keep(values)
+            for name in self._anchor_policies:
+                source = self.policy.graph.inputs[name].of
+                if name not in self._filled and source in values:
+                    self._fill(name, values[source])
 
     def give(self, **values: Any) -> None:
         """Give inputs of the operator, or latches, a value; it counts from the next `act`.
@@ -263,6 +291,7 @@ class Episode:
                 },
                 repeated_frames=dict(self._repeated),
                 failed_ticks=self.failed_ticks,
+                stores=interpreter.stores,
             )
 
     def _take(self, values: Mapping[str, Any], sources: tuple[Source, ...]) -> dict[str, Any]:
@@ -304,6 +333,9 @@ class Episode:
             interpreter.set(name, drawn)
         for name, nothing in self._nothing_left.items():
             interpreter.set(name, values.get(name, nothing))
+        self._history.keep(values)
+        for name, value in self._history.delayed():
+            interpreter.set(name, value)
         for name in self._rings:
             before = interpreter.values[name] if name in self._filled else None
             ring = push(before, values[inputs[name].of], inputs[name].shape[0])
@@ -380,6 +412,7 @@ class Episode:
     def _tick(self) -> Iterator[None]:
         """All or nothing: of the episode too, its anchor policies included."""
         before = self._filled.copy(), self._latched.copy(), self._pending, self._repeated.copy()
+        past = self._history.past.copy()
         clock, anchor_policies = (
             (self.step, self._observed_at),
             {n: copy.deepcopy(p) for n, p in self._anchor_policies.items()},
@@ -389,31 +422,8 @@ class Episode:
                 yield
         except BaseException:
             self._filled, self._latched, self._pending, self._repeated = before
+            self._history.past = past
             self.step, self._observed_at = clock
             self._anchor_policies = anchor_policies
             self.failed_ticks += 1
             raise
-
-
-def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[Source, ...]) -> None:
-    """Refuse names that are no input, or whose value comes from elsewhere.
-
-    Raises:
-        ObservationError: says which inputs there are, or where the value belongs.
-    """
-    taken = from_source(graph.inputs, *sources)
-    for name in values:
-        if name not in graph.inputs:
-            raise ObservationError(
-                f"this policy has no input {name!r}; what may be given here is: "
-                f"{', '.join(taken) or 'nothing'}"
-            )
-        source = graph.inputs[name].source
-        if source not in sources:
-            where = {
-                "robot": "it belongs into every observation: act({...})",
-                "drawn": "it is drawn from the seed, or belongs into an observation: act({...})",
-                "loop": "it belongs into an observation: act({...})",
-                "ring": f"it keeps {graph.inputs[name].of!r} by itself",
-            }.get(source, f"give it at the start or with give({name}=...)")
-            raise ObservationError(f"{name!r} cannot be given here: {where}")

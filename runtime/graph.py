@@ -12,20 +12,25 @@ it, directly or through its parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from .declarations import (
+    ALIGNMENT,
     ITEM_SIZES,
     PACES,
     DeclarationError,
     Input,
     Output,
     Pace,
+    Store,
     Tensor,
     check_inputs,
+    check_outputs,
 )
 
 
@@ -63,13 +68,27 @@ class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
         return self.engine or self.function or ""
 
 
-class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+@dataclass(frozen=True, slots=True)
+class Cone:
+    """The stages that a member of a store needs, but for those that depend on nothing."""
+
+    source: str
+    """The one input that they depend on."""
+    stages: tuple[int, ...]
+    """In running order."""
+    tensors: tuple[str, ...]
+    """The member."""
+
+
+class Graph(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True
+):
     """Stages in running order.
 
     Raises:
         GraphError: on construction, if a name is unknown or used twice, a part lies outside its
             tensor, two stages write the same memory, a stage reads memory that no earlier stage
-            writes, or a declaration contradicts itself.
+            writes, the members of a store are not alike, or a declaration contradicts itself.
     """
 
     inputs: Mapping[str, Input]
@@ -77,16 +96,18 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
     """By the tensor's name. The first is what a tick is for."""
     tensors: Mapping[str, Tensor]
     stages: tuple[Stage, ...]
+    stores: Mapping[str, Store] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_names()
         self._check_parts()
         self._check_writes()
-        self._check_outputs()
         try:
+            check_outputs(self.outputs, self.inputs, self.tensors)
             check_inputs(self.inputs, self.outputs)
         except DeclarationError as error:
             raise GraphError(str(error)) from None
+        self._check_stores()
 
     @property
     def sampled(self) -> str | None:
@@ -187,7 +208,7 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
     def writers(self, tensor: str) -> Iterator[Stage]:
         """Stages that write any byte of `tensor`."""
         root, start, stop = self.extent(tensor)
-        for stage, (other, a, b) in self._writes:
+        for stage, _, (other, a, b) in self._writes:
             if other == root and a < stop and start < b:
                 yield stage
 
@@ -211,15 +232,12 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
         """
         if leaf not in self.outputs:
             raise GraphError(f"{leaf!r} is no output of this graph; it has {list(self.outputs)}")
-        wanted, chosen = {leaf}, []
-        index = {stage.name: i for i, stage in enumerate(self.stages)}
-        while wanted:
-            name = wanted.pop()
-            for stage in self.writers(name):
-                if index[stage.name] not in chosen:
-                    chosen.append(index[stage.name])
-                    wanted.update(s for s in stage.inputs.values() if s not in self.inputs)
-        return tuple(sorted(chosen))
+        return self._behind([leaf])
+
+    @cached_property
+    def cones(self) -> dict[str, tuple[Cone, ...]]:
+        """Of the members of every store."""
+        return {n: tuple(map(self._cone, store.members)) for n, store in self.stores.items()}
 
     def pace(self, needs: Iterable[str]) -> Pace:
         """How often something that depends on these inputs changes: as its fastest does."""
@@ -251,15 +269,70 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
         return {
             source: sum(
                 (stop - start) * ITEM_SIZES[self.tensors[root].dtype]
-                for stage, (root, start, stop) in self._writes
+                for stage, _, (root, start, stop) in self._writes
                 if stage.name in stages
             )
             for source, stages in kept.items()
         }
 
     @cached_property
-    def _writes(self) -> list[tuple[Stage, tuple[str, int, int]]]:
-        return [(s, self.extent(t)) for s in self.stages for t in s.outputs.values()]
+    def _writes(self) -> list[tuple[Stage, str, tuple[str, int, int]]]:
+        """Stages, ports and what memory they write."""
+        return [(s, port, self.extent(t)) for s in self.stages for port, t in s.outputs.items()]
+
+    def _behind(self, tensors: Iterable[str]) -> tuple[int, ...]:
+        """Indices of the stages that these tensors need, in running order."""
+        wanted, chosen = {*tensors}, []
+        index = {stage.name: i for i, stage in enumerate(self.stages)}
+        while wanted:
+            name = wanted.pop()
+            for stage in self.writers(name):
+                if index[stage.name] not in chosen:
+                    chosen.append(index[stage.name])
+                    wanted.update(s for s in stage.inputs.values() if s not in self.inputs)
+        return tuple(sorted(chosen))
+
+    def _cone(self, member: tuple[str, ...]) -> Cone:
+        needs = sorted(frozenset[str]().union(*(self.dependencies[name] for name in member)))
+        if len(needs) != 1:
+            raise GraphError(f"{list(member)} depend on the inputs {needs}, and not on one")
+        behind, by_stage = self._behind(member), self.stage_dependencies
+        stages = tuple(i for i in behind if by_stage[self.stages[i].name])
+        return Cone(needs[0], stages, member)
+
+    def _forms(self, cone: Cone) -> list[Any]:
+        """Of each stage, and then of the tensors, all that a twin of it has too.
+
+        Where a tensor lies is a part of it: an engine may add up in another order elsewhere.
+        """
+        number = {self.stages[i].name: n for n, i in enumerate(cone.stages)}
+
+        def place(name: str) -> Any:
+            tensor, (_, start, _) = self.tensors[name], self.extent(name)
+            return tensor.shape, tensor.dtype, start * ITEM_SIZES[tensor.dtype] % ALIGNMENT
+
+        def source(name: str) -> Any:
+            if name in self.inputs:
+                return self.inputs[name].kind, self.inputs[name].shape, self.inputs[name].dtype
+            root, start, stop = self.extent(name)
+            return place(name), {
+                (number.get(stage.name, stage.name), port, a - start)
+                for stage, port, (other, a, b) in self._writes
+                if other == root and a < stop and start < b
+            }
+
+        called = [self.stages[i] for i in cone.stages]
+        forms: list[Any] = [
+            (
+                stage.engine,
+                stage.function,
+                msgspec.json.encode(stage.params, order="deterministic"),
+                {port: source(name) for port, name in stage.inputs.items()},
+                {port: place(name) for port, name in stage.outputs.items()},
+            )
+            for stage in called
+        ]
+        return forms + [source(name) for name in cone.tensors]
 
     def _check_names(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -283,28 +356,6 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
         for name in self.outputs:
             if name not in self.tensors:
                 raise GraphError(f"output {name!r} is no tensor")
-
-    def _check_outputs(self) -> None:
-        if not self.outputs:
-            raise GraphError("a graph needs at least one output")
-        for name, declared in self.inputs.items():
-            if declared.similarity in self.outputs and self.tensors[declared.similarity].size != 1:
-                raise GraphError(f"input {name!r}: its similarity must be one number")
-        for name, output in self.outputs.items():
-            if output.spread in self.outputs and self.tensors[output.spread].size != 1:
-                raise GraphError(f"output {name!r}: its spread must be one number")
-            shape = self.tensors[name].shape
-            if output.axes and len(output.axes) != len(shape):
-                raise GraphError(f"output {name!r} is {list(shape)}, its axes are {output.axes}")
-            if output.units and len(output.units) != shape[-1]:
-                raise GraphError(
-                    f"output {name!r} has {len(output.units)} units for {shape[-1]} entries of its "
-                    "last axis"
-                )
-            if output.step_s is not None and not 0 < output.step_s < 3600:
-                raise GraphError(f"output {name!r}: step_s is {output.step_s}, above 0 is wanted")
-            if output.every < 0:
-                raise GraphError(f"output {name!r}: every is {output.every}, 0 or more is wanted")
 
     def _check_parts(self) -> None:
         for name, tensor in self.tensors.items():
@@ -344,3 +395,55 @@ class Graph(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=
                             f"stages {other!r} and {stage.name!r} both write {target!r}"
                         )
                 written[root].append((start, stop, stage.name))
+
+    def _check_stores(self) -> None:
+        for name, store in self.stores.items():
+            try:
+                self._check_store(store)
+            except GraphError as error:
+                raise GraphError(f"store {name!r}: {error}") from None
+        stages = [i for cones in self.cones.values() for cone in cones for i in cone.stages]
+        if twice := sorted({self.stages[i].name for i in stages if stages.count(i) > 1}):
+            raise GraphError(f"members of stores share the stages {twice}")
+        held = [n for store in self.stores.values() for entry in store.entries for n in entry]
+        written = [n for stage in self.stages for n in stage.outputs.values()]
+        for i, name in enumerate(held):
+            for other in (*held[:i], *written, *self.outputs):
+                (root, start, stop), (r, a, b) = self.extent(name), self.extent(other)
+                if root == r and a < stop and start < b:
+                    raise GraphError(f"{name!r} is an entry of a store and meets {other!r}")
+
+    def _check_store(self, store: Store) -> None:
+        all_names = (*store.entries, *store.members)
+        if not store.entries or not store.members or not all(all_names):
+            raise GraphError("it needs entries and members, and a tensor in each")
+        if unknown := sorted({n for names in all_names for n in names} - self.tensors.keys()):
+            raise GraphError(f"unknown tensors {unknown}")
+        tensors = [[self.tensors[n] for n in names] for names in all_names]
+        for names, other in zip(all_names, tensors, strict=True):
+            if [(t.shape, t.dtype) for t in other] != [(t.shape, t.dtype) for t in tensors[0]]:
+                raise GraphError(f"{list(names)} are not of the shapes and types of an entry")
+        first, *others = map(self._cone, store.members)
+        for cone in (first, *others):
+            self._check_inside(cone)
+        for cone in others:
+            if self._forms(cone) != self._forms(first):
+                got, want = ([self.stages[i].name for i in c.stages] for c in (cone, first))
+                raise GraphError(f"the stages {got} do not compute what {want} do")
+
+    def _check_inside(self, cone: Cone) -> None:
+        """A copied result leaves what is inside of the cone as it was: nobody else may read it."""
+        own = {self.stages[i].name for i in cone.stages}
+        ends = [self.extent(name) for name in cone.tensors]
+        others = [s for s in self.stages if s.name not in own]
+        reads = [(n, s.name) for s in others for n in s.inputs.values() if n in self.tensors]
+        for name, reader in (*reads, *((n, "outputs") for n in self.outputs)):
+            root, start, stop = self.extent(name)
+            for stage, _, (r, a, b) in self._writes:
+                a, b = max(a, start), min(b, stop)
+                is_inside = stage.name in own and r == root and a < b
+                if is_inside and not any(q == r and c <= a and b <= d for q, c, d in ends):
+                    raise GraphError(
+                        f"{name!r}, which {reader!r} reads, is written on the way to "
+                        f"{list(cone.tensors)} by {stage.name!r}, and only they are remembered"
+                    )

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import prompt
-from .declarations import Input
+from .declarations import MADE, Input, Source, from_source
 from .errors import ObservationError
 from .functions.calls import constants
 from .functions.tokens import Patches
@@ -103,10 +103,58 @@ def no_leftover(declared: Input) -> NDArray[np.float32]:
     return _frozen(np.zeros(declared.shape, np.float32))
 
 
+class History:
+    """What the robot showed in the last steps, for delayed inputs to show again. It copies nothing.
+
+    Delays of one input share what is kept of it, which is as old as the longest of them.
+    """
+
+    def __init__(self, inputs: Mapping[str, Input]) -> None:
+        self._delays = from_source(inputs, "delay")
+        self.past: dict[str, tuple[Any, ...]] = {d.of: () for d in self._delays.values()}
+        """Per input that is delayed, its values, the newest last."""
+
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """One step more."""
+        for name, past in self.past.items():
+            steps = max(d.steps for d in self._delays.values() if d.of == name)
+            self.past[name] = (*past, values[name])[-steps - 1 :]
+
+    def delayed(self) -> Iterator[tuple[str, Any]]:
+        """Every delayed input with its value; the first stands for those before it."""
+        for name, delay in self._delays.items():
+            past = self.past[delay.of]
+            yield name, past[-min(delay.steps + 1, len(past))]
+
+
 def push(ring: NDArray[Any] | None, value: NDArray[Any], length: int) -> NDArray[Any]:
     """A ring [n, ...] with one more value; the first value stands for all before it."""
     before = np.repeat(value[None], length, axis=0) if ring is None else ring
     return _frozen(np.concatenate([before[1:], value[None]]))
+
+
+def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[Source, ...]) -> None:
+    """Refuse names that are no input, or whose value comes from elsewhere.
+
+    Raises:
+        ObservationError: says which inputs there are, or where the value belongs.
+    """
+    taken = from_source(graph.inputs, *sources)
+    for name in values:
+        if name not in graph.inputs:
+            raise ObservationError(
+                f"this policy has no input {name!r}; what may be given here is: "
+                f"{', '.join(taken) or 'nothing'}"
+            )
+        source = graph.inputs[name].source
+        if source not in sources:
+            where = {
+                "robot": "it belongs into every observation: act({...})",
+                "drawn": "it is drawn from the seed, or belongs into an observation: act({...})",
+                "loop": "it belongs into an observation: act({...})",
+                **dict.fromkeys(MADE, f"it keeps {graph.inputs[name].of!r} by itself"),
+            }.get(source, f"give it at the start or with give({name}=...)")
+            raise ObservationError(f"{name!r} cannot be given here: {where}")
 
 
 def take_seed(seed: int) -> int:

@@ -30,14 +30,14 @@ from .backends.registry import BACKENDS, MakeBackend
 from .bundle import ITEM_TYPES, Bundle, read_bundle
 from .declarations import Input, Output, from_source
 from .engine import Backend
-from .episode import FROM_OPERATOR, Answer, Episode, check_names
+from .episode import FROM_OPERATOR, Answer, Episode
 from .errors import BundleError, EpisodeError, ObservationError, UnmeasuredWarning
 from .functions.calls import constants
 from .functions.function import Resources
 from .functions.tokens import Embed
 from .golden import Golden, vary
 from .graph import Graph, Stage
-from .inputs import take_seed, takers
+from .inputs import check_names, take_seed, takers
 from .interpreter import assemble
 from .normalization import choose_embodiment
 
@@ -327,6 +327,7 @@ class Policy:
                 self.interpreter.run(leaf)
             for shift in (1, 2):
                 episode.act(vary(self.inputs, golden.observed, shift))
+            self._warm_up_delays(golden, episode)
         except ObservationError as error:
             raise BundleError(
                 f"{self.bundle.path}: its golden observation does not fit it ({error}); export "
@@ -334,6 +335,19 @@ class Policy:
             ) from None
         self.backend.settle()
         self.interpreter.reset_statistics()
+
+    def _warm_up_delays(self, golden: Golden, episode: Episode) -> None:
+        """What delayed inputs show was computed before, or nothing of it, or is all the same."""
+        steps = max((declared.steps for declared in self.inputs.values()), default=0)
+        if not steps:
+            return
+        known, *new = (vary(self.inputs, golden.observed, 2 + i) for i in range(steps + 4))
+        for past in ([known] * steps, new[:steps]):
+            for observation in past:
+                episode.see(observation)
+            episode.act(new.pop())
+        told = {name: golden.given[name] for name in from_source(self.inputs, "operator")}
+        self.start(seed=2**64 - 1, **told).act(new.pop())  # whose noise is of no other episode
 
     def close(self) -> None:
         """Give back what the engines hold; the policy cannot be used any more."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 
 from runtime.bundle import (
@@ -19,7 +20,7 @@ from runtime.bundle import (
     RecipeEntry,
     StageFigures,
 )
-from runtime.declarations import Input, Output, Tensor
+from runtime.declarations import MADE, Input, Output, Store, Tensor
 from runtime.graph import Graph, Stage
 from runtime.storage.listed import sha256_of
 
@@ -72,6 +73,17 @@ def toy_graph(inputs: Mapping[str, Input], every: int = 0, unread: Sequence[str]
     return Graph(inputs=inputs, outputs=outputs, tensors=tensors, stages=tuple(stages))
 
 
+def with_store(graph: Graph, count: int, inputs: Sequence[str]) -> Graph:
+    """A store of `count` averages, which what `toy_graph` makes of these pictures shares."""
+    held = [f"average_{i}" for i in range(count)]
+    tensors = {**graph.tensors, **dict.fromkeys(held, Tensor(shape=CHUNK))}
+    store = Store(
+        entries=tuple((name,) for name in held),
+        members=tuple((f"{name}_mean",) for name in inputs),
+    )
+    return replace(graph, tensors=tensors, stores={"averages": store})
+
+
 def expected(values: Mapping[str, np.ndarray]) -> np.ndarray:
     """The chunk of `toy_graph` in plain numpy, [2, 3]; images as Qwen2-VL's processor does."""
     return sum(np.full(CHUNK, _mean(value), np.float32) for value in values.values())
@@ -89,9 +101,9 @@ def golden_of(inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarra
     random = np.random.default_rng(seed)
     golden = {}
     for name, declared in inputs.items():
-        if declared.dtype == "uint8" and declared.source != "ring":
+        if declared.dtype == "uint8" and declared.source not in MADE:
             golden[name] = random.integers(0, 255, declared.shape, dtype=np.uint8)
-        elif declared.source != "ring":
+        elif declared.source not in MADE:
             golden[name] = random.standard_normal(declared.shape).astype(np.float32)
             if declared.kind == "depth":
                 golden[name] = np.abs(golden[name])
@@ -105,6 +117,8 @@ def write_bundle(folder: Path, graph: Graph, golden: Mapping[str, Any]) -> Path:
     for name, declared in graph.inputs.items():
         if declared.source == "ring":
             values[name] = np.stack([golden[declared.of]] * declared.shape[0])
+        elif declared.source == "delay":
+            values[name] = golden[declared.of]
     values = {n: v for n, v in values.items() if f"{n}_mean" in graph.tensors}
     means = {f"{n}_mean": np.full(CHUNK, _mean(v), np.float32) for n, v in values.items()}
     tensors = {**means, "actions": expected(values)}

@@ -101,6 +101,11 @@ class Cuda:
         copy = self.driver.memcpy_dtoh_async
         self._drive("a copy from the GPU", copy, array, address, stream.raw)
 
+    def copy_across(self, target: int, source: int, num_bytes: int, stream: Owned) -> None:
+        """From an address on the GPU to another, when it is the stream's turn."""
+        copy = self.driver.memcpy_dtod_async
+        self._drive("a copy on the GPU", copy, target, source, num_bytes, stream.raw)
+
     def copy_over(self, address: int, array: NDArray[Any]) -> None:
         """To the GPU, now; from any memory. Our streams wait for it: none is a non-blocking one."""
         self._drive("a copy to the GPU", self.driver.memcpy_htod, address, array)

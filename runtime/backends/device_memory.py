@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..declarations import ITEM_SIZES, Tensor
-from ..engine import ALIGNMENT
+from ..declarations import ALIGNMENT, ITEM_SIZES, Tensor
 from ..errors import EngineError
 from ..graph import Graph
 from .cuda import Cuda
@@ -101,6 +100,16 @@ class DeviceMemory:
             self.flush()
             self._cuda.copy_back(self.host(name), self._addresses[name])
             self._behind -= self._inside[name]
+
+    def copy(self, source: str, target: str) -> None:
+        """On the main stream, where batches begin and end."""
+        if not self._waiting.keys().isdisjoint(self._touching[source] | self._touching[target]):
+            self.flush()
+        self.written([target])
+        num_bytes = self.graph.tensors[source].num_bytes
+        self._cuda.copy_across(
+            self._addresses[target], self._addresses[source], num_bytes, self.stream
+        )
 
     @property
     def waiting(self) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..board.arithmetic import no_bfloat16
-from ..declarations import Tensor
-from ..engine import ALIGNMENT, Launch, Memory, in_order
+from ..declarations import ALIGNMENT, Tensor
+from ..engine import Launch, Memory, in_order
 from ..errors import EngineError
 from ..graph import Graph
 from .onnxruntime_module import ort
@@ -85,6 +85,9 @@ class HostMemory:
 
     def download(self, name: str) -> None:
         """Host and engines share this memory."""
+
+    def copy(self, source: str, target: str) -> None:
+        self._arrays[target][...] = self._arrays[source]
 
 
 def file_bytes(path: Path) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..declarations import Tensor
-from ..engine import ALIGNMENT, Launch, Memory
+from ..declarations import ALIGNMENT, Tensor
+from ..engine import Launch, Memory
 from ..errors import EngineError
 from ..graph import Graph
 from ..plans.compiler import error_logger, load_tensorrt
@@ -104,6 +104,8 @@ class TensorRTBackend:
     def close(self) -> None:
         """Give everything back: graphs before contexts, contexts before engines, then memory."""
         with self.cuda.context:
+            for memory in self._memories:
+                memory.drain()  # of copies that nobody waited for
             for launcher in self._launchers:
                 launcher.close()
             for engine in self._engines:

@@ -51,6 +51,7 @@ def describe(bundle: Bundle, *, brief: bool = False) -> str:
         *(f"input {name}: {_declared(declared)}" for name, declared in graph.inputs.items()),
         "gates: " + ", ".join(f"{k} {v}" for k, v in manifest.gates.items()),
     ]
+    head += [f"store {words}" for words in _stores(graph)]
     head += [f"on a GPU: {words}" for words in memory_plan(bundle)]
     if brief:
         return "\n".join(head)
@@ -96,16 +97,20 @@ def _stages(graph: Graph) -> list[tuple[str, ...]]:
 def _tensors(graph: Graph) -> list[tuple[str, ...]]:
     """A table; tensors of a chain are one row if they are numbered and recomputed alike."""
     writers = {t: s for s in graph.stages for t in s.outputs.values()}
+    stores = {t: n for n, s in graph.stores.items() for entry in s.entries for t in entry}
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, tensor in graph.tensors.items():
         needs, writer = graph.dependencies[name], "its parts"
         if name in writers:
             writer = graph.rows[writers[name].name]
             writer = counted(writer, list(graph.rows.values()).count(writer))
+        elif name in stores:
+            writer = f"store {stores[name]}"
         elif tensor.part_of:
             writer = f"part of {tensor.part_of[0]}"
         depends = ", ".join(n for n in graph.inputs if n in needs) or "nothing"
         again = _paced(graph, writers[name]) if name in writers else when(graph, needs)
+        again = "with a new result" if name in stores else again
         rows.setdefault((whole_of(name), writer, depends, again), []).append(name)
     table: list[tuple[str, ...]] = [
         ("tensor", "shape", "bytes", "written by", "depends on", "recomputed")
@@ -146,7 +151,17 @@ def _declared(declared: Input) -> str:
     shape = "x".join(map(str, declared.shape))
     words = f"{declared.kind} {declared.dtype} {shape}, {declared.source}"
     words += f" of {declared.of}" if declared.of else ""
+    words += f" by {declared.steps} step" if declared.steps else ""
+    words += "s" if declared.steps > 1 else ""
     return f"{words}, pace {declared.pace}" + (f", {declared.unit}" if declared.unit else "")
+
+
+def _stores(graph: Graph) -> Iterator[str]:
+    """Each with what it takes and whom it serves."""
+    for name, store in graph.stores.items():
+        size = sum(graph.tensors[n].num_bytes for entry in store.entries for n in entry)
+        sources = ", ".join(cone.source for cone in graph.cones[name])
+        yield f"{name}: {len(store.entries)} results in {size:,} bytes, by the value of {sources}"
 
 
 def memory_plan(bundle: Bundle) -> Iterator[str]:

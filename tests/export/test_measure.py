@@ -5,9 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from export.measure import JITTER, rounding
+from export.measure import JITTER, rounding, without_stores
 from quant.formats import int8_per_channel
 from quant.modules import QuantLinear
+from tests.families import CAMERA, INPUTS, toy_graph, with_store
+
+
+def test_an_export_computes_every_tensor_and_remembers_none():
+    graph = toy_graph({**INPUTS, "second": CAMERA})
+    assert without_stores(with_store(graph, 3, ("camera", "second"))) == graph
+    assert without_stores(graph) == graph
 
 
 def low(x):

@@ -48,6 +48,9 @@ HISTORY = Input(
 )
 
 
+AGO = Input(**IMAGE, source="delay", of="camera", steps=1, pace="tick")
+
+
 def family(folder: Path, inputs, every=0):
     return write_bundle(folder / "toy", toy_graph(inputs, every), golden_of(inputs))
 
@@ -68,6 +71,10 @@ FAMILIES = {
     "ring of three frames": {**INPUTS, "history": RING},
     "ring of states": {**INPUTS, "past": HISTORY},
     "goal": {**INPUTS, "goal": GOAL},
+    "delays": {
+        **INPUTS, "ago_1": AGO, "ago_3": replace(AGO, steps=3),
+        "then": replace(JOINTS, source="delay", of="joints", steps=2),
+    },
     "first frame": {**INPUTS, "first": FIRST},
     "depth": {
         **INPUTS,
@@ -76,7 +83,7 @@ FAMILIES = {
     "clip": {**INPUTS, "clip": replace(RING, source="robot", of="")},
     "everything": {
         **INPUTS, "first": FIRST, "goal": GOAL, "history": RING, "past": HISTORY, "wrist": CAMERA,
-        "second": Input(**NOISE),
+        "second": Input(**NOISE), "ago": AGO,
     },
 }  # fmt: skip
 
@@ -99,6 +106,8 @@ def test_a_family_is_its_graph_and_acts_as_its_numbers_say(tmp_path, inputs):
             for name, declared in inputs.items():
                 if declared.source == "latch":
                     values[name] = seen[0][declared.of]
+                elif declared.source == "delay":
+                    values[name] = seen[max(0, number - declared.steps)][declared.of]
                 elif declared.source == "ring":
                     last = [seen[max(0, number - k)] for k in reversed(range(declared.shape[0]))]
                     values[name] = np.stack([past[declared.of] for past in last])
@@ -281,11 +290,12 @@ def test_a_leaf_comes_at_its_rate_and_when_it_is_asked_for(tmp_path, every):
         ({"latent": np.zeros((3, 2))}, r"latent must be \[2, 3\], got \[3, 2\]"),
         ({"first": 1}, r"'first' cannot be given here: give it at the start or with give"),
         ({"past": 1}, "'past' cannot be given here: it keeps 'joints' by itself"),
+        ({"ago": 1}, "'ago' cannot be given here: it keeps 'camera' by itself"),
         ([1], "an observation is a mapping from names to values, got list"),
     ],
 )
 def test_a_wrong_observation_is_named(tmp_path, values, message):
-    inputs = {**FAMILIES["depth"], "first": FIRST, "past": HISTORY}
+    inputs = {**FAMILIES["depth"], "first": FIRST, "past": HISTORY, "ago": AGO}
     with runtime.load(family(tmp_path, inputs)) as policy:
         episode = policy.start()
         good = observation(inputs, 0)
@@ -422,6 +432,7 @@ def test_a_family_goes_through_every_verb_and_the_device_tests(tmp_path):
     path = family(tmp_path, inputs, every=2)
     text = describe(read_bundle(path))
     assert "input history: video uint8 3x8x8x3, ring of camera, pace tick" in text
+    assert "input ago: image uint8 8x8x3, delay of camera by 1 step, pace tick" in text
     assert "input joints: vector float32 3, robot, pace tick, rad" in text
     picture = str(draw(read_bundle(path).manifest.graph))
     assert all(f">{name}<" in picture for name in inputs)

@@ -11,8 +11,8 @@ from onnx import helper
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.parity import engine_errors, relative_error
 from runtime.backends.tensorrt import TensorRTBackend
-from runtime.declarations import Tensor
-from runtime.engine import ALIGNMENT, Backend
+from runtime.declarations import ALIGNMENT, Tensor
+from runtime.engine import Backend
 from runtime.errors import EngineError
 from runtime.graph import Graph, Stage
 from tests.graphs import leaves, vectors
@@ -140,6 +140,49 @@ def test_a_launch_runs_stages_in_order_and_shows_what_is_wanted(backend, adder):
             backend.settle()
     memory.download("y")
     assert (memory.host("y") == 14).all()
+    backend.close()
+
+
+def test_a_copy_has_its_place_between_launches_and_uploads(backend, adder):
+    memory, engine = backend.memory(CHAIN), backend.engine(adder)
+    engines = [stage for stage in CHAIN.stages if stage.engine]
+    runs = {s.name: engine.bind(s.inputs, s.outputs, memory) for s in engines}
+    launch = backend.launcher(CHAIN, runs, memory)
+
+    def give(name, value):
+        memory.host(name)[:] = value
+        memory.upload(name)
+
+    for value in (1, 2, 5, 7):  # launched, captured, replayed
+        give("x", value)
+        give("y", 100)
+        memory.copy("x", "y")
+        give("x", 10 * value)
+        launch(("thrice",), frozenset(["z"]))
+        assert (memory.host("z") == 11 * value).all(), "x is newer than y, and y is no 100"
+        memory.copy("z", "y")
+        launch(("thrice",), frozenset())
+        memory.copy("z", "result")
+        launch(("twice", "thrice"), frozenset())
+        for name, want in (("result", 21), ("y", 20), ("z", 30)):
+            memory.download(name)
+            assert (memory.host(name) == want * value).all(), name
+    memory.copy("x", "y")  # nobody waits for it
+    backend.close()
+
+
+def test_a_copy_of_a_part_leaves_the_rest(backend):
+    memory = backend.memory(GRAPH)
+    memory.host("pair")[:] = 3
+    memory.host("other")[:] = 8
+    memory.upload("pair")
+    memory.upload("other")
+    memory.copy("other", "bottom")
+    memory.download("pair")
+    assert (memory.host("pair")[2:] == 8).all() and (memory.host("pair")[:2] == 3).all()
+    memory.copy("top", "sum")
+    memory.download("sum")
+    assert (memory.host("sum") == 3).all()
     backend.close()
 
 

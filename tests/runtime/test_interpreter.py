@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from runtime.declarations import Tensor
+from runtime.declarations import Store, Tensor
 from runtime.engine import in_order
 from runtime.graph import Graph, Stage
-from runtime.interpreter import Interpreter
+from runtime.interpreter import NEVER, Interpreter
 from tests.graphs import leaves, vectors
 
 ROW = Tensor(shape=(1,))
@@ -30,7 +30,7 @@ GRAPH = Graph(
 def make_interpreter(**calls):
     """Host functions that do nothing, but for `calls`."""
     idle = {stage.name: lambda values: None for stage in GRAPH.stages}
-    return Interpreter(GRAPH, idle | calls, in_order(GRAPH, {}, None))
+    return Interpreter(GRAPH, idle | calls, in_order(GRAPH, {}, None), None)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_batch_that_failed_runs_again_whole():
         return dict.fromkeys(stages, 0.5)
 
     hosts = {s.name: lambda values: None for s in ALTERNATING.stages if s.function}
-    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter = Interpreter(ALTERNATING, hosts, launch, None)
     interpreter.set("a", 1)
     with pytest.raises(RuntimeError):
         interpreter.run("z")
@@ -236,6 +236,150 @@ def test_forget_keeps_what_depends_on_nothing(interpreter):
     assert set(interpreter.last_run) == {"from_a", "from_b", "joined"}
 
 
+TWINS = Graph(
+    inputs=vectors("a", "b"),
+    tensors=dict.fromkeys(("u", "x", "v", "y", "z", "held"), ROW),
+    stages=(
+        Stage(name="u", function="f", inputs={"i": "a"}, outputs={"o": "u"}),
+        Stage(name="x", function="f", inputs={"i": "u"}, outputs={"o": "x"}),
+        Stage(name="v", function="f", inputs={"i": "b"}, outputs={"o": "v"}),
+        Stage(name="y", function="f", inputs={"i": "v"}, outputs={"o": "y"}),
+        Stage(name="z", function="f", inputs={"i": "x", "j": "y"}, outputs={"o": "z"}),
+    ),
+    outputs=leaves("z"),
+    stores={"store": Store(entries=(("held",),), members=(("x",), ("y",)))},
+)
+
+
+@pytest.fixture
+def twins():
+    """An interpreter, and what was copied."""
+    copied = []
+    idle = {stage.name: lambda values: None for stage in TWINS.stages}
+    made = Interpreter(TWINS, idle, in_order(TWINS, {}, None), lambda *names: copied.append(names))
+    return made, copied
+
+
+def test_a_value_that_both_show_is_computed_once_and_copied(twins):
+    interpreter, copied = twins
+    interpreter.set("a", 1)
+    interpreter.set("b", 1)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x", "z"}
+    assert copied == [("x", "y"), ("x", "held")]
+    interpreter.set("b", 2)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"v", "y", "z"}
+    assert copied[2:] == [("y", "held")]
+    interpreter.set("a", 2)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"z"}
+    assert copied[3:] == [("held", "x")]
+
+
+def test_a_copied_stage_that_runs_again_runs_behind_all_that_it_reads(twins):
+    """What is on the way to a copied result is of another value."""
+    interpreter, copied = twins
+    for value in (1, 2):
+        interpreter.set("a", value)
+        interpreter.set("b", 2)
+        interpreter.run("z")
+    interpreter.set("b", 3)
+    interpreter.run("z")
+    interpreter._seen[1] = NEVER  # as no call of ours leaves it
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x"}
+
+
+def halves(name):
+    """name -> 0 -> 1 and 2; name -> 3. The first reads a constant too."""
+    reads = ({"i": name, "k": "k"}, {"i": f"{name}0"}, {"i": f"{name}0"}, {"i": name})
+    return tuple(
+        Stage(name=f"{name}{i}", function="f", inputs=inputs, outputs={"o": f"{name}{i}"})
+        for i, inputs in enumerate(reads)
+    )
+
+
+PARTS = Graph(
+    inputs=vectors("a", "b"),
+    tensors=dict.fromkeys(("k", *(f"{n}{i}" for n in "ab" for i in range(4)), *"pqr"), ROW),
+    stages=(Stage(name="k", function="f", outputs={"o": "k"}), *halves("a"), *halves("b")),
+    outputs=leaves("a1", "a2", "b1", "b2", "a3", "b3"),
+    stores={
+        "both": Store(entries=(("p", "q"),), members=(("a1", "a2"), ("b1", "b2"))),
+        "third": Store(entries=(("r",),), members=(("a3",), ("b3",))),
+    },
+)
+
+
+def test_a_member_is_remembered_and_copied_whole_or_not_at_all():
+    copied, order = [], []
+    calls = {s.name: lambda values, name=s.name: order.append(name) for s in PARTS.stages}
+    made = Interpreter(PARTS, calls, in_order(PARTS, {}, None), lambda *names: copied.append(names))
+
+    def run(*wanted):
+        order.clear()
+        copied.clear()
+        made.run(*wanted)
+        return order, copied
+
+    made.set("a", 1)
+    made.set("b", 1)
+    assert run("a1", "b1") == (["k", "a0", "a1", "b0", "b1"], []), "a2 is missing"
+    assert run("a1", "b1") == ([], [])
+    assert run("a2") == (["a0", "a2"], []), "inside of a member all runs again"
+    assert run("a1", "a2") == ([], [])
+    made.forget()
+    assert run("a1", "a2") == (["a0", "a1", "a2"], [("a1", "p"), ("a2", "q")])
+    made.set("b", 2)
+    made.set("b", 1)
+    made._afresh = frozenset()
+    assert run("b2") == ([], [("p", "b1"), ("q", "b2")])
+    assert run("b1") == ([], []), "it came along"
+    made.set("a", 3)
+    made.set("b", 3)
+    found = run("a1", "a2", "a3", "b1", "b2", "b3")
+    assert found[0] == ["a0", "a1", "a2", "a3"]
+    assert found[1][:3] == [("a1", "b1"), ("a2", "b2"), ("a3", "b3")]
+
+
+def test_what_never_changes_runs_before_what_others_copy():
+    order = []
+    calls = {s.name: lambda values, name=s.name: order.append(name) for s in PARTS.stages}
+    made = Interpreter(PARTS, calls, in_order(PARTS, {}, None), lambda *names: order.append("copy"))
+    made.set("a", 1)
+    made.set("b", 1)
+    made.run("a1", "a2", "b1", "b2", "a3")
+    assert order == ["k", "a0", "a1", "a2", *["copy"] * 2, "a3", *["copy"] * 3]
+
+
+def test_a_copy_that_fails_leaves_nothing_that_counts(twins):
+    interpreter, copied = twins
+    interpreter.set("a", 1)
+    interpreter.set("b", 2)
+    interpreter.run("z")
+
+    def refuse(source, target):
+        raise RuntimeError
+
+    interpreter.set("a", 2)
+    kept, interpreter._copy = interpreter._copy, refuse
+    with pytest.raises(RuntimeError):
+        interpreter.run("z")
+    interpreter._copy = kept
+    interpreter.run("z")
+    assert copied[-1] == ("held", "x") and set(interpreter.last_run) == {"z"}
+    interpreter._copy = refuse
+    interpreter.set("b", 3)
+    with pytest.raises(RuntimeError):  # when the result is entered, half over the one before
+        interpreter.run("z")
+    interpreter._copy = kept
+    assert interpreter.stores["store"].entries == 0
+    interpreter.set("a", 3)
+    interpreter.run("z")
+    assert set(interpreter.last_run) == {"u", "x", "z"}
+
+
 ALTERNATING = Graph(
     inputs=vectors("a"),
     tensors={name: ROW for name in "uvwxyz"},
@@ -263,7 +407,7 @@ def test_engine_stages_that_no_host_function_separates_are_launched_together():
         return lambda values: order.append(name)
 
     hosts = {s.name: note(s.name) for s in ALTERNATING.stages if s.function}
-    interpreter = Interpreter(ALTERNATING, hosts, launch)
+    interpreter = Interpreter(ALTERNATING, hosts, launch, None)
     interpreter.set("a", 1)
     interpreter.run("z")
     assert order == ["first", "second", "left", "right", "joined"]

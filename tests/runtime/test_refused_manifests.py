@@ -8,7 +8,7 @@ import runtime
 from runtime.bundle import read_bundle
 from runtime.declarations import Input, Output, Prompt, check_inputs
 from tests.families import INPUTS
-from tests.runtime.test_declarations import FIRST, GOAL, HISTORY, PROMPT, family
+from tests.runtime.test_declarations import AGO, FIRST, GOAL, HISTORY, PROMPT, family
 
 
 def _edit(path, change):
@@ -42,7 +42,10 @@ def _stage(number, **changes):
         (_inputs("camera", dtype="float32"), r"image must be uint8 \[H, W, 3\], not float32"),
         (_inputs("camera", pace="episode"), "pace 'episode', what comes from 'robot' has tick or"),
         (_inputs("camera", source="drawn"), "image from 'drawn'; noise is drawn, and nothing e"),
-        (_inputs("camera", of="joints"), "a latch or a ring names the input it keeps in 'of'"),
+        (
+            _inputs("camera", of="joints"),
+            "a latch, a ring or a delay names the input it keeps in 'of'",
+        ),
         (_inputs("camera", kind="sound"), "Invalid enum value 'sound'"),
         (_inputs("camera", shape=[8, 0, 3]), "every side must be at least 1"),
         (_inputs("camera", similarity="x"), "only a latch has a 'similarity'"),
@@ -53,6 +56,13 @@ def _stage(number, **changes):
         (_inputs("first", pace="load"), "pace 'load', what comes from 'latch' has episode or even"),
         (_inputs("first", shape=[9, 8, 3]), r"a latch of 'camera' is image uint8 \[8, 8, 3\]"),
         (_inputs("past", shape=[4, 2]), r"a ring of 'joints' is vector float32 \[4, 3\]"),
+        (_inputs("ago", shape=[8, 9, 3]), r"a delay of 'camera' is image uint8 \[8, 8, 3\]"),
+        (_inputs("ago", steps=0), "'ago': steps 0; a delay is 1 step or more, and nothing else"),
+        (_inputs("ago", steps=-1), "'ago': steps -1; a delay is 1 step or more"),
+        (_inputs("first", steps=1), "'first': steps 1; a delay is 1 step or more"),
+        (_inputs("first", steps=-1), "'first': steps -1; a delay is 1 step or more"),
+        (_inputs("ago", of="first"), "keeps 'first', which is no input that the robot gives"),
+        (_inputs("ago", pace="episode"), "pace 'episode', what comes from 'delay' has tick or"),
         (_inputs("latent", prompt={}), "missing required field"),
         (
             _inputs("goal", kind="text", dtype="int64", shape=[4], prompt=PROMPT),
@@ -120,7 +130,7 @@ def _stage(number, **changes):
     ],
 )
 def test_a_manifest_that_cannot_be_fed_is_refused_in_one_line(tmp_path, change, message):
-    path = family(tmp_path, {**INPUTS, "first": FIRST, "goal": GOAL, "past": HISTORY})
+    path = family(tmp_path, {**INPUTS, "first": FIRST, "goal": GOAL, "past": HISTORY, "ago": AGO})
     read_bundle(path)
     _edit(path, change)
     with pytest.raises(runtime.BundleError, match=message) as caught:

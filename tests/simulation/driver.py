@@ -134,6 +134,20 @@ def driver(world: World) -> ModuleType:
         world.submit(Op(stream.handle, run, (source,), (host_span(array),), begin=begin))
 
     @in_context
+    def memcpy_dtod_async(target: int, source: int, size: int, stream: Stream) -> None:
+        world.call("memcpy_dtod_async")
+        inside = Span.of(source, size)
+        kinds = {known.dtype for known in world.types if known.overlaps(inside)}
+        kind = kinds.pop() if len(kinds) == 1 else None
+
+        def run() -> None:
+            world.bytes_at(target, size)[:] = world.bytes_at(source, size)
+            world.copies.append(("across", target, size))
+
+        spans = Span.of(source, size, kind), Span.of(target, size, kind)
+        world.submit(Op(stream.handle, run, spans[:1], spans[1:]))
+
+    @in_context
     def memcpy_htod(address: int, array: np.ndarray) -> None:
         world.call("memcpy_htod")
         if world.capture is not None:
@@ -189,6 +203,7 @@ def driver(world: World) -> ModuleType:
         memset_d8=memset_d8,
         pagelocked_zeros=pagelocked_zeros,
         memcpy_htod_async=memcpy_htod_async,
+        memcpy_dtod_async=memcpy_dtod_async,
         memcpy_htod=memcpy_htod,
         memcpy_dtoh_async=memcpy_dtoh_async,
         memcpy_dtoh=memcpy_dtoh,

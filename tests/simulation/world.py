@@ -164,7 +164,8 @@ class World:
         self.num_launches = 0
         self.num_synchronizations = 0
         self.copies: list[tuple[str, int, int]] = []
-        """"in" or "out", address on the GPU, bytes; in the order in which they were done."""
+        """"in", "out" or "across", address on the GPU, bytes; in the order in which they were
+        done."""
         self.violations: list[str] = []
         self.alive: Counter[str] = Counter()
         """What somebody has to give back: streams, events, graphs, contexts, allocations. Memory of
