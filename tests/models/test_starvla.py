@@ -15,6 +15,7 @@ from models.checkpoint import load_checkpoint, normalizations, open_checkpoint
 from models.families import family_of
 from models.layouts.starvla_mixes import MIXES, ROBOTS, modes, robot_of
 from models.layouts.starvla_vlm import KNOWN, base_model, vision_language
+from models.qwengr00t.model import QwenGR00T
 from models.random_weights import random_weights
 from runtime.normalization import MODES
 from tests.models import starvla_runs
