@@ -85,7 +85,8 @@ class BuildConfig:
     is one of those held out."""
 
     camera: str | None = None
-    """Camera of the LeRobot dataset, where it has several."""
+    """Camera of the LeRobot dataset, where it has several; or of each view that the policy looks
+    at, VIEW=KEY,VIEW=KEY."""
 
     stride: int = 6
     """Every so many frames of an episode one is calibrated on."""

@@ -106,6 +106,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     with torch.device("meta"):
         model = family_of(opened.config).model(opened.config)
     load_weights(model, opened.weights)
+    for line in opened.said:
+        print(f"{path}: {line}", file=sys.stderr)
     if unused := opened.weights.unused:
         print(
             f"{path}: left out, as this policy does not use it: {some([u.name for u in unused])}",

@@ -37,7 +37,8 @@ class SensitivityConfig:
     """Recorded episodes or a LeRobot dataset, half to calibrate on, half to measure on."""
 
     camera: str | None = None
-    """Key of the camera in a LeRobot dataset that has several."""
+    """Key of the camera in a LeRobot dataset that has several; or of each view that the policy
+    looks at, VIEW=KEY,VIEW=KEY."""
 
     stride: int = 8
     """Every so many frames of an episode one is taken."""

@@ -16,9 +16,12 @@ from tokenizers import Tokenizer
 
 from export.forecast.config import ForecastConfig
 from export.parts import EngineSizes, choose_layers
+from export.tokens import LEAST_MARGIN, MULTIPLE
 from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.families import family_of
+from models.init import image_of
+from models.layouts import starvla
 from models.networks.parts import LayersPerPart
 from models.networks.work import Tokens, Work
 from models.policy_config import PolicyConfig
@@ -30,7 +33,6 @@ from runtime.image import ImageConfig, grid_of
 from runtime.prompt import encode_tail
 
 INSTRUCTION = "put the spoon on the towel"
-PUBLISHED_IMAGE = ImageConfig(min_pixels=1, max_pixels=512 * 512)
 OWN_TOKENIZER = ("demo", "proxy")
 """Configurations with the vocabulary of the shipped policy."""
 
@@ -73,14 +75,16 @@ def size_policy(asked: ForecastConfig) -> SizedPolicy:
     Raises:
         ValueError: the configuration is none, or the prompt does not fit the tokens.
     """
-    config = configuration(asked.policy)
+    config, image, tokenizer = _found(asked)
+    prompt = prompt_of(config, tokenizer)
+    image_size = asked.image_size or (asked.size.image, asked.size.image)
     return size(
         config,
         name=str(asked.policy),
-        prompt=_prompt(asked, config),
-        image=_image(asked),
-        image_size=asked.image_size or (asked.size.image, asked.size.image),
-        slots=asked.tokens or asked.size.tokens,
+        prompt=prompt,
+        image=image,
+        image_size=image_size,
+        slots=asked.tokens or _slots(asked, config, prompt, grid_of(*image_size[::-1], image)),
         layers=_layers(asked, config),
         samples=asked.samples,
     )
@@ -148,16 +152,30 @@ def _layers(asked: ForecastConfig, config: PolicyConfig) -> LayersPerPart:
     return cut_for_board(config, asked.made_recipe, limit, asked.layers_per_part)
 
 
-def _image(asked: ForecastConfig) -> ImageConfig:
-    path = asked.checkpoint and asked.checkpoint / "preprocessor_config.json"
-    return read_image_config(path) if path and path.exists() else PUBLISHED_IMAGE
+def _slots(
+    asked: ForecastConfig, config: PolicyConfig, prompt: Prompt, grid: tuple[int, int]
+) -> int:
+    """What is usual, or as an export takes it where the prompt needs more."""
+    *others, last = family_of(config).fixed_tokens(prompt.parts, grid).values()
+    needed = max([*others, last + prompt.tail])
+    if needed <= asked.size.tokens:
+        return asked.size.tokens
+    return -(-(needed + LEAST_MARGIN) // MULTIPLE) * MULTIPLE
 
 
-def _prompt(asked: ForecastConfig, config: PolicyConfig) -> Prompt:
+def _found(asked: ForecastConfig) -> tuple[PolicyConfig, ImageConfig, Path | None]:
+    """The policy, its image settings, and its tokenizer's file if it is there."""
     folder = asked.checkpoint
-    if folder is None and asked.config in OWN_TOKENIZER:
-        folder = CHECKPOINT
-    return prompt_of(config, folder and folder / "tokenizer.json")
+    if folder is not None and starvla.is_in(folder):
+        run = starvla.open_run(folder)
+        return run.config, run.image, run.tokenizer
+    config = configuration(asked.policy)
+    if folder is None:
+        own = CHECKPOINT / "tokenizer.json" if asked.config in OWN_TOKENIZER else None
+        return config, image_of(config), own
+    settings = folder / "preprocessor_config.json"
+    image = read_image_config(settings) if settings.exists() else image_of(config)
+    return config, image, folder / "tokenizer.json"
 
 
 def prompt_of(config: PolicyConfig, tokenizer: Path | None = None) -> Prompt:

@@ -9,7 +9,7 @@ frames each.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -34,7 +34,8 @@ def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
     Args:
         path: folder of .npz episodes, or of a LeRobot dataset (where there is a meta/info.json), or
             one .npz episode.
-        camera: key of the camera in a LeRobot dataset that has several.
+        camera: key of the camera in a LeRobot dataset that has several; or of every view that the
+            policy looks at, `VIEW=KEY,VIEW=KEY`.
 
     Raises:
         ValueError: for an argument or a table of contents.
@@ -44,7 +45,7 @@ def read_episodes(path: Path, *, camera: str | None = None) -> list[Episode]:
     elif not path.is_dir():
         raise ValueError(f"{path}: no such folder; expected .npz episodes or a LeRobot dataset")
     elif is_lerobot(path):
-        return _with_frames(path, [_lerobot_episode(e) for e in read_lerobot(path, camera)])
+        return _with_frames(path, _lerobot_episodes(path, camera))
     else:
         files = sorted(path.glob("*.npz"))
     if not files:
@@ -129,26 +130,52 @@ def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
         yield Observation(first, at(frame), episode.instruction, where)
 
 
-def _lerobot_episode(episode: LeRobotEpisode) -> Episode:
+def _lerobot_episodes(path: Path, camera: str | None) -> list[Episode]:
+    """Of one camera, whose pictures are the stream `frame`; or of several, by the policy's names.
+
+    Raises:
+        ValueError: views that are not told apart, or a camera that is not there.
+    """
+    keys = {FRAME: camera}
+    if camera is not None and "=" in camera:
+        named = [part.partition("=")[::2] for part in camera.split(",")]
+        keys = {name.strip(): key.strip() for name, key in named}
+        if len(keys) < len(named) or not all(name and key for name, key in keys.items()):
+            raise ValueError(
+                f"the cameras {camera!r} must be VIEW=KEY, each view once, with commas between"
+            )
+    found = {name: read_lerobot(path, key) for name, key in keys.items()}
+    return [
+        _lerobot_episode(dict(zip(found, views, strict=True)))
+        for views in zip(*found.values(), strict=True)
+    ]
+
+
+def _lerobot_episode(views: Mapping[str, LeRobotEpisode]) -> Episode:
+    one = next(iter(views.values()))
     return Episode(
-        episode.name,
-        episode.num_frames,
-        episode.instructions,
-        episode.files,
-        partial(_read_lerobot, episode),
+        one.name,
+        one.num_frames,
+        one.instructions,
+        [*dict.fromkeys(file for view in views.values() for file in view.files)],
+        partial(_read_lerobot, views),
     )
 
 
-def _read_lerobot(episode: LeRobotEpisode, frames: Sequence[int]) -> Iterator[Observation]:
-    drawn = episode.read([0, *frames])
-    first = _streams(next(drawn))
-    for frame, step in zip(frames, drawn, strict=True):
-        where = f"{episode.name}, frame {frame}"
-        yield Observation(first, _streams(step), step.instruction, where)
+def _read_lerobot(
+    views: Mapping[str, LeRobotEpisode], frames: Sequence[int]
+) -> Iterator[Observation]:
+    drawn = zip(*(view.read([0, *frames]) for view in views.values()), strict=True)
+    first = _streams(views, next(drawn))
+    name = next(iter(views.values())).name
+    for frame, steps in zip(frames, drawn, strict=True):
+        where = f"{name}, frame {frame}"
+        yield Observation(first, _streams(views, steps), steps[0].instruction, where)
 
 
-def _streams(step: LeRobotFrame) -> Streams:
-    return {FRAME: step.image, STATE: step.state}
+def _streams(views: Iterable[str], steps: Sequence[LeRobotFrame]) -> Streams:
+    pictures = {name: step.image for name, step in zip(views, steps, strict=True)}
+    return {**pictures, STATE: steps[0].state}
 
 
 def misfit(inputs: Mapping[str, Input], seen: Observation) -> str | None:

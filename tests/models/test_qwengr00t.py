@@ -155,7 +155,8 @@ def test_views_are_told_apart_by_their_order(policies, tokenizer):
 
 def test_a_prompt_is_one_turn_of_the_chat(policies):
     _, oracle = policies("three views and a thought")
-    ids = oracle.input_ids([2, 2, 2], "reach")
+    seen = observed(oracle.config, "reach", size=(28, 56))
+    ids = oracle.prepare(**seen).input_ids[0].tolist()
     assert oracle.tokenizer.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         + 3 * "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"

@@ -137,6 +137,29 @@ def test_one_of_several_cameras_is_read(dataset):
             read_observations(dataset, stride=1, camera=camera)
 
 
+def test_each_view_of_a_policy_is_a_camera_of_the_dataset(tmp_path):
+    """The other camera shows the next episode, so that its pictures tell where they are from."""
+    folder, other = tmp_path / "dataset", "observation.images.wrist"
+    write_v2(folder)
+    files = sorted(folder.rglob(f"{CAMERA}/*.mp4"), key=lambda file: file.name)
+    for file, shown in zip(files, [*files[1:], files[0]], strict=True):
+        copied = file.parent.with_name(other) / file.name
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(shown, copied)
+    edit_features(folder, lambda features: features.update({other: {"dtype": "video"}}))
+    both = f"frame={CAMERA}, wrist={other}"
+    found = list(read_observations(folder, stride=3, camera=both))
+    assert names_of(found) == names_of(read_observations(folder, stride=3, camera=CAMERA))
+    for seen in found:
+        assert seen.now.keys() == seen.first.keys() == {"frame", "wrist", "state"}
+        episode, index = identify(seen.now["frame"])
+        assert identify(seen.now["wrist"]) == ((episode + 1) % NUM_EPISODES, index)
+        assert identify(seen.first["wrist"]) == ((episode + 1) % NUM_EPISODES, 0)
+    for camera in ("frame=", "=a", f"frame={CAMERA},frame={CAMERA}", f"frame={CAMERA},"):
+        with pytest.raises(ValueError, match="must be VIEW=KEY, each view once, with commas"):
+            read_observations(folder, stride=3, camera=camera)
+
+
 def test_a_depth_map_is_no_camera(dataset):
     depth = {"dtype": "video", "info": {"video.is_depth_map": True}}
     edit_features(dataset, lambda features: features.update({"observation.images.depth": depth}))
