@@ -48,6 +48,8 @@ class Entry:
     """Those that have a name."""
     module: str
     """Of the rest, a `models.family.Family`; it takes torch, and is imported when asked for."""
+    framework: str = ""
+    """What starVLA calls it, whose run folders it is read from."""
 
 
 FAMILIES: Mapping[str, Entry] = {
@@ -55,10 +57,13 @@ FAMILIES: Mapping[str, Entry] = {
         anchorvla4d.AnchorVLA4DConfig, anchorvla4d_presets.CONFIGS, "models.anchorvla4d.family"
     ),
     qwengr00t.MODEL_TYPE: Entry(
-        qwengr00t.QwenGR00TConfig, qwengr00t_presets.CONFIGS, "models.qwengr00t.family"
+        qwengr00t.QwenGR00TConfig,
+        qwengr00t_presets.CONFIGS,
+        "models.qwengr00t.family",
+        "QwenGR00T",
     ),
     qwenoft.MODEL_TYPE: Entry(
-        qwenoft.QwenOFTConfig, qwenoft_presets.CONFIGS, "models.qwenoft.family"
+        qwenoft.QwenOFTConfig, qwenoft_presets.CONFIGS, "models.qwenoft.family", "QwenOFT"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {

@@ -353,14 +353,14 @@ def test_what_serves_every_family_names_none():
 
 
 def test_a_planted_family_is_caught():
-    assert FAMILIES == ["anchorvla4d"]
+    assert FAMILIES == ["anchorvla4d", "qwengr00t", "qwenoft"]
     assert naming("from models.anchorvla4d.model import AnchorVLA4D") and naming("AnchorVLA4D run")
     assert not naming("import runtime  # anchorvla-runtime, `anchorvla run`")
 
 
 def test_every_family_has_the_same_modules():
     wanted = {
-        "checkpoint", "config", "family", "model", "presets", "prompt", "reference", "split",
+        "checkpoint", "config", "engines", "family", "model", "presets", "reference", "split",
         "work",
     }  # fmt: skip
     for family in FAMILIES:

@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from models.families import FAMILIES
 from models.layouts import hugging_face
 from models.layouts.starvla_config import RunConfig, read_run_config
 from models.layouts.starvla_config import is_in as is_in
@@ -56,8 +57,9 @@ WRAPPED = {
     "_orig_mod.": "by torch.compile: save the module inside it",
 }
 SERVED: Mapping[str, str] = {
-    "QwenGR00T": "models.qwengr00t.run",
-    "QwenOFT": "models.qwenoft.run",
+    entry.framework: f"{entry.module.rpartition('.')[0]}.run"
+    for entry in FAMILIES.values()
+    if entry.framework
 }
 """Framework -> module that makes a policy's configuration of a run, a `Framework`."""
 OTHERS: Mapping[str, str] = {
@@ -76,16 +78,16 @@ OTHERS: Mapping[str, str] = {
     "Pi0": "pi0, a PaliGemma with an expert",
     "PI05": "pi0.5, a PaliGemma with an expert",
     "Pi05": "pi0.5, a PaliGemma with an expert",
-    "CosmosGR00T": "the head of QwenGR00T on a Cosmos-Reason2",
-    "Gemma4GR00T": "the head of QwenGR00T on a Gemma 4",
+    "CosmosGR00T": "a flow-matching head on all tokens of a Cosmos-Reason2",
+    "Gemma4GR00T": "a flow-matching head on all tokens of a Gemma 4",
     "Gemma4PI": "the head of QwenPI on a Gemma 4",
-    "MiniCPMGR00T": "the head of QwenGR00T on a MiniCPM-V",
+    "MiniCPMGR00T": "a flow-matching head on all tokens of a MiniCPM-V",
     "MiniCPMPI": "the head of QwenPI on a MiniCPM-V",
-    "CosmoPredict2GR00T": "the head of QwenGR00T on a world model, Cosmos-Predict2",
-    "CosmoPredict2OFT": "the head of QwenOFT on a world model, Cosmos-Predict2",
+    "CosmoPredict2GR00T": "a flow-matching head on a world model, Cosmos-Predict2",
+    "CosmoPredict2OFT": "a regression head on a world model, Cosmos-Predict2",
     "CosmoPredict2PI": "the head of QwenPI on a world model, Cosmos-Predict2",
-    "WanGR00T": "the head of QwenGR00T on a world model, Wan 2",
-    "WanOFT": "the head of QwenOFT on a world model, Wan 2",
+    "WanGR00T": "a flow-matching head on a world model, Wan 2",
+    "WanOFT": "a regression head on a world model, Wan 2",
     "WanPI": "the head of QwenPI on a world model, Wan 2",
     "ACT": "an action chunking transformer without a language model",
     "DiffusionPolicy": "a diffusion policy without a language model",

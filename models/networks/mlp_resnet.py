@@ -1,4 +1,4 @@
-"""OpenVLA-OFT's regression head, as starVLA's QwenOFT has it: one row of the decoder, one action.
+"""OpenVLA-OFT's regression head, as starVLA has it: one row of the decoder, one action.
 
 Parameter names are the published ones (`action_model.*`). Oracle: the same composed of `torch.nn`
 alone, in the family's `reference`.

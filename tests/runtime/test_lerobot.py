@@ -86,7 +86,7 @@ def test_frames_are_found_wherever_key_frames_are(tmp_path, groups):
 def test_images_in_the_table_come_back_bit_for_bit(written_pictures):
     observations = read_observations(written_pictures, stride=1)
     for observation, name in zip(observations, ALL, strict=True):
-        assert np.array_equal(observation.frame, draw(*name))
+        assert np.array_equal(observation.now["frame"], draw(*name))
 
 
 @pytest.mark.parametrize("stride", [3, 4, 100])
@@ -497,8 +497,8 @@ def test_an_episode_that_lost_its_first_frames_is_anchored_at_the_first_it_has(f
     edit_contents(root, 0, length=NUM_FRAMES - 2)
     edit_table(root / DATA, lambda rows: rows.__delitem__(slice(0, 2)))
     first = list(read_observations(root, stride=1))[: NUM_FRAMES - 2]
-    assert [identify(o.frame) for o in first] == [(0, i) for i in range(2, NUM_FRAMES)]
-    assert all(identify(o.anchor) == (0, 2) for o in first)
+    assert [identify(o.now["frame"]) for o in first] == [(0, i) for i in range(2, NUM_FRAMES)]
+    assert all(identify(o.first["frame"]) == (0, 2) for o in first)
 
 
 def test_a_trimmed_episode_of_which_the_meta_folder_does_not_know_is_named(dataset):
