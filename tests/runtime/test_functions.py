@@ -11,6 +11,7 @@ from runtime.errors import BundleError
 from runtime.functions.calls import check_call, make_call
 from runtime.functions.function import Resources
 from runtime.graph import Graph, Stage
+from runtime.prompt import MASKED
 from tests.graphs import leaves
 
 TABLE_VD = np.arange(1, 21, dtype=np.float32).reshape(10, 2)
@@ -117,6 +118,27 @@ def test_pooling_averages_the_true_sequence_as_adaptive_pooling_does():
     np.testing.assert_allclose(weights @ tokens, pooled.T.numpy(), atol=1e-6)  # a sum of 4
     padding = sorted(set(range(len(tokens))) - set(true))
     assert (weights[:, padding] == 0).all()
+
+
+@pytest.mark.parametrize(("ids", "last"), [((), 1), ((5, 6), 3)])
+def test_padding_is_what_no_call_holds_and_a_text_belongs_to_the_last(ids, last):
+    mask = run("padding", {"counts": [2, 1]}, {"ids": ids} if ids else {}, "mask", (8,))
+    shown = [place in (0, 1) or 4 <= place < 4 + last for place in range(8)]
+    assert (mask == 0).tolist() == shown
+    assert (mask[~np.array(shown)] == MASKED).all()
+
+
+def test_places_pick_the_rows_of_the_last_tokens_of_a_kind_in_order():
+    """Three of four, behind two tokens of the call; an instruction may hold one too."""
+    rows = run("places", {"id": 9, "num_new": 2}, {"ids": (9, 1, 9, 4, 9, 9, 3)}, "places", (3, 10))
+    hidden = np.arange(20, dtype=np.float32).reshape(10, 2)
+    assert np.array_equal(rows @ hidden, hidden[[4, 6, 7]])
+    assert set(np.unique(rows)) == {0, 1}
+
+
+def test_too_few_tokens_of_a_kind_are_counted():
+    with pytest.raises(ValueError, match="1 tokens of id 9 among 3, 2 are wanted"):
+        run("places", {"id": 9, "num_new": 0}, {"ids": (1, 9, 2)}, "places", (2, 4))
 
 
 def test_constant_fills_the_leading_corner_and_zeros_the_rest():
@@ -249,6 +271,14 @@ CALLS = [
      {"weights": block(3, 12)}, True, {"weights": block(3, 10)}, "5 tokens do not fit 'weights'"),
     ("pooling", {"num_spatial": 2, "num_prefix": 6, "num_suffix": 2}, {},
      {"weights": block(3, 14)}, True, {"weights": block(3, 12)}, "6 tokens do not fit 'weights'"),
+    ("padding", {"counts": [2, 2]}, {}, {"mask": block(10)}, True,
+     {"mask": block(8)}, "5 tokens do not fit 'mask'"),
+    ("padding", {"counts": [4, 1]}, {}, {"mask": block(8)}, True,
+     {"mask": block(6)}, "4 tokens do not fit 'mask'"),
+    ("padding", {"counts": [2, 2]}, {}, {"mask": block(10)}, True,
+     {"mask": block(11)}, r"mask \[11\] is not of 2 calls alike"),
+    ("places", {"id": 1, "num_new": 2}, {}, {"places": block(3, 5)}, True,
+     {"places": block(3, 4)}, "5 tokens do not fit 'places'"),
     ("constant", {"values": [[1, 2]]}, {}, {"value": block(1, 2)}, False,
      {"value": block(2, 1)}, r"values \[1, 2\] do not fit \[2, 1\]"),
     ("copy", {}, {"value": block(2, 2)}, {"value": block(2, 2)}, False,
