@@ -69,17 +69,13 @@ class Pair:
     def __init__(self, warm, cold, expectation) -> None:
         self.warm, self.cold, self.expectation = warm, cold, expectation
         self.declared = expectation.graph["inputs"]
-        self.values: dict[str, object] = {}
-        # Loading ran the golden observation, of which nothing is left over: the first act of the
-        # first episode changes everything else.
-        self.changed = set(self.declared)
         self.left = {
             name: np.zeros(self.declared[name]["shape"], np.float32)
             for name in self.of_source("loop")
         }
-        for name, value in self.left.items():
-            self._note(name, value.tobytes())
-        self.changed = set(self.declared) - set(self.left)
+        self.values: dict[str, object] = {}
+        warm.forget()  # whatever it did before
+        self.changed = set(self.declared)
 
     def of_source(self, *sources):
         return [name for name, given in self.declared.items() if given["source"] in sources]

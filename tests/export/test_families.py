@@ -6,6 +6,7 @@ forecast and quantized as any other.
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,17 @@ from export.build import build
 from export.engines.counts import count
 from export.measure import Modules, golden_of, made_up
 from export.tokens import choose_tokens
-from models.checkpoint import load_checkpoint, normalizations, write_random_checkpoint
+from models.checkpoint import (
+    load_checkpoint,
+    normalizations,
+    reference,
+    write_random_checkpoint,
+)
 from models.demo import CHECKPOINT
 from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
 from models.networks.work import Tokens
+from runtime.declarations import from_source
 from runtime.image import grid_of
 from tests.export.conftest import cut_config
 from tests.once import once
@@ -68,9 +75,10 @@ def policies(bundle):
         yield warm, cold
 
 
-def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoint, image):
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.full)])
+def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoint, image, count):
     state = made_up(checkpoint, SIZE).now.get("state")
-    drive(Pair(*policies, Expectation(bundle)), image, state, num_sequences=200, steps=5)
+    drive(Pair(*policies, Expectation(bundle)), image, state, num_sequences=count, steps=5)
 
 
 def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, checkpoint):
@@ -95,6 +103,21 @@ def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, c
             }
             got = episode.act(seen).actions
         assert relative_error(got, want) <= END_TO_END
+
+
+def test_a_bundle_keeps_its_own_check_and_follows_what_is_left_over(policies, checkpoint):
+    policy, golden = policies[0], golden_of(checkpoint, made_up(checkpoint, SIZE), seed=4)
+    assert all(verdict.passed for verdict in policy.check())
+    loops = from_source(policy.inputs, "loop")
+    random = np.random.default_rng(5)
+    left = {n: random.uniform(0, 1, i.shape).astype(np.float32) for n, i in loops.items()}
+    words = {"instruction": str(golden["instruction"])}
+    seen = {n: golden[n] for n in from_source(policy.inputs, "robot", "drawn")}
+    with policy.start(**words) as episode:
+        got = episode.act(seen | left).actions
+        free = episode.act(seen).actions
+    assert relative_error(got, reference(checkpoint, **words, **seen, **left)) <= END_TO_END
+    assert not left or relative_error(got, free) > 10 * END_TO_END
 
 
 def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
