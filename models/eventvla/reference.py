@@ -111,16 +111,18 @@ class EventHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         shapes = {"norm": (width,), "inner": (width, width), "outer": (1, width)}
+        self.of = nn.ParameterDict()
         for name, shape in shapes.items():
-            self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(shape)))
-            self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[0])))
+            self.of[f"{name}_weight"] = nn.Parameter(torch.empty(shape))
+            self.of[f"{name}_bias"] = nn.Parameter(torch.empty(shape[0]))
 
     def forward(self, rows_TD: Tensor) -> Tensor:
+        of = self.of
         variance, mean = torch.var_mean(rows_TD, dim=-1, correction=0, keepdim=True)
-        x = (rows_TD - mean) / (variance + 1e-5).sqrt() * self.norm_weight + self.norm_bias
-        x = x @ self.inner_weight.T + self.inner_bias
+        x = (rows_TD - mean) / (variance + 1e-5).sqrt() * of["norm_weight"] + of["norm_bias"]
+        x = x @ of["inner_weight"].T + of["inner_bias"]
         x = x / 2 * (1 + torch.erf(x / 2**0.5))
-        logits_T1 = x @ self.outer_weight.T + self.outer_bias
+        logits_T1 = x @ of["outer_weight"].T + of["outer_bias"]
         return 1 / (1 + torch.exp(-logits_T1[:, 0]))
 
 
@@ -134,5 +136,5 @@ def composed_name(name: str, num_blocks: int) -> str:
     if name.startswith("keyframe_head."):
         _, place, which = name.split(".")
         kind = {"0": "norm", "1": "inner", "3": "outer"}[place]
-        return f"events.{kind}_{which}"
+        return f"events.of.{kind}_{which}"
     return qwenoft.composed_name(name, num_blocks)
