@@ -15,7 +15,8 @@ Vision-Language-Action Policies" (arXiv 2606.20092), as its model server and its
   From the likeliest down, each takes those at most `nms_window` steps away with it.
 - From the likeliest down, the first candidate is taken that is more than `cooldown` steps from the
   last event that came due, and more than that from the event that is waited for, or likelier than
-  it; of equals, the later.
+  it; of equals, the later. (The authors take what differs by 1e-8 for equal: from 1/8 on, no two
+  float32 do.)
 - It replaces the event that is waited for, near or far: only one is waited for.
 - The server takes an event for over as soon as it is asked at or behind its step. The client, whose
   own threshold and window nothing reads, keeps the picture at that step, and before it asks: the
@@ -39,9 +40,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-
-EQUAL = 1e-8
-"""Probabilities that differ by less are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,8 +165,7 @@ class KeyframeMemory:
             return False
         if waiting is None or abs(event.step - waiting.step) > cooldown:
             return True
-        gained = event.probability - waiting.probability
-        return gained > 0 or (gained >= -EQUAL and event.step >= waiting.step)
+        return (event.probability, event.step) >= (waiting.probability, waiting.step)
 
 
 def candidates(
