@@ -5,7 +5,8 @@ L = token, N = patches of one picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ def chat_inputs(
     pictures: Sequence[NDArray[np.uint8]],
     text: str,
     padding: int = 0,
+    labels: Mapping[int, str] = MappingProxyType({}),
 ) -> ChatInputs:
     """
     Args:
@@ -50,6 +52,7 @@ def chat_inputs(
         pictures: uint8 [H, W, 3] RGB, in order.
         text: behind them, up to what ends the turn.
         padding: tokens of it in front, as a longer prompt in the same batch would leave.
+        labels: text in front of a picture, by the picture's place.
     """
     shown = [Image.fromarray(picture) for picture in pictures]
     if image.size is not None:
@@ -59,7 +62,10 @@ def chat_inputs(
     grid = batch["image_grid_thw"]
     merged = [int(g.prod()) // image.merge_size**2 for g in grid]
     pad_id = image_pad_id(tokenizer)
-    images = "".join(c.image_start + IMAGE_PAD * count + c.image_end for count in merged)
+    images = "".join(
+        labels.get(place, "") + c.image_start + IMAGE_PAD * count + c.image_end
+        for place, count in enumerate(merged)
+    )
     ids = tokenizer.encode(c.before + images + text + c.after, add_special_tokens=False).ids
     nothing = [tokenizer.token_to_id("<|endoftext|>") or 0] * padding
     ids_1L = torch.tensor([[*nothing, *ids]])

@@ -1,0 +1,140 @@
+"""The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
+
+Qwen3-VL, or Qwen2.5-VL, and its image processor come from `transformers`; the heads are `torch`
+alone. None of our modules runs here and nothing is cached. The weights are those of a given
+`EventVLA`, shared and not copied.
+
+Axes: N = patches of a picture, L = token, T = action in the chunk, D = width of the decoder. The
+libraries want a batch axis; it is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from models.eventvla.model import EventVLA, Predicted
+from models.networks.heard import Listener
+from models.networks.transformers_chat import ChatInputs, chat_inputs
+from models.networks.transformers_qwen import image_pad_id, qwen
+from models.qwenoft import reference as qwenoft
+from runtime.image import ImageConfig
+
+
+class Composition(nn.Module):
+    def __init__(self, model: EventVLA, tokenizer: Tokenizer, image: ImageConfig) -> None:
+        """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
+        super().__init__()
+        config = model.config
+        self.config, self.tokenizer, self.image = config, tokenizer, image
+        self.image_pad_id = image_pad_id(tokenizer)
+        self.action_id = tokenizer.encode(config.action_token, add_special_tokens=False).ids[0]
+        self.qwen = qwen(config.vision, config.language, self.image_pad_id)
+        width = config.language.hidden_size
+        with torch.device("meta"):
+            self.head = qwenoft.Head(width, config.head.num_blocks, config.head.action_dim)
+            self.events = EventHead(width) if config.predicts_keyframes else NoEvents()
+        given = model.state_dict()
+        self.published = {composed_name(n, config.head.num_blocks): n for n in given}
+        """Name of each tensor here -> what a checkpoint calls it."""
+        weights = {here: given[name] for here, name in self.published.items()}
+        self.load_state_dict(weights, strict=True, assign=True)
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+    ) -> Predicted:
+        """One observation, see `ChatInputs` -> actions in policy units, and probabilities."""
+        hidden_1LD = self.qwen(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask.long(),
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        is_action = input_ids[0] == self.action_id
+        rows_TD = hidden_1LD[0, is_action][-self.config.head.action_horizon :]
+        return Predicted(self.head(rows_TD), self.events(rows_TD))
+
+    def prepare(
+        self,
+        *,
+        instruction: str,
+        pictures: Sequence[NDArray[np.uint8]],
+        keyframes: Sequence[NDArray[np.uint8]] = (),
+        padding: int = 0,
+    ) -> ChatInputs:
+        """Everything that happens before the networks.
+
+        Args:
+            instruction: one line of text, taken as it is.
+            pictures: uint8 [H, W, 3] RGB of the first step, each delay and now, all views of each.
+            keyframes: the same of the main view at events, the oldest first.
+            padding: tokens of it in front, as a longer prompt in the same batch would leave.
+        """
+        c = self.config
+        return chat_inputs(
+            self.qwen,
+            self.image,
+            self.tokenizer,
+            c.prompt,
+            [*pictures, *keyframes],
+            c.text.replace("{instruction}", instruction),
+            padding,
+            {0: c.observation_label, len(pictures): c.keyframe_label},
+        )
+
+    def listen(self) -> dict[str, list[Tensor]]:
+        """Hooks that keep what the modules of a tick put out."""
+        heard: dict[str, list[Tensor]] = {}
+        listener = Listener(heard)
+        listener.keep_qwen(self.qwen)
+        listener.keep("actions", self.head)
+        listener.keep("probabilities", self.events)
+        return heard
+
+
+class EventHead(nn.Module):
+    """Norm, layer, GELU by the error function, layer, logistic function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        shapes = {"norm": (width,), "inner": (width, width), "outer": (1, width)}
+        self.of = nn.ParameterDict()
+        for name, shape in shapes.items():
+            self.of[f"{name}_weight"] = nn.Parameter(torch.empty(shape))
+            self.of[f"{name}_bias"] = nn.Parameter(torch.empty(shape[0]))
+
+    def forward(self, rows_TD: Tensor) -> Tensor:
+        of = self.of
+        variance, mean = torch.var_mean(rows_TD, dim=-1, correction=0, keepdim=True)
+        x = (rows_TD - mean) / (variance + 1e-5).sqrt() * of["norm_weight"] + of["norm_bias"]
+        x = x @ of["inner_weight"].T + of["inner_bias"]
+        x = x / 2 * (1 + torch.erf(x / 2**0.5))
+        logits_T1 = x @ of["outer_weight"].T + of["outer_bias"]
+        return 1 / (1 + torch.exp(-logits_T1[:, 0]))
+
+
+class NoEvents(nn.Module):
+    def forward(self, rows_TD: Tensor) -> Tensor:
+        return rows_TD.new_zeros(len(rows_TD))
+
+
+def composed_name(name: str, num_blocks: int) -> str:
+    """What the tensor of our policy called `name` is called in a `Composition`."""
+    if name.startswith("keyframe_head."):
+        _, place, which = name.split(".")
+        kind = {"0": "norm", "1": "inner", "3": "outer"}[place]
+        return f"events.of.{kind}_{which}"
+    return qwenoft.composed_name(name, num_blocks)
