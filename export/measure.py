@@ -109,6 +109,8 @@ class Modules:
         seen = Golden.from_arrays(self._graph, golden)
         for name, value in {**seen.given, **seen.observed, **seen.drawn}.items():
             self._interpreter.set(name, self._take[name](value))
+        for name in from_source(self._graph.inputs, "delay", "memory"):
+            self._interpreter.set(name, golden[name])
         self._interpreter.run(ACTIONS)
         return self._memory.host(DENOISED).copy()
 

@@ -67,7 +67,8 @@ def choose_tokens(
     Raises:
         ValueError: the longest prompt does not fit what is asked for.
     """
-    fixed = family_of(checkpoint.config).fixed_tokens(checkpoint.parts, grid)
+    config = checkpoint.config
+    fixed = family_of(config).fixed_tokens(config, checkpoint.parts, grid)
     shortest = len(checkpoint.tail_ids("a"))
     tails = {text: tail for text in instructions if (tail := _length(checkpoint, text))}
     margin = 0 if tails else UNKNOWN_MARGIN

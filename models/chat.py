@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -67,7 +68,7 @@ def published_chat(views: Sequence[str]) -> PromptParts:
     )
 
 
-def fixed_tokens(parts: PromptParts, grid: tuple[int, int]) -> dict[str, int]:
+def fixed_tokens(config: Any, parts: PromptParts, grid: tuple[int, int]) -> dict[str, int]:
     """Tokens before the first picture, and from there to the tail."""
     prefix, suffix = segments(parts, grid)
     return {"prefix": prefix, "suffix": num_tokens(suffix)}

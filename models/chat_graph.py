@@ -1,7 +1,9 @@
 """What policies that are told by one turn of Qwen's chat have in common as a graph.
 
-What stands before the first picture is always the same: its call of the decoder, `prefix`, runs
-once. A new frame of any camera redoes the other call, `suffix`: the pictures before the text.
+A call of the decoder reads pieces of the prompt: texts that never change, pictures, and in the last
+one the instruction behind them. Each piece is a place in the call's embeddings. Where the vision
+tower reaches into layers of the decoder, what it adds there lies in tensors of the same places:
+nothing is added to the rows of texts.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from models.networks.config import AnyLanguageConfig
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder
 
+Piece = tuple[int, ...] | str
+"""Ids of a text, or the name of a picture."""
+
 
 def read_chat(
     build: GraphBuilder,
@@ -22,8 +27,17 @@ def read_chat(
     grid: tuple[int, int],
     slots: int,
 ) -> None:
-    """Pictures and instruction -> `prefix_hidden` and `suffix_hidden`, [S, D] each."""
-    _texts(build, language.hidden_size, views, parts, grid, slots)
+    """Pictures and instruction -> `prefix_hidden` and `suffix_hidden`, [S, D] each.
+
+    What stands before the first picture is always the same: its call, `prefix`, runs once. A new
+    frame of any camera redoes the other call, `suffix`: the pictures before the text.
+    """
+    merged, width = grid[0] * grid[1] // 4, language.hidden_size
+    pieces: list[Piece] = [views[0]]
+    for view, before in zip(views[1:], parts.before[1:], strict=True):
+        pieces += [parts.image_end + before, view]
+    lay(build, "prefix", [parts.before[0]], (slots, width), merged)
+    lay(build, "suffix", pieces, (slots, width), merged, tail="instruction")
     num_prefix, suffix = segments(parts, grid)
     build.places("prefix", [num_prefix], language)
     build.places(
@@ -36,39 +50,46 @@ def read_chat(
     build.language("suffix", "prefix_kv")
 
 
-def _texts(
+def lay(
     build: GraphBuilder,
-    width: int,
-    views: Sequence[str],
-    parts: PromptParts,
-    grid: tuple[int, int],
-    slots: int,
+    call: str,
+    pieces: Sequence[Piece],
+    shape: tuple[int, int],
+    merged: int,
+    *,
+    tail: str = "",
 ) -> None:
-    """Embeddings of both calls, and what is added behind layers: nothing to the rows of texts."""
-    merged = grid[0] * grid[1] // 4
-    for call in ("prefix", "suffix"):
-        for rows in ("embeddings", *build.deepstack):
-            build.tensor(f"{call}_{rows}", (slots, width))
-    build.embed("prefix_embeddings", parts.before[0])
-    for port in build.deepstack:
-        build.call("constant", {}, {"value": f"prefix_{port}"}, {"values": []})
+    """The embeddings of a call, piece behind piece, and what is added behind layers.
 
-    def text(name: str, at: int, count: int | None = None) -> None:
-        build.rows(name, "suffix_embeddings", at, count)
+    Args:
+        shape: S and D.
+        merged: tokens of a picture.
+        tail: the text input behind the pieces, if there is one.
+    """
+    for rows in ("embeddings", *build.deepstack):
+        build.tensor(f"{call}_{rows}", shape)
+
+    def text(name: str, at: int, count: int | None) -> None:
+        build.rows(name, f"{call}_embeddings", at, count)
         for port in build.deepstack:
-            build.rows(f"{name}_{port}", f"suffix_{port}", at, count)
+            build.rows(f"{name}_{port}", f"{call}_{port}", at, count)
             build.call("constant", {}, {"value": f"{name}_{port}"}, {"values": []})
 
     at = 0
-    for number, view in enumerate(views):
-        if number:
-            between, ids = f"{view}_before", parts.image_end + parts.before[number]
-            text(between, at, len(ids))
-            build.embed(between, ids)
-            at += len(ids)
-        build.rows(f"{view}_tokens", "suffix_embeddings", at, merged)
-        for port in build.deepstack:
-            build.rows(f"{view}_{port}", f"suffix_{port}", at, merged)
-        at += merged
-    text("suffix_tail", at)
-    build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            build.rows(f"{piece}_tokens", f"{call}_embeddings", at, merged)
+            for port in build.deepstack:
+                build.rows(f"{piece}_{port}", f"{call}_{port}", at, merged)
+            at += merged
+            continue
+        count = None if not tail and number == len(pieces) - 1 else len(piece)
+        text(f"{call}_text_{number}", at, count)
+        build.embed(f"{call}_text_{number}", piece)
+        at += len(piece)
+    if tail:
+        text(f"{call}_tail", at, None)
+        build.call("embed", {"ids": tail}, {"embeddings": f"{call}_tail"}, {"table": TOKENS})
+    elif isinstance(pieces[-1], str):
+        text(f"{call}_rest", at, None)
+        build.embed(f"{call}_rest", ())

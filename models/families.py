@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from models.anchorvla4d import config as anchorvla4d
 from models.anchorvla4d import presets as anchorvla4d_presets
+from models.eventvla import config as eventvla
+from models.eventvla import presets as eventvla_presets
 from models.fields import parse
 from models.json_file import read_object
 from models.policy_config import PolicyConfig
@@ -28,11 +30,12 @@ from models.qwenoft import presets as qwenoft_presets
 
 if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.anchorvla4d import family as _anchorvla4d
+    from models.eventvla import family as _eventvla
     from models.family import Family
     from models.qwengr00t import family as _qwengr00t
     from models.qwenoft import family as _qwenoft
 
-    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft]
+    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft, _eventvla]
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -64,6 +67,9 @@ FAMILIES: Mapping[str, Entry] = {
     ),
     qwenoft.MODEL_TYPE: Entry(
         qwenoft.QwenOFTConfig, qwenoft_presets.CONFIGS, "models.qwenoft.family", "QwenOFT"
+    ),
+    eventvla.MODEL_TYPE: Entry(
+        eventvla.EventVLAConfig, eventvla_presets.CONFIGS, "models.eventvla.family"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {

@@ -91,7 +91,9 @@ class Family(Protocol):
     def published_prompt(self, config: Any) -> tuple[PromptParts, int]:
         """Without a tokenizer: as many ids as the published one makes, and of a usual tail."""
 
-    def fixed_tokens(self, parts: PromptParts, grid: tuple[int, int]) -> dict[str, int]:
+    def fixed_tokens(
+        self, config: Any, parts: PromptParts, grid: tuple[int, int]
+    ) -> dict[str, int]:
         """As `Split.fixed`."""
 
     def inputs(

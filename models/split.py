@@ -172,6 +172,8 @@ class GraphBuilder:
         start: int = 0,
         num_past: int = 0,
         ids: str = "",
+        optional: int = 0,
+        count: str = "",
     ) -> None:
         """Mask and rotary angles of a language call.
 
@@ -180,18 +182,24 @@ class GraphBuilder:
             start: position of the first.
             num_past: tokens of the calls before it.
             ids: the text behind them, if there is one.
+            optional: pairs of segments at their end of which the first few are there.
+            count: the input that says how many.
         """
         for port in ("cos", "sin", "mask"):
             self.tensor(f"{call}_{port}", self.parts("language")[0].inputs[port].shape)
-        text = {"ids": ids} if ids else {}
+        text = ({"ids": ids} if ids else {}) | ({"count": count} if optional else {})
+        sizes = [num_tokens([segment]) for segment in segments]
+        pairs = [sum(sizes[i : i + 2]) for i in range(len(sizes) - 2 * optional, len(sizes), 2)]
         rotary = {
             "segments": [list(s) if isinstance(s, tuple) else s for s in segments],
             "start": start,
             **rotary_settings(language),
-        }
+        } | ({"optional": optional} if optional else {})
         tables = {port: f"{call}_{port}" for port in ("cos", "sin")}
         self.call("rotary", text, tables, rotary, name=f"{call}_rotary")
-        counts = {"num_past": num_past, "num_new": num_tokens(segments)}
+        counts: dict[str, Any] = {"num_past": num_past, "num_new": num_tokens(segments)}
+        if optional:
+            counts["optional"] = pairs
         self.call("mask", text, {"mask": f"{call}_mask"}, counts)
 
     def no_past(self) -> None:
@@ -343,6 +351,18 @@ def sampled(config: PolicyConfig, samples: int = 1) -> dict[str, Input]:
 def noise_shape(config: PolicyConfig, samples: int) -> tuple[int, ...]:
     """[T, A], or [K, T, A] of K samples."""
     return config.chunk if samples == 1 else (samples, *config.chunk)
+
+
+def one_chunk(samples: int) -> None:
+    """
+    Raises:
+        ValueError: several chunks of one observation, which all would be the same.
+    """
+    if samples > 1:
+        raise ValueError(
+            f"--samples {samples}: this policy draws nothing, all its chunks of a tick would be "
+            "the same; leave it out"
+        )
 
 
 def chunks(

@@ -17,7 +17,7 @@ ALIGNMENT = 256
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
 
 Kind = Literal["image", "depth", "vector", "text", "video", "noise", "leftover"]
-Source = Literal["robot", "operator", "latch", "ring", "delay", "drawn", "loop"]
+Source = Literal["robot", "operator", "latch", "ring", "delay", "memory", "drawn", "loop"]
 Pace = Literal["load", "episode", "event", "tick", "control"]
 PACES: tuple[Pace, ...] = get_args(Pace)
 """From what changes least. An input's own pace is above `load`, which is that of constants."""
@@ -37,11 +37,12 @@ _SOURCES: Mapping[str, tuple[Pace, ...]] = {
     "latch": ("episode", "event"),
     "ring": ("tick", "control"),
     "delay": ("tick", "control"),
+    "memory": ("event",),
     "drawn": ("tick", "control"),
     "loop": ("tick", "control"),
 }
 """Paces that a source's values may have."""
-KEEPERS: tuple[Source, ...] = ("latch", "ring", "delay")
+KEEPERS: tuple[Source, ...] = ("latch", "ring", "delay", "memory")
 """Sources of inputs that keep values of another one."""
 MADE: tuple[Source, ...] = ("ring", "delay")
 """Sources of inputs that nobody gives: an episode makes them of what the robot gave."""
@@ -80,6 +81,20 @@ class Prompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Appended as they are."""
 
 
+class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pictures that a policy keeps of its own events; see `runtime.functions.keyframes`."""
+
+    slots: tuple[str, ...]
+    """Inputs that show them, the oldest first; those behind the last one show nothing."""
+    output: str
+    """[T] how likely each step of a chunk is an event."""
+    threshold: float
+    least_offset: int
+    nms_window: int
+    cooldown: int
+    num_replans: int
+
+
 class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One input of a policy.
 
@@ -93,6 +108,8 @@ class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     last n values of the input `of`, the oldest first; the first value stands for those before it.
     `delay`: the input `of` as it was `steps` steps ago, likewise; a step is an `Episode.act` or an
     `Episode.see`.
+    `memory`: a picture of the input `of` from a step that the policy itself called an event, or
+    nothing, which is zeros; and of how many such pictures there are.
     `drawn`: standard normal, from the seed and the tick. `loop`: what is left of the last chunk and
     how much of it counts, from whoever carries chunks out; zeros where nobody says."""
     shape: tuple[int, ...]
@@ -112,6 +129,8 @@ class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """Of a latch: the output that says how like it the present value is, from -1 to 1."""
     prompt: Prompt | None = None
     """Of a text."""
+    memory: Memory | None = None
+    """Of the number of pictures that are kept."""
 
 
 class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -218,22 +237,55 @@ def _check_input(
         raise DeclarationError("its prompt's template has no {instruction}, so no text would count")
     if kind == "text" and source != "operator":
         raise DeclarationError(f"a text from {source!r}; only an operator says something")
-    if bool(declared.of) != (source in KEEPERS):
+    keeps = source in KEEPERS and declared.memory is None
+    if bool(declared.of) != keeps:
         raise DeclarationError(
-            "a latch, a ring or a delay names the input it keeps in 'of', others do not"
+            "a latch, a ring, a delay or a picture of a memory names the input it keeps in 'of', "
+            "others do not"
         )
     if (declared.steps >= 1) != (source == "delay") or declared.steps < 0:
         raise DeclarationError(
             f"steps {declared.steps}; a delay is 1 step or more, and nothing else has them"
         )
+    if declared.memory is not None:
+        _check_memory(declared, inputs, outputs)
     if declared.similarity and source != "latch":
         raise DeclarationError("only a latch has a 'similarity'")
     if declared.similarity and declared.similarity not in outputs:
         raise DeclarationError(f"its similarity {declared.similarity!r} is no output")
-    if source in KEEPERS:
+    if keeps:
         _check_keeps(declared, inputs)
     else:
         _check_values(kind, declared.shape, declared.dtype)
+
+
+def _check_memory(
+    declared: Input, inputs: Mapping[str, Input], outputs: Mapping[str, Output]
+) -> None:
+    """The number of kept pictures, and what it is declared of."""
+    memory = declared.memory
+    assert memory is not None
+    if (declared.kind, declared.source, declared.shape) != (
+        "vector",
+        "memory",
+        (1,),
+    ):
+        raise DeclarationError(
+            "the number of kept pictures is a vector [1] from 'memory' with a 'memory', and "
+            "nothing else has one"
+        )
+    slots = [inputs.get(name) for name in memory.slots]
+    sources = {(slot.kind, slot.source, slot.of) if slot else None for slot in slots}
+    if len(sources) != 1 or None in sources or len(set(memory.slots)) < len(slots):
+        raise DeclarationError(
+            f"its slots {list(memory.slots)} must be pictures that a memory keeps of one camera"
+        )
+    if next(iter(sources))[:2] != ("image", "memory"):  # type: ignore[index]
+        raise DeclarationError(f"its slots {list(memory.slots)} are no pictures from 'memory'")
+    if memory.output not in outputs or outputs[memory.output].every != 1:
+        raise DeclarationError(
+            f"its output {memory.output!r} must be one that is computed in every tick"
+        )
 
 
 def _check_keeps(declared: Input, inputs: Mapping[str, Input]) -> None:

@@ -19,6 +19,7 @@ from .anchor import AnchorPolicy, Tick
 from .declarations import Source, from_source
 from .engine import Memory
 from .errors import EngineError, EpisodeError, ObservationError
+from .functions.keyframes import Keyframes
 from .functions.remembered import StoreStats
 from .graph import Graph
 from .inputs import CAMERAS, History, check_names, draw_noise, no_leftover, push
@@ -117,6 +118,7 @@ class Episode:
         self._nothing_left = {n: no_leftover(i) for n, i in from_source(inputs, "loop").items()}
         self._rings = [*from_source(inputs, "ring")]
         self._history = History(inputs)
+        self._keyframes = Keyframes.of(inputs)
         self._operator = [*from_source(inputs, "operator")]
         self._by_engine = {
             name
@@ -177,6 +179,7 @@ class Episode:
                 self._set(values)
                 self._latch(values)
                 answer = self._run(at)
+                self._keyframes = self._keyframes.considered(answer.leaves)
                 self.step += 1
                 self._observed_at = at if at is not None else self._observed_at
         return answer
@@ -194,12 +197,14 @@ class Episode:
             EpisodeError: the episode is over.
         """
         values = self._take(observation, ("robot",))
-        if missing := [name for name in self._history.past if name not in values]:
+        later = self._history.past.keys() | self._keyframes.cameras
+        if missing := sorted(later - values.keys()):
             raise ObservationError(
                 f"the observation lacks {', '.join(missing)}, which this policy sees later"
             )
         with self.policy.running(self):
             self._history.keep(values)
+            self._keyframes = self._keyframes.stepped(values)
             for name in self._anchor_policies:
                 source = self.policy.graph.inputs[name].of
                 if name not in self._filled and source in values:
@@ -334,7 +339,8 @@ class Episode:
         for name, nothing in self._nothing_left.items():
             interpreter.set(name, values.get(name, nothing))
         self._history.keep(values)
-        for name, value in self._history.delayed():
+        self._keyframes = self._keyframes.stepped(values)
+        for name, value in (*self._history.delayed(), *self._keyframes.shown()):
             interpreter.set(name, value)
         for name in self._rings:
             before = interpreter.values[name] if name in self._filled else None
@@ -412,7 +418,7 @@ class Episode:
     def _tick(self) -> Iterator[None]:
         """All or nothing: of the episode too, its anchor policies included."""
         before = self._filled.copy(), self._latched.copy(), self._pending, self._repeated.copy()
-        past = self._history.past.copy()
+        past, keyframes = self._history.past.copy(), self._keyframes
         clock, anchor_policies = (
             (self.step, self._observed_at),
             {n: copy.deepcopy(p) for n, p in self._anchor_policies.items()},
@@ -422,7 +428,7 @@ class Episode:
                 yield
         except BaseException:
             self._filled, self._latched, self._pending, self._repeated = before
-            self._history.past = past
+            self._history.past, self._keyframes = past, keyframes
             self.step, self._observed_at = clock
             self._anchor_policies = anchor_policies
             self.failed_ticks += 1

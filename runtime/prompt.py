@@ -199,6 +199,14 @@ def attention_mask(num_past: int, past_slots: int, num_new: int, slots: int) -> 
     return mask
 
 
+def hide(mask: NDArray[np.float32], past_slots: int, gap: range) -> None:
+    """Take tokens of a call out of its mask [S, P + S], in place: they are padding."""
+    rows = slice(gap.start, gap.stop)
+    columns = slice(past_slots + gap.start, past_slots + gap.stop)
+    mask[rows], mask[:, columns] = MASKED, MASKED
+    mask[np.arange(gap.start, gap.stop), past_slots + np.arange(gap.start, gap.stop)] = 0.0
+
+
 def pooling_matrix(
     bins: int, num_spatial: int, num_prefix: int, num_suffix: int, slots: int
 ) -> NDArray[np.float32]:

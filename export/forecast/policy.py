@@ -156,7 +156,7 @@ def _slots(
     asked: ForecastConfig, config: PolicyConfig, prompt: Prompt, grid: tuple[int, int]
 ) -> int:
     """What is usual, or as an export takes it where the prompt needs more."""
-    *others, last = family_of(config).fixed_tokens(prompt.parts, grid).values()
+    *others, last = family_of(config).fixed_tokens(config, prompt.parts, grid).values()
     needed = max([*others, last + prompt.tail])
     if needed <= asked.size.tokens:
         return asked.size.tokens

@@ -40,7 +40,9 @@ def published_prompt(config: AnchorVLA4DConfig) -> tuple[PromptParts, int]:
     return parts, PUBLISHED_TAIL
 
 
-def fixed_tokens(parts: PromptParts, grid: tuple[int, int]) -> dict[str, int]:
+def fixed_tokens(
+    config: AnchorVLA4DConfig, parts: PromptParts, grid: tuple[int, int]
+) -> dict[str, int]:
     """Tokens of the prefix, and of the suffix before the tail."""
     _, prefix, suffix = segments(parts, grid)
     return {"prefix": num_tokens(prefix), "suffix": num_tokens(suffix)}

@@ -69,7 +69,7 @@ def split(
     width, height = image_size
     grid = grid_of(height, width, image)
     merged, prefix, suffix = segments(parts, grid)
-    fixed = fixed_tokens(parts, grid)
+    fixed = fixed_tokens(c, parts, grid)
     num_prefix, num_suffix = fixed.values()
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)

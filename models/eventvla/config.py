@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from models.chat import INSTRUCTION, PromptConfig, check_views
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig, MLPResNetConfig
 from models.policy_config import NormalizationConfig, check_policy
-from runtime.control.keyframes import EventSettings
+from runtime.functions.keyframes import EventSettings
 
 MODEL_TYPE = "eventvla"
 

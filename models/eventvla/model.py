@@ -4,7 +4,7 @@ another the probability that what is seen at its step is an event.
 
 `forward` is the float32 reference: one plain pass with no cache, no split and no trick. There is no
 noise, no state and nothing to sample. Which pictures become keyframes is decided outside, see
-`runtime.control.keyframes`.
+`runtime.functions.keyframes`.
 
 Axes: T = action in the chunk, A = action dimension, D = width of the decoder, N = patches of a
 picture, L = token.
@@ -12,14 +12,16 @@ picture, L = token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.eventvla.config import EventVLAConfig
+from models.eventvla.pictures import KEYFRAMES, observed_names, slot_names
 from models.eventvla.prompt import shown
 from models.networks.mlp_resnet import MLPHead
 from models.networks.vision_language import VisionLanguage, patches_of
@@ -89,12 +91,34 @@ class EventVLA(nn.Module):
 
 
 @torch.no_grad()
+def actions(
+    model: EventVLA,
+    parts: PromptParts,
+    image: ImageConfig,
+    tail_ids: tuple[int, ...],
+    observed: Mapping[str, NDArray[Any]],
+) -> NDArray[np.float32]:
+    """The chunk; see `models.family.Family.actions`.
+
+    Args:
+        observed: every picture by its name, uint8 [H, W, 3] RGB, and `keyframes`, how many of the
+            slots show one.
+    """
+    c = model.config
+    count = int(observed[KEYFRAMES][0]) if KEYFRAMES in observed else 0
+    names = (*observed_names(c), *slot_names(c)[:count])
+    pictures = [observed[name] for name in names]
+    made: NDArray[np.float32] = predict(model, parts, image, tail_ids, pictures).actions_TA.numpy()
+    return made
+
+
+@torch.no_grad()
 def predict(
     model: EventVLA,
     parts: PromptParts,
     image: ImageConfig,
     tail_ids: tuple[int, ...],
-    pictures: Sequence[NDArray],
+    pictures: Sequence[NDArray[np.uint8]],
 ) -> Predicted:
     """`EventVLA.forward` from pictures, each uint8 [H, W, 3] RGB, in the order of the prompt."""
     patches, grid = patches_of(pictures, image)

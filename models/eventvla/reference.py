@@ -10,16 +10,18 @@ libraries want a batch axis; it is 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from models.eventvla.model import EventVLA, Predicted
-from models.networks.heard import Listener
+from models.eventvla.pictures import KEYFRAMES, PROBABILITIES, observed_names, slot_names
+from models.networks.heard import Heard, Listener, Sized, placed_qwen
+from models.networks.parts import LayersPerPart
 from models.networks.transformers_chat import ChatInputs, chat_inputs
 from models.networks.transformers_qwen import image_pad_id, qwen
 from models.qwenoft import reference as qwenoft
@@ -53,8 +55,20 @@ class Composition(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
+    ) -> Tensor:
+        """One observation, see `ChatInputs` -> [T, A] float32 in policy units."""
+        given = (pixel_values, image_grid_thw, input_ids, position_ids, attention_mask)
+        return self.predicted(*given).actions_TA
+
+    def predicted(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
     ) -> Predicted:
-        """One observation, see `ChatInputs` -> actions in policy units, and probabilities."""
+        """The same with the probabilities of events."""
         hidden_1LD = self.qwen(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -71,19 +85,21 @@ class Composition(nn.Module):
         self,
         *,
         instruction: str,
-        pictures: Sequence[NDArray[np.uint8]],
-        keyframes: Sequence[NDArray[np.uint8]] = (),
         padding: int = 0,
+        **observed: NDArray[Any],
     ) -> ChatInputs:
         """Everything that happens before the networks.
 
         Args:
             instruction: one line of text, taken as it is.
-            pictures: uint8 [H, W, 3] RGB of the first step, each delay and now, all views of each.
-            keyframes: the same of the main view at events, the oldest first.
             padding: tokens of it in front, as a longer prompt in the same batch would leave.
+            observed: pictures by their names, uint8 [H, W, 3] RGB, and `keyframes`, how many of the
+                slots show one.
         """
         c = self.config
+        names, count = observed_names(c), int(observed[KEYFRAMES][0]) if c.most_keyframes else 0
+        pictures = [observed[name] for name in names]
+        keyframes = [observed[name] for name in slot_names(c)[:count]]
         return chat_inputs(
             self.qwen,
             self.image,
@@ -103,6 +119,22 @@ class Composition(nn.Module):
         listener.keep("actions", self.head)
         listener.keep("probabilities", self.events)
         return heard
+
+    def placed(
+        self,
+        kept: Heard,
+        grid: tuple[int, int],
+        layers: LayersPerPart,
+        fixed: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """What was kept, under the names of our graph and in its layout, without padded rows; of an
+        observation without keyframes, whose slots have no tokens here."""
+        c = self.config
+        names = observed_names(c)
+        sized = Sized(c.vision, c.language, names, grid, layers, fixed)
+        actions = kept["actions"][0]
+        found = placed_qwen(kept, sized) | {"made_actions": actions, "predicted_0": actions}
+        return found | ({PROBABILITIES: kept["probabilities"][0]} if c.predicts_keyframes else {})
 
 
 class EventHead(nn.Module):

@@ -52,7 +52,7 @@ def split(
     c = model.config
     width, height = image_size
     grid = grid_of(height, width, image)
-    fixed = fixed_tokens(parts, grid)
+    fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":

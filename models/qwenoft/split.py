@@ -23,6 +23,7 @@ from models.split import (
     check_slots,
     chunks,
     instruction,
+    one_chunk,
 )
 from runtime.declarations import Input
 from runtime.graph import Graph
@@ -42,10 +43,10 @@ def split(
 ) -> Split:
     """See `models.family.Family.split`."""
     c = model.config
-    check_samples(samples)
+    one_chunk(samples)
     width, height = image_size
     grid = grid_of(height, width, image)
-    fixed = fixed_tokens(parts, grid)
+    fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers)
     if resize_on == "engine":
@@ -87,18 +88,6 @@ def declare_inputs(
     samples: int = 1,
 ) -> dict[str, Input]:
     """What the policy sees and is told."""
-    check_samples(samples)
+    one_chunk(samples)
     views = {view: camera(shape) for view in config.views}
     return {**views, "instruction": instruction(parts, max_tail)}
-
-
-def check_samples(samples: int) -> None:
-    """
-    Raises:
-        ValueError: several chunks of one observation, which all would be the same.
-    """
-    if samples > 1:
-        raise ValueError(
-            f"--samples {samples}: this policy draws nothing, all its chunks of a tick would be "
-            "the same; leave it out"
-        )

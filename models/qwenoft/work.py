@@ -25,7 +25,7 @@ def engines_work(
     Args:
         grid: rows and columns of patches of an image.
         tokens: of a language call.
-        samples: one, see `split.check_samples`.
+        samples: one, see `models.split.one_chunk`.
     """
     found: dict[str, Work] = {}
     for trunk, depth in depths(config).items():

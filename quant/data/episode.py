@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.declarations import Input
+from runtime.declarations import Input, Source
 from runtime.inputs import draw_noise
 
 Streams = Mapping[str, NDArray[Any]]
@@ -46,19 +46,28 @@ class Observation:
 def shown(
     inputs: Mapping[str, Input], seen: Observation, *, seed: int, tick: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """An observation as a graph's inputs, by kind; noise is drawn, and nothing is left over.
+    """An observation as a graph's inputs, by kind: noise is drawn, nothing is left over, there is
+    neither a past nor a memory.
 
     Args:
         inputs: as the policy declares them.
         seed: of the noise.
         tick: likewise.
     """
+    pictures: dict[Source, Callable[[str, Input], NDArray[Any]]] = {
+        "robot": lambda name, given: seen.now[name],
+        "latch": lambda name, given: seen.first[given.of],
+        "delay": lambda name, given: seen.now[given.of],  # as in the first tick of an episode
+        "memory": lambda name, given: np.zeros(given.shape, np.uint8),
+    }
     made: dict[str, Callable[[str, Input], NDArray[Any]]] = {
-        "image": lambda name, given: (
-            seen.first[given.of] if given.source == "latch" else seen.now[name]
-        ),
+        "image": lambda name, given: pictures[given.source](name, given),
         "text": lambda name, given: np.array(seen.instruction),
-        "vector": lambda name, given: seen.now[name].astype(np.float32),
+        "vector": lambda name, given: (
+            np.zeros(given.shape, np.float32)
+            if given.source == "memory"
+            else seen.now[name].astype(np.float32)
+        ),
         "noise": lambda name, given: draw_noise(seed, tick, given.shape),
         "leftover": lambda name, given: np.zeros(given.shape, np.float32),
     }

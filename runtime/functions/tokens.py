@@ -36,6 +36,8 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     start: int
     theta: float
     sections: tuple[int, ...]
+    optional: int = 0
+    """Of the segments, pairs at the end of which the first `count` are there."""
     interleaved: bool = False
     """Whether the sections take turns, see `prompt.mrope_tables`."""
 
@@ -45,6 +47,8 @@ class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     num_past: int
     num_new: int
+    optional: tuple[int, ...] = ()
+    """Of the new ones, tokens of each piece at the end of which the first `count` are there."""
 
 
 class Padding(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,20 +122,24 @@ def _check_embed(params: Embed, ports: Ports) -> str:
 
 
 def _rotary(params: Rotary, resources: Resources) -> HostFunction:
-    segments: list[Segment] = list(params.segments)
+    pieces = 2 * params.optional
+    fixed: list[Segment] = list(params.segments[: len(params.segments) - pieces])
+    optional: list[Segment] = list(params.segments[len(fixed) :])
 
     def run(values: Values, out: Arrays) -> None:
         tail = [len(values["ids"])] if "ids" in values else []
-        positions, _ = prompt.mrope_positions([*segments, *tail], params.start)
+        there = [*fixed, *optional[: 2 * _count(values)]]
+        positions, _ = prompt.mrope_positions([*there, *tail], params.start)
         cos, sin = prompt.mrope_tables(
             positions,
             theta=params.theta,
             sections=params.sections,
             interleaved=params.interleaved,
         )
-        count = len(cos)
-        out["cos"][:count], out["sin"][:count] = cos, sin
-        out["cos"][count:], out["sin"][count:] = 1, 0
+        last, behind = prompt.num_tokens(there), prompt.num_tokens(params.segments)
+        out["cos"][:], out["sin"][:] = 1, 0
+        for port, table in (("cos", cos), ("sin", sin)):
+            out[port][:last], out[port][behind : behind + sum(tail)] = table[:last], table[last:]
 
     return run
 
@@ -139,6 +147,8 @@ def _rotary(params: Rotary, resources: Resources) -> HostFunction:
 def _check_rotary(params: Rotary, ports: Ports) -> str:
     rows, count = ports["cos"].shape, prompt.num_tokens(params.segments) + _text(ports)
     half = sum(params.sections)
+    if ("count" in ports) != bool(params.optional) or 2 * params.optional > len(params.segments):
+        return f"{params.optional} optional pairs of {len(params.segments)} segments need a count"
     if params.interleaved and (len(params.sections) != 3 or 3 * max(params.sections[1:]) > half):
         return f"sections {list(params.sections)} cannot take turns"
     width = 2 * half
@@ -151,13 +161,18 @@ def _mask(params: Mask, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         count = params.num_new + len(values.get("ids", ()))
         slots, columns = out["mask"].shape
-        out["mask"][:] = prompt.attention_mask(params.num_past, columns - slots, count, slots)
+        past = columns - slots
+        out["mask"][:] = prompt.attention_mask(params.num_past, past, count, slots)
+        absent = sum(params.optional[_count(values) :])
+        prompt.hide(out["mask"], past, range(params.num_new - absent, params.num_new))
 
     return run
 
 
 def _check_mask(params: Mask, ports: Ports) -> str:
     rows, count = ports["mask"].shape, params.num_new + _text(ports)
+    if ("count" in ports) != bool(params.optional) or sum(params.optional) > params.num_new:
+        return f"optional {list(params.optional)} of {params.num_new} tokens need a count"
     fits = len(rows) == 2 and count <= rows[0] and params.num_past <= rows[1] - rows[0]
     return "" if fits else _too_many(count, "mask", rows)
 
@@ -213,6 +228,11 @@ def _check_pooling(params: Pooling, ports: Ports) -> str:
     return "" if fits else _too_many(max(count, params.num_prefix), "weights", shape)
 
 
+def _count(values: Values) -> int:
+    """Optional pieces that are there."""
+    return int(values["count"][0]) if "count" in values else 0
+
+
 def _text(ports: Ports) -> int:
     """Tokens that the text may take."""
     return ports["ids"].shape[0] if "ids" in ports else 0
@@ -223,6 +243,7 @@ def _too_many(count: int, port: str, shape: tuple[int, ...]) -> str:
 
 
 _IDS = {"ids": ("text",)}
+_PLACED = {**_IDS, "count": ("vector",)}
 FUNCTIONS: Mapping[str, Function] = {
     "patches": Function(
         params=Patches, make=_patches, check=_check_patches,
@@ -234,11 +255,11 @@ FUNCTIONS: Mapping[str, Function] = {
     ),
     "rotary": Function(
         params=Rotary, make=_rotary, check=_check_rotary,
-        inputs=_IDS, optional=("ids",), outputs=("cos", "sin"),
+        inputs=_PLACED, optional=("ids", "count"), outputs=("cos", "sin"),
     ),
     "mask": Function(
         params=Mask, make=_mask, check=_check_mask,
-        inputs=_IDS, optional=("ids",), outputs=("mask",),
+        inputs=_PLACED, optional=("ids", "count"), outputs=("mask",),
     ),
     "padding": Function(
         params=Padding, make=_padding, check=_check_padding,

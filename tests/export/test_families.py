@@ -32,7 +32,7 @@ from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
-NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny"]
+NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny"]
 SIZE = (112, 112)
 
 

@@ -18,7 +18,7 @@ def checkpoint():
 
 def needed(checkpoint, instruction, margin=0):
     """Tokens of the longer call, with a margin for the instruction's."""
-    prefix, suffix = fixed_tokens(checkpoint.parts, GRID).values()
+    prefix, suffix = fixed_tokens(checkpoint.config, checkpoint.parts, GRID).values()
     return max(prefix, suffix + len(checkpoint.tail_ids(instruction)) + margin)
 
 

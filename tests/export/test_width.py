@@ -30,7 +30,7 @@ def seen():
 def widths(checkpoint, seen):
     """In tokens, both calls of the language engine alike."""
     grid = grid_of(*SIZE, checkpoint.image)
-    prefix, suffix = fixed_tokens(checkpoint.parts, grid).values()
+    prefix, suffix = fixed_tokens(checkpoint.config, checkpoint.parts, grid).values()
     tail = max(len(checkpoint.tail_ids(observation.instruction)) for observation in seen)
     shortest = max(prefix, suffix + tail)
     usual = choose_tokens(checkpoint, grid, tuple(o.instruction for o in seen), None).slots

@@ -15,6 +15,7 @@ from models.anchorvla4d.presets import demo
 from models.chat import PromptConfig
 from models.eventvla.config import EventVLAConfig
 from models.eventvla.model import EventVLA, predict
+from models.eventvla.pictures import observed_names, slot_names
 from models.eventvla.prompt import prompt, shown
 from models.eventvla.reference import Composition
 from models.families import to_json
@@ -22,7 +23,7 @@ from models.fields import parse
 from models.networks.config import MLPResNetConfig
 from models.policy_config import NormalizationConfig
 from models.random_weights import random_tensors
-from runtime.control.keyframes import EventSettings
+from runtime.functions.keyframes import EventSettings
 from runtime.image import grid_of
 from runtime.prompt import encode_tail
 from tests.oracles import IMAGE, MODULE, relative_error
@@ -93,6 +94,15 @@ def observed(config, num_keyframes, instruction="push the puck", seed=0, size=(6
     }
 
 
+def named(config, seen):
+    """By the names of the policy's inputs."""
+    names = observed_names(config)
+    shown = dict(zip(names, seen["pictures"], strict=True))
+    shown |= dict(zip(slot_names(config), seen["keyframes"], strict=False))
+    count = np.array([len(seen["keyframes"])], np.float32)
+    return {"instruction": seen["instruction"], "keyframes": count, **shown}
+
+
 def act(policies, tokenizer, name, seen):
     """[T, A] and logits [T]: where all probabilities are near a half, these still differ."""
     model, _ = policies(name)
@@ -105,7 +115,7 @@ def act(policies, tokenizer, name, seen):
 @torch.no_grad()
 def by_libraries(policies, name, seen, **more):
     _, oracle = policies(name)
-    made = oracle(*oracle.prepare(**seen, **more))
+    made = oracle.predicted(*oracle.prepare(**named(oracle.config, seen), **more))
     return made.actions_TA.numpy(), made.probabilities_T.logit().numpy()
 
 
@@ -140,8 +150,8 @@ def test_at_the_published_widths_too(policies, tokenizer):
 def test_padding_on_the_left_changes_nothing(policies, tokenizer, name, padding):
     seen = observed(CONFIGS[name], 3, seed=3)
     _, oracle = policies(name)
-    more = oracle.prepare(**seen, padding=padding).input_ids.shape[1]
-    assert more == oracle.prepare(**seen).input_ids.shape[1] + padding
+    more = oracle.prepare(**named(oracle.config, seen), padding=padding).input_ids.shape[1]
+    assert more == oracle.prepare(**named(oracle.config, seen)).input_ids.shape[1] + padding
     check(policies, tokenizer, name, seen, padding=padding)
 
 
@@ -186,7 +196,7 @@ def test_the_pieces_of_a_prompt_are_the_ids_of_the_whole(policies, tokenizer, na
     """Those of the libraries, which encode the prompt as one text."""
     _, oracle = policies(name)
     seen = observed(CONFIGS[name], num_keyframes)
-    want = oracle.prepare(**seen).input_ids[0].tolist()
+    want = oracle.prepare(**named(oracle.config, seen)).input_ids[0].tolist()
     whole = prompt(CONFIGS[name], tokenizer)
     count = CONFIGS[name].num_observed + num_keyframes
     before = shown(whole, count).before
@@ -238,7 +248,11 @@ SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
 )  # fmt: skip
 def test_a_prompt_is_one_turn_of_the_chat(policies, name, num_keyframes, words):
     _, oracle = policies(name)
-    ids = oracle.prepare(**observed(CONFIGS[name], num_keyframes, "reach")).input_ids[0].tolist()
+    ids = (
+        oracle.prepare(**named(CONFIGS[name], observed(CONFIGS[name], num_keyframes, "reach")))
+        .input_ids[0]
+        .tolist()
+    )
     shorter = [
         known
         for place, known in enumerate(ids)
@@ -254,7 +268,7 @@ def test_a_head_that_does_not_speak_says_that_nothing_is_an_event(policies, toke
     seen, parts = observed(CONFIGS[name], 0), prompt(CONFIGS[name], tokenizer)
     tail = encode_tail(tokenizer, parts.tail, parts.end_ids, seen["instruction"])
     made = predict(model, parts, IMAGES[name], tail, seen["pictures"])
-    want = oracle(*oracle.prepare(**seen))
+    want = oracle.predicted(*oracle.prepare(**named(oracle.config, seen)))
     assert relative_error(made.actions_TA, want.actions_TA) <= MODULE
     assert made.probabilities_T.tolist() == want.probabilities_T.tolist() == [0.0] * 8
     assert not [n for n in model.state_dict() if n.startswith("keyframe_head")]

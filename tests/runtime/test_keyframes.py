@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from runtime.control.keyframes import EventSettings, KeyframeMemory
 from runtime.errors import EngineError
+from runtime.functions.keyframes import EventSettings, KeyframeMemory
 
 QUIET = 0.1
 

@@ -33,12 +33,14 @@ T = step of the chunk.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..declarations import Input, Memory
 from ..errors import EngineError
 
 
@@ -111,15 +113,17 @@ class KeyframeMemory:
 
         Args:
             step: of control; later than the event's where that was left out.
-            picture: [H, W, 3] RGB of the main camera; it is copied.
+            picture: [H, W, 3] RGB of the main camera; copied if somebody may write into it.
 
         Raises:
             ValueError: none is due.
         """
         if self.pending is None or not self.is_due(step):
             raise ValueError(f"no event is due at step {step}, waiting for {self.pending}")
-        kept = picture.copy()
-        kept.setflags(write=False)
+        kept = picture
+        if picture.flags.writeable:
+            kept = picture.copy()
+            kept.setflags(write=False)
         keyframes = (*self.keyframes, Keyframe(step, kept))
         return dataclasses.replace(
             self,
@@ -185,3 +189,76 @@ def candidates(
         if all(abs(offset - other) > settings.nms_window for other in chosen):
             chosen.append(offset)
             yield Event(step + offset, values[offset])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keyframes:
+    """What the memories of a policy keep, by the name of the input that counts its pictures.
+
+    A memory never changes, and so neither does this: whatever happens makes a new one.
+    """
+
+    inputs: Mapping[str, Input]
+    """Of the policy."""
+    memories: Mapping[str, KeyframeMemory]
+    step: int = -1
+    """Of control, the last that was seen."""
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Input]) -> Keyframes:
+        """Empty, as an episode begins."""
+        declared = {name: i.memory for name, i in inputs.items() if i.memory is not None}
+        return cls(
+            inputs,
+            {
+                name: KeyframeMemory(
+                    settings=EventSettings(
+                        threshold=memory.threshold,
+                        least_offset=memory.least_offset,
+                        nms_window=memory.nms_window,
+                        cooldown=memory.cooldown,
+                        most_keyframes=len(memory.slots),
+                        num_replans=memory.num_replans,
+                    )
+                )
+                for name, memory in declared.items()
+            },
+        )
+
+    @property
+    def cameras(self) -> frozenset[str]:
+        """Whose pictures may be kept."""
+        slots = (self._memory(name).slots[0] for name in self.memories)
+        return frozenset(self.inputs[slot].of for slot in slots)
+
+    def stepped(self, values: Mapping[str, Any]) -> Keyframes:
+        """A step of control: what is due is kept of what was seen."""
+        step, memories = self.step + 1, dict(self.memories)
+        for name, memory in memories.items():
+            if memory.is_due(step):
+                camera = self.inputs[self._memory(name).slots[0]].of
+                memories[name] = memory.keep(step, values[camera])
+        return dataclasses.replace(self, memories=memories, step=step)
+
+    def considered(self, outputs: Mapping[str, NDArray[Any]]) -> Keyframes:
+        """A chunk came, with how likely its steps are events."""
+        memories = {
+            name: memory.consider(outputs[self._memory(name).output], self.step)
+            for name, memory in self.memories.items()
+        }
+        return dataclasses.replace(self, memories=memories)
+
+    def shown(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Every input that shows what is kept, and how much that is; empty slots are zeros."""
+        for name, memory in self.memories.items():
+            slots = self._memory(name).slots
+            nothing = np.zeros(self.inputs[slots[0]].shape, np.uint8)
+            nothing.setflags(write=False)
+            kept = [keyframe.picture for keyframe in memory.keyframes]
+            yield name, np.array([len(kept)], np.float32)
+            yield from zip(slots, [*kept, *[nothing] * (len(slots) - len(kept))], strict=True)
+
+    def _memory(self, name: str) -> Memory:
+        memory = self.inputs[name].memory
+        assert memory is not None
+        return memory

@@ -1,0 +1,48 @@
+"""Named configurations: each a function that returns a complete one."""
+
+from __future__ import annotations
+
+from models.eventvla.config import EventVLAConfig
+from models.networks.config import MLPResNetConfig
+from models.networks.published import qwen3_vl_4b, tiny_qwen3
+from models.policy_config import NormalizationConfig
+from runtime.functions.keyframes import EventSettings
+
+
+def robotwin() -> EventVLAConfig:
+    """As published for RoboTwin-Mem: three cameras, two arms, chunks of 50, Qwen3-VL-4B."""
+    vision, language = qwen3_vl_4b()
+    return EventVLAConfig(
+        vision=vision,
+        language=language,
+        head=MLPResNetConfig(action_dim=14, action_horizon=50),
+        normalization=NormalizationConfig(
+            action=("min_max_or_zero",) * 14,
+            state=(),
+            action_units=("rad",) * 12 + ("fraction",) * 2,
+            state_units=(),
+        ),
+        license="MIT (EventVLA); Apache-2.0 (Qwen3-VL-4B); see the checkpoint's own card",
+    )
+
+
+def tiny() -> EventVLAConfig:
+    """Every structure of it at widths of 128, for 112 x 112 images: two cameras, two delays and
+    room for two keyframes, with windows of a few steps."""
+    vision, language = tiny_qwen3()
+    return EventVLAConfig(
+        vision=vision,
+        language=language,
+        head=MLPResNetConfig(action_dim=4, action_horizon=8),
+        normalization=NormalizationConfig(
+            action=("min_max",) * 4, state=(), action_units=("fraction",) * 4, state_units=()
+        ),
+        views=("frame", "wrist"),
+        main_view="frame",
+        delays=(3, 2),
+        events=EventSettings(nms_window=2, cooldown=2, most_keyframes=2),
+        license="Apache-2.0",
+    )
+
+
+CONFIGS = {"robotwin": robotwin, "tiny": tiny}
