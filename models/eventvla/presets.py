@@ -40,7 +40,7 @@ def tiny() -> EventVLAConfig:
         views=("frame", "wrist"),
         main_view="frame",
         delays=(3, 2),
-        events=EventSettings(nms_window=2, cooldown=2, most_keyframes=2),
+        events=EventSettings(threshold=0.5, nms_window=2, cooldown=1, most_keyframes=2),
         license="Apache-2.0",
     )
 

@@ -128,9 +128,9 @@ class Composition(nn.Module):
         fixed: Mapping[str, int],
     ) -> dict[str, Tensor]:
         """What was kept, under the names of our graph and in its layout, without padded rows; of an
-        observation without keyframes, whose slots have no tokens here."""
+        observation with as many keyframes as there may be."""
         c = self.config
-        names = observed_names(c)
+        names = (*observed_names(c), *slot_names(c))
         sized = Sized(c.vision, c.language, names, grid, layers, fixed)
         actions = kept["actions"][0]
         found = placed_qwen(kept, sized) | {"made_actions": actions, "predicted_0": actions}

@@ -26,6 +26,7 @@ from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
 from models.networks.work import Tokens
 from runtime.declarations import from_source
+from runtime.golden import Golden
 from runtime.image import grid_of
 from tests.export.conftest import cut_config
 from tests.once import once
@@ -78,7 +79,9 @@ def policies(bundle):
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.full)])
 def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoint, image, count):
     state = made_up(checkpoint, SIZE).now.get("state")
-    drive(Pair(*policies, Expectation(bundle)), image, state, num_sequences=count, steps=5)
+    pair = Pair(*policies, Expectation(bundle))
+    drive(pair, image, state, num_sequences=count, steps=5, pool=8 if pair.remembered else 1000)
+    assert not pair.kept or pair.num_kept > count, "no picture was kept: nothing was tried"
 
 
 def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, checkpoint):
@@ -95,13 +98,9 @@ def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, c
             observed["state"] = to_policy.to_policy(observed["state"])
         with torch.no_grad():
             want = to_robot.to_robot(library(*library.prepare(**observed)).numpy())
-        with policies[0].start(instruction=str(golden["instruction"])) as episode:
-            seen = {
-                n: golden[n]
-                for n, given in policies[0].inputs.items()
-                if given.source in ("robot", "drawn")
-            }
-            got = episode.act(seen).actions
+        seen = Golden.from_arrays(policies[0].graph, golden)
+        with policies[0].start(**seen.given) as episode:
+            got = episode.act({**seen.observed, **seen.drawn}).actions
         assert relative_error(got, want) <= END_TO_END
 
 
@@ -111,12 +110,13 @@ def test_a_bundle_keeps_its_own_check_and_follows_what_is_left_over(policies, ch
     loops = from_source(policy.inputs, "loop")
     random = np.random.default_rng(5)
     left = {n: random.uniform(0, 1, i.shape).astype(np.float32) for n, i in loops.items()}
-    words = {"instruction": str(golden["instruction"])}
-    seen = {n: golden[n] for n in from_source(policy.inputs, "robot", "drawn")}
-    with policy.start(**words) as episode:
-        got = episode.act(seen | left).actions
-        free = episode.act(seen).actions
-    assert relative_error(got, reference(checkpoint, **words, **seen, **left)) <= END_TO_END
+    seen = Golden.from_arrays(policy.graph, golden)
+    with policy.start(**seen.given) as episode:
+        got = episode.act({**seen.observed, **seen.drawn, **left}).actions
+        free = episode.act({**seen.observed, **seen.drawn}).actions
+    given = {n: golden[n] for n in policy.inputs.keys() - {"instruction", "leftover"}} | left
+    want = reference(checkpoint, instruction=str(golden["instruction"]), **given)
+    assert relative_error(got, want) <= END_TO_END
     assert not left or relative_error(got, free) > 10 * END_TO_END
 
 
@@ -128,6 +128,10 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
     slots = choose_tokens(checkpoint, grid, (), None).slots
     parts = family.split(checkpoint.model, checkpoint.parts, checkpoint.image, SIZE, slots, layers)
     golden = golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1)
+    for seed, name in enumerate(from_source(parts.graph.inputs, "memory")):  # all that may be kept
+        given, random = parts.graph.inputs[name], np.random.default_rng(seed)
+        full = np.array([len(given.memory.slots)], np.float32) if given.memory else None
+        golden[name] = random.integers(0, 256, given.shape, np.uint8) if full is None else full
     predicted = []
     hook = family.predictor(checkpoint.model).register_forward_hook(
         lambda _m, _i, out: predicted.append(out.numpy())
