@@ -91,6 +91,11 @@ class BlinkEpisode:
         return np.asarray(self.markers_m[self.marker])
 
     @property
+    def target_m(self) -> NDArray[np.float64]:
+        """[3] of where the hand has to be now."""
+        return self.waiting_m if self.is_waiting else self.goal_m
+
+    @property
     def spheres(self) -> list[Sphere]:
         """What the frame of this step shows."""
         seen = [("white", place_m) for place_m in self.markers_m]

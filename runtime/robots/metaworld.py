@@ -93,7 +93,7 @@ TASKS: dict[str, Task] = {
     ),
     "touch-what-blinked": Task(
         env_name="reach-v3",
-        instruction="wait at the yellow marker until it goes out, then touch the one that blinked",
+        instruction="touch the yellow marker, then the one that blinked",
         marker=None,
         hide_marker_after_first_frame=False,
         max_steps=200,
