@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from models.demo.blinks import record_blink, record_blinks
-from models.demo.config import BlinksConfig, CollectConfig
+from models.demo.config import DEMO_TASKS, BlinksConfig, CollectConfig
 from runtime.recordings.recording import load_recording
-from runtime.robots.metaworld import MetaWorldRobot
+from runtime.robots.metaworld import TASKS, MetaWorldRobot
 
 TASK = "touch-what-blinked"
 
@@ -108,3 +108,8 @@ def test_a_configuration_that_cannot_be_is_refused(options, message):
 def test_a_few_frames_of_a_rollout_are_refused_for_this_task():
     with pytest.raises(ValueError, match="touch-what-blinked: .* python -m models.demo blinks"):
         CollectConfig(tasks=("touch-red", TASK))
+
+
+def test_the_new_task_leaves_the_others_their_seeds():
+    # `collect` counts them by name; the shipped policy's data are those of these numbers.
+    assert [sorted(TASKS).index(task) for task in DEMO_TASKS] == [6, 5, 4, 0]
