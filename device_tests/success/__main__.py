@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     default = {f.name: f.default for f in fields(SuccessConfig) if f.default is not MISSING}
     add = parser.add_argument
     add("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    add("--tasks", nargs="+", help=f"of {', '.join(TASKS)} (default all)")
+    add("--tasks", nargs="+", help=f"of {', '.join(TASKS)} (default all without a blink)")
     add("--episodes", type=int, help=f"per task (default {default['episodes']})")
     add("--seed0", type=int, help=f"of the first episode (default {default['seed0']})")
     add("--execute", type=int, help=f"actions per thought (default {default['execute']})")

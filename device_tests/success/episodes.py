@@ -56,8 +56,8 @@ class SuccessConfig:
     bundles: tuple[Path, ...]
     """Folders written by `python -m export build`; the others are compared with the first."""
 
-    tasks: tuple[str, ...] = tuple(TASKS)
-    """Tasks of the simulator."""
+    tasks: tuple[str, ...] = tuple(name for name, task in TASKS.items() if task.blink is None)
+    """Tasks of the simulator; by default all that need no memory of the middle of an episode."""
 
     episodes: int = 20
     """Episodes per task and bundle."""

@@ -13,6 +13,7 @@ VERBS = {
     "collect": ("models.demo.config:CollectConfig", "models.demo.collect:collect"),
     "train": ("models.demo.config:TrainConfig", "models.demo.train:train"),
     "record": ("models.demo.config:RecordConfig", "models.demo.record:record"),
+    "blinks": ("models.demo.config:BlinksConfig", "models.demo.blinks:record_blinks"),
     "tokenizer": (
         "models.demo.config:TokenizerConfig",
         "models.demo.make_tokenizer:make",

@@ -10,6 +10,8 @@ from runtime.robots.metaworld import TASKS
 
 DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
 SEEDS_PER_TASK = 1000
+NUM_TRAINING_SEEDS = 10_000
+"""Seeds from there on are for evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,11 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - TASKS.keys()):
             raise ValueError(f"unknown tasks {unknown}; there are {sorted(TASKS)}")
+        if blinking := [task for task in self.tasks if TASKS[task].blink]:
+            raise ValueError(
+                f"{', '.join(blinking)}: a few frames of a roll-out miss the blink; "
+                "record whole episodes: python -m models.demo blinks"
+            )
         if self.rollouts < 1 or not 1 <= self.frames <= 50:
             raise ValueError(
                 f"rollouts must be positive and frames in [1, 50], got {self.rollouts}, "
@@ -65,6 +72,50 @@ class RecordConfig:
 
     seed: int = 1
     """Of the first task's episode; the next tasks count on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlinksConfig:
+    """How many episodes of the task with a blink.
+
+    example: python -m models.demo blinks --episodes 300 --out build/blinks
+    """
+
+    out: Path = Path("build/blinks")
+    """Folder for one .npz per episode; made if it does not exist."""
+
+    task: str = "touch-what-blinked"
+    """Key of `runtime.robots.metaworld.TASKS`."""
+
+    episodes: int = 600
+    """Of the seeds from `seed` on; those in which the expert fails are left out."""
+
+    noise: float = 0.5
+    """Standard deviation of the disturbance of the hand, in two of three episodes."""
+
+    image_size: int = 112
+    """Side of the square frames in pixels."""
+
+    seed: int = 0
+    """Of the first episode; evaluation uses those from 10000 on."""
+
+    jobs: int = 2
+    """Processes."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS or TASKS[self.task].blink is None:
+            known = ", ".join(name for name, task in TASKS.items() if task.blink)
+            raise ValueError(f"task must be one with a blink ({known}), got {self.task!r}")
+        if min(self.episodes, self.jobs) < 1 or self.noise < 0:
+            raise ValueError(
+                f"episodes and jobs must be positive and noise not negative, got {self.episodes}, "
+                f"{self.jobs}, {self.noise}"
+            )
+        if not 0 <= self.seed <= NUM_TRAINING_SEEDS - self.episodes:
+            raise ValueError(
+                f"seeds {self.seed} to {self.seed + self.episodes - 1} are not all in "
+                f"[0, {NUM_TRAINING_SEEDS}); choose another seed or fewer episodes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

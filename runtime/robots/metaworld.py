@@ -1,8 +1,7 @@
 """A `Robot` on the live Meta-World simulator: a Sawyer arm, one table, one free camera.
 
-Frames are rendered without shadows, reflections, antialiasing and surface textures: more than ten
-times faster in software than Meta-World's own pictures, and five times smaller as PNG. Camera,
-marker and goals are ours too: never compare success rates with published Meta-World numbers.
+Camera, markers, goals and some tasks are ours: never compare success rates with published
+Meta-World numbers.
 
 Inputs: `frame`, and `state` [4]: hand x, y, z in metres, gripper opening in [0, 1].
 Action [4] in [-1, 1]: hand velocity x, y, z (1 moves the target by 1 cm per step), gripper effort
@@ -12,9 +11,7 @@ Stamps are simulated seconds since `reset`: the world stands still between two a
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RobotError
+from .blink import REACHED_M, Blink, BlinkEpisode
 from .description import Description, read_description
-from .rendering import EGL_PACKAGES, choose_backend
+from .metaworld_view import View
+from .rendering import choose_backend
 from .robot import Limits, Observation, Sensor
 
-# The free camera looks from the side on which the drawer's handle, the button and the reachable
-# goals are all in view.
-_LOOK_AT_M = (0.04, 0.77, 0.16)
-_DISTANCE_M = 0.94
-_AZIMUTH_DEG = 332.0
-_ELEVATION_DEG = -37.0
-
-_MARKER_RADIUS_M = 0.03
-_REACHED_M = 0.05
-"""Meta-World's own distance at which a goal counts as reached."""
 _MARKER_SPACING_M = 0.09
 """Between the markers of a scene: more than that."""
-_COLOURS = {"green": (0.0, 1.0, 0.0), "red": (1.0, 0.0, 0.0), "blue": (0.1, 0.3, 1.0)}
-_MATERIAL_RGB = {
-    "table_wood": (0.42, 0.31, 0.26),
-    "wall_metal": (0.45, 0.45, 0.45),
-    "basic_floor": (0.62, 0.62, 0.62),
-}
+_TOUCHED = ("green", "red", "blue")
+"""In the order in which places are drawn for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +47,8 @@ class Task:
     """Whether the policy has to remember where the marker was."""
     max_steps: int
     """The episode ends after this many actions."""
+    blink: Blink | None = None
+    """A task of its own in the scene of `env_name`, if any: see `blink`."""
 
 
 TASKS: dict[str, Task] = {
@@ -77,11 +64,11 @@ TASKS: dict[str, Task] = {
             env_name="reach-v3",
             instruction=f"touch the {colour} marker",
             marker=colour,
-            others=tuple(other for other in _COLOURS if other != colour),
+            others=tuple(other for other in _TOUCHED if other != colour),
             hide_marker_after_first_frame=True,
             max_steps=120,
         )
-        for colour in _COLOURS
+        for colour in _TOUCHED
     },
     "button-press-topdown": Task(
         env_name="button-press-topdown-v3",
@@ -103,6 +90,14 @@ TASKS: dict[str, Task] = {
         marker="green",
         hide_marker_after_first_frame=False,
         max_steps=150,
+    ),
+    "touch-what-blinked": Task(
+        env_name="reach-v3",
+        instruction="touch the yellow marker, then the one that blinked",
+        marker=None,
+        hide_marker_after_first_frame=False,
+        max_steps=200,
+        blink=Blink(),
     ),
 }
 
@@ -146,7 +141,8 @@ class MetaWorldRobot:
             image_size: side of the square frames in pixels.
             max_steps: actions per episode; the task's own number if None.
             hide_marker_after_first_frame: the task's own choice if None.
-            end_on_success: whether `done` comes with success, or only after `max_steps`.
+            end_on_success: whether `done` comes with success (or with the marker that must not be
+                touched), or only after `max_steps`.
 
         Raises:
             ValueError: for an argument out of range.
@@ -181,9 +177,10 @@ class MetaWorldRobot:
 
         choose_backend()
         self._env, self._expert = _make_environment(self.task.env_name, seed)
-        self._view = _View(self._env.model, image_size, self.task.marker)
+        self._view = View(self._env.model, image_size, self.task.marker)
         self._random = np.random.default_rng(seed)
         self._other_markers_m: dict[str, NDArray[np.float64]] = {}
+        self._blink: BlinkEpisode | None = None
 
     def reseed(self, seed: int) -> None:
         """Go on as if built with `seed`: half a second faster than building. Call `reset` next."""
@@ -198,6 +195,8 @@ class MetaWorldRobot:
         self._settle()
         self._full_state = self._env._get_obs()
         self._other_markers_m = self._place_others()
+        blink = self.task.blink
+        self._blink = None if blink is None else BlinkEpisode(blink, self._random)
         self._num_steps = 0
         self._success = False
         self._started = True
@@ -224,12 +223,16 @@ class MetaWorldRobot:
             )
         sent_A = self.limits.clip(action_A)
         self._full_state, _, _, _, info = self._env.step(sent_A)
-        self._success = self._success or bool(info["success"] > 0)
         self._num_steps += 1
         self._observation = None
-        hand = self._env.tcp_center
+        hand = self.hand_m
+        if self._blink is None:
+            self._success = self._success or bool(info["success"] > 0)
+        else:
+            self._blink.advance(hand)
+            self._success = self._blink.success is True
         for colour, place in self._other_markers_m.items():
-            if np.linalg.norm(hand - place) <= _REACHED_M:
+            if np.linalg.norm(hand - place) <= REACHED_M:
                 self._touched.add(colour)
         return sent_A
 
@@ -244,7 +247,8 @@ class MetaWorldRobot:
 
     @property
     def done(self) -> bool:
-        return self._num_steps >= self.max_steps or (self._end_on_success and self._success)
+        is_over = self._success or (self._blink is not None and self._blink.success is not None)
+        return self._num_steps >= self.max_steps or (self._end_on_success and is_over)
 
     @property
     def success(self) -> bool | None:
@@ -254,7 +258,14 @@ class MetaWorldRobot:
     def goal_m(self) -> NDArray[np.float32]:
         """Where the task is achieved, x, y, z: for training losses and tests, not for a policy."""
         self._require_reset("goal_m")
-        return np.asarray(self._env._target_pos, np.float32)
+        at = self._env._target_pos if self._blink is None else self._blink.goal_m
+        return np.asarray(at, np.float32)
+
+    @property
+    def blink(self) -> BlinkEpisode | None:
+        """The episode of a task with a blink: for training losses and tests, not for a policy."""
+        self._require_reset("blink")
+        return self._blink
 
     def achieved(self, task: str) -> bool | None:
         """Whether this episode achieved what another task asks for; None where nobody can tell."""
@@ -267,8 +278,13 @@ class MetaWorldRobot:
         return other.marker in self._touched
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What Meta-World's scripted expert, which knows the goal, does now: [4] in [-1, 1]."""
+        """What a scripted expert, which knows the goal, does now: [4] in [-1, 1].
+
+        Meta-World's own, except in a task that it does not know.
+        """
         self._require_reset("expert_action")
+        if self._blink is not None:
+            return self._blink.expert_action(self.hand_m)
         with warnings.catch_warnings():
             # It warns that its action may leave [-1, 1]; it is clipped just below.
             warnings.simplefilter("ignore", UserWarning)
@@ -285,12 +301,23 @@ class MetaWorldRobot:
     def look(self, *, hide_markers: bool) -> NDArray[np.uint8]:
         """What the camera sees now, markers shown or hidden: for training data, not for a loop."""
         self._require_reset("look")
-        others = {} if hide_markers else self._other_markers_m
-        return self._view.render(self._env.data, show_marker=not hide_markers, others=others)
+        spheres = [*self._other_markers_m.items(), *(self._blink.spheres if self._blink else [])]
+        return self._view.render(
+            self._env.data,
+            show_marker=not hide_markers,
+            spheres=[] if hide_markers else spheres,
+        )
+
+    @property
+    def hand_m(self) -> NDArray[np.float64]:
+        """Where the fingertips are, x, y, z: what touches a marker, and 5 cm below the state's."""
+        self._require_reset("hand_m")
+        return np.array(self._env.tcp_center)
 
     @property
     def markers_m(self) -> dict[str, NDArray[np.float32]]:
-        """Where the marker of each colour is, x, y, z: for training losses and tests."""
+        """Where the marker of each colour is, x, y, z: for training losses and tests. Those of a
+        task with a blink are in `blink`."""
         others = {name: np.asarray(at, np.float32) for name, at in self._other_markers_m.items()}
         return {self.task.marker: self.goal_m, **others} if self.task.marker else others
 
@@ -326,76 +353,6 @@ class MetaWorldRobot:
     def _require_reset(self, method: str) -> None:
         if not self._started:
             raise RobotError(f"{method}() outside an episode: call reset() first")
-
-
-class _View:
-    """The camera, its renderer, and the marker that can be switched on and off."""
-
-    def __init__(self, model: Any, image_size: int, colour: str | None) -> None:
-        import mujoco
-
-        self._model = model
-        self._colour = colour
-        self._marker = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal")
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-        self._camera.lookat[:] = _LOOK_AT_M
-        self._camera.distance = _DISTANCE_M
-        self._camera.azimuth = _AZIMUTH_DEG
-        self._camera.elevation = _ELEVATION_DEG
-        self._simplify()
-        try:
-            self._renderer = mujoco.Renderer(model, image_size, image_size)
-        except (ImportError, RuntimeError) as error:
-            raise RobotError(
-                f"cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}. "
-                f"On Debian or Ubuntu: apt-get install {EGL_PACKAGES}"
-            ) from error
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._renderer.scene.flags[flag] = 0
-
-    def render(
-        self, data: Any, *, show_marker: bool, others: Mapping[str, NDArray[np.float64]]
-    ) -> NDArray[np.uint8]:
-        """[H, W, 3] RGB; the caller owns the buffer."""
-        if self._marker >= 0 and self._colour is not None:
-            rgb = _COLOURS[self._colour]
-            self._model.site_rgba[self._marker] = (*rgb, float(show_marker))
-        self._renderer.update_scene(data, self._camera)
-        for colour, place_m in others.items():
-            self._add_sphere(place_m, _COLOURS[colour])
-        return np.asarray(self._renderer.render(), np.uint8)
-
-    def close(self) -> None:
-        self._renderer.close()
-
-    def _add_sphere(self, place_m: NDArray[np.float64], rgb: tuple[float, float, float]) -> None:
-        """Into the scene of this one picture; the simulated world knows nothing of it."""
-        import mujoco
-
-        scene = self._renderer.scene
-        mujoco.mjv_initGeom(
-            scene.geoms[scene.ngeom],
-            mujoco.mjtGeom.mjGEOM_SPHERE,
-            np.array([_MARKER_RADIUS_M, 0.0, 0.0]),
-            place_m,
-            np.eye(3).ravel(),
-            np.array([*rgb, 1.0], np.float32),
-        )
-        scene.ngeom += 1
-
-    def _simplify(self) -> None:
-        quality = self._model.vis.quality
-        quality.offsamples = 0
-        quality.shadowsize = 0
-        self._model.site_rgba[:, 3] = 0  # coloured dots that no camera would see
-        if self._marker >= 0:
-            self._model.site_size[self._marker] = _MARKER_RADIUS_M
-        for name, rgb in _MATERIAL_RGB.items():
-            material = self._model.material(name).id
-            self._model.mat_texid[material] = -1
-            self._model.mat_rgba[material] = (*rgb, 1.0)
-            self._model.mat_specular[material] = 0
 
 
 def _make_environment(env_name: str, seed: int) -> tuple[Any, Any]:

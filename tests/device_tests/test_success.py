@@ -57,6 +57,17 @@ def test_every_task_runs_on_every_seed(config, warm):
     assert len({r.digest for r in episodes_of(warm)}) == 4
 
 
+def test_a_task_that_needs_a_memory_runs_where_it_is_named_and_not_by_default(config, simulator):
+    named = replace(config, tasks=("touch-what-blinked",))
+    ran = episodes_of(evaluate(named, make_robot=SHORT))
+    assert [(r.seed, r.success, r.num_steps, r.num_thoughts) for r in ran] == [
+        (10_000, False, 12, 3),
+        (10_001, False, 12, 3),
+    ]
+    assert "touch-what-blinked" not in SuccessConfig(bundles=config.bundles).tasks
+    assert set(TWO_TASKS) < set(SuccessConfig(bundles=config.bundles).tasks)
+
+
 def test_the_same_seeds_give_the_same_episodes_in_one_process_and_in_two(config, warm):
     assert episodes_of(evaluate(replace(config, jobs=2), make_robot=SHORT)) == episodes_of(warm)
 

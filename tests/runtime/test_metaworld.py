@@ -311,7 +311,7 @@ def test_a_renderer_that_fails_is_reported(monkeypatch):
         make_robot()
 
 
-@pytest.mark.parametrize("task", ["touch-red", "push"])
+@pytest.mark.parametrize("task", ["touch-red", "push", "touch-what-blinked"])
 def test_a_robot_with_a_new_seed_is_as_one_that_was_built_with_it(task):
     def frames(robot):
         seen = [robot.reset()]
@@ -330,8 +330,9 @@ def test_a_robot_with_a_new_seed_is_as_one_that_was_built_with_it(task):
         assert frames(other) == want
 
 
-def test_the_expert_keeps_the_limits_that_the_simulator_ships_and_a_leap_does_not():
-    with make_robot(task="touch-red", seed=70_000) as robot:
+@pytest.mark.parametrize("task", ["touch-red", "touch-what-blinked"])
+def test_the_expert_keeps_the_limits_that_the_simulator_ships_and_a_leap_does_not(task):
+    with make_robot(task=task, seed=70_000) as robot:
         guard = Guard(robot, 0.1)
         guard.begin(robot.reset(), 0.0)
         while not robot.done:
