@@ -132,7 +132,9 @@ class Pair:
         warm.forget()  # whatever it did before
         self.changed = set(self.declared)
         self.remembered = Remembered(expectation.graph) if "stores" in expectation.graph else None
+        self.has_memory = any("memory" in given for given in self.declared.values())
         self.num_kept = 0
+        """Keyframes shown, summed over the acts."""
 
     def of_source(self, *sources):
         return [name for name, given in self.declared.items() if given["source"] in sources]
@@ -140,8 +142,7 @@ class Pair:
     def start(self, seed, **given):
         self.episodes = [policy.start(seed=seed, **given) for policy in (self.warm, self.cold)]
         self.seed, self.tick, self.past = seed, 0, []
-        has_memory = any("memory" in i for i in self.declared.values())
-        self.kept = Kept(self.declared) if has_memory else None
+        self.kept = Kept(self.declared) if self.has_memory else None
         self._note_all(given)
 
     def give(self, **given):
@@ -280,9 +281,9 @@ def drive(pair: Pair, image, state, *, num_sequences: int, steps: int, pool: int
                     for name in vectors:
                         seen[name] = seen[name] + np.float32(0.01)
                 case "see":
-                    for camera in cameras:
-                        seen[camera] = picture()
-                    pair.see({camera: seen[camera] for camera in cameras})
+                    for _ in range(int(random.integers(1, 9))):  # up to a chunk of the tiny ones
+                        seen |= {camera: picture() for camera in cameras}
+                        pair.see({camera: seen[camera] for camera in cameras})
                 case "fail":
                     pair.fail(seen, random)
             pair.act(seen)

@@ -40,7 +40,8 @@ def tiny() -> EventVLAConfig:
         views=("frame", "wrist"),
         main_view="frame",
         delays=(3, 2),
-        events=EventSettings(threshold=0.5, nms_window=2, cooldown=1, most_keyframes=2),
+        # Random weights find every step about 0.486 likely: some are events, and some are not.
+        events=EventSettings(threshold=0.486, nms_window=2, cooldown=1, most_keyframes=2),
         license="Apache-2.0",
     )
 
