@@ -8,12 +8,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from models.networks.config import AnyLanguageConfig, Qwen3LanguageConfig
 from models.prompt_parts import PromptParts
 from runtime.prompt import Segment, num_tokens
 
 INSTRUCTION = "{instruction}"
-PUBLISHED = 15
-"""Tokens that Qwen2.5's tokenizer makes of what stands in front of the first picture."""
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+USER = "<|im_start|>user\n"
+PUBLISHED_SYSTEM, PUBLISHED_USER = 11, 4
+"""Tokens that Qwen's tokenizer makes of the one, and of the other with the start of a picture."""
 PUBLISHED_TAIL = 12
 """And of what stands behind the last one with a usual instruction, "put the spoon on the towel"."""
 
@@ -22,7 +25,7 @@ PUBLISHED_TAIL = 12
 class PromptConfig:
     """`{instruction}` is replaced."""
 
-    before: str = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    before: str = SYSTEM + USER
     text: str = INSTRUCTION
     """`CoT_prompt` of the run's config.yaml."""
     after: str = "<|im_end|>\n<|im_start|>assistant\n"
@@ -32,6 +35,12 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if self.text.count(INSTRUCTION) != 1:
             raise ValueError(f"prompt.text must hold {INSTRUCTION} once, got {self.text!r}")
+
+
+def own_chat(language: AnyLanguageConfig, text: str = INSTRUCTION) -> PromptConfig:
+    """As the model's own template has it where no system turn is given: Qwen2.5-VL's adds one."""
+    has_none = isinstance(language, Qwen3LanguageConfig)
+    return PromptConfig(before=USER if has_none else SYSTEM + USER, text=text)
 
 
 def check_views(views: Sequence[str]) -> None:
@@ -58,10 +67,11 @@ def chat(c: PromptConfig, views: Sequence[str], text: str, tokenizer: Tokenizer)
     )
 
 
-def published_chat(views: Sequence[str]) -> PromptParts:
+def published_chat(c: PromptConfig, views: Sequence[str]) -> PromptParts:
     """As long as it is with the published tokenizer; ids mean nothing."""
+    first = PUBLISHED_USER + (PUBLISHED_SYSTEM if c.before.startswith(SYSTEM) else 0)
     return PromptParts(
-        before=((0,) * PUBLISHED, *((0,) for _ in views[1:])),
+        before=((0,) * first, *((0,) for _ in views[1:])),
         image_end=(0,),
         tail=INSTRUCTION,
         end_ids=(),

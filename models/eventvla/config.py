@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.chat import INSTRUCTION, PromptConfig, check_views
+from models.chat import INSTRUCTION, USER, PromptConfig, check_views
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig, MLPResNetConfig
 from models.policy_config import NormalizationConfig, check_policy
 from runtime.functions.keyframes import EventSettings
@@ -35,7 +35,7 @@ class EventVLAConfig:
     `auto`, what the checkpoint's buffer `_keyframe_annotations_observed` holds."""
     events: EventSettings = EventSettings()
     """Which pictures are kept."""
-    prompt: PromptConfig = PromptConfig(before="<|im_start|>user\n")
+    prompt: PromptConfig = PromptConfig(before=USER)
     """Qwen3-VL's chat has no system turn where none is given."""
     observation_label: str = "Temporal observation images:"
     """In front of the first picture. Empty, as the next one, on Qwen2.5-VL, and where a run's

@@ -39,7 +39,7 @@ def prompt(config: QwenGR00TConfig, tokenizer: Tokenizer) -> PromptParts:
 
 def published_prompt(config: QwenGR00TConfig) -> tuple[PromptParts, int]:
     """Of the published tokenizer's lengths, with the instruction alone."""
-    return published_chat(config.views), PUBLISHED_TAIL
+    return published_chat(config.prompt, config.views), PUBLISHED_TAIL
 
 
 def predictor(model: QwenGR00T) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.chat import PromptConfig
+from models.chat import PromptConfig, own_chat
 from models.networks.config import FlowDiTConfig
 from models.networks.published import (
     dit_b,
@@ -100,6 +100,7 @@ def qwen3() -> QwenGR00TConfig:
         bridge(),
         vision=vision,
         language=language,
+        prompt=own_chat(language, THOUGHT),
         license="Apache-2.0 (Qwen3-VL-4B); see the checkpoint's own card",
     )
 
@@ -107,7 +108,8 @@ def qwen3() -> QwenGR00TConfig:
 def tiny3() -> QwenGR00TConfig:
     """`tiny` on the other backbone."""
     vision, language = tiny_qwen3()
-    return dataclasses.replace(tiny(), vision=vision, language=language)
+    prompt = own_chat(language, THOUGHT)
+    return dataclasses.replace(tiny(), vision=vision, language=language, prompt=prompt)
 
 
 CONFIGS = {"bridge": bridge, "qwen3": qwen3, "thin": thin, "tiny": tiny, "tiny3": tiny3}

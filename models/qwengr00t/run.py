@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.chat import PromptConfig
+from models.chat import own_chat
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
 from models.layouts.starvla_vlm import count, sizes
@@ -49,7 +49,7 @@ def policy(facts: Facts) -> QwenGR00TConfig:
         normalization=normalized,
         views=views,
         takes_state=takes_state,
-        prompt=PromptConfig(text=facts.run.text),
+        prompt=own_chat(facts.language, facts.run.text),
         license=facts.license,
         description=facts.description,
     )

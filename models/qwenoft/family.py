@@ -44,7 +44,7 @@ def prompt(config: QwenOFTConfig, tokenizer: Tokenizer) -> PromptParts:
 
 def published_prompt(config: QwenOFTConfig) -> tuple[PromptParts, int]:
     """Of the published tokenizer's lengths, where each action token is one."""
-    parts = dataclasses.replace(published_chat(config.views), action_id=0)
+    parts = dataclasses.replace(published_chat(config.prompt, config.views), action_id=0)
     return parts, PUBLISHED_TAIL + ASKED + config.head.action_horizon
 
 

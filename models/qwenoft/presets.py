@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.chat import PromptConfig
+from models.chat import PromptConfig, own_chat
 from models.networks.config import MLPResNetConfig
 from models.networks.published import (
     qwen2_5_vl_3b,
@@ -71,6 +71,7 @@ def qwen3() -> QwenOFTConfig:
         bridge(),
         vision=vision,
         language=language,
+        prompt=own_chat(language, THOUGHT),
         license="Apache-2.0 (Qwen3-VL-4B); see the checkpoint's own card",
     )
 
@@ -78,7 +79,8 @@ def qwen3() -> QwenOFTConfig:
 def tiny3() -> QwenOFTConfig:
     """`tiny` on the other backbone."""
     vision, language = tiny_qwen3()
-    return dataclasses.replace(tiny(), vision=vision, language=language)
+    prompt = own_chat(language, THOUGHT)
+    return dataclasses.replace(tiny(), vision=vision, language=language, prompt=prompt)
 
 
 CONFIGS = {"bridge": bridge, "qwen3": qwen3, "thin": thin, "tiny": tiny, "tiny3": tiny3}

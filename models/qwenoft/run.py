@@ -9,7 +9,7 @@ modules/action_model/MLP_ActionHeader.py.
 
 from __future__ import annotations
 
-from models.chat import PromptConfig
+from models.chat import own_chat
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
 from models.layouts.starvla_vlm import count, sizes
@@ -39,12 +39,12 @@ def policy(facts: Facts) -> QwenOFTConfig:
             f"{HEAD}fc1 makes {width} numbers of {context}; a multiple of the language model's "
             f"{facts.language.hidden_size} is wanted, made of as many"
         )
-    normalized, views, takes_state = normalization(facts, action_dim, None)
-    if takes_state:
+    if facts.run.include_state or facts.own.takes_state:
         raise ValueError(
             "include_state: a state is written into the prompt as words then, which changes in "
             "every tick, and is not served; train without one"
         )
+    normalized, views, _ = normalization(facts, action_dim, None)
     return QwenOFTConfig(
         vision=facts.vision,
         language=facts.language,
@@ -56,7 +56,7 @@ def policy(facts: Facts) -> QwenOFTConfig:
         ),
         normalization=normalized,
         views=views,
-        prompt=PromptConfig(text=facts.run.text),
+        prompt=own_chat(facts.language, facts.run.text),
         license=facts.license,
         description=facts.description,
     )

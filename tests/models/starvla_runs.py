@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from models.anchorvla4d.presets import demo
-from models.chat import PromptConfig
+from models.chat import PromptConfig, own_chat
 from models.families import CONFIGS, FAMILIES
 from models.networks.config import FlowDiTConfig, MLPResNetConfig
 from models.networks.published import tiny_qwen3
@@ -86,7 +86,8 @@ def of_ones_own() -> QwenGR00TConfig:
 def on_qwen3() -> QwenGR00TConfig:
     """On the other backbone, as Bridge's runs are normalized."""
     vision, language = tiny_qwen3()
-    return dataclasses.replace(bridge(), vision=vision, language=language)
+    prompt = own_chat(language)
+    return dataclasses.replace(bridge(), vision=vision, language=language, prompt=prompt)
 
 
 def token_actions() -> QwenOFTConfig:

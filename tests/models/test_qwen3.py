@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from models.qwengr00t.prompt import prompt
 from torch import nn
 
 from models.anchorvla4d.presets import demo
@@ -18,6 +17,7 @@ from models.networks.work import Tokens, all_layers, language_work, vision_work
 from models.policy_config import NormalizationConfig
 from models.processor import read_image_config
 from models.qwengr00t.config import QwenGR00TConfig
+from models.qwengr00t.family import prompt
 from models.qwengr00t.model import QwenGR00T
 from models.qwengr00t.reference import Composition
 from models.random_weights import random_tensors
@@ -241,7 +241,8 @@ def test_settings_of_qwen3_vl_s_image_processor_are_read(tmp_path):
 
 @pytest.mark.parametrize("per_part", [None, 1])
 def test_a_graph_has_the_levels_of_an_image_beside_its_tokens(qwen3, per_part):
-    build = GraphBuilder(vision_engines(qwen3("small").ours.visual, (6, 8), per_part), {})
+    engines = vision_engines(qwen3("small").ours.visual, (6, 8), per_part)
+    build = GraphBuilder(engines, IMAGE, (6, 8))
     build.image("frame")
     made = {tensor for stage in build.stages for tensor in stage.outputs.values()}
     for name in ("frame_tokens", "frame_deepstack_0", "frame_deepstack_1"):

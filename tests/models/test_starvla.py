@@ -299,6 +299,30 @@ def test_a_head_as_wide_as_the_language_model_is_what_its_settings_say(tmp_path,
         assert open_checkpoint(folder).config.head == made.head
 
 
+@pytest.mark.parametrize("widening", [1, 3])
+def test_another_head_is_as_wide_as_its_weights(tmp_path, monkeypatch, widening):
+    base = PRESETS["token-actions"]()
+    made = dataclasses.replace(base, head=dataclasses.replace(base.head, widening=widening))
+    monkeypatch.setitem(PRESETS, "token-actions", lambda: made)
+    starvla_runs.register(monkeypatch)
+    assert open_checkpoint(synthesized(tmp_path / "run", "token-actions")).config.head == made.head
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        (
+            "bridge-like",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        ),
+        ("qwen3", "<|im_start|>user\n"),
+    ],
+)
+def test_a_turn_begins_as_the_base_model_s_chat_does(written, name, before):
+    """Qwen2.5-VL's published template adds a system turn, Qwen3-VL's does not."""
+    assert open_checkpoint(written(name)).config.prompt.before == before
+
+
 def test_a_head_is_known_by_the_name_of_its_size(run):
     """DiT-B is 12 heads of 64; others state both."""
     folder = run("bridge-like")

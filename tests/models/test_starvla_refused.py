@@ -310,6 +310,37 @@ def test_a_base_model_that_does_not_fit_is_refused(run, edit, words):
     refused(folder, words)
 
 
+def test_deep_stack_mergers_that_the_settings_leave_out_are_refused(run):
+    folder = run("qwen3")
+    edit_json(
+        folder / "Qwen3-VL-synthesized/config.json",
+        lambda raw: raw["vision_config"].update(deepstack_visual_indexes=[0]),
+    )
+    refused(folder, r"hold 2 mergers of deep-stack features, deepstack_visual_indexes=\[0\]")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda raw: raw["framework"]["action_model"].update(action_model_type="DiT-B"), "MLP"),
+        (
+            lambda raw: raw["datasets"]["vla_data"].update(include_state=True),
+            "include_state: a state is written into the prompt as words",
+        ),
+    ],
+)
+def test_what_the_other_framework_does_not_serve_is_refused(run, edit, words):
+    folder = run("token-actions")
+    edit_yaml(folder, edit)
+    refused(folder, words)
+
+
+def test_a_state_as_words_is_refused_wherever_it_is_said(run):
+    folder = run("token-actions")
+    (folder / "policy.json").write_text(json.dumps({"takes_state": True}))
+    refused(folder, "include_state: a state is written into the prompt as words")
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
