@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 ALIGNMENT = 256
 """Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""
@@ -88,11 +88,11 @@ class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Inputs that show them, the oldest first; those behind the last one show nothing."""
     output: str
     """[T] how likely each step of a chunk is an event."""
-    threshold: float
-    least_offset: int
-    nms_window: int
-    cooldown: int
-    num_replans: int
+    threshold: Annotated[float, Meta(gt=0, le=1)]
+    least_offset: Annotated[int, Meta(ge=1)]
+    nms_window: Annotated[int, Meta(ge=0)]
+    cooldown: Annotated[int, Meta(ge=0)]
+    num_replans: Annotated[int, Meta(ge=0)]
 
 
 class Input(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -169,6 +169,11 @@ def from_source(inputs: Mapping[str, Input], *sources: Source) -> dict[str, Inpu
     return {name: declared for name, declared in inputs.items() if declared.source in sources}
 
 
+def seen_later(inputs: Mapping[str, Input]) -> frozenset[str]:
+    """What the robot gives and a policy may want again after its step: it has to see every one."""
+    return frozenset(i.of for i in from_source(inputs, "delay", "memory").values() if i.of)
+
+
 def check_inputs(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> None:
     """Refuse inputs that nothing could feed.
 
@@ -199,6 +204,9 @@ def check_outputs(
     for name, declared in inputs.items():
         if declared.similarity in outputs and tensors[declared.similarity].size != 1:
             raise DeclarationError(f"input {name!r}: its similarity must be one number")
+        memory = declared.memory
+        if memory and memory.output in outputs and len(tensors[memory.output].shape) != 1:
+            raise DeclarationError(f"input {name!r}: its output must be one number per step")
     for name, output in outputs.items():
         if output.spread in outputs and tensors[output.spread].size != 1:
             raise DeclarationError(f"output {name!r}: its spread must be one number")
@@ -249,6 +257,10 @@ def _check_input(
         )
     if declared.memory is not None:
         _check_memory(declared, inputs, outputs)
+    elif source == "memory":
+        counted = [n for i in inputs.values() if i.memory for n in i.memory.slots]
+        if sum(inputs.get(name) is declared for name in counted) != 1:
+            raise DeclarationError("one number of kept pictures must name it among its slots")
     if declared.similarity and source != "latch":
         raise DeclarationError("only a latch has a 'similarity'")
     if declared.similarity and declared.similarity not in outputs:
@@ -265,11 +277,7 @@ def _check_memory(
     """The number of kept pictures, and what it is declared of."""
     memory = declared.memory
     assert memory is not None
-    if (declared.kind, declared.source, declared.shape) != (
-        "vector",
-        "memory",
-        (1,),
-    ):
+    if (declared.kind, declared.source, declared.shape) != ("vector", "memory", (1,)):
         raise DeclarationError(
             "the number of kept pictures is a vector [1] from 'memory' with a 'memory', and "
             "nothing else has one"

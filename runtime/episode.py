@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anchor import AnchorPolicy, Tick
-from .declarations import Source, from_source
+from .declarations import Source, from_source, seen_later
 from .engine import Memory
 from .errors import EngineError, EpisodeError, ObservationError
 from .functions.keyframes import Keyframes
@@ -184,7 +184,7 @@ class Episode:
                 self._observed_at = at if at is not None else self._observed_at
         return answer
 
-    def see(self, observation: Mapping[str, Any]) -> None:
+    def see(self, observation: Mapping[str, Any]) -> bool:
         """A step between two ticks: what delayed inputs show later. Nothing is computed.
 
         A latch that is empty takes its value from here as from a tick. Rings count ticks only.
@@ -192,13 +192,15 @@ class Episode:
         Args:
             observation: as for `act`; what is not delayed may be left out.
 
+        Returns:
+            Whether the policy wants to `act` again as soon as may be: a keyframe was kept.
+
         Raises:
             ObservationError: a value is missing or cannot be taken; nothing was kept.
             EpisodeError: the episode is over.
         """
         values = self._take(observation, ("robot",))
-        later = self._history.past.keys() | self._keyframes.cameras
-        if missing := sorted(later - values.keys()):
+        if missing := sorted(seen_later(self.policy.graph.inputs) - values.keys()):
             raise ObservationError(
                 f"the observation lacks {', '.join(missing)}, which this policy sees later"
             )
@@ -209,6 +211,7 @@ class Episode:
                 source = self.policy.graph.inputs[name].of
                 if name not in self._filled and source in values:
                     self._fill(name, values[source])
+        return self._keyframes.replans()
 
     def give(self, **values: Any) -> None:
         """Give inputs of the operator, or latches, a value; it counts from the next `act`.

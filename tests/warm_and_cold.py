@@ -103,14 +103,18 @@ class Kept:
         self.nothing = np.zeros(declared[self.slots[0]]["shape"], np.uint8)
         self.server = Server(*(memory[n] for n in ("threshold", "least_offset", "nms_window")),
                              memory["cooldown"])  # fmt: skip
-        self.bank, self.now = [], -1
+        self.bank, self.now, self.replans_left = [], -1, memory["num_replans"]
 
-    def step(self, seen) -> None:
+    def step(self, seen) -> bool:
+        """Whether a new plan is wanted at once."""
         self.now += 1
         state = self.server.state
-        if state["pending"] is not None and self.now >= state["pending"]:
-            state.update(committed=state["pending"], pending=None)
-            self.bank = [*self.bank, seen[self.camera]][-len(self.slots) :]
+        if state["pending"] is None or self.now < state["pending"]:
+            return False
+        state.update(committed=state["pending"], pending=None)
+        self.bank = [*self.bank, seen[self.camera]][-len(self.slots) :]
+        self.replans_left -= 1
+        return self.replans_left >= 0
 
     def shown(self):
         count = np.array([len(self.bank)], np.float32)
@@ -152,9 +156,8 @@ class Pair:
 
     def see(self, seen):
         """A step between two ticks."""
-        for episode in self.episodes:
-            episode.see(seen)
-        self._step(seen)
+        wants = self._step(seen)
+        assert [episode.see(seen) for episode in self.episodes] == [wants, wants]
 
     def act(self, seen):
         """Alike; and only what changed ran."""
@@ -212,10 +215,9 @@ class Pair:
             with pytest.raises(EngineError, match=f"{broken} broke off"):
                 self.episodes[0].act(seen)
 
-    def _step(self, seen):
+    def _step(self, seen) -> bool:
         self.past.append(dict(seen))
-        if self.kept:
-            self.kept.step(seen)
+        return self.kept is not None and self.kept.step(seen)
 
     def _noted(self, seen):
         for name in self.of_source("delay"):

@@ -104,6 +104,7 @@ class ChunkExecutor:
         self._next = 0  # index of the action that would be due if nothing were late
         self._is_new = False  # whether no action of the chunk was due yet
         self._asked = 0  # step of the last observation
+        self._is_hurried = False
         self._held = 0
         self._last: tuple[int, bool] = (-1, False)  # step of the last action; whether it was none
 
@@ -120,14 +121,19 @@ class ChunkExecutor:
         """Whether an observation is due at this control step."""
         if self.is_waiting:
             return False
-        return not self._is_valid(step) or step - self._asked >= self._execute
+        is_used_up = not self._is_valid(step) or step - self._asked >= self._execute
+        return is_used_up or self._is_hurried
+
+    def hurry(self) -> None:
+        """An observation is due at the next control step that can have one."""
+        self._is_hurried = True
 
     def ask(self, step: int) -> Question:
         """The question about an observation of this control step; a former one is given up."""
         self._number += 1
         ahead_RA = self._ahead(step)
         question = Question(self._number, step, ahead_RA, min(max(self._delays), len(ahead_RA)))
-        self._asked = step
+        self._asked, self._is_hurried = step, False
         self._question = question, self._moved(step)
         return question
 

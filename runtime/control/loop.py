@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anchor import AnchorPolicy, First, Manual
-from ..declarations import from_source
+from ..declarations import from_source, seen_later
 from ..episode import Stats
 from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
@@ -38,6 +38,7 @@ from .heartbeat import Heartbeat, of_process
 from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
+    AskAgain,
     Event,
     InlineThinker,
     Observed,
@@ -240,7 +241,8 @@ def run_episode(
             told = _told(policy, robot, first) | dict(given or {})
             trace.interventions = guard.interventions
             watch(trace, guard.stop)
-            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, tuple(wanted))
+            seen = tuple(wanted), seen_later(policy.inputs)
+            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, *seen)
             is_first = isinstance(anchor_policy, (First, Manual, type(None)))
             loop.choose(policy, config, told, reanchors=not is_first)
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
@@ -281,12 +283,16 @@ class _Loop:
     heart: Heartbeat | None
     """None where nobody hears of it."""
     wanted: Sequence[str]
+    seen_later: Iterable[str]
+    """What the policy has to see in every step, whether it is asked then or not."""
     leftovers: Sequence[str] = ()
     """Inputs that are told what is left of the last chunk, if they shall be."""
     looked_at: float = 0.0
     """When the observation was asked for that the chunk answers to."""
     num_resets: int = 0
     """Of the thinker, when the executor was last asked."""
+    last_seen: int = -1
+    """The last step of which the policy saw something."""
 
     def choose(
         self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any], *, reanchors: bool
@@ -328,14 +334,17 @@ class _Loop:
         if self.num_resets != (num_resets := self.thinker.num_resets):
             self.executor.reset()
             self.notes.reset()
-            self.num_resets = num_resets
-        if self.executor.wants(step):
+            self.num_resets, self.last_seen = num_resets, step - 1
+        is_due = self.executor.wants(step)
+        if is_due or self.seen_later:
             looked_at = self.clock()
             seen = self.guard.observe(looked_at)
             self.notes.look(seen, looked_at)
-            _film(self.trace, seen)
             if not self.guard.may_think(looked_at):
                 return fresh
+            self.show(step, seen, is_asked=is_due)
+        if is_due:
+            _film(self.trace, seen)
             question = self.executor.ask(step)
             self.notes.ask(question.number)
             values = {name: seen.values[name] for name in self.wanted}
@@ -344,6 +353,13 @@ class _Loop:
         while self.trace.chunks == "sync" and self.executor.is_waiting:
             fresh = self.poll(self.thinker.wait) or fresh
         return fresh
+
+    def show(self, step: int, seen: Observation, *, is_asked: bool) -> None:
+        """What the policy wants later, for this step and those before it that were left out."""
+        if later := {name: seen.values[name] for name in self.seen_later}:
+            for _ in range(self.last_seen + 1, step + (not is_asked)):
+                self.thinker.see(later)
+        self.last_seen = step
 
     def poll(self, events: Callable[[], list[Event]]) -> Thought | None:
         """Take events; the last thought that counts."""
@@ -354,16 +370,17 @@ class _Loop:
 
     def take(self, event: Event) -> Thought | None:
         """The thought, if its chunk is taken."""
+        if isinstance(event, AskAgain):
+            self.executor.hurry()
+            return None
         self.trace.stats = event.stats
         if isinstance(event, Started):
             return None
         number, answer = event.observed.number, event.answer
-        actions_TA = answer.actions
-        is_asked = self.executor.asked(number)
-        if is_asked and self.guard.admit(actions_TA, answer.spread) is None:
+        if self.executor.asked(number) and self.guard.admit(answer.actions, answer.spread) is None:
             self.executor.refuse(number)
             return None
-        if not self.executor.answer(number, actions_TA):
+        if not self.executor.answer(number, answer.actions):
             return None
         self.looked_at = event.observed.looked_at
         return event

@@ -30,7 +30,7 @@ from .chunks import ChunkExecutor
 from .guard import Guard, Stopped
 from .thinker import ActingEpisode, ActingPolicy
 
-METHODS = ("say", "give", "latch")
+METHODS = ("say", "give", "latch", "see")
 CLIPS = "robot clips"
 """What the guard says where a robot sent otherwise than it was told."""
 

@@ -29,8 +29,8 @@ _SAME_S = 1e-9
 
 
 class ActingEpisode(Protocol):
-    """What a thinker needs of `runtime.Episode`; `give`, `say` and `latch` too where messages of
-    that name are sent."""
+    """What a thinker needs of `runtime.Episode`; where messages of that name are sent, also `give`,
+    `say`, `latch` and `see`."""
 
     @property
     def stats(self) -> Stats | None:
@@ -101,6 +101,11 @@ class _Told:
     values: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AskAgain:
+    """The policy wants to be asked again as soon as may be: it saw what it will remember."""
+
+
 class _Reset:
     """Start again as the last time."""
 
@@ -111,7 +116,7 @@ class _Failed:
 
 
 Message = _Start | _Told | _Reset | Observed
-Event = Thought | Started
+Event = Thought | Started | AskAgain
 
 
 class Thinker(abc.ABC):
@@ -149,6 +154,10 @@ class Thinker(abc.ABC):
     def latch(self, name: str) -> None:
         """Let a latch keep what the next question observes."""
         self._inbox.put(_Told("latch", {"name": name}))
+
+    def see(self, observation: Mapping[str, Any]) -> None:
+        """A step in which nothing is asked; comes out as `AskAgain` where it wants that."""
+        self._inbox.put(_Told("see", {"observation": observation}))
 
     def ask(self, observed: Observed) -> None:
         """Comes out as a `Thought`."""
@@ -198,8 +207,8 @@ class Thinker(abc.ABC):
         if self._episode is None:
             raise EpisodeError("no episode runs: start one first")
         if isinstance(message, _Told):
-            getattr(self._episode, message.method)(**message.values)
-            return None
+            wanted = getattr(self._episode, message.method)(**message.values)
+            return AskAgain() if message.method == "see" and wanted else None
         begin = self._clock()
         answer = self._episode.act(message.values, at=message.at)
         return Thought(message, answer, self._clock() - begin, self._episode.stats)

@@ -81,9 +81,13 @@ class _WatchedEpisode:
     def latch(self, name: str) -> None:
         self._tell("latch", {"name": name})
 
-    def _tell(self, method: str, values: dict[str, Any]) -> None:
+    def see(self, observation: Mapping[str, Any]) -> bool:
+        wanted: bool = self._tell("see", {"observation": dict(observation)})
+        return wanted
+
+    def _tell(self, method: str, values: dict[str, Any]) -> Any:
         with _noting(self._put, "told", {"method": method, "values": values}):
-            getattr(self._episode, method)(**values)
+            return getattr(self._episode, method)(**values)
 
 
 class _WatchedAnchor:

@@ -225,12 +225,6 @@ class Keyframes:
             },
         )
 
-    @property
-    def cameras(self) -> frozenset[str]:
-        """Whose pictures may be kept."""
-        slots = (self._memory(name).slots[0] for name in self.memories)
-        return frozenset(self.inputs[slot].of for slot in slots)
-
     def stepped(self, values: Mapping[str, Any]) -> Keyframes:
         """A step of control: what is due is kept of what was seen."""
         step, memories = self.step + 1, dict(self.memories)
@@ -239,6 +233,13 @@ class Keyframes:
                 camera = self.inputs[self._memory(name).slots[0]].of
                 memories[name] = memory.keep(step, values[camera])
         return dataclasses.replace(self, memories=memories, step=step)
+
+    def replans(self) -> bool:
+        """Whether a picture that the last step kept asks for a new plan at once."""
+        return any(
+            memory.keyframes and memory.keyframes[-1].step == self.step and memory.replans
+            for memory in self.memories.values()
+        )
 
     def considered(self, outputs: Mapping[str, NDArray[Any]]) -> Keyframes:
         """A chunk came, with how likely its steps are events."""

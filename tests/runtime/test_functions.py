@@ -90,6 +90,43 @@ def test_rotary_turns_text_on_and_spreads_images_behind_its_start():
     assert (out["cos"][7:] == 1).all(), "without ids the segments are all"
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_rotary_leaves_out_pictures_that_are_not_there(count):
+    """Two optional pairs of a mark and a picture: those behind `count` take no places."""
+    params = {"segments": [2, 1, [2, 2], 1, [2, 2]], "start": 3, "theta": 50.0,
+              "sections": [1, 1, 2]}  # fmt: skip
+    there = {"segments": params["segments"][: 1 + 2 * count]}
+    want, out = (
+        {name: np.full((15, 8), 7, np.float32) for name in ("cos", "sin")} for _ in range(2)
+    )
+    values, num_there = {"ids": (4, 5)}, 2 + 5 * count
+    make("rotary", params | there)(values, want)
+    make("rotary", params | {"optional": 2})(values | {"count": np.float32([count])}, out)
+    for name, at_rest in (("cos", 1), ("sin", 0)):
+        assert out[name][:num_there].tobytes() == want[name][:num_there].tobytes()
+        assert (out[name][num_there:12] == at_rest).all()
+        text = want[name][num_there : num_there + 2]
+        assert out[name][12:14].tobytes() == text.tobytes(), "the text stands where it would"
+        assert (out[name][14:] == at_rest).all()
+
+
+@pytest.mark.parametrize(("count", "absent"), [(0, 7), (1, 4), (2, 0)])
+def test_mask_hides_pictures_that_are_not_there(count, absent):
+    """3 and 4 optional tokens at the end of 9, and 2 of text: nobody sees the absent."""
+    params, shape = {"num_past": 1, "num_new": 9}, (12, 14)
+    values = {"ids": (4, 5), "count": np.float32([count])}
+    full = run("mask", params, values, "mask", shape)
+    part = run("mask", params | {"optional": [3, 4]}, values, "mask", shape)
+    hidden = range(9 - absent, 9)
+    for row in range(12):
+        seen = {int(column) for column in np.flatnonzero(full[row] == 0)}
+        if row not in hidden:
+            seen -= {2 + column for column in hidden}
+            assert set(np.flatnonzero(part[row] == 0)) == seen
+        else:
+            assert np.flatnonzero(part[row] == 0).tolist() == [2 + row], "itself, as padding does"
+
+
 def test_mask_shows_what_came_before_and_lets_padding_see_itself():
     num_past, past_slots, num_new, num_ids, slots = 2, 3, 1, 2, 5
     params = {"num_past": num_past, "num_new": num_new}

@@ -2,11 +2,13 @@
 
 import json
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 import runtime
 from runtime.bundle import read_bundle
-from runtime.declarations import Input, Output, Prompt, check_inputs
+from runtime.declarations import Input, Memory, Output, Prompt, Tensor, check_inputs, check_outputs
 from tests.families import INPUTS
 from tests.runtime.test_declarations import AGO, FIRST, GOAL, HISTORY, PROMPT, family
 
@@ -44,7 +46,7 @@ def _stage(number, **changes):
         (_inputs("camera", source="drawn"), "image from 'drawn'; noise is drawn, and nothing e"),
         (
             _inputs("camera", of="joints"),
-            "a latch, a ring or a delay names the input it keeps in 'of'",
+            "a latch, a ring, a delay or a picture of a memory names the input it keeps in",
         ),
         (_inputs("camera", kind="sound"), "Invalid enum value 'sound'"),
         (_inputs("camera", shape=[8, 0, 3]), "every side must be at least 1"),
@@ -145,6 +147,88 @@ def test_every_field_of_a_declaration_counts():
             prompt=Prompt(tokenizer="t", template="{instruction}", end_ids=()),
         )  # fmt: skip
         check_inputs({"a": text}, {"out": Output()})
+
+
+MEMORY = {
+    "slots": ["old", "new"], "output": "events", "threshold": 0.5, "least_offset": 1,
+    "nms_window": 2, "cooldown": 2, "num_replans": 3,
+}  # fmt: skip
+
+
+def memory(**changes):
+    return msgspec.convert(MEMORY | changes, Memory)
+
+
+SLOT = replace(AGO, source="memory", steps=0, pace="event")
+COUNT = Input(
+    kind="vector", source="memory", shape=(1,), dtype="float32", pace="event", memory=memory()
+)
+KEPT = {**INPUTS, "old": SLOT, "new": replace(SLOT), "count": COUNT}
+EVENTS = {"out": Output(), "events": Output(every=1)}
+
+
+def test_a_memory_of_pictures_is_declared():
+    check_inputs(KEPT, EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outputs", "message"),
+    [
+        ({}, {"out": Output()}, "'count': its output 'events' must be one that is computed in eve"),
+        ({}, {"events": Output(every=2)}, "'count': its output 'events' must be one that is comp"),
+        ({"count": replace(COUNT, shape=(2,))}, EVENTS, r"kept pictures is a vector \[1\] from"),
+        ({"count": replace(COUNT, source="robot", pace="tick")}, EVENTS, r"is a vector \[1\] from"),
+        ({"old": replace(SLOT, memory=memory())}, EVENTS, "'old': a latch, a ring, a delay or a p"),
+        ({"old": replace(SLOT, of="")}, EVENTS, "'old': a latch, a ring, a delay or a picture of"),
+        ({"old": replace(SLOT, of="joints")}, EVENTS, "'old': is image uint8"),
+        ({"old": replace(SLOT, steps=1)}, EVENTS, "'old': steps 1"),
+        ({"old": replace(SLOT, pace="tick")}, EVENTS, "what comes from 'memory' has event"),
+        ({"third": replace(SLOT)}, EVENTS, "'third': one number of kept pictures must name it"),
+        ({"more": replace(COUNT)}, EVENTS, "'old': one number of kept pictures must name it"),
+        (
+            {"count": replace(COUNT, memory=memory(slots=["old", "old"]))},
+            EVENTS,
+            "'old': one number of kept pictures must name it among its slots",
+        ),
+        (
+            {"count": replace(COUNT, memory=memory(slots=["old", "new", "gone"]))},
+            EVENTS,
+            r"'count': its slots \['old', 'new', 'gone'\] must be pictures that a memory keeps of",
+        ),
+        (
+            {"wrist": INPUTS["camera"], "new": replace(SLOT, of="wrist")},
+            EVENTS,
+            r"'count': its slots \['old', 'new'\] must be pictures that a memory keeps of one cam",
+        ),
+        (
+            {"count": replace(COUNT, memory=memory(slots=["camera"])), "old": AGO, "new": AGO},
+            EVENTS,
+            r"its slots \['camera'\] are no pictures from 'memory'",
+        ),
+    ],
+)
+def test_a_memory_that_nothing_could_fill_is_refused(changes, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        check_inputs({**KEPT, **changes}, outputs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": 0}, {"threshold": 1.5}, {"least_offset": 0}, {"nms_window": -1},
+        {"cooldown": -1}, {"num_replans": -1},
+    ],
+)  # fmt: skip
+def test_settings_of_a_memory_that_cannot_be_are_refused(changes):
+    with pytest.raises(msgspec.ValidationError, match=next(iter(changes))):
+        memory(**changes)
+
+
+def test_events_are_one_number_per_step():
+    tensors = {"out": Tensor(shape=(4, 2)), "events": Tensor(shape=(4, 1))}
+    with pytest.raises(ValueError, match="'count': its output must be one number per step"):
+        check_outputs(EVENTS, KEPT, tensors)
+    check_outputs(EVENTS, KEPT, tensors | {"events": Tensor(shape=(4,))})
 
 
 def test_manifest_bytes_are_verified_before_anything_parses_them(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle import Manifest
-from ...declarations import Input, Source, from_source
+from ...declarations import Input, Source, from_source, seen_later
 from ...errors import BundleError, ObservationError
 from ...graph import Graph
 from ...prompt import MAX_INSTRUCTION
@@ -53,7 +53,8 @@ class Contract:
     """Of one bundle.
 
     Raises:
-        BundleError: an input has the name of a word that means something else here.
+        BundleError: an input has the name of a word that means something else here, or the policy
+            has to see every step.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -63,6 +64,11 @@ class Contract:
             raise BundleError(
                 f"the input {taken[0]!r} has the name of a word of the protocol: export the "
                 "policy with another name, or drive it from Python"
+            )
+        if later := sorted(seen_later(graph.inputs)):
+            raise BundleError(
+                f"this policy has to see {', '.join(later)} in every step, and a client shows what "
+                "it sees only when it asks: drive it from Python, or with anchorvla run"
             )
         self.keys = _keys(self.given)
         self.bounds = Bounds(
