@@ -334,7 +334,7 @@ class _Loop:
         if self.num_resets != (num_resets := self.thinker.num_resets):
             self.executor.reset()
             self.notes.reset()
-            self.num_resets, self.last_seen = num_resets, step - 1
+            self.num_resets = num_resets
         is_due = self.executor.wants(step)
         if is_due or self.seen_later:
             looked_at = self.clock()

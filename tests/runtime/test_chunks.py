@@ -312,3 +312,15 @@ def test_a_question_whose_answer_cannot_be_used_is_given_up_and_the_chunk_goes_o
     assert not executor.answer(number, chunk_TA) and executor.num_stale == 1
     assert [float(executor.action(step)[0]) for step in (2, 3)] == [2.0, 3.0]
     assert executor.wants(4)
+
+
+def test_who_is_in_a_hurry_waits_for_the_answer_and_asks_once():
+    executor = ChunkExecutor((6, 1), execute=5)
+    number = executor.ask(0).number
+    executor.hurry()
+    assert not executor.wants(1), "one question at a time"
+    executor.answer(number, np.zeros((6, 1), np.float32))
+    executor.action(1)
+    assert executor.wants(2)
+    executor.answer(executor.ask(2).number, np.zeros((6, 1), np.float32))
+    assert not executor.wants(3)

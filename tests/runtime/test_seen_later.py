@@ -93,6 +93,26 @@ def test_a_policy_that_remembers_what_it_saw_is_asked_at_the_next_step():
     assert policy.seen == [("act" if step in asked else "see", step) for step in range(8)]
 
 
+def test_it_is_asked_again_while_it_is_recorded_too(tmp_path):
+    policy = LookingBack(remembered=(2,))
+    with Recorder(tmp_path / "a.zip") as recorder:
+        pace = LoopConfig(chunks="sync", execute=4, max_steps=8)
+        run_episode(policy, PlacedRobot(), pace, clock=VirtualClock(), recorder=recorder)
+    assert [place for kind, place in policy.seen if kind == "act"] == [0, 3, 7]
+
+
+def test_what_other_messages_return_is_no_wish():
+    class Talkative(LookingBack):
+        def latch(self, name):
+            return True
+
+    clock, policy = VirtualClock(), Talkative()
+    thinker = InlineThinker(policy, clock)
+    thinker.start(seed=0, anchor_policy=None)
+    thinker.latch("first")
+    assert [type(event).__name__ for event in thinker.poll()] == ["Started"]
+
+
 def test_what_is_seen_meanwhile_comes_behind_the_thought_and_a_wish_waits_for_its_end():
     """A thought of two steps about step 0: the robot stands, and step 1 is shown all the same."""
     policy = LookingBack(remembered=(0, 3))
