@@ -69,7 +69,7 @@ FAMILIES: Mapping[str, Entry] = {
         qwenoft.QwenOFTConfig, qwenoft_presets.CONFIGS, "models.qwenoft.family", "QwenOFT"
     ),
     eventvla.MODEL_TYPE: Entry(
-        eventvla.EventVLAConfig, eventvla_presets.CONFIGS, "models.eventvla.family"
+        eventvla.EventVLAConfig, eventvla_presets.CONFIGS, "models.eventvla.family", "EventVLA"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {

@@ -30,6 +30,8 @@ FLOATS = {
     torch.bfloat16: "BF16",
 }
 """Types that weights may be stored in, and what they are called."""
+FLAG = "BOOL"
+"""What a truth value's type is called, which is no weight's but may stand beside them."""
 AS_IT_IS = "as it is"
 
 
@@ -42,9 +44,9 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | str
-    """Its name, for a type that torch does not have."""
+    """Its name, for a type that weights may not have."""
     read: Callable[[], Tensor]
-    """Maps it: of its own shape and dtype. Writing into it changes no file."""
+    """Maps it: of its own shape and dtype, or of truth values. Writing into it changes no file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +66,7 @@ class Source:
     """The parameter, of `shape` and `dtype`; mapped if it is stored as it is, else new."""
 
     def __post_init__(self) -> None:
-        assert self.dtype in FLOATS, (self.name, self.dtype)
+        assert self.dtype in FLOATS or self.dtype == torch.bool, (self.name, self.dtype)
 
     @property
     def num_bytes(self) -> int:

@@ -17,11 +17,13 @@ def robotwin() -> EventVLAConfig:
         language=language,
         head=MLPResNetConfig(action_dim=14, action_horizon=50),
         normalization=NormalizationConfig(
-            action=("min_max_or_zero",) * 14,
+            action=("min_max_or_zero",) * 12 + ("identity",) * 2,
             state=(),
             action_units=("rad",) * 12 + ("fraction",) * 2,
             state_units=(),
         ),
+        views=("cam_high", "cam_left_wrist", "cam_right_wrist"),
+        main_view="cam_high",
         license="MIT (EventVLA); Apache-2.0 (Qwen3-VL-4B); see the checkpoint's own card",
     )
 

@@ -39,7 +39,7 @@ from models.layouts.stored import stored_safetensors, stored_torch
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig
 from models.policy_config import NormalizationConfig, PolicyConfig
 from models.processor import read_image_config
-from models.sources import Stored, Weights, parameter_shapes, some
+from models.sources import FLAG, Stored, Weights, parameter_shapes, some
 from models.statistics import read_statistics
 from runtime.image import ImageConfig
 
@@ -102,6 +102,8 @@ class Facts:
     run: RunConfig
     shapes: Shapes
     """Of every stored tensor, by our names."""
+    flags: Mapping[str, bool]
+    """Tensors of one truth value, likewise."""
     vision: AnyVisionConfig
     language: AnyLanguageConfig
     own: Own
@@ -113,6 +115,9 @@ class Facts:
 
 class Framework(Protocol):
     """A module of a family."""
+
+    UNUSED: Mapping[str, str]
+    """By our names, what may be stored and is not read -> why."""
 
     def policy(self, facts: Facts) -> PolicyConfig:
         """
@@ -154,8 +159,9 @@ def open_run(path: Path) -> Run:
     try:
         base = base_model(folder, run.base_vlm)
         shapes = {name: stored.shape for name, stored in tensors}
+        flags = {n: bool(s.read()) for n, s in tensors if (s.dtype, s.shape) == (FLAG, ())}
         facts = Facts(
-            run, shapes, *vision_language(base, shapes), read_own(folder), notes,
+            run, shapes, flags, *vision_language(base, shapes), read_own(folder), notes,
             LICENSES.get(base.name, "unstated"), f"starVLA run {run.name}, {file.name}",
         )  # fmt: skip
         framework = cast(Framework, importlib.import_module(SERVED[run.framework]))
@@ -166,9 +172,11 @@ def open_run(path: Path) -> Run:
     except ValueError as error:
         named = str(error).startswith(str(folder))
         raise ValueError(str(error) if named else f"{run.path}: {error}") from None
+    wanted, unused = parameter_shapes(config), {**UNUSED, **framework.UNUSED}
     weights = hugging_face.place(
-        file, tensors, [file], wanted=parameter_shapes(config), unused_names=UNUSED
-    )
+        file, tensors, [file], wanted=wanted,
+        unused_names={name: why for name, why in unused.items() if name not in wanted},
+    )  # fmt: skip
     return Run(
         config, image, statistics, tokenizer, weights,
         tuple(_said(run, base, config, file, others, notes)),

@@ -34,6 +34,10 @@ class RunConfig:
     path: Path
     framework: str
     base_vlm: str
+    framework_settings: Mapping[str, Any]
+    """All of `framework`, of which a framework reads what is its own."""
+    data_settings: Mapping[str, Any]
+    """All of `datasets.vla_data`, likewise."""
     action_model: Mapping[str, Any]
     """`framework.action_model`, with an `action_horizon`."""
     data_mix: str
@@ -164,6 +168,8 @@ def _run_config(path: Path, raw: Mapping[str, Any]) -> RunConfig:
         path=path,
         framework=word(framework, "name", "framework."),
         base_vlm=word(vlm, "base_vlm", "framework.qwenvl."),
+        framework_settings=framework,
+        data_settings=data,
         action_model=action_model,
         data_mix=word(data, "data_mix", "datasets.vla_data."),
         action_mode=str(data.get("action_mode") or "abs"),

@@ -2,7 +2,8 @@
 
 A run folder names its mix (`datasets.vla_data.data_mix`) and holds the numbers. The modes are in
 starVLA's code: examples/*/*/train_files/data_registry/data_config.py and
-dataloader/gr00t_lerobot/mixtures.py, at snapshot 0ed0aad. This is a table of them. Units are those
+dataloader/gr00t_lerobot/mixtures.py, at snapshot 0ed0aad; those of RoboTwin-Mem in
+InternRobotics' fork of it, at 4b5b260. This is a table of them. Units are those
 of the data sets that the mixes name: Open X-Embodiment's Bridge and RT-1 act in metres and radians
 a step, the simulators' arms in fractions of what their controllers take. The trade-off: what a mix
 of one's own says is not known here, and is said in a file beside (`OWN`).
@@ -80,6 +81,12 @@ ROBOTS: Mapping[str, Robot] = {
         action=((12, MIN_MAX, "rad"), (2, "binary", "fraction")),
         state=((12, MIN_MAX, "rad"), (2, "threshold", "fraction")),
     ),
+    "robotwin_mem": Robot(
+        views=_TWO_ARMS,
+        # Trained on 0 and 1; the authors' client passes on what is answered.
+        action=((12, MIN_MAX, "rad"), (2, "identity", "fraction")),
+        state=((12, MIN_MAX, "rad"), (2, "threshold", "fraction")),
+    ),
     "robodojo_arx_x5_h50_q99": Robot(views=_TWO_ARMS, action=_ARX, state=_ARX),
     "demo_sim_franka_delta_joints": Robot(
         views=("base_view", "ego_view"),
@@ -115,6 +122,7 @@ MIXES: Mapping[str, tuple[str, ...]] = {
         ),
         ("robotwin",),
     ),
+    **dict.fromkeys(("robotwin_mem", "robotwin_mem8", "robotwin_mem9"), ("robotwin_mem",)),
     "robodojo_v21_all_h50_q99": ("robodojo_arx_x5_h50_q99",),
     "demo_sim_pick_place": ("demo_sim_franka_delta_joints",),
     "fourier_gr1_unified_1000": ("fourier_gr1_arms_waist",),

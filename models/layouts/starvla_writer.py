@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ class Described:
     views: tuple[str, ...]
     takes_state: bool
     text: str
+    framework_settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of `framework`."""
+    data_settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of `datasets.vla_data`."""
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    """Truth values beside the weights."""
 
 
 def write_run(
@@ -105,7 +111,8 @@ def write_run(
     (folder / "checkpoints").mkdir()
     file = folder / "checkpoints" / FILES[arguments.weights]
     write = write_torch if arguments.weights == "pt" else write_safetensors
-    write(file, _tensors(weights, arguments.names))
+    flags = {name: _flag(name, value) for name, value in described.flags.items()}
+    write(file, _tensors(weights, arguments.names) | flags)
     say(f"{file.name}: {file.stat().st_size / 1e9:.2f} GB")
 
 
@@ -170,6 +177,7 @@ def _settings(
         "data_mix": mix or "synthesized",
         "include_state": described.takes_state,
         "obs_image_size": list(TRAINED_SIZE),
+        **described.data_settings,
     }
     if described.text != INSTRUCTION:
         data["CoT_prompt"] = described.text
@@ -180,6 +188,7 @@ def _settings(
             "name": described.framework,
             "qwenvl": {"base_vlm": base, "vl_hidden_dim": config.language.hidden_size},
             "action_model": dict(described.action_model),
+            **described.framework_settings,
         },
         "datasets": {"vla_data": data},
         "trainer": {"max_train_steps": STEP},
@@ -227,7 +236,8 @@ def _tensors(weights: Weights, spelling: Spelling) -> dict[str, Source]:
     for name, source in weights.items():
         part, _, inside = name.partition(".")
         if part != "vlm":
-            made[f"action_model.{inside}"] = _in_float32(source)
+            stored = f"action_model.{inside}" if part == "action_head" else name
+            made[stored] = _in_float32(source)
             continue
         if spelling == "newer":
             inside = (
@@ -238,6 +248,10 @@ def _tensors(weights: Weights, spelling: Spelling) -> dict[str, Source]:
         made[f"qwen_vl_interface.model.{inside}"] = source
     made["qwen_vl_interface.model.lm_head.weight"] = weights["vlm.model.embed_tokens.weight"]
     return made
+
+
+def _flag(name: str, value: bool) -> Source:
+    return Source(name, (), torch.bool, (), "made up", lambda: torch.tensor(value))
 
 
 def _in_float32(source: Source) -> Source:

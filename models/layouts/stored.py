@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.errors import CheckpointError
 from models.json_file import refuse_pointer
-from models.sources import FLOATS, Stored
+from models.sources import FLAG, FLOATS, Stored
 
 FLOATS_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 HEADER_LENGTH = 8
@@ -74,11 +74,11 @@ def stored_safetensors(file: Path) -> list[Stored]:
 
 def _of_safetensors(file: Path, name: str, entry: Mapping[str, Any], start: int) -> Stored:
     shape, kind = tuple(entry["shape"]), entry["dtype"]
-    dtype = FLOATS_BY_NAME.get(kind)
+    dtype = FLOATS_BY_NAME.get(kind, torch.bool if kind == FLAG else None)
     if dtype is None:
         return Stored(name, file, shape, kind, _unreadable)
     read = partial(_mapped, file, start + entry["data_offsets"][0], dtype, shape)
-    return Stored(name, file, shape, dtype, read)
+    return Stored(name, file, shape, FLAG if dtype == torch.bool else dtype, read)
 
 
 def stored_torch(file: Path) -> Iterator[tuple[tuple[str, ...], Stored | object]]:
@@ -137,12 +137,11 @@ def _leaves(
 def _of_torch(file: Path, name: str, fake: Tensor) -> Stored:
     shape, dtype = tuple(fake.shape), fake.dtype
     offset = getattr(fake.untyped_storage(), "_checkpoint_offset", None)
-    if dtype not in FLOATS or offset is None:
+    if offset is None or (dtype not in FLOATS and dtype != torch.bool):
         return Stored(name, file, shape, str(dtype).removeprefix("torch."), _unreadable)
     start = offset + fake.storage_offset() * dtype.itemsize
-    return Stored(
-        name, file, shape, dtype, partial(_mapped, file, start, dtype, shape, fake.stride())
-    )
+    read = partial(_mapped, file, start, dtype, shape, fake.stride())
+    return Stored(name, file, shape, FLAG if dtype == torch.bool else dtype, read)
 
 
 def _mapped(

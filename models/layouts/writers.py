@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models.errors import CheckpointError
 from models.layouts.hugging_face import INDEX
 from models.layouts.stored import load_fake
-from models.sources import FLOATS, Source, is_finite
+from models.sources import FLAG, FLOATS, Source, is_finite
 
 SHARD_BYTES = 1 << 30
 ALIGNMENT = 8
@@ -42,7 +42,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Source]) -> None:
         source, start = tensors[name], end
         end += source.num_bytes
         header[name] = {
-            "dtype": FLOATS[source.dtype],
+            "dtype": FLOATS.get(source.dtype, FLAG),
             "shape": list(source.shape),
             "data_offsets": [start, end],
         }

@@ -34,6 +34,8 @@ HONOURED: Mapping[str, tuple[Any, ...]] = {
 """Settings of `diffusion_model_cfg` that no tensor shows, and what they must be where stated."""
 BLOCK, ODD = "action_head.model.transformer_blocks.", "1.attn1.to_k"
 
+UNUSED: Mapping[str, str] = {}
+
 
 def policy(facts: Facts) -> QwenGR00TConfig:
     """

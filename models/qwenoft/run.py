@@ -9,6 +9,8 @@ modules/action_model/MLP_ActionHeader.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from models.chat import own_chat
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
@@ -18,6 +20,8 @@ from models.qwenoft.config import QwenOFTConfig
 
 WHERE = "framework.action_model."
 HEAD = "action_head.model."
+
+UNUSED: Mapping[str, str] = {}
 
 
 def policy(facts: Facts) -> QwenOFTConfig:

@@ -12,9 +12,11 @@ import yaml
 
 from models.anchorvla4d.presets import demo
 from models.chat import PromptConfig, own_chat
+from models.eventvla import presets as eventvla
+from models.eventvla.config import EventVLAConfig
 from models.families import CONFIGS, FAMILIES
 from models.networks.config import FlowDiTConfig, MLPResNetConfig
-from models.networks.published import tiny_qwen3
+from models.networks.published import tiny_qwen, tiny_qwen3
 from models.policy_config import NormalizationConfig
 from models.qwengr00t.config import MODEL_TYPE, QwenGR00TConfig
 from models.qwenoft.config import QwenOFTConfig
@@ -103,12 +105,42 @@ def token_actions() -> QwenOFTConfig:
     )
 
 
+def remembers() -> EventVLAConfig:
+    """A framework with a memory, as RoboTwin-Mem's runs are normalized."""
+    base = eventvla.tiny()
+    joints = ("min_max_or_zero",) * 12
+    return dataclasses.replace(
+        base,
+        head=dataclasses.replace(base.head, action_dim=14),
+        normalization=NormalizationConfig(
+            action=joints + ("identity",) * 2,
+            state=(),
+            action_units=("rad",) * 12 + ("fraction",) * 2,
+            state_units=(),
+        ),
+        views=("cam_high", "cam_left_wrist", "cam_right_wrist"),
+        main_view="cam_high",
+        prompt=own_chat(base.language, THOUGHT),
+    )
+
+
+def silent() -> EventVLAConfig:
+    """The same on the older backbone, without pictures of the past, and with a silent head."""
+    vision, language = tiny_qwen()
+    return dataclasses.replace(
+        remembers(), vision=vision, language=language, delays=(), predicts_keyframes=False,
+        prompt=own_chat(language), observation_label="", keyframe_label="",
+    )  # fmt: skip
+
+
 PRESETS = {
     "two-arms": two_arms,
     "bridge-like": bridge,
     "own": of_ones_own,
     "qwen3": on_qwen3,
     "token-actions": token_actions,
+    "remembers": remembers,
+    "silent": silent,
 }
 
 

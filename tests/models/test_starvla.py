@@ -82,11 +82,14 @@ def test_a_run_comes_back_bit_for_bit_in_every_form(written, name, form):
     drawn = random_weights(config, SEED, outlier_channels=2, dtype=torch.bfloat16)
     assert opened.weights.keys() == drawn.keys()
     for parameter, source in opened.weights.items():
-        head = parameter.startswith("action_head.")
+        head = not parameter.startswith("vlm.")
         assert source.dtype == (torch.float32 if head else torch.bfloat16)
         assert torch.equal(source.read().float(), drawn[parameter].read().float()), parameter
-    assert [u.name for u in opened.weights.unused] == ["qwen_vl_interface.model.lm_head.weight"]
-    framework = {"qwengr00t": "QwenGR00T", "qwenoft": "QwenOFT"}[config.model_type]
+    flags = {"eventvla": ["_keyframe_annotations_observed"]}.get(config.model_type, [])
+    unused = {"qwen_vl_interface.model.lm_head.weight", *flags}
+    assert {u.name for u in opened.weights.unused} == unused
+    frameworks = {"qwengr00t": "QwenGR00T", "qwenoft": "QwenOFT", "eventvla": "EventVLA"}
+    framework = frameworks[config.model_type]
     assert opened.said[0] == f"framework: {framework}"
 
 
@@ -94,12 +97,16 @@ def test_a_run_comes_back_bit_for_bit_in_every_form(written, name, form):
 @torch.no_grad()
 def test_its_actions_are_those_of_the_libraries_on_pictures_of_its_size(written, name):
     checkpoint = load_checkpoint(written(name))
-    config, family = checkpoint.config, family_of(checkpoint.config)
+    family = family_of(checkpoint.config)
     random = np.random.default_rng(0)
-    seen = {view: random.integers(0, 256, (90, 120, 3), np.uint8) for view in config.views}
-    for kind, declared in checkpoint.inputs((120, 90)).items():
-        if declared.kind in ("noise", "vector"):
-            seen[kind] = random.standard_normal(declared.shape, np.float32)
+    seen = {}
+    for given, declared in checkpoint.inputs((120, 90)).items():
+        if declared.kind == "image":
+            seen[given] = random.integers(0, 256, (90, 120, 3), np.uint8)
+        elif declared.memory:
+            seen[given] = np.array([len(declared.memory.slots) - 1], np.float32)
+        elif declared.kind in ("noise", "vector"):
+            seen[given] = random.standard_normal(declared.shape, np.float32)
     got = family.actions(
         checkpoint.model, checkpoint.parts, checkpoint.image, checkpoint.tail_ids("push it"), seen
     )
