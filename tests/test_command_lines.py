@@ -116,6 +116,7 @@ IN_THE_WAY = {
     "models import": (f"import {CHECKPOINT} --out OUT/a", "a/notes.txt"),
     "models synthesize": ("synthesize --config demo --layout hf --out OUT/a", "a/notes.txt"),
     "models config": ("config demo --out OUT/config.json", "config.json"),
+    "models.demo blinks": ("blinks --episodes 1 --out OUT", "touch-what-blinked-0.npz"),
     "models.demo collect": ("collect --tasks touch-red --out OUT", "touch-red.npz"),
     "models.demo record": ("record --out OUT", "touch-green-2.npz"),
     "models.demo train": ("train --out OUT", "model.safetensors"),

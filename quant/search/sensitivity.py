@@ -66,6 +66,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "action_head.model.fc1",
         "action_head.model.mlp_resnet_blocks.*",
     ),
+    "keyframes": ("keyframe_head.*",),
 }
 """Layers that get one format together; with `KEPT` they are all that any policy has."""
 CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}

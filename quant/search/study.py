@@ -115,9 +115,9 @@ def _study(
             config.episodes, stride=config.stride, limit=config.limit, camera=config.camera
         )
     )
-    declared = checkpoint.inputs(config.image_size)
-    for seen in observations:
-        if words := misfit(declared, seen):
+    for seen in observations:  # of whatever size: `image_size` is what costs are reckoned for
+        sizes = [(v.shape[1], v.shape[0]) for v in seen.now.values() if v.ndim == 3]
+        if words := misfit(checkpoint.inputs(next(iter(sizes), config.image_size)), seen):
             raise ValueError(f"{seen.where}: {words}")
     with _progress(console) as progress:
         bar = progress.add_task("calibrate", total=None)

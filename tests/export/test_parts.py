@@ -45,7 +45,7 @@ from tests.export.conftest import cut_config, write_random
 from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.pages import Page
-from tests.runtime.test_cache import Expectation, Pair, drive
+from tests.runtime.test_cache import STATE, Expectation, Pair, drive
 from tests.simulation import install, make_plan
 
 LAYERS = 12
@@ -241,7 +241,7 @@ def test_an_exported_policy_in_parts_acts_as_the_whole(bundle, checkpoint, ticks
 
 def test_the_cache_of_a_policy_in_parts_is_right(bundle, image):
     pair = Pair(runtime.load(bundle), runtime.load(bundle), Expectation(bundle))
-    drive(pair, image, 5)
+    drive(pair, image, STATE, num_sequences=5, steps=6)
 
 
 def test_a_tick_of_parts_is_one_launch_of_a_captured_graph(bundle, ticks, monkeypatch):
