@@ -145,6 +145,11 @@ class GraphBuilder:
         size = Tensor(shape=shape).size
         self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
 
+    def vision_ports(self) -> list[str]:
+        """What the vision tower makes of an image, whichever of its parts puts it out."""
+        parts = self.parts("vision")
+        return [port for part in parts for port in part.outputs if not port.endswith("_next")]
+
     def image(self, name: str) -> None:
         """Patches of an image, and their vision tokens with what else the vision engine makes."""
         patches, pixels = f"{name}_patches", f"{name}_pixels"
@@ -155,8 +160,7 @@ class GraphBuilder:
         else:
             self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
-        made = (p for part in self.parts("vision") for p in part.outputs if not p.endswith("_next"))
-        outputs = {port: f"{name}_{port}" for port in made}
+        outputs = {port: f"{name}_{port}" for port in self.vision_ports()}
         self.chain("vision", f"{name}_vision", {"patches": patches}, outputs)
 
     def embed(self, target: str, ids: Sequence[int]) -> None:

@@ -16,7 +16,9 @@ from models.eventvla.model import EventVLA as model
 from models.eventvla.prompt import prompt
 from models.eventvla.split import declare_inputs as inputs
 from models.eventvla.split import fixed_tokens, split
-from models.eventvla.work import depths, engines_work, folded_layers, trunk_work
+from models.eventvla.work import engines_work, folded_layers
+from models.networks.work import qwen_depths as depths
+from models.networks.work import qwen_trunk_work as trunk_work
 from models.prompt_parts import PromptParts
 from runtime.image import ImageConfig
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from models.action_tokens import act
 from models.chat_graph import Piece, lay
 from models.eventvla.config import EventVLAConfig
 from models.eventvla.engines import engines_of
@@ -59,13 +60,7 @@ def split(
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = GraphBuilder(engines, image, grid)
     _read(build, c, parts, grid, slots)
-    build.tensor("places", engines["act"].inputs["places"].shape)
-    build.call(
-        "places", {"ids": "instruction"}, {"places": "places"},
-        {"id": parts.action_id, "num_new": fixed["suffix"]},
-    )  # fmt: skip
-    rows = {"places": "places", "hidden": "suffix_hidden"}
-    build.engine("act", "act", rows, {"actions": "made_actions"})
+    rows = act(build, parts, fixed["suffix"])
     leaves = {}
     if c.predicts_keyframes:
         build.engine("events", "events", rows, {"probabilities": PROBABILITIES})
@@ -183,7 +178,7 @@ def _store(build: GraphBuilder, c: EventVLAConfig) -> Store:
     """Of as many pictures as may be shown again: those of every view since the longest delay, of
     the first step, and the keyframes."""
     names = (*observed_names(c), *slot_names(c))
-    made = [p for part in build.parts("vision") for p in part.outputs if not p.endswith("_next")]
+    made = build.vision_ports()
     count = len(c.views) * (max(c.delays, default=0) + 2) + len(slot_names(c)) + 1
     entries = []
     for number in range(count):

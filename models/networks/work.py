@@ -14,8 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from models.networks.config import AnyLanguageConfig, AnyVisionConfig, Qwen3VisionConfig
+from models.networks.config import (
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    MLPResNetConfig,
+    Qwen3VisionConfig,
+)
+from models.networks.parts import LayersPerPart, cut
 from models.networks.vision import window_layout
+from models.policy_config import PolicyConfig
+from runtime.graph import part_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +209,55 @@ def language_work(name: str, c: AnyLanguageConfig, indices: range, tokens: Token
         largest_scores=c.num_attention_heads * tokens.new * tokens.seen,
         beside=norms * width + head_norms * c.head_dim,
     )
+
+
+def qwen_depths(c: PolicyConfig) -> dict[str, int]:
+    """Layers of each trunk that may be cut, of a policy that has no other than these two."""
+    return {"vision": c.vision.depth, "language": c.language.num_hidden_layers}
+
+
+def qwen_trunk_work(
+    c: PolicyConfig, trunk: str, layers: range, grid: tuple[int, int], tokens: Tokens
+) -> Work:
+    """Some layers of a trunk in an engine of their own, with what stands before and behind them."""
+    if trunk == "vision":
+        return vision_work("vlm.visual", c.vision, layers, grid)
+    return language_work("vlm.model", c.language, layers, tokens)
+
+
+def qwen_trunks_work(
+    c: PolicyConfig, grid: tuple[int, int], tokens: Tokens, layers: LayersPerPart
+) -> dict[str, Work]:
+    """Of every engine of both."""
+    found: dict[str, Work] = {}
+    for trunk, depth in qwen_depths(c).items():
+        parts = cut(depth, layers.get(trunk))
+        for i, part in enumerate(parts):
+            found[part_name(trunk, i, len(parts))] = qwen_trunk_work(c, trunk, part, grid, tokens)
+    return found
+
+
+def mlp_resnet_work(c: MLPResNetConfig, context: int, tokens: Tokens) -> Work:
+    """The head that picks its rows off a call of the decoder, and makes actions of them.
+
+    Args:
+        context: width of the decoder.
+    """
+    width = c.hidden_size(context)
+    name = "action_head.model"
+    shapes = {f"{name}.fc1": (context, width)}
+    shapes |= {f"{name}.mlp_resnet_blocks.{i}.ffn.1": (width, width) for i in range(c.num_blocks)}
+    shapes[f"{name}.fc2"] = (width, c.action_dim)
+    return Work(
+        layers=layers_of(shapes, c.action_horizon),
+        attention_flops=picking_flops(c.action_horizon, context, tokens),
+        beside=2 * context + 2 * width * (c.num_blocks + 1),
+    )
+
+
+def picking_flops(rows: int, width: int, tokens: Tokens) -> int:
+    """Of the matrix of zeros and ones that picks so many rows of a call."""
+    return 2 * rows * tokens.new * width
 
 
 def layers_of(

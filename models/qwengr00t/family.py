@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from models.chat import PUBLISHED_TAIL, chat, fixed_tokens, published_chat
+from models.networks.work import qwen_depths as depths
+from models.networks.work import qwen_trunk_work as trunk_work
 from models.prompt_parts import PromptParts
 from models.qwengr00t.checkpoint import check_writable, open_weights, write, written
 from models.qwengr00t.config import QwenGR00TConfig
@@ -16,7 +18,7 @@ from models.qwengr00t.model import QwenGR00T, actions
 from models.qwengr00t.model import QwenGR00T as model
 from models.qwengr00t.split import declare_inputs as inputs
 from models.qwengr00t.split import split
-from models.qwengr00t.work import depths, engines_work, folded_layers, trunk_work
+from models.qwengr00t.work import engines_work, folded_layers
 from runtime.image import ImageConfig
 
 __all__ = [

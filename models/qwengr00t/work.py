@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from models.networks.config import FlowDiTConfig
 from models.networks.flow_dit import FREQUENCIES
-from models.networks.parts import WHOLE, LayersPerPart, cut
+from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.work import (
     Layer,
     Tokens,
     Work,
     attention_flops,
-    language_work,
     layers_of,
-    vision_work,
+    qwen_trunks_work,
 )
 from models.qwengr00t.config import QwenGR00TConfig
-from runtime.graph import part_name
 
 BLOCKS = "action_head.model.transformer_blocks"
-
-
-def depths(config: QwenGR00TConfig) -> dict[str, int]:
-    """Layers of each trunk that may be cut."""
-    return {"vision": config.vision.depth, "language": config.language.num_hidden_layers}
 
 
 def engines_work(
@@ -39,25 +32,12 @@ def engines_work(
         tokens: of a language call. The head attends to all that are seen.
         samples: chunks that are sampled at once.
     """
-    found: dict[str, Work] = {}
-    for trunk, depth in depths(config).items():
-        parts = cut(depth, layers.get(trunk))
-        for i, part in enumerate(parts):
-            found[part_name(trunk, i, len(parts))] = trunk_work(config, trunk, part, grid, tokens)
+    found = qwen_trunks_work(config, grid, tokens, layers)
     found["cross_kv"] = _cross_kv(config, tokens)
     if config.takes_state:
         found["state"] = _state(config.head, config.state_dim)
     found["euler"] = _euler(config.head, tokens, samples, takes_state=config.takes_state)
     return found
-
-
-def trunk_work(
-    config: QwenGR00TConfig, trunk: str, layers: range, grid: tuple[int, int], tokens: Tokens
-) -> Work:
-    """Some layers of a trunk in an engine of their own, with what stands before and behind them."""
-    if trunk == "vision":
-        return vision_work("vlm.visual", config.vision, layers, grid)
-    return language_work("vlm.model", config.language, layers, tokens)
 
 
 def folded_layers(config: QwenGR00TConfig) -> tuple[Layer, ...]:

@@ -1,25 +1,11 @@
-"""The engines of QwenOFT: vision and language are the shared ones, the head is here."""
+"""The engines of QwenOFT, all of them shared ones."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
+from models.action_tokens import act_engine
 from models.networks.engines import EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart
 from models.qwenoft.model import QwenOFT
-from runtime.declarations import Tensor
-
-
-class ActEngine(nn.Module):
-    """Picks the rows of the action tokens, by a matrix of zeros and ones, and makes actions."""
-
-    def __init__(self, model: QwenOFT) -> None:
-        super().__init__()
-        self.head = model.action_head
-
-    def forward(self, places: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(places @ hidden)
 
 
 def engines_of(
@@ -30,12 +16,5 @@ def engines_of(
     return {
         **vision_engines(model.vlm.visual, grid, layers.get("vision")),
         **language_engines(model.vlm.model, slots, layers.get("language")),
-        "act": EngineSpec(
-            ActEngine(model),
-            {
-                "places": Tensor(shape=(c.head.action_horizon, slots)),
-                "hidden": Tensor(shape=(slots, c.language.hidden_size)),
-            },
-            {"actions": Tensor(shape=c.chunk)},
-        ),
+        "act": act_engine(model.action_head, c, slots),
     }

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from models.chat import PUBLISHED_TAIL, chat, fixed_tokens, published_chat
+from models.networks.work import qwen_depths as depths
+from models.networks.work import qwen_trunk_work as trunk_work
 from models.prompt_parts import PromptParts, encoded
 from models.qwenoft.checkpoint import check_writable, open_weights, write, written
 from models.qwenoft.config import QwenOFTConfig
@@ -17,7 +19,7 @@ from models.qwenoft.model import QwenOFT, actions
 from models.qwenoft.model import QwenOFT as model
 from models.qwenoft.split import declare_inputs as inputs
 from models.qwenoft.split import split
-from models.qwenoft.work import depths, engines_work, folded_layers, trunk_work
+from models.qwenoft.work import engines_work, folded_layers
 from runtime.image import ImageConfig
 
 __all__ = [

@@ -6,6 +6,7 @@ is left of the last chunk cannot be mixed in: there is no sampler to steer.
 
 from __future__ import annotations
 
+from models.action_tokens import act
 from models.chat import fixed_tokens
 from models.chat_graph import read_chat
 from models.networks.engines import pixels_engine
@@ -53,16 +54,7 @@ def split(
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = GraphBuilder(engines, image, grid)
     read_chat(build, c.language, c.views, parts, grid, slots)
-    build.tensor("places", engines["act"].inputs["places"].shape)
-    build.call(
-        "places",
-        {"ids": "instruction"},
-        {"places": "places"},
-        {"id": parts.action_id, "num_new": fixed["suffix"]},
-    )
-    build.engine(
-        "act", "act", {"places": "places", "hidden": "suffix_hidden"}, {"actions": "made_actions"}
-    )
+    act(build, parts, fixed["suffix"])
     build.answer("made_actions", c.normalization, leftover=False)
     max_tail = slots - fixed["suffix"]
     graph = Graph(
