@@ -20,65 +20,32 @@ from torch import Tensor, nn
 
 from models.eventvla.model import EventVLA, Predicted
 from models.eventvla.pictures import KEYFRAMES, PROBABILITIES, observed_names, slot_names
+from models.networks import transformers_action_tokens
 from models.networks.heard import Heard, Listener, Sized, placed_qwen
 from models.networks.parts import LayersPerPart
+from models.networks.transformers_action_tokens import ActionTokenComposition
 from models.networks.transformers_chat import ChatInputs, chat_inputs
-from models.networks.transformers_qwen import image_pad_id, qwen
-from models.qwenoft import reference as qwenoft
 from runtime.image import ImageConfig
 
 
-class Composition(nn.Module):
+class Composition(ActionTokenComposition):
+    events: nn.Module
+
     def __init__(self, model: EventVLA, tokenizer: Tokenizer, image: ImageConfig) -> None:
         """Share the weights of `model`. The tokenizer must know `<|image_pad|>`."""
-        super().__init__()
         config = model.config
-        self.config, self.tokenizer, self.image = config, tokenizer, image
-        self.image_pad_id = image_pad_id(tokenizer)
-        self.action_id = tokenizer.encode(config.action_token, add_special_tokens=False).ids[0]
-        self.qwen = qwen(config.vision, config.language, self.image_pad_id)
-        width = config.language.hidden_size
         with torch.device("meta"):
-            self.head = qwenoft.Head(width, config.head.num_blocks, config.head.action_dim)
-            self.events = EventHead(width) if config.predicts_keyframes else NoEvents()
-        given = model.state_dict()
-        self.published = {composed_name(n, config.head.num_blocks): n for n in given}
-        """Name of each tensor here -> what a checkpoint calls it."""
-        weights = {here: given[name] for here, name in self.published.items()}
-        self.load_state_dict(weights, strict=True, assign=True)
-        self.eval().requires_grad_(False)
+            width = config.language.hidden_size
+            events = EventHead(width) if config.predicts_keyframes else NoEvents()
+        super().__init__(model, tokenizer, image, composed_name, events=events)
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        image_grid_thw: Tensor,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor,
-    ) -> Tensor:
-        """One observation, see `ChatInputs` -> [T, A] float32 in policy units."""
-        given = (pixel_values, image_grid_thw, input_ids, position_ids, attention_mask)
-        return self.predicted(*given).actions_TA
+    def forward(self, *observed: Tensor) -> Tensor:
+        """As of the class above, and the head of events hears the same rows."""
+        return self.predicted(*observed).actions_TA
 
-    def predicted(
-        self,
-        pixel_values: Tensor,
-        image_grid_thw: Tensor,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor,
-    ) -> Predicted:
+    def predicted(self, *observed: Tensor) -> Predicted:
         """The same with the probabilities of events."""
-        hidden_1LD = self.qwen(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=attention_mask.long(),
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            use_cache=False,
-        ).last_hidden_state
-        is_action = input_ids[0] == self.action_id
-        rows_TD = hidden_1LD[0, is_action][-self.config.head.action_horizon :]
+        rows_TD = self.rows(*observed)
         return Predicted(self.head(rows_TD), self.events(rows_TD))
 
     def prepare(
@@ -113,11 +80,8 @@ class Composition(nn.Module):
 
     def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""
-        heard: dict[str, list[Tensor]] = {}
-        listener = Listener(heard)
-        listener.keep_qwen(self.qwen)
-        listener.keep("actions", self.head)
-        listener.keep("probabilities", self.events)
+        heard = super().listen()
+        Listener(heard).keep("probabilities", self.events)
         return heard
 
     def placed(
@@ -169,4 +133,4 @@ def composed_name(name: str, num_blocks: int) -> str:
         _, place, which = name.split(".")
         kind = {"0": "norm", "1": "inner", "3": "outer"}[place]
         return f"events.of.{kind}_{which}"
-    return qwenoft.composed_name(name, num_blocks)
+    return transformers_action_tokens.composed_name(name, num_blocks)
