@@ -35,6 +35,17 @@ class Observation:
     instruction: str
     where: str = ""
     """Episode and frame, for people."""
+    frame: int = 0
+    """Of the episode."""
+    at: Callable[[int], Streams] | None = None
+    """Reads what was seen in an earlier frame; None where there is no episode around it."""
+
+    def before(self, steps: int) -> Streams:
+        """What was seen so many frames ago; the first frame stands for those before it."""
+        frame = max(0, self.frame - steps)
+        if frame == 0 and self.frame:
+            return self.first
+        return self.now if self.at is None or frame == self.frame else self.at(frame)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -46,25 +57,29 @@ class Observation:
 def shown(
     inputs: Mapping[str, Input], seen: Observation, *, seed: int, tick: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """An observation as a graph's inputs, by kind: noise is drawn, nothing is left over, there is
-    neither a past nor a memory.
+    """An observation as a graph's inputs, by kind: noise is drawn, and nothing is left over.
+
+    Which pictures a policy would have kept of its own events, only the policy knows. Earlier frames
+    stand for them, evenly spaced: of frame k as many as k leaves over, divided by one more than
+    there is room for.
 
     Args:
         inputs: as the policy declares them.
         seed: of the noise.
         tick: likewise.
     """
+    remembered = dict(_remembered(inputs, seen))
     pictures: dict[Source, Callable[[str, Input], NDArray[Any]]] = {
         "robot": lambda name, given: seen.now[name],
         "latch": lambda name, given: seen.first[given.of],
-        "delay": lambda name, given: seen.now[given.of],  # as in the first tick of an episode
-        "memory": lambda name, given: np.zeros(given.shape, np.uint8),
+        "delay": lambda name, given: seen.before(given.steps)[given.of],
+        "memory": lambda name, given: remembered[name],
     }
     made: dict[str, Callable[[str, Input], NDArray[Any]]] = {
         "image": lambda name, given: pictures[given.source](name, given),
         "text": lambda name, given: np.array(seen.instruction),
         "vector": lambda name, given: (
-            np.zeros(given.shape, np.float32)
+            remembered[name]
             if given.source == "memory"
             else seen.now[name].astype(np.float32)
         ),
@@ -79,6 +94,23 @@ def shown(
     }
     assert found.keys() == inputs.keys(), inputs
     return found
+
+
+def _remembered(
+    inputs: Mapping[str, Input], seen: Observation
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every input that shows what is kept, and how much that is; empty slots are zeros."""
+    for name, given in inputs.items():
+        if given.memory is None:
+            continue
+        slots = given.memory.slots
+        count = seen.frame % (len(slots) + 1)
+        yield name, np.array([count], np.float32)
+        for number, slot in enumerate(slots):
+            frame = seen.frame * (number + 1) // (count + 1)
+            is_kept, declared = number < count, inputs[slot]
+            kept = seen.before(seen.frame - frame)[declared.of] if is_kept else None
+            yield slot, np.zeros(declared.shape, np.uint8) if kept is None else kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 
 from quant.data.episode import Episode, Observation, Streams
 from runtime.declarations import Input, from_source
 from runtime.recordings.lerobot import INFO, LeRobotEpisode, LeRobotFrame, is_lerobot, read_lerobot
-from runtime.recordings.recording import FRAME, STATE, load_recording
+from runtime.recordings.recording import FRAME, STATE, Recording, load_recording
 from runtime.recordings.tables import check_file
 
 
@@ -119,15 +119,21 @@ def _recorded_episode(file: Path) -> Episode:
 
 
 def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
-    episode = load_recording(path)
-
     def at(frame: int) -> Streams:
-        return {name: stream.values[frame] for name, stream in episode.streams.items()}
+        # Copied: a view would keep the whole episode as long as an observation of it.
+        streams = _load(path, path.stat().st_mtime_ns).streams
+        return {name: stream.values[frame].copy() for name, stream in streams.items()}
 
-    first = at(0)
+    first, instruction = at(0), _load(path, path.stat().st_mtime_ns).instruction
     for frame in frames:
         where = f"{path.stem}, frame {frame}"
-        yield Observation(first, at(frame), episode.instruction, where)
+        yield Observation(first, at(frame), instruction, where, frame, at)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, changed: int) -> Recording:
+    """One episode at a time, however many of its frames observations ask for."""
+    return load_recording(path)
 
 
 def _lerobot_episodes(path: Path, camera: str | None) -> list[Episode]:
@@ -168,9 +174,14 @@ def _read_lerobot(
     drawn = zip(*(view.read([0, *frames]) for view in views.values()), strict=True)
     first = _streams(views, next(drawn))
     name = next(iter(views.values())).name
+
+    def at(frame: int) -> Streams:
+        (steps,) = zip(*(view.read([frame]) for view in views.values()), strict=True)
+        return _streams(views, steps)
+
     for frame, steps in zip(frames, drawn, strict=True):
-        where = f"{name}, frame {frame}"
-        yield Observation(first, _streams(views, steps), steps[0].instruction, where)
+        where, instruction = f"{name}, frame {frame}", steps[0].instruction
+        yield Observation(first, _streams(views, steps), instruction, where, frame, at)
 
 
 def _streams(views: Iterable[str], steps: Sequence[LeRobotFrame]) -> Streams:

@@ -1,5 +1,6 @@
 """Observations are the right frames of the right episode, shared out as stride and limit say."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -8,11 +9,19 @@ import pytest
 
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from models.eventvla.family import published_prompt
+from models.eventvla.split import declare_inputs
+from models.families import CONFIGS
+from quant.data.episode import Observation, shown
 from quant.data.observations import draw as draw_observations
 from quant.data.observations import misfit, read_episodes, read_observations
 from runtime.errors import RecordingError
+from runtime.functions.keyframes import EventSettings
 from runtime.recordings.recording import load_recording, save_recording
-from tests.drawn_frames import ALL, NUM_EPISODES, NUM_FRAMES, names_of, write_episode
+from tests.drawn_frames import (
+    ALL, HEIGHT, NUM_EPISODES, NUM_FRAMES, WIDTH, identify, names_of, write_episode,
+)  # fmt: skip
+from tests.lerobot_datasets import write_v30
 
 
 def write_npz(folder, lengths=(NUM_FRAMES,) * NUM_EPISODES):
@@ -136,3 +145,67 @@ def test_an_episode_without_the_policys_inputs_is_refused_by_name(tmp_path):
     assert misfit(inputs, short) == (
         "its states are [3], this policy takes [4]: give episodes of its own robot"
     )
+
+
+def looking_back(most_keyframes, delays=(3, 1)):
+    """Inputs of a policy that sees the first frame, some of the past, now, and keyframes."""
+    config = dataclasses.replace(
+        CONFIGS["eventvla-tiny"](),
+        views=("frame",),
+        delays=delays,
+        events=EventSettings(most_keyframes=most_keyframes),
+    )
+    parts, _ = published_prompt(config)
+    return declare_inputs(config, parts, (HEIGHT, WIDTH, 3), 64)
+
+
+def indices(values):
+    """Which frame each picture shows; None for an empty one."""
+    return {
+        name: identify(value)[1] if value.any() else None
+        for name, value in values.items()
+        if value.ndim == 3
+    }
+
+
+@pytest.mark.parametrize("kind", ["recorded", "lerobot"])
+def test_the_past_is_the_episodes_own_and_begins_with_its_first_frame(kind, tmp_path):
+    if kind == "recorded":
+        write_npz(tmp_path / "episodes")
+    else:
+        write_v30(tmp_path / "episodes")
+    inputs = looking_back(most_keyframes=2)
+    for observation in read_observations(tmp_path / "episodes", stride=1):
+        episode, now = identify(observation.now["frame"])
+        values = shown(inputs, observation, seed=0)
+        count = now % 3
+        assert indices(values) == {
+            "first_frame": 0,
+            "frame_3_ago": max(0, now - 3),
+            "frame_1_ago": max(0, now - 1),
+            "frame": now,
+            "keyframe_0": now // (count + 1) if count else None,
+            "keyframe_1": 2 * now // 3 if count == 2 else None,
+        }
+        assert values["keyframes"].tolist() == [count]
+        assert values["keyframes"].dtype == np.float32
+        for value in (v for v in values.values() if v.ndim == 3 and v.any()):
+            assert identify(value)[0] == episode
+
+
+def test_an_episode_that_was_recorded_again_is_read_again(tmp_path):
+    write_npz(tmp_path / "episodes", lengths=(3,))
+    (before,) = read_observations(tmp_path / "episodes", stride=9)
+    (tmp_path / "episodes" / "00.npz").unlink()
+    write_episode(tmp_path / "episodes", 5, 3)
+    (tmp_path / "episodes" / "05.npz").rename(tmp_path / "episodes" / "00.npz")
+    (after,) = read_observations(tmp_path / "episodes", stride=9)
+    assert identify(before.now["frame"]) == (0, 0)
+    assert identify(after.now["frame"]) == (5, 0)
+
+
+def test_an_observation_without_an_episode_shows_the_present_as_its_past():
+    now = {"frame": np.full((HEIGHT, WIDTH, 3), 7, np.uint8)}
+    values = shown(looking_back(most_keyframes=1), Observation(now, now, "reach"), seed=0)
+    assert all((values[name] == 7).all() for name in ("frame_3_ago", "frame_1_ago", "frame"))
+    assert not values["keyframe_0"].any() and values["keyframes"].tolist() == [0]
