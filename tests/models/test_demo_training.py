@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from models.anchorvla4d.presets import demo
 from models.checkpoint import load_checkpoint
-from models.demo import train
+from models.demo import training
 from models.demo.collect import collect
 from models.demo.config import CollectConfig, TrainConfig
 from models.demo.data import load_data, make_batch
-from models.demo.train import Trainer
+from models.demo.train import Touch
+from models.demo.training import Trainer
 
 TASKS = ("touch-red", "button-press-topdown")
 
@@ -38,6 +39,10 @@ class Silent:
         pass
 
 
+def trainer_of(config):
+    return Trainer(Touch(config), config.out)
+
+
 def test_data_hold_the_anchor_with_its_markers_and_frames_without(data):
     raw = np.load(data / "touch-red.npz", allow_pickle=False)
     assert raw["anchors"].shape[1:] == (112, 112, 3)
@@ -53,8 +58,8 @@ def test_data_hold_the_anchor_with_its_markers_and_frames_without(data):
 
 
 def test_training_writes_a_checkpoint_that_loads_and_a_curve(config):
-    trainer = Trainer(config)
-    before = {n: p.clone() for n, p in trainer.average.state_dict().items()}
+    trainer = trainer_of(config)
+    before = {n: p.clone() for n, p in trainer.lesson.average.state_dict().items()}
     trainer.run(Silent())
     checkpoint = load_checkpoint(config.out)
     assert "seed 0" in checkpoint.config.description
@@ -64,7 +69,7 @@ def test_training_writes_a_checkpoint_that_loads_and_a_curve(config):
     assert all(np.isfinite(list(point.values())[2:]).all() for point in curve)
     for picture in ("loss.svg", "held-out.svg"):
         assert "<polyline" in (config.out / picture).read_text()
-    moved = {n for n, p in trainer.average.state_dict().items() if not p.equal(before[n])}
+    moved = {n for n, p in trainer.lesson.average.state_dict().items() if not p.equal(before[n])}
     for part in ("vlm.visual", "vlm.model", "info_sharing", "action_head"):
         assert any(name.startswith(part) for name in moved), part
 
@@ -73,9 +78,9 @@ def test_a_tenth_of_the_recipe_learns_something(simulator, tmp_path):
     collect(CollectConfig(out=tmp_path / "data", rollouts=CollectConfig().rollouts // 10))
     whole = TrainConfig(data=tmp_path / "data", out=tmp_path / "out")
     steps = {name: getattr(whole, name) // 10 for name in ("see_steps", "all_steps", "head_steps")}
-    trainer = Trainer(replace(whole, **steps))
+    trainer = trainer_of(replace(whole, **steps))
     trainer.run(Silent())
-    ignorance_m = float(np.linalg.norm(trainer.data.goal_spread_m))
+    ignorance_m = float(np.linalg.norm(trainer.lesson.data.goal_spread_m))
     last = trainer.curve[-1]
     # Who knows nothing is off by the spread of the goals, and cannot tell noise from actions. The
     # whole recipe ends at 0.3 of the spread; the condition is the last to learn.
@@ -86,9 +91,9 @@ def test_a_tenth_of_the_recipe_learns_something(simulator, tmp_path):
 
 
 def test_a_run_that_was_cut_off_ends_in_the_same_bits(config, monkeypatch):
-    monkeypatch.setattr(train, "REPORT_STEPS", 2)  # a state file every other step
+    monkeypatch.setattr(training, "REPORT_STEPS", 2)  # a state file every other step
     whole = replace(config, out=config.out / "whole")
-    Trainer(whole).run(Silent())
+    trainer_of(whole).run(Silent())
 
     class Cut(Exception):
         pass
@@ -103,8 +108,8 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(config, monkeypatch):
 
     cut = replace(config, out=config.out / "cut")
     with pytest.raises(Cut):
-        Trainer(cut).run(CuttingConsole())
-    Trainer(cut).run(Silent())
+        trainer_of(cut).run(CuttingConsole())
+    trainer_of(cut).run(Silent())
     weights = [load_file(c.out / "model.safetensors") for c in (whole, cut)]
     assert weights[0].keys() == weights[1].keys()
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
@@ -136,12 +141,12 @@ def test_a_batch_without_an_anchor_shows_the_frame_twice(data):
 def test_too_few_rollouts_are_refused(simulator, tmp_path):
     collect(CollectConfig(out=tmp_path, tasks=TASKS[:1], rollouts=2, frames=2))
     with pytest.raises(ValueError, match="2 roll-outs are too few: .* collect at least 21"):
-        Trainer(TrainConfig(data=tmp_path, out=tmp_path / "out", tasks=TASKS[:1]))
+        trainer_of(TrainConfig(data=tmp_path, out=tmp_path / "out", tasks=TASKS[:1]))
 
 
 def test_missing_data_names_the_command(tmp_path):
     with pytest.raises(ValueError, match=r"no data: .*python -m models.demo.collect"):
-        Trainer(TrainConfig(data=tmp_path, out=tmp_path))
+        trainer_of(TrainConfig(data=tmp_path, out=tmp_path))
 
 
 @pytest.mark.parametrize(
