@@ -64,7 +64,7 @@ class SizedPolicy:
 
     def work(self, tokens: Tokens | None = None) -> dict[str, Work]:
         """Of every engine, padded unless `tokens` says which."""
-        padded = Tokens.padded(self.slots)
+        padded = Tokens.padded(self.slots, len(self.used))
         return family_of(self.config).engines_work(
             self.config, self.grid, tokens or padded, self.layers, self.samples
         )
