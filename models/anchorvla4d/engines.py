@@ -32,15 +32,16 @@ class ProjectEngine(nn.Module):
 
 
 class SpatialEngine(nn.Module):
-    """The trunk, given every view. `final_projection` is left to the condition, behind the
-    pooling."""
+    """The trunk. `final_projection` is left to the condition, behind the pooling."""
 
     def __init__(self, model: AnchorVLA4D) -> None:
         super().__init__()
         self.encoder = model.info_sharing
 
-    def forward(self, *views: torch.Tensor) -> torch.Tensor:
-        return self.encoder.trunk(*views)
+    def forward(
+        self, anchor: torch.Tensor, frame: torch.Tensor, *more_anchors: torch.Tensor
+    ) -> torch.Tensor:
+        return self.encoder.trunk(anchor, *more_anchors, frame)
 
 
 class ConditionEngine(nn.Module):
@@ -156,7 +157,8 @@ def _spatial(
     parts, views = cut(model.config.spatial.depth, per_part), model.config.views
     ports = dict.fromkeys(views, view)
     if len(parts) == 1:
-        return {"spatial": EngineSpec(SpatialEngine(model), ports, {"tokens": whole})}
+        in_order = {"anchor": view, "frame": view, **ports}
+        return {"spatial": EngineSpec(SpatialEngine(model), in_order, {"tokens": whole})}
     all_views = Tensor(shape=(len(views) * view.shape[0], view.shape[1]))
     scale = Tensor(shape=(1, view.shape[1]))
     shapes = {**ports, "scale": scale, "scale_next": scale}

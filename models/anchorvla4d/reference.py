@@ -158,6 +158,8 @@ class Composition(nn.Module):
             image_grid_thw=grid,
         )
         device = self.qwen.device
+        if device.type == "meta":  # weights that are read when they are used
+            device = torch.device("cpu")
         inputs = (
             batch["pixel_values"],
             grid,

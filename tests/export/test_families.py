@@ -33,7 +33,7 @@ from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
-NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny"]
+NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "three-anchors"]
 SIZE = (112, 112)
 
 
@@ -162,7 +162,8 @@ def test_engines_multiply_and_hold_what_their_files_do(checkpoint, bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     slots = manifest["graph"]["tensors"]["suffix_embeddings"]["shape"][0]
     grid = grid_of(*SIZE, checkpoint.image)
-    works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, Tokens.padded(slots))
+    tokens = Tokens.padded(slots, len(manifest["padded_share"]))
+    works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, tokens)
     assert list(works) == list(manifest["engines"])
     for engine, work in works.items():
         found = count(bundle / manifest["engines"][engine]["file"])
