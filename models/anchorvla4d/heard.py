@@ -77,10 +77,10 @@ def _spatial(heard: Heard, config: SpatialConfig, sized: Sized) -> dict[str, Ten
     for i, part in enumerate(blocks[:-1]):
         # Blocks that stay inside a view put out a batch of views, the others one row of all tokens,
         # the scale token last.
-        last = part.stop - 1
-        mixed = last if mixes_views(last) else last - 1
-        found[part_name("spatial_x", i, len(blocks))] = heard["spatial"][last].flatten(0, 1)[
-            :num_all
-        ]
-        found[part_name("spatial_scale", i, len(blocks))] = heard["spatial"][mixed][0, num_all:]
+        last = heard["spatial"][part.stop - 1]
+        found[part_name("spatial_x", i, len(blocks))] = last.flatten(0, 1)[:num_all]
+        mixing = [*filter(mixes_views, part)]
+        if mixing and any(map(mixes_views, range(part.stop, config.depth))):
+            scale = heard["spatial"][mixing[-1]][0, num_all:]
+            found[part_name("spatial_scale", i, len(blocks))] = scale
     return found
