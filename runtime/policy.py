@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .anchor import AnchorPolicy, AnchorPolicies, First, check_anchor_policy
+from .anchor import AnchorPolicies, AnchorPolicy, First, check_anchor_policy
 from .backends.parity import Parity, relative_error
 from .backends.registry import BACKENDS, MakeBackend
 from .bundle import ITEM_TYPES, Bundle, read_bundle
