@@ -33,7 +33,7 @@ from runtime.image import ImageConfig, grid_of
 from runtime.prompt import encode_tail
 
 INSTRUCTION = "put the spoon on the towel"
-OWN_TOKENIZER = ("demo", "proxy")
+OWN_TOKENIZER = ("demo", "proxy", "three-anchors")
 """Configurations with the vocabulary of the shipped policy."""
 
 
