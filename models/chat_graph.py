@@ -14,6 +14,7 @@ from models.chat import segments
 from models.networks.config import AnyLanguageConfig
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder
+from runtime.prompt import Segment
 
 Piece = tuple[int, ...] | str
 """Ids of a text, or the name of a picture."""
@@ -39,7 +40,7 @@ def read_chat(
     lay(build, "prefix", [parts.before[0]], (slots, width), merged)
     lay(build, "suffix", pieces, (slots, width), merged, tail="instruction")
     num_prefix, suffix = segments(parts, grid)
-    calls = {"prefix": [num_prefix], "suffix": suffix}
+    calls: dict[str, list[Segment]] = {"prefix": [num_prefix], "suffix": suffix}
     pasts = build.calls(calls, language, "instruction")
     for view in views:
         build.image(view)
