@@ -95,6 +95,20 @@ def test_every_anchor_has_a_policy_of_its_own_and_is_the_first_frame_at_first(po
     assert episode.ask("anchor_2_similarity")[0] == pytest.approx(1.0)
 
 
+def test_a_scene_is_compared_with_the_anchor_that_the_policy_is_of(policy, image):
+    chosen = dict.fromkeys(ANCHORS[1:], Semantic(0.9999))
+    episode = policy.start(instruction="open the drawer", anchor_policy=chosen)
+    episode.act(seen(image, 1))
+    episode.give(anchor_2=image(9))  # it alone no longer looks like the scene
+    likeness = []
+    for _ in range(2):
+        episode.act(seen(image, 1))
+        likeness.append([float(episode.ask(f"{name}_similarity")[0]) for name in ANCHORS])
+    assert [of[1] < 0.9999 for of in likeness] == [True, False]
+    runs = [episode.stats.num_runs[f"{name}_vision"] for name in ANCHORS]
+    assert runs[1] == 3 and max(runs[0], runs[2]) == 1
+
+
 def test_on_a_simulated_gpu_anchors_come_and_go_to_the_same_bits(bundle, image, monkeypatch):
     world = install(monkeypatch)
     runtime.read_bundle(bundle)
