@@ -14,6 +14,7 @@ from models.chat import segments
 from models.networks.config import AnyLanguageConfig
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder
+from runtime.prompt import Segment
 
 Piece = tuple[int, ...] | str
 """Ids of a text, or the name of a picture."""
@@ -39,15 +40,12 @@ def read_chat(
     lay(build, "prefix", [parts.before[0]], (slots, width), merged)
     lay(build, "suffix", pieces, (slots, width), merged, tail="instruction")
     num_prefix, suffix = segments(parts, grid)
-    build.places("prefix", [num_prefix], language)
-    build.places(
-        "suffix", suffix, language, start=num_prefix, num_past=num_prefix, ids="instruction"
-    )
-    build.no_past()
+    calls: dict[str, list[Segment]] = {"prefix": [num_prefix], "suffix": suffix}
+    pasts = build.calls(calls, language, "instruction")
     for view in views:
         build.image(view)
-    build.language("prefix", "empty_past")
-    build.language("suffix", "prefix_kv")
+    for call, past in zip(calls, pasts, strict=True):
+        build.language(call, past)
 
 
 def lay(

@@ -5,6 +5,7 @@ The graph says which tensor goes where; what has to be recomputed when follows f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from models.prompt_parts import PromptParts
 from runtime.declarations import Input, Output, Prompt, Tensor
 from runtime.graph import Graph, Stage, part_name, whole_of
 from runtime.image import ImageConfig
-from runtime.prompt import Segment, num_tokens
+from runtime.prompt import Segment, mrope_positions, num_tokens
 
 ACTIONS = "actions"
 """The graph's target: a chunk in robot units."""
@@ -43,8 +44,8 @@ class Split:
     tables: Mapping[str, torch.Tensor]
     """[rows, D] that host functions read."""
     slots: int
-    """Tokens per call of the language engine, S; a call's cache is what the call before it wrote,
-    so P = S."""
+    """Tokens per call of the language engine, S; a call's past is what the calls before it wrote,
+    so of n calls P = (n - 1) S."""
     fixed: Mapping[str, int]
     """Of each language call, in order, the tokens that every prompt has; the tail is behind those
     of the last one."""
@@ -134,10 +135,10 @@ class GraphBuilder:
         self.tensors[name] = Tensor(shape=shape)
 
     def rows(self, name: str, parent: str, start: int, count: int | None = None) -> None:
-        """Rows of a matrix, to the end if `count` is left out."""
-        total, width = self.tensors[parent].shape
+        """Rows of a tensor, to the end if `count` is left out."""
+        total, *row = self.tensors[parent].shape
         count = total - start if count is None else count
-        self.tensors[name] = Tensor(shape=(count, width), part_of=(parent, start * width))
+        self.tensors[name] = Tensor(shape=(count, *row), part_of=(parent, start * math.prod(row)))
 
     def slice(self, name: str, parent: str, index: int) -> None:
         """One entry along the first axis."""
@@ -174,7 +175,7 @@ class GraphBuilder:
         language: AnyLanguageConfig,
         *,
         start: int = 0,
-        num_past: int = 0,
+        num_past: int | Sequence[int] = 0,
         ids: str = "",
         optional: int = 0,
         count: str = "",
@@ -184,7 +185,7 @@ class GraphBuilder:
         Args:
             segments: what it holds before the text.
             start: position of the first.
-            num_past: tokens of the calls before it.
+            num_past: tokens of the calls before it; of several, those of each block of its past.
             ids: the text behind them, if there is one.
             optional: pairs of segments at their end of which the first few are there.
             count: the input that says how many.
@@ -201,7 +202,8 @@ class GraphBuilder:
         } | ({"optional": optional} if optional else {})
         tables = {port: f"{call}_{port}" for port in ("cos", "sin")}
         self.call("rotary", text, tables, rotary, name=f"{call}_rotary")
-        counts: dict[str, Any] = {"num_past": num_past, "num_new": num_tokens(segments)}
+        past = num_past if isinstance(num_past, int) else list(num_past)
+        counts: dict[str, Any] = {"num_past": past, "num_new": num_tokens(segments)}
         if optional:
             counts["optional"] = pairs
         self.call("mask", text, {"mask": f"{call}_mask"}, counts)
@@ -216,6 +218,49 @@ class GraphBuilder:
                     shape=past.shape, part_of=("empty_past", 0)
                 )
         self.call("constant", {}, {"value": "empty_past"}, {"values": []})
+
+    def calls(
+        self, calls: Mapping[str, Sequence[Segment]], language: AnyLanguageConfig, ids: str
+    ) -> list[str]:
+        """A prompt that is read call by call: places of each, and what each finds before it.
+
+        Of two calls the first has no past, and the cache of the first is the past of the other. Of
+        more, with caches of S rows, the caches lie one behind the other, and as many rows of zeros
+        before them. The past of a call is a window on that memory which ends where its own cache
+        begins: blocks of zeros, and then the caches of the calls before it. So a call depends on
+        those before it, nothing is copied, and no engine reads where it writes.
+
+        Args:
+            calls: by name, what each holds before the text.
+            ids: the text, in the last one.
+
+        Returns:
+            Of each call the name of its past, see `language`.
+        """
+        names, sizes = list(calls), [num_tokens(segments) for segments in calls.values()]
+        num_blocks, start = len(calls) - 1, 0
+        for number, (name, segments) in enumerate(calls.items()):
+            blocks = [0] * (num_blocks - number) + sizes[:number]
+            past = blocks[0] if num_blocks == 1 else blocks
+            text = ids if number == num_blocks else ""
+            self.places(name, segments, language, start=start, num_past=past, ids=text)
+            _, start = mrope_positions(segments, start)
+        if num_blocks == 1:
+            self.no_past()
+            return ["empty_past", f"{names[0]}_kv"]
+        parts = self.parts("language")
+        for i, part in enumerate(parts):
+            numbered = partial(part_name, index=i, count=len(parts))
+            num_rows, *row = part.inputs["past"].shape
+            slots = num_rows // num_blocks
+            self.tensor(numbered("caches"), (2 * num_rows, *row))
+            for number, name in enumerate(names):
+                self.rows(numbered(f"{name}_past"), numbered("caches"), number * slots, num_rows)
+                if number < num_blocks:
+                    at = num_rows + number * slots
+                    self.rows(numbered(f"{name}_kv"), numbered("caches"), at, slots)
+            self.call("constant", {}, {"value": numbered(f"{names[0]}_past")}, {"values": []})
+        return [f"{name}_past" for name in names]
 
     @property
     def deepstack(self) -> list[str]:

@@ -23,7 +23,7 @@ class Init:
 
     config: Positional[str]
     """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    xlerobot, or FAMILY-NAME of another family."""
+    three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -44,7 +44,7 @@ class Config:
     """
 
     name: Positional[str | None] = None
-    """Named configuration to write: demo, full, least, proxy, thin, xlerobot, or
+    """Named configuration to write: demo, full, least, proxy, thin, three-anchors, xlerobot, or
     FAMILY-NAME of another family."""
     out: Path | None = None
     """File to write, which must not be there yet."""
@@ -92,7 +92,7 @@ class Synthesize:
 
     config: str
     """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    xlerobot, or FAMILY-NAME of another family."""
+    three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     layout: Literal["hf", "authors", "starvla"] | None = None

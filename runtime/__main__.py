@@ -162,7 +162,7 @@ def _drive(
                 robot,
                 config,
                 seed=options.seed,
-                anchor_policy=None if options.anchor is None else anchor.parse(options.anchor),
+                anchor_policy=anchor.parse_all(options.anchor),
                 delay=delay,
                 on_step=(lambda step: None) if options.live else _narrate(name),
                 watch=scene.begin(name, robot.limits.names),
@@ -386,9 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         "measured here allows (auto)",
     )
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
-    run.add_argument(
-        "--anchor", default=None, help="first (the default), manual, every(K), kinematic, semantic"
-    )
+    run.add_argument("--anchor", action="append", default=[], metavar="POLICY", help=anchor.WORDS)
     run.add_argument("--seed", type=int, default=0, help="of the action noise and the simulator")
     run.add_argument(
         "--limits", type=Path, help="robot description that the guard keeps (docs/guard.md)"

@@ -7,7 +7,7 @@ published variants: first frame, every k steps, kinematic keyframe, semantic key
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -44,6 +44,15 @@ class AnchorPolicy(Protocol):
 
     def wants(self, tick: Tick) -> bool:
         """Whether the current frame should become the anchor. Called once per tick, in order."""
+
+
+WORDS = (
+    "when the frame becomes the anchor: first (the default), manual, every(K), kinematic, "
+    "semantic; of a policy with several anchors NAME=POLICY, once for each"
+)
+"""What `--anchor` takes."""
+AnchorPolicies = AnchorPolicy | Mapping[str, AnchorPolicy] | None
+"""Of the only latch, or of each latch by name; a latch that nobody named keeps its first value."""
 
 
 class Stateless:
@@ -147,6 +156,32 @@ def parse(text: str) -> AnchorPolicy:
     if text not in named:
         raise ValueError(f"unknown anchor policy {text!r}; know {[*named, 'every(K)']}")
     return named[text]()
+
+
+def parse_all(texts: Sequence[str]) -> AnchorPolicies:
+    """What `--anchor` says: the policy of the only latch, or `NAME=POLICY` of several.
+
+    Raises:
+        ValueError: one is no anchor policy, or it is not plain which latch is meant.
+    """
+    if not texts:
+        return None
+    named = [text.partition("=") for text in texts]
+    if len(texts) == 1 and not named[0][1]:
+        return parse(texts[0])
+    names = [name for name, _, _ in named]
+    if len(set(names)) < len(names) or not all(name and equals for name, equals, _ in named):
+        raise ValueError(
+            f"--anchor {' --anchor '.join(texts)}: name the latch of each, once: "
+            "--anchor NAME=POLICY"
+        )
+    return {name: parse(policy) for name, _, policy in named}
+
+
+def keeps_first(chosen: AnchorPolicies) -> bool:
+    """Whether no latch takes another value unless somebody says so."""
+    policies = chosen.values() if isinstance(chosen, Mapping) else [chosen]
+    return all(isinstance(policy, (First, Manual, type(None))) for policy in policies)
 
 
 def check_anchor_policy(anchor_policy: AnchorPolicy, latch: str, graph: Graph) -> None:

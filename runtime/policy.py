@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .anchor import AnchorPolicy, First, check_anchor_policy
+from .anchor import AnchorPolicies, AnchorPolicy, First, check_anchor_policy
 from .backends.parity import Parity, relative_error
 from .backends.registry import BACKENDS, MakeBackend
 from .bundle import ITEM_TYPES, Bundle, read_bundle
@@ -181,7 +181,7 @@ class Policy:
         self,
         *,
         seed: int = 0,
-        anchor_policy: AnchorPolicy | Mapping[str, AnchorPolicy] | None = None,
+        anchor_policy: AnchorPolicies = None,
         **given: Any,
     ) -> Episode:
         """Start an episode. The one before ends.
@@ -383,9 +383,7 @@ class Policy:
             self._episode.ended = why
         self._episode = None
 
-    def _anchor_policies(
-        self, chosen: AnchorPolicy | Mapping[str, AnchorPolicy] | None
-    ) -> dict[str, AnchorPolicy]:
+    def _anchor_policies(self, chosen: AnchorPolicies) -> dict[str, AnchorPolicy]:
         """One per latch, each checked."""
         latches = [*from_source(self.inputs, "latch")]
         if chosen is None or isinstance(chosen, Mapping):
@@ -395,7 +393,8 @@ class Policy:
         else:
             raise ObservationError(
                 f"this policy has {len(latches)} latches ({', '.join(latches) or 'none'}): give "
-                "anchor_policy={NAME: ...} for those that shall not keep their first value"
+                "anchor_policy={NAME: ...}, or --anchor NAME=POLICY, for those that shall not "
+                "keep their first value"
             )
         if unknown := sorted(named.keys() - set(latches)):
             raise ObservationError(

@@ -186,17 +186,28 @@ def _axes(sections: Sequence[int], interleaved: bool) -> NDArray[np.int64]:
     return axes
 
 
-def attention_mask(num_past: int, past_slots: int, num_new: int, slots: int) -> NDArray[np.float32]:
+def attention_mask(
+    num_past: int | Sequence[int], past_slots: int, num_new: int, slots: int
+) -> NDArray[np.float32]:
     """Causal mask [S, P + S] for `num_new` of S slots behind `num_past` of P cached ones.
 
     Padded rows attend to themselves, so that no row of the softmax is empty.
+
+    Args:
+        num_past: of several equal blocks of cached ones, those at the start of each.
     """
     mask = np.full((slots, past_slots + slots), MASKED, np.float32)
     row = np.arange(slots)
     mask[row, past_slots + row] = 0.0
-    mask[:num_new, :num_past] = 0.0
+    mask[:num_new, _filled(num_past, past_slots)] = 0.0
     mask[:num_new, past_slots : past_slots + num_new][np.tril_indices(num_new)] = 0.0
     return mask
+
+
+def _filled(counts: int | Sequence[int], slots: int) -> NDArray[np.int64]:
+    """Numbers of the slots that are taken, of one block or of several equal ones."""
+    blocks = [counts] if isinstance(counts, int) else counts
+    return np.concatenate([i * slots // len(blocks) + np.arange(n) for i, n in enumerate(blocks)])
 
 
 def hide(mask: NDArray[np.float32], past_slots: int, gap: range) -> None:
@@ -208,21 +219,21 @@ def hide(mask: NDArray[np.float32], past_slots: int, gap: range) -> None:
 
 
 def pooling_matrix(
-    bins: int, num_spatial: int, num_prefix: int, num_suffix: int, slots: int
+    bins: int, num_spatial: int, num_prefix: int | Sequence[int], num_suffix: int, slots: int
 ) -> NDArray[np.float32]:
     """Averages that pool [spatial tokens, prefix, suffix] into bins, [bins, spatial + 2 S].
 
     The bins are those of adaptive average pooling over the true sequence: bin i covers tokens
     floor(i L / bins) to ceil((i + 1) L / bins). Padding columns are zero.
+
+    Args:
+        num_prefix: of a prefix in several calls the tokens of each; each has S columns.
     """
-    length = num_spatial + num_prefix + num_suffix
-    column = np.concatenate(
-        [
-            np.arange(num_spatial + num_prefix),
-            num_spatial + slots + np.arange(num_suffix),
-        ]
-    )
-    matrix = np.zeros((bins, num_spatial + 2 * slots), np.float32)
+    calls = [*([num_prefix] if isinstance(num_prefix, int) else num_prefix), num_suffix]
+    columns = num_spatial + len(calls) * slots
+    tokens = num_spatial + _filled(calls, len(calls) * slots)
+    column, length = np.concatenate([np.arange(num_spatial), tokens]), num_spatial + sum(calls)
+    matrix = np.zeros((bins, columns), np.float32)
     for i in range(bins):
         start, stop = i * length // bins, -(-(i + 1) * length // bins)
         matrix[i, column[start:stop]] = 1.0 / (stop - start)

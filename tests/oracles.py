@@ -92,8 +92,7 @@ def act(model: AnchorVLA4D, tokenizer: Tokenizer, seen: Observation) -> NDArray[
     """The float32 reference, [T, A] in policy units."""
     parts = prompt_parts(model.config, tokenizer)
     actions_TA: NDArray[np.float32] = model(
-        patches_of(seen.anchor),
-        patches_of(seen.frame),
+        [patches_of(seen.anchor), patches_of(seen.frame)],
         grid_of(seen.frame.shape[0], seen.frame.shape[1], IMAGE),
         parts,
         encode_tail(tokenizer, parts.tail, parts.end_ids, seen.instruction),

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.anchor import AnchorPolicy
+from runtime.anchor import AnchorPolicies
 from runtime.declarations import Input
 from runtime.episode import Answer
 
@@ -69,7 +69,7 @@ class PosedPolicy:
         self._digest = hashlib.sha256()
 
     def start(
-        self, *, seed: int, anchor_policy: AnchorPolicy | None = None, **given: Any
+        self, *, seed: int, anchor_policy: AnchorPolicies = None, **given: Any
     ) -> PosedPolicy:
         """As `runtime.Policy.start`; here `follow` says when the anchor is replaced."""
         self._digest = hashlib.sha256()

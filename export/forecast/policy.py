@@ -33,7 +33,7 @@ from runtime.image import ImageConfig, grid_of
 from runtime.prompt import encode_tail
 
 INSTRUCTION = "put the spoon on the towel"
-OWN_TOKENIZER = ("demo", "proxy")
+OWN_TOKENIZER = ("demo", "proxy", "three-anchors")
 """Configurations with the vocabulary of the shipped policy."""
 
 
@@ -64,7 +64,7 @@ class SizedPolicy:
 
     def work(self, tokens: Tokens | None = None) -> dict[str, Work]:
         """Of every engine, padded unless `tokens` says which."""
-        padded = Tokens.padded(self.slots)
+        padded = Tokens.padded(self.slots, len(self.used))
         return family_of(self.config).engines_work(
             self.config, self.grid, tokens or padded, self.layers, self.samples
         )

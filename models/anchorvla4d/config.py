@@ -12,11 +12,14 @@ from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig,
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "anchorvla4d"
+MOST_ANCHORS = 16
+"""More are damage: a tick would be spent on pictures of the past."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
-    """The text around the two images. `{anchor}`, `{frame}` and `{instruction}` are replaced."""
+    """The text around the images. `{anchor}`, `{frame}` and `{instruction}` are replaced; all
+    anchors stand where `{anchor}` does, one behind the other."""
 
     template: str = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -51,6 +54,8 @@ class AnchorVLA4DConfig:
     head: ScaleDPConfig
     normalization: NormalizationConfig
     prompt: PromptConfig = PromptConfig()
+    anchors: int = 1
+    """Pictures that the prompt shows before the frame, each a latch of its own."""
     model_type: str = MODEL_TYPE
     license: str = "unstated"
     """Licence of the weights; shown by every tool that touches them."""
@@ -59,6 +64,18 @@ class AnchorVLA4DConfig:
 
     def __post_init__(self) -> None:
         check_policy(self, MODEL_TYPE, dimensions="head.{kind}_dim={width}")
+        if not 1 <= self.anchors <= MOST_ANCHORS:
+            raise ValueError(f"anchors must be from 1 to {MOST_ANCHORS}, got {self.anchors}")
+
+    @property
+    def anchor_names(self) -> tuple[str, ...]:
+        """Inputs that show them, in the order of the prompt: `anchor`, `anchor_2` and so on."""
+        return ("anchor", *(f"anchor_{number}" for number in range(2, self.anchors + 1)))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """All pictures, in the order of the prompt."""
+        return (*self.anchor_names, "frame")
 
     @property
     def chunk(self) -> tuple[int, int]:
@@ -70,8 +87,9 @@ class AnchorVLA4DConfig:
 
     @property
     def other_networks(self) -> dict[str, str]:
+        views = f", {self.anchors} anchors and the frame" if self.anchors > 1 else ""
         return {
-            "spatial": f"{self.spatial.depth} layers of width {self.spatial.dim}",
+            "spatial": f"{self.spatial.depth} layers of width {self.spatial.dim}{views}",
             "head": f"{self.head.depth} layers of width {self.head.n_emb}",
         }
 

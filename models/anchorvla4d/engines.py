@@ -11,7 +11,6 @@ from models.anchorvla4d.model import AnchorVLA4D
 from models.networks.engines import EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
 from models.networks.scale_dp import ddim_step, inference_timesteps
-from models.networks.spatial import NUM_VIEWS
 from models.split import noise_shape
 from models.stored import plain
 from runtime.declarations import Tensor
@@ -39,8 +38,10 @@ class SpatialEngine(nn.Module):
         super().__init__()
         self.encoder = model.info_sharing
 
-    def forward(self, anchor: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
-        return self.encoder.trunk(anchor, frame)
+    def forward(
+        self, anchor: torch.Tensor, frame: torch.Tensor, *more_anchors: torch.Tensor
+    ) -> torch.Tensor:
+        return self.encoder.trunk(anchor, *more_anchors, frame)
 
 
 class ConditionEngine(nn.Module):
@@ -114,22 +115,23 @@ def engines_of(
     patches = Tensor(shape=(num_patches, c.vision.patch_dim))
     view = Tensor(shape=(num_patches, c.spatial.dim))
     tokens = Tensor(shape=(slots, c.language.hidden_size))
-    num_spatial = num_patches * NUM_VIEWS * (1 + len(c.spatial.indices))
+    num_spatial = num_patches * len(c.views) * (1 + len(c.spatial.indices))
+    num_pooled = num_spatial + (c.anchors + 1) * slots
     spatial = Tensor(shape=(num_spatial, c.spatial.dim))
     modulation = Tensor(shape=(6 * c.head.depth + 2, c.head.n_emb))
     steps = c.head.num_inference_timesteps
     chunk, x = (Tensor(shape=noise_shape(c, k)) for k in (1, samples))
     return {
         **vision_engines(model.vlm.visual, grid, layers.get("vision")),
-        **language_engines(model.vlm.model, slots, layers.get("language")),
+        **language_engines(model.vlm.model, slots, layers.get("language"), c.anchors + 1),
         "project": EngineSpec(ProjectEngine(model), {"patches": patches}, {"view": view}),
         **_spatial(model, view, spatial, layers.get("spatial")),
         "condition": EngineSpec(
             ConditionEngine(model),
             {
-                "pooling": Tensor(shape=(c.head.adaptive_pool_dim, num_spatial + 2 * slots)),
+                "pooling": Tensor(shape=(c.head.adaptive_pool_dim, num_pooled)),
                 "spatial": spatial,
-                "prefix": tokens,
+                "prefix": Tensor(shape=(c.anchors * slots, c.language.hidden_size)),
                 "suffix": tokens,
                 "state": Tensor(shape=(c.head.state_dim,)),
             },
@@ -152,19 +154,20 @@ def engines_of(
 def _spatial(
     model: AnchorVLA4D, view: Tensor, whole: Tensor, per_part: int | None
 ) -> dict[str, EngineSpec]:
-    parts = cut(model.config.spatial.depth, per_part)
+    parts, views = cut(model.config.spatial.depth, per_part), model.config.views
+    ports = dict.fromkeys(views, view)
     if len(parts) == 1:
-        ports = {"anchor": view, "frame": view}
-        return {"spatial": EngineSpec(SpatialEngine(model), ports, {"tokens": whole})}
-    both = Tensor(shape=(NUM_VIEWS * view.shape[0], view.shape[1]))
+        in_order = {"anchor": view, "frame": view, **ports}
+        return {"spatial": EngineSpec(SpatialEngine(model), in_order, {"tokens": whole})}
+    all_views = Tensor(shape=(len(views) * view.shape[0], view.shape[1]))
     scale = Tensor(shape=(1, view.shape[1]))
-    shapes = {"anchor": view, "frame": view, "scale": scale, "scale_next": scale}
+    shapes = {**ports, "scale": scale, "scale_next": scale}
     found = {}
     for i, blocks in enumerate(parts):
-        part = SpatialPart(model.info_sharing, blocks)
+        part = SpatialPart(model.info_sharing, blocks, views)
         found[part_name("spatial", i, len(parts))] = EngineSpec(
             part,
-            {port: shapes.get(port, both) for port in part.inputs},
-            {port: shapes.get(port, both) for port in part.outputs},
+            {port: shapes.get(port, all_views) for port in part.inputs},
+            {port: shapes.get(port, all_views) for port in part.outputs},
         )
     return found

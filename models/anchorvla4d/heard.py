@@ -15,13 +15,11 @@ from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.networks.config import SpatialConfig
 from models.networks.heard import Heard, Listener, Sized, placed_qwen
 from models.networks.parts import LayersPerPart, cut
-from models.networks.spatial import NUM_VIEWS, mixes_views
+from models.networks.spatial import mixes_views
 from runtime.graph import part_name
 
 if TYPE_CHECKING:
     from models.anchorvla4d.reference import Composition
-
-VIEWS = ("anchor", "frame")
 
 
 def listen(library: Composition) -> dict[str, list[Tensor]]:
@@ -62,24 +60,27 @@ def placed(
     }
     found |= {f"x_{k}": x for k, x in enumerate(heard["x"])}
     found |= {f"predicted_{k}": epsilon[0] for k, epsilon in enumerate(heard["epsilon"])}
-    sized = Sized(config.vision, config.language, VIEWS, grid, layers, fixed)
+    sized = Sized(config.vision, config.language, config.views, grid, layers, fixed)
     return found | placed_qwen(heard, sized) | _spatial(heard, config.spatial, sized)
 
 
 def _spatial(heard: Heard, config: SpatialConfig, sized: Sized) -> dict[str, Tensor]:
     num_patches = sized.grid[0] * sized.grid[1]
     views = heard["views"][0][0]
-    found = {f"{v}_view": views[n * num_patches :][:num_patches] for n, v in enumerate(VIEWS)}
+    names = sized.views
+    found = {f"{v}_view": views[n * num_patches :][:num_patches] for n, v in enumerate(names)}
     found["spatial_tokens"] = tokens = heard["spatial_tokens"][0][0]
-    both = NUM_VIEWS * num_patches
-    final, *taps = tokens.split(both)
+    num_all = len(names) * num_patches
+    final, *taps = tokens.split(num_all)
     found |= {"spatial_final": final} | {f"spatial_tap_{n}": tap for n, tap in enumerate(taps)}
     blocks = cut(config.depth, sized.layers.get("spatial"))
     for i, part in enumerate(blocks[:-1]):
         # Blocks that stay inside a view put out a batch of views, the others one row of all tokens,
         # the scale token last.
-        last = part.stop - 1
-        mixed = last if mixes_views(last) else last - 1
-        found[part_name("spatial_x", i, len(blocks))] = heard["spatial"][last].flatten(0, 1)[:both]
-        found[part_name("spatial_scale", i, len(blocks))] = heard["spatial"][mixed][0, both:]
+        last = heard["spatial"][part.stop - 1]
+        found[part_name("spatial_x", i, len(blocks))] = last.flatten(0, 1)[:num_all]
+        mixing = [*filter(mixes_views, part)]
+        if mixing and any(map(mixes_views, range(part.stop, config.depth))):
+            scale = heard["spatial"][mixing[-1]][0, num_all:]
+            found[part_name("spatial_scale", i, len(blocks))] = scale
     return found

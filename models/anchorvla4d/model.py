@@ -1,4 +1,4 @@
-"""AnchorVLA4D: Qwen2.5-VL sees anchor and frame, a spatial encoder relates them, ScaleDP acts.
+"""AnchorVLA4D: Qwen2.5-VL sees anchors and frame, a spatial encoder relates them, ScaleDP acts.
 
 `forward` is the float32 reference: the whole policy in one plain pass, with no cache, no split and
 no trick. Everything that this project exports is measured against it. The submodule names are
@@ -7,7 +7,7 @@ those of the published checkpoint's parts: `vlm`, `info_sharing`, `action_head`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,7 @@ class AnchorVLA4D(nn.Module):
 
     def forward(
         self,
-        anchor_patches: Tensor,
-        frame_patches: Tensor,
+        pictures: Sequence[Tensor],
         grid: tuple[int, int],
         parts: PromptParts,
         tail_ids: tuple[int, ...],
@@ -49,9 +48,9 @@ class AnchorVLA4D(nn.Module):
         """One observation -> one action chunk, in policy units.
 
         Args:
-            anchor_patches: [N, patch_dim], normalised, merge-block order.
-            frame_patches: [N, patch_dim].
-            grid: rows and columns of patches of both images.
+            pictures: [N, patch_dim] of every anchor and of the frame, normalised patches in
+                merge-block order.
+            grid: rows and columns of patches of each.
             parts: fixed tokens of the prompt.
             tail_ids: tokens behind the frame image.
             state: [S] in policy units.
@@ -62,8 +61,8 @@ class AnchorVLA4D(nn.Module):
         Returns:
             [T, A] in policy units.
         """
-        hidden_LD = self.vlm.hidden([anchor_patches, frame_patches], grid, parts, tail_ids)
-        spatial_ND = self.info_sharing(anchor_patches, frame_patches)
+        hidden_LD = self.vlm.hidden(pictures, grid, parts, tail_ids)
+        spatial_ND = self.info_sharing(*pictures)
         fused = torch.cat([spatial_ND, hidden_LD], dim=-2)
         bins = self.config.head.adaptive_pool_dim
         pooled_BD = functional.adaptive_avg_pool1d(fused.T[None], bins)[0].T
@@ -89,11 +88,11 @@ def actions(
     """`AnchorVLA4D.forward` from pictures; see `models.family.Family.actions`.
 
     Args:
-        observed: `anchor` and `frame`, uint8 [H, W, 3] RGB; `state`, `noise`, and perhaps
-            `leftover` with its `weights`.
+        observed: `anchor` and `frame` (all of `AnchorVLA4DConfig.views`), uint8 [H, W, 3] RGB;
+            `state`, `noise`, and perhaps `leftover` with its `weights`.
     """
-    pictures, grid = patches_of([observed[name] for name in ("anchor", "frame")], image)
+    pictures, grid = patches_of([observed[name] for name in model.config.views], image)
     left = [observed[name] for name in ("leftover", "weights") if name in observed]
     given = map(torch.from_numpy, (observed["state"], observed["noise"], *left))
-    made: NDArray[np.float32] = model(*pictures, grid, parts, tail_ids, *given).numpy()
+    made: NDArray[np.float32] = model(pictures, grid, parts, tail_ids, *given).numpy()
     return made

@@ -141,6 +141,11 @@ def demo() -> AnchorVLA4DConfig:
     )
 
 
+def three_anchors() -> AnchorVLA4DConfig:
+    """`demo` with three anchors before the frame."""
+    return dataclasses.replace(demo(), anchors=3)
+
+
 CONFIGS = {
     "full": full,
     "xlerobot": xlerobot,
@@ -148,4 +153,5 @@ CONFIGS = {
     "thin": thin,
     "least": least,
     "demo": demo,
+    "three-anchors": three_anchors,
 }

@@ -1,6 +1,8 @@
 """The prompt of AnchorVLA4D: system, anchor, frame, instruction.
 
-What ends with the anchor is the prefix, which is kept; the rest is the suffix.
+What ends with the anchor is the prefix, which is kept; the rest is the suffix. Of several anchors
+each but the first has a prefix of its own, behind those before it: what depends on the first alone
+is kept when the second changes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ PUBLISHED_TAIL = 15
 
 
 def prompt(config: AnchorVLA4DConfig, tokenizer: Tokenizer) -> PromptParts:
-    """The anchor, then the frame."""
+    """The anchors, then the frame."""
     c = config.prompt
     before, rest = c.template.split("{anchor}")
+    between = [""] * (config.anchors - 1)
     return PromptParts.of(
-        [before, *rest.split("{frame}")],
+        [before, *between, *rest.split("{frame}")],
         image=(c.image_start, c.image_end),
         end_ids=(c.placeholder_token_id, *encoded(c.end, tokenizer)),
         tokenizer=tokenizer,
@@ -31,8 +34,10 @@ def prompt(config: AnchorVLA4DConfig, tokenizer: Tokenizer) -> PromptParts:
 
 def published_prompt(config: AnchorVLA4DConfig) -> tuple[PromptParts, int]:
     """As long as it is with the published tokenizer; ids mean nothing. And the length of a tail."""
+    first, last = PUBLISHED
+    counts = (first, *[1] * (config.anchors - 1), last)
     parts = PromptParts(
-        before=tuple((0,) * count for count in PUBLISHED),
+        before=tuple((0,) * count for count in counts),
         image_end=(0,),
         tail="{instruction}",
         end_ids=(config.prompt.placeholder_token_id, 0),
@@ -43,15 +48,23 @@ def published_prompt(config: AnchorVLA4DConfig) -> tuple[PromptParts, int]:
 def fixed_tokens(
     config: AnchorVLA4DConfig, parts: PromptParts, grid: tuple[int, int]
 ) -> dict[str, int]:
-    """Tokens of the prefix, and of the suffix before the tail."""
-    _, prefix, suffix = segments(parts, grid)
-    return {"prefix": num_tokens(prefix), "suffix": num_tokens(suffix)}
+    """Tokens of every prefix, and of the suffix before the tail."""
+    return {call: num_tokens(pieces) for call, pieces in segments(config, parts, grid).items()}
 
 
 def segments(
-    parts: PromptParts, grid: tuple[int, int]
-) -> tuple[Segment, list[Segment], list[Segment]]:
-    """An image's, the prefix's, and the suffix's before the tail."""
+    config: AnchorVLA4DConfig, parts: PromptParts, grid: tuple[int, int]
+) -> dict[str, list[Segment]]:
+    """Of every prefix, and of the suffix before the tail, by the name of the call."""
     image: Segment = (grid[0] // 2, grid[1] // 2)
-    head, middle = parts.before
-    return image, [len(head), image, len(parts.image_end)], [len(middle), image]
+    *heads, last = parts.before
+    found: dict[str, list[Segment]] = {
+        call: [len(head), image, len(parts.image_end)]
+        for call, head in zip(prefixes(config), heads, strict=True)
+    }
+    return found | {"suffix": [len(last), image]}
+
+
+def prefixes(config: AnchorVLA4DConfig) -> tuple[str, ...]:
+    """The call of the decoder that ends with each anchor."""
+    return ("prefix", *(f"{name}_prefix" for name in config.anchor_names[1:]))

@@ -2,7 +2,7 @@
 
 Qwen2.5-VL and its image processor come from `transformers`, the spatial trunk from `uniception`,
 the sampler from `diffusers`; only the ScaleDP head is written out, on torch's own attention and
-pooling. None of our modules runs here and nothing is cached: every call embeds both images and
+pooling. None of our modules runs here and nothing is cached: every call embeds all images and
 prefills the whole prompt, as one would write it from these libraries. The weights are those of a
 given `AnchorVLA4D`, shared and not copied.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,9 +43,9 @@ class Inputs(NamedTuple):
     """What `Composition.forward` takes, in order."""
 
     pixel_values: Tensor
-    """[2 N, patch_dim], anchor first."""
+    """[V N, patch_dim] of V views, the frame last."""
     image_grid_thw: Tensor
-    """[2, 3], both rows equal."""
+    """[V, 3], all rows equal."""
     input_ids: Tensor
     """[1, L]."""
     position_ids: Tensor
@@ -69,7 +69,10 @@ class Composition(nn.Module):
         self.qwen = qwen(config.vision, config.language, pad)
         with torch.device("meta"):
             self.spatial = SpatialFeatures(
-                config.spatial, config.vision.patch_dim, config.language.hidden_size
+                config.spatial,
+                config.vision.patch_dim,
+                config.language.hidden_size,
+                num_views=config.anchors + 1,
             )
             self.head = Head(config.head, config.language.hidden_size)
         self.scheduler = ddim_scheduler(config.head)
@@ -119,33 +122,33 @@ class Composition(nn.Module):
     def prepare(
         self,
         *,
-        anchor: NDArray[np.uint8],
-        frame: NDArray[np.uint8],
         instruction: str,
         state: NDArray[np.float32],
         noise: NDArray[np.float32],
+        **pictures: NDArray[np.uint8],
     ) -> Inputs:
         """Everything that happens before the networks, on the device of the weights.
 
         Args:
-            anchor: uint8 [H, W, 3] RGB.
-            frame: uint8 [H, W, 3] RGB.
             instruction: one line of text, taken as it is.
             state: [S] in policy units.
             noise: [T, A] standard normal.
+            pictures: uint8 [H, W, 3] RGB, `frame` and `anchor`; of several anchors each by its
+                name.
 
         Raises:
-            ValueError: if the two images give different grids.
+            ValueError: if two images give different grids.
         """
-        batch = self.processor(
-            images=[Image.fromarray(anchor), Image.fromarray(frame)], return_tensors="pt"
-        )
+        names = self._shown()
+        images = [Image.fromarray(pictures[name]) for name in names]
+        batch = self.processor(images=images, return_tensors="pt")
         grid = batch["image_grid_thw"]
-        if not torch.equal(grid[0], grid[1]):
-            raise ValueError(
-                f"anchor and frame give {grid[0, 1:].tolist()} and {grid[1, 1:].tolist()} patches; "
-                "take both from the same camera"
-            )
+        for name, other in zip(names, grid, strict=True):
+            if not torch.equal(other, grid[-1]):
+                raise ValueError(
+                    f"{name} and frame give {other[1:].tolist()} and {grid[-1, 1:].tolist()} "
+                    "patches; take both from the same camera"
+                )
         merged = int(grid[0].prod()) // self.config.vision.spatial_merge_size**2
         ids = torch.tensor([self.input_ids(merged, instruction)])
         kinds = (ids == self.image_pad_id).int()
@@ -155,6 +158,8 @@ class Composition(nn.Module):
             image_grid_thw=grid,
         )
         device = self.qwen.device
+        if device.type == "meta":  # weights that are read when they are used
+            device = torch.device("cpu")
         inputs = (
             batch["pixel_values"],
             grid,
@@ -188,35 +193,33 @@ class Composition(nn.Module):
         """The whole prompt as token ids, `image_tokens` pads standing for each image."""
         p = self.config.prompt
         image = p.image_start + IMAGE_PAD * image_tokens + p.image_end
-        text = p.template.replace("{anchor}", image).replace("{frame}", image)
+        anchors = image * (len(self._shown()) - 1)
+        text = p.template.replace("{anchor}", anchors).replace("{frame}", image)
         text = text.replace("{instruction}", instruction)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         end = self.tokenizer.encode(p.end, add_special_tokens=False).ids
         return [*ids, p.placeholder_token_id, *end]
 
     @torch.no_grad()
-    def act(
-        self,
-        *,
-        anchor: NDArray[np.uint8],
-        frame: NDArray[np.uint8],
-        instruction: str,
-        state: NDArray[np.float32],
-        noise: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
+    def act(self, **observed: Any) -> NDArray[np.float32]:
         """From camera images to [T, A] float32 actions in policy units; see `prepare`."""
-        inputs = self.prepare(
-            anchor=anchor, frame=frame, instruction=instruction, state=state, noise=noise
-        )
-        actions_TA: NDArray[np.float32] = self(*inputs).cpu().numpy()
+        actions_TA: NDArray[np.float32] = self(*self.prepare(**observed)).cpu().numpy()
         return actions_TA
+
+    def _shown(self) -> list[str]:
+        """Pictures in the order of the prompt."""
+        others = [f"anchor_{number}" for number in range(2, self.config.anchors + 1)]
+        return ["anchor", *others, "frame"]
 
 
 class SpatialFeatures(nn.Module):
-    """UniCeption's trunk over the patches of both views, with the policy's projection."""
+    """UniCeption's trunk over the patches of all views, with the policy's projection."""
 
-    def __init__(self, config: SpatialConfig, patch_dim: int, out_dim: int) -> None:
+    def __init__(
+        self, config: SpatialConfig, patch_dim: int, out_dim: int, num_views: int = 2
+    ) -> None:
         super().__init__()
+        self.num_views = num_views
         self.scale_token = nn.Parameter(torch.zeros(patch_dim))
         self.info_sharing = MultiViewAlternatingAttentionTransformerIFR(
             name="anchorvla4d",
@@ -230,13 +233,13 @@ class SpatialFeatures(nn.Module):
         self.final_projection = nn.Linear(config.dim, out_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[2 N, patch_dim] -> [1, 2 N (1 + taps), out_dim]."""
+        """[V N, patch_dim] of V views -> [1, V N (1 + taps), out_dim]."""
         return self.final_projection(self.tokens(pixel_values))
 
     def tokens(self, pixel_values: Tensor) -> Tensor:
-        """The same before the projection: final output of both views, then those of each tap."""
+        """The same before the projection: final output of every view, then those of each tap."""
         # The trunk has no positions inside a view, so one column of N patches stands for the grid.
-        views = [view.T[None, :, :, None] for view in pixel_values.chunk(2)]
+        views = [view.T[None, :, :, None] for view in pixel_values.chunk(self.num_views)]
         final, taps = self.info_sharing(
             MultiViewTransformerInput(
                 features=views, additional_input_tokens=self.scale_token[None, :, None]

@@ -2,16 +2,19 @@
 
 Each engine is a small module of fixed shapes around parts of the policy. The graph says which
 tensor goes where; what has to be recomputed when follows from it alone. Concatenations and slices
-are places in memory: image tokens are written between the text rows of the embeddings, the prefix
-call's keys are the suffix call's past, and a denoise step reads its row of the modulations.
+are places in memory: image tokens are written between the text rows of the embeddings, the keys of
+a prefix call are in the past of the calls behind it, and a denoise step reads its row of the
+modulations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
 from models.anchorvla4d.model import AnchorVLA4D
-from models.anchorvla4d.prompt import fixed_tokens, segments
+from models.anchorvla4d.prompt import fixed_tokens, prefixes, segments
 from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.scale_dp import ddim_coefficients
@@ -32,10 +35,11 @@ from models.split import (
 from runtime.declarations import Input, Output
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
-from runtime.prompt import mrope_positions, num_tokens
 
-SIMILARITY = "anchor_similarity"
-"""A leaf: how like the anchor the frame is."""
+SIMILARITY = "{}_similarity"
+"""A leaf for each anchor: how like it the frame is."""
+PREFIXES = "prefixes_hidden"
+"""Hidden states of the calls of several anchors, in one piece."""
 
 
 def split(
@@ -68,34 +72,27 @@ def split(
     c = model.config
     width, height = image_size
     grid = grid_of(height, width, image)
-    merged, prefix, suffix = segments(parts, grid)
     fixed = fixed_tokens(c, parts, grid)
-    num_prefix, num_suffix = fixed.values()
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)
     if resize_on == "engine":
         engines |= {"pixels": pixels_engine(image, (height, width), grid)}
     build = GraphBuilder(engines, image, grid)
-    _texts(build, parts, num_tokens([merged]), slots, c.language.hidden_size)
-    build.places("prefix", prefix, c.language)
-    build.places(
-        "suffix",
-        suffix,
-        c.language,
-        start=mrope_positions(prefix)[1],
-        num_past=num_prefix,
-        ids="instruction",
-    )
-    build.no_past()
+    _texts(build, c, parts, grid[0] * grid[1] // 4, slots)
+    pasts = build.calls(segments(c, parts, grid), c.language, "instruction")
     coefficients = ddim_coefficients(c.head)
     build.tensor("coefficients", (len(coefficients), COEFFICIENT_ROW))
     build.call("constant", {}, {"value": "coefficients"}, {"values": coefficients.tolist()})
-    _pictures(build)
-    _condition(build, c, num_prefix, num_suffix, slots)
+    _pictures(build, c, pasts)
+    _condition(build, c, list(fixed.values()), slots)
     _denoising(build, c, samples)
     graph = Graph(
-        inputs=declare_inputs(c, parts, (height, width, 3), slots - num_suffix, samples),
-        outputs=chunks(c.normalization, samples, {SIMILARITY: Output(axes=("anchor",))}),
+        inputs=declare_inputs(c, parts, (height, width, 3), slots - fixed["suffix"], samples),
+        outputs=chunks(
+            c.normalization,
+            samples,
+            {SIMILARITY.format(name): Output(axes=("anchor",)) for name in c.anchor_names},
+        ),
         tensors=build.tensors,
         stages=tuple(build.stages),
     )
@@ -116,12 +113,15 @@ def declare_inputs(
     samples: int = 1,
 ) -> dict[str, Input]:
     """What the policy sees, is told and starts from."""
-    latch = Input(
-        kind="image", source="latch", of="frame", shape=shape, dtype="uint8", pace="episode",
-        similarity=SIMILARITY,
-    )  # fmt: skip
+    latches = {
+        name: Input(
+            kind="image", source="latch", of="frame", shape=shape, dtype="uint8", pace="episode",
+            similarity=SIMILARITY.format(name),
+        )
+        for name in config.anchor_names
+    }  # fmt: skip
     return {
-        "anchor": latch,
+        **latches,
         "instruction": instruction(parts, max_tail),
         "frame": camera(shape),
         "state": state(config),
@@ -130,31 +130,37 @@ def declare_inputs(
 
 
 def _texts(
-    build: GraphBuilder, parts: PromptParts, image_rows: int, slots: int, hidden_size: int
+    build: GraphBuilder, c: AnchorVLA4DConfig, parts: PromptParts, image_rows: int, slots: int
 ) -> None:
-    """Embeddings of both calls, and the text around the images, which never changes."""
-    build.tensor("prefix_embeddings", (slots, hidden_size))
-    build.rows("prefix_head", "prefix_embeddings", 0, len(parts.before[0]))
-    build.rows("anchor_tokens", "prefix_embeddings", len(parts.before[0]), image_rows)
-    build.rows("prefix_tail", "prefix_embeddings", len(parts.before[0]) + image_rows)
-    build.tensor("suffix_embeddings", (slots, hidden_size))
-    build.rows("suffix_head", "suffix_embeddings", 0, len(parts.before[1]))
-    build.rows("frame_tokens", "suffix_embeddings", len(parts.before[1]), image_rows)
-    build.rows("suffix_tail", "suffix_embeddings", len(parts.before[1]) + image_rows)
-    build.embed("prefix_head", parts.before[0])
-    build.embed("prefix_tail", parts.image_end)
-    build.embed("suffix_head", parts.before[1])
+    """Embeddings of every call, and the text around the images, which never changes."""
+    calls = (*prefixes(c), "suffix")
+    for call, view, before in zip(calls, c.views, parts.before, strict=True):
+        rows = f"{call}_embeddings"
+        build.tensor(rows, (slots, c.language.hidden_size))
+        build.rows(f"{call}_head", rows, 0, len(before))
+        build.rows(f"{view}_tokens", rows, len(before), image_rows)
+        build.rows(f"{call}_tail", rows, len(before) + image_rows)
+    for call, before in zip(calls, parts.before, strict=True):
+        build.embed(f"{call}_head", before)
+        if call != "suffix":
+            build.embed(f"{call}_tail", parts.image_end)
 
 
-def _pictures(build: GraphBuilder) -> None:
-    """The anchor with its prefix, then the frame with the instruction, then both related."""
-    _image(build, "anchor")
-    build.language("prefix", "empty_past")
+def _pictures(build: GraphBuilder, c: AnchorVLA4DConfig, pasts: Sequence[str]) -> None:
+    """Every anchor with its prefix, then the frame with the instruction, then all related."""
+    if c.anchors > 1:  # the condition pools over all of them in one piece
+        build.tensor(PREFIXES, build.engines["condition"].inputs["prefix"].shape)
+    for number, (name, call) in enumerate(zip(c.anchor_names, prefixes(c), strict=True)):
+        if c.anchors > 1:
+            slots = build.tensors[PREFIXES].shape[0] // c.anchors
+            build.rows(f"{call}_hidden", PREFIXES, number * slots, slots)
+        _image(build, name)
+        build.language(call, pasts[number])
 
     _image(build, "frame")
     build.call("embed", {"ids": "instruction"}, {"embeddings": "suffix_tail"}, {"table": TOKENS})
-    build.language("suffix", "prefix_kv")
-    _spatial(build)
+    build.language("suffix", pasts[-1])
+    _spatial(build, c)
 
 
 def _image(build: GraphBuilder, name: str) -> None:
@@ -165,8 +171,8 @@ def _image(build: GraphBuilder, name: str) -> None:
     )
 
 
-def _spatial(build: GraphBuilder) -> None:
-    """Both views related. Parts of the trunk write final tokens and taps each into its place."""
+def _spatial(build: GraphBuilder, c: AnchorVLA4DConfig) -> None:
+    """All views related. Parts of the trunk write final tokens and taps each into its place."""
     outputs = {"tokens": "spatial_tokens"}
     parts = build.parts("spatial")
     if len(parts) > 1:
@@ -177,13 +183,18 @@ def _spatial(build: GraphBuilder) -> None:
         for place, tensor in enumerate(outputs.values()):
             count = shape[0] // len(names)
             build.rows(tensor, "spatial_tokens", place * count, count)
-    build.chain("spatial", "spatial", {"anchor": "anchor_view", "frame": "frame_view"}, outputs)
+    build.chain("spatial", "spatial", {name: f"{name}_view" for name in c.views}, outputs)
 
 
 def _condition(
-    build: GraphBuilder, c: AnchorVLA4DConfig, num_prefix: int, num_suffix: int, slots: int
+    build: GraphBuilder, c: AnchorVLA4DConfig, num_tokens: Sequence[int], slots: int
 ) -> None:
-    """What the head is conditioned on."""
+    """What the head is conditioned on.
+
+    Args:
+        num_tokens: of every call, before the tail.
+    """
+    *num_prefix, num_suffix = num_tokens
     pooling = build.engines["condition"].inputs["pooling"].shape
     build.tensor("pooling", pooling)
     build.call(
@@ -191,8 +202,8 @@ def _condition(
         {"ids": "instruction"},
         {"weights": "pooling"},
         {
-            "num_spatial": pooling[1] - 2 * slots,
-            "num_prefix": num_prefix,
+            "num_spatial": pooling[1] - len(num_tokens) * slots,
+            "num_prefix": num_prefix if c.anchors > 1 else num_prefix[0],
             "num_suffix": num_suffix,
         },
     )
@@ -203,7 +214,7 @@ def _condition(
         {
             "pooling": "pooling",
             "spatial": "spatial_tokens",
-            "prefix": "prefix_hidden",
+            "prefix": PREFIXES if c.anchors > 1 else "prefix_hidden",
             "suffix": "suffix_hidden",
             "state": "policy_state",
         },
@@ -212,8 +223,8 @@ def _condition(
 
 
 def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
-    """From noise to actions in robot units, along what is left of the last chunk; and how like the
-    anchor the frame is."""
+    """From noise to actions in robot units, along what is left of the last chunk; and how like
+    each anchor the frame is."""
     build.noise(c.normalization, noise_shape(c, samples))
     for k in range(c.head.num_inference_timesteps):
         build.slice(f"modulation_{k}", "modulations", k)
@@ -231,5 +242,7 @@ def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
             {"x_next": f"x_{k + 1}"},
         )
     build.answer(f"x_{c.head.num_inference_timesteps}", c.normalization)
-    build.tensor(SIMILARITY, (1,))
-    build.call("cosine", {"a": "anchor_tokens", "b": "frame_tokens"}, {"value": SIMILARITY})
+    for name in c.anchor_names:
+        leaf = SIMILARITY.format(name)
+        build.tensor(leaf, (1,))
+        build.call("cosine", {"a": f"{name}_tokens", "b": "frame_tokens"}, {"value": leaf})

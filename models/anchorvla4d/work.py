@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.networks.parts import WHOLE, LayersPerPart, cut
 from models.networks.scale_dp import FREQUENCIES
-from models.networks.spatial import NUM_VIEWS, mixes_views
+from models.networks.spatial import mixes_views
 from models.networks.work import (
     Layer,
     Tokens,
@@ -39,7 +39,8 @@ def engines_work(
 
     Args:
         grid: rows and columns of patches of an image.
-        tokens: of a language call. The condition pools over the new tokens of two such calls.
+        tokens: of a language call. The condition pools over the new tokens of one such call for
+            each view.
         samples: chunks that are denoised at once.
     """
     found: dict[str, Work] = {}
@@ -95,8 +96,8 @@ def _spatial(config: AnchorVLA4DConfig, blocks: range, grid: tuple[int, int]) ->
         beside += config.vision.patch_dim + width
     for index in blocks:
         name = f"info_sharing.info_sharing.self_attention_blocks.{index}"
-        views = 1 if mixes_views(index) else NUM_VIEWS
-        size = NUM_VIEWS * patches + 1 if mixes_views(index) else patches
+        views = 1 if mixes_views(index) else len(config.views)
+        size = len(config.views) * patches + 1 if mixes_views(index) else patches
         layers += layers_of(transformer(name, width, hidden), views * size)
         attention += attention_flops(views * c.num_heads, size, size, head_width)
         scores = max(scores, views * c.num_heads * size**2)
@@ -107,7 +108,7 @@ def _spatial(config: AnchorVLA4DConfig, blocks: range, grid: tuple[int, int]) ->
 
 def _condition(config: AnchorVLA4DConfig, grid: tuple[int, int], tokens: Tokens) -> Work:
     c, width = config.head, config.language.hidden_size
-    num_spatial = grid[0] * grid[1] * NUM_VIEWS * (1 + len(config.spatial.indices))
+    num_spatial = grid[0] * grid[1] * len(config.views) * (1 + len(config.spatial.indices))
     bins, pooled = c.adaptive_pool_dim, c.adaptive_pool_dim * width
     name = "info_sharing.final_projection"
     layers = [*layers_of({name: (config.spatial.dim, width)}, bins)]
@@ -125,7 +126,8 @@ def _condition(config: AnchorVLA4DConfig, grid: tuple[int, int], tokens: Tokens)
     }
     shapes["action_head.final_layer.adaLN_modulation.1"] = (c.n_emb, 2 * c.n_emb)
     layers += layers_of(shapes, c.num_inference_timesteps)
-    pooling = 2 * bins * (num_spatial * config.spatial.dim + 2 * tokens.new * width)
+    num_tokens = len(config.views) * tokens.new
+    pooling = 2 * bins * (num_spatial * config.spatial.dim + num_tokens * width)
     return Work(
         layers=tuple(layers),
         attention_flops=pooling,

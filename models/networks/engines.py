@@ -111,10 +111,11 @@ def _qwen3_vision_engines(
 
 
 def language_engines(
-    model: LanguageModel, slots: int, per_part: int | None = None
+    model: LanguageModel, slots: int, per_part: int | None = None, calls: int = 2
 ) -> dict[str, EngineSpec]:
-    """`slots` embeddings behind as many cached tokens -> their keys, values and hidden states.
+    """`slots` embeddings behind cached tokens -> their keys, values and hidden states.
 
+    A prompt that is read in so many `calls` has `slots` cached tokens for each but the last.
     What deep-stack level k adds to the hidden states is `deepstack_k`, zeros where text stands; the
     part that holds layer k reads it.
     """
@@ -124,19 +125,22 @@ def language_engines(
     parts = cut(c.num_hidden_layers, per_part)
     found = {}
     for i, layers in enumerate(parts):
-        cache = Tensor(shape=(slots, len(layers), 2, c.num_key_value_heads, c.head_dim))
+        row = (len(layers), 2, c.num_key_value_heads, c.head_dim)
         module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model, layers)
         found[part_name("language", i, len(parts))] = EngineSpec(
             module,
             {
                 "x" if i else "embeddings": tokens,
-                "past": cache,
-                "mask": Tensor(shape=(slots, 2 * slots)),
+                "past": Tensor(shape=((calls - 1) * slots, *row)),
+                "mask": Tensor(shape=(slots, calls * slots)),
                 "cos": rotary,
                 "sin": rotary,
             }
             | {f"deepstack_{k}": tokens for k in range(model.num_deepstack) if k in layers},
-            {"kv": cache, "hidden" if layers is parts[-1] else "x_next": tokens},
+            {
+                "kv": Tensor(shape=(slots, *row)),
+                "hidden" if layers is parts[-1] else "x_next": tokens,
+            },
         )
     return found
 

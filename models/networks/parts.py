@@ -8,7 +8,7 @@ a border, and every border is a tensor in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,14 +115,17 @@ class Qwen3VisionPart(nn.Module):
 class SpatialPart(nn.Module):
     """Some blocks of the alternating-attention trunk.
 
-    The first part is given both views and adds the scale token. The others are given the tokens of
-    both views, and the scale token where one of their blocks reads it. Every tap leaves the part
+    The first part is given every view and adds the scale token. The others are given the tokens of
+    all views, and the scale token where one of their blocks reads it. Every tap leaves the part
     that makes it, behind the final norm, which is a matter of each row alone.
     """
 
-    def __init__(self, encoder: spatial.SpatialEncoder, blocks: range) -> None:
+    def __init__(
+        self, encoder: spatial.SpatialEncoder, blocks: range, views: Sequence[str]
+    ) -> None:
         super().__init__()
         trunk = encoder.info_sharing
+        self.num_views = len(views)
         depth = len(trunk.self_attention_blocks)
         self.is_first, self.is_last = blocks.start == 0, blocks.stop == depth
         if self.is_first:
@@ -135,19 +138,19 @@ class SpatialPart(nn.Module):
         self.indices = trunk.indices
         mixes = any(map(spatial.mixes_views, blocks))
         self.passes_scale = mixes and any(map(spatial.mixes_views, range(blocks.stop, depth)))
-        self.inputs = ("anchor", "frame") if self.is_first else ("x", "scale")[: 1 + mixes]
+        self.inputs = (*views,) if self.is_first else ("x", "scale")[: 1 + mixes]
         """Ports, in call order."""
         names = ["tokens"] if self.is_last else ["x_next", "scale_next"][: 1 + self.passes_scale]
         names += [f"tap_{n}" for n, index in enumerate(trunk.indices) if index in blocks]
         self.outputs = tuple(names)
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """[..., N, D] of each view, or [..., 2 * N, D] and [..., 1, D]: as `inputs` says."""
+        """[..., N, D] of each of V views, or [..., V * N, D] and [..., 1, D]: as `inputs` says."""
         x, scale = given[0], given[-1]  # of the same tensor where no block reads the scale token
         if self.is_first:
-            x = torch.cat([x + self.view_pos_table, scale], dim=-2)
+            x = torch.cat([x + self.view_pos_table, *given[1:]], dim=-2)
             scale = self.proj_embed(self.scale_token).expand_as(x[..., :1, :])
-        num_patches = x.shape[-2] // spatial.NUM_VIEWS
+        num_patches = x.shape[-2] // self.num_views
         x, scale, taps = spatial.run_blocks(
             _by_number(self.blocks), x, scale, num_patches, self.indices
         )

@@ -1,6 +1,6 @@
-"""Alternating-attention trunk over the raw patches of two views, the anchor first.
+"""Alternating-attention trunk over the raw patches of two views or more, an anchor first.
 
-Even blocks attend over both views and one scale token, odd blocks inside each view. The patch
+Even blocks attend over all views and one scale token, odd blocks inside each view. The patch
 projection stands apart, because it is all of the trunk that a view owns alone: the first block
 already mixes them. Oracle: UniCeption `MultiViewAlternatingAttentionTransformerIFR` with the
 wrapper of the published policy, whose parameter names are used.
@@ -8,7 +8,7 @@ wrapper of the published policy, whose parameter names are used.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from models.networks.config import SpatialConfig
 from models.networks.layers import GeluMLP, SelfAttention
 
-NUM_VIEWS = 2
-
 
 class SpatialEncoder(nn.Module):
-    """Patches of two views -> tokens of the final output and of every tap, in one sequence."""
+    """Patches of all views -> tokens of the final output and of every tap, in one sequence."""
 
     def __init__(self, config: SpatialConfig, patch_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -32,16 +30,16 @@ class SpatialEncoder(nn.Module):
         """[..., N, patch_dim] of one view -> [..., N, dim]."""
         return self.info_sharing.proj_embed(patches)
 
-    def trunk(self, anchor: Tensor, frame: Tensor) -> Tensor:
-        """Projected views [..., N, dim] -> [..., 2 * N * (1 + taps), dim].
+    def trunk(self, *views: Tensor) -> Tensor:
+        """V projected views [..., N, dim] -> [..., V * N * (1 + taps), dim].
 
-        Order: final anchor, final frame, then anchor and frame of each tap.
+        Order: the final output of every view, then every view of each tap.
         """
         scale = self.info_sharing.proj_embed(self.scale_token)
-        return self.info_sharing(anchor, frame, scale)
+        return self.info_sharing(views, scale)
 
-    def forward(self, anchor_patches: Tensor, frame_patches: Tensor) -> Tensor:
-        tokens = self.trunk(self.project(anchor_patches), self.project(frame_patches))
+    def forward(self, *patches: Tensor) -> Tensor:
+        tokens = self.trunk(*map(self.project, patches))
         return self.final_projection(tokens)
 
 
@@ -57,9 +55,10 @@ class AlternatingAttention(nn.Module):
         self.register_buffer("view_pos_table", reference_view(config.dim))
         self.view_pos_table: Tensor
 
-    def forward(self, anchor: Tensor, frame: Tensor, scale: Tensor) -> Tensor:
-        num_patches = anchor.shape[-2]
-        tokens = torch.cat([anchor + self.view_pos_table, frame], dim=-2)
+    def forward(self, views: Sequence[Tensor], scale: Tensor) -> Tensor:
+        first, *others = views
+        num_patches = first.shape[-2]
+        tokens = torch.cat([first + self.view_pos_table, *others], dim=-2)
         scale = scale.expand_as(tokens[..., :1, :])
         blocks = enumerate(self.self_attention_blocks)
         tokens, _, taps = run_blocks(blocks, tokens, scale, num_patches, self.indices)
@@ -67,7 +66,7 @@ class AlternatingAttention(nn.Module):
 
 
 def mixes_views(index: int) -> bool:
-    """Whether the block of this number attends over both views, and the scale token with them."""
+    """Whether the block of this number attends over all views, and the scale token with them."""
     return index % 2 == 0
 
 
@@ -81,7 +80,7 @@ def run_blocks(
     """Some blocks in a row, each with its number in the trunk.
 
     Args:
-        tokens: [..., 2 * N, D] of both views.
+        tokens: [..., V * N, D] of all views.
         scale: [..., 1, D], read by blocks that mix the views.
         num_patches: N.
         indices: of the blocks whose tokens are tapped.
@@ -95,7 +94,8 @@ def run_blocks(
             mixed = block(torch.cat([tokens, scale], dim=-2))
             tokens, scale = mixed[..., :-1, :], mixed[..., -1:, :]
         else:
-            views = tokens.unflatten(-2, (NUM_VIEWS, num_patches))
+            num_views = tokens.shape[-2] // num_patches
+            views = tokens.unflatten(-2, (num_views, num_patches))
             tokens = block(views).flatten(-3, -2)
         if index in indices:
             taps.append(tokens)
@@ -116,7 +116,7 @@ class SpatialBlock(nn.Module):
 
 
 def reference_view(dim: int) -> Tensor:
-    """What marks the tokens of the anchor: row 0 of a sine/cosine table, [1, dim]."""
+    """What marks the tokens of the first view: row 0 of a sine/cosine table, [1, dim]."""
     table = torch.zeros(1, dim)
     table[:, 1::2] = 1.0
     return table

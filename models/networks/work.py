@@ -90,9 +90,13 @@ class Tokens:
     """That each of them attends to: cached ones and new ones."""
 
     @classmethod
-    def padded(cls, slots: int) -> Tokens:
-        """What an engine of fixed shapes computes, whatever the prompt."""
-        return cls(new=slots, seen=2 * slots)
+    def padded(cls, slots: int, calls: int = 2) -> Tokens:
+        """What an engine of fixed shapes computes, whatever the prompt.
+
+        Args:
+            calls: that the prompt is read in.
+        """
+        return cls(new=slots, seen=calls * slots)
 
 
 def vision_work(name: str, c: AnyVisionConfig, blocks: range, grid: tuple[int, int]) -> Work:

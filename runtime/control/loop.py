@@ -25,7 +25,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..anchor import AnchorPolicy, First, Manual
+from ..anchor import AnchorPolicies, keeps_first
 from ..declarations import from_source, seen_later
 from ..episode import Stats
 from ..robots.description import Description
@@ -180,7 +180,7 @@ def run_episode(
     config: LoopConfig,
     *,
     seed: int = 0,
-    anchor_policy: AnchorPolicy | None = None,
+    anchor_policy: AnchorPolicies = None,
     given: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     thinker: Thinker | None = None,
@@ -202,7 +202,7 @@ def run_episode(
         robot: driven from `reset` until `done`.
         config: how it is paced.
         seed: of the action noise.
-        anchor_policy: when the anchor is replaced; `First()` by default.
+        anchor_policy: when the anchor is replaced, see `Policy.start`; `First()` by default.
         given: what the operator gives besides the robot's instruction, by name.
         clock: real time by default.
         thinker: of `policy`; closed at the end. A thread of its own by default, or none for `sync`.
@@ -243,8 +243,7 @@ def run_episode(
             watch(trace, guard.stop)
             seen = tuple(wanted), seen_later(policy.inputs)
             loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, *seen)
-            is_first = isinstance(anchor_policy, (First, Manual, type(None)))
-            loop.choose(policy, config, told, reanchors=not is_first)
+            loop.choose(policy, config, told, reanchors=not keeps_first(anchor_policy))
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
             loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
             armed_s = clock()
@@ -320,9 +319,7 @@ class _Loop:
         if self.trace.chunks != "sync":
             executor.expect(self.trace.delay.steps(config.rate_hz))
 
-    def start(
-        self, *, seed: int, anchor_policy: AnchorPolicy | None, given: Mapping[str, Any]
-    ) -> None:
+    def start(self, *, seed: int, anchor_policy: AnchorPolicies, given: Mapping[str, Any]) -> None:
         """Begin an episode of the policy, and wait until it has."""
         self.thinker.start(seed=seed, anchor_policy=anchor_policy, **given)
         for event in self.thinker.wait():

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..anchor import AnchorPolicy
+from ..anchor import AnchorPolicies
 from ..declarations import Input, from_source
 from ..episode import Answer, Stats
 from ..errors import EngineError, EpisodeError
@@ -48,9 +48,7 @@ class ActingPolicy(Protocol):
     @property
     def chunk_shape(self) -> tuple[int, int]: ...
 
-    def start(
-        self, *, seed: int, anchor_policy: AnchorPolicy | None, **given: Any
-    ) -> ActingEpisode: ...
+    def start(self, *, seed: int, anchor_policy: AnchorPolicies, **given: Any) -> ActingEpisode: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +87,7 @@ class Started:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Start:
     seed: int
-    anchor_policy: AnchorPolicy | None
+    anchor_policy: AnchorPolicies
     given: Mapping[str, Any]
 
 
@@ -131,7 +129,7 @@ class Thinker(abc.ABC):
         self.num_resets = 0
         """A question that was asked before this number changed is one of the last episode."""
 
-    def start(self, *, seed: int, anchor_policy: AnchorPolicy | None, **given: Any) -> None:
+    def start(self, *, seed: int, anchor_policy: AnchorPolicies, **given: Any) -> None:
         """Begin an episode, as `Policy.start`; comes out as `Started`."""
         self._inbox.put(_Start(seed, anchor_policy, given))
 

@@ -45,7 +45,8 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens of a call, a text's not counted."""
 
-    num_past: int
+    num_past: int | tuple[int, ...]
+    """Tokens before it; of a past of several equal blocks, those at the start of each."""
     num_new: int
     optional: tuple[int, ...] = ()
     """Of the new ones, tokens of each piece at the end of which the first `count` are there."""
@@ -70,7 +71,8 @@ class Pooling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens that are pooled, a text's not counted."""
 
     num_spatial: int
-    num_prefix: int
+    num_prefix: int | tuple[int, ...]
+    """Of several calls those of each, which have as many columns as the suffix."""
     num_suffix: int
 
 
@@ -171,9 +173,14 @@ def _mask(params: Mask, resources: Resources) -> HostFunction:
 
 def _check_mask(params: Mask, ports: Ports) -> str:
     rows, count = ports["mask"].shape, params.num_new + _text(ports)
+    blocks = _each(params.num_past)
     if ("count" in ports) != bool(params.optional) or sum(params.optional) > params.num_new:
         return f"optional {list(params.optional)} of {params.num_new} tokens need a count"
-    fits = len(rows) == 2 and count <= rows[0] and params.num_past <= rows[1] - rows[0]
+    if len(rows) != 2 or count > rows[0]:
+        return _too_many(count, "mask", rows)
+    if not blocks or (rows[1] - rows[0]) % len(blocks):
+        return f"mask {list(rows)} does not show a past of {len(blocks)} blocks alike"
+    fits = max(blocks) <= (rows[1] - rows[0]) // len(blocks)
     return "" if fits else _too_many(count, "mask", rows)
 
 
@@ -214,8 +221,9 @@ def _pooling(params: Pooling, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         bins, columns = out["weights"].shape
         num_spatial, num_suffix = params.num_spatial, params.num_suffix + len(values["ids"])
+        slots = (columns - num_spatial) // (len(_each(params.num_prefix)) + 1)
         out["weights"][:] = prompt.pooling_matrix(
-            bins, num_spatial, params.num_prefix, num_suffix, (columns - num_spatial) // 2
+            bins, num_spatial, params.num_prefix, num_suffix, slots
         )
 
     return run
@@ -223,14 +231,22 @@ def _pooling(params: Pooling, resources: Resources) -> HostFunction:
 
 def _check_pooling(params: Pooling, ports: Ports) -> str:
     shape, count = ports["weights"].shape, params.num_suffix + _text(ports)
-    slots = (shape[-1] - params.num_spatial) // 2
-    fits = len(shape) == 2 and max(count, params.num_prefix) <= slots
-    return "" if fits else _too_many(max(count, params.num_prefix), "weights", shape)
+    calls = [*_each(params.num_prefix), count]
+    slots, rest = divmod(shape[-1] - params.num_spatial, len(calls))
+    if len(shape) == 2 and rest:
+        return f"weights {list(shape)} are not of {len(calls)} calls alike"
+    fits = len(shape) == 2 and max(calls) <= slots
+    return "" if fits else _too_many(max(calls), "weights", shape)
 
 
 def _count(values: Values) -> int:
     """Optional pieces that are there."""
     return int(values["count"][0]) if "count" in values else 0
+
+
+def _each(counts: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Of one, or of each of several."""
+    return (counts,) if isinstance(counts, int) else counts
 
 
 def _text(ports: Ports) -> int:

@@ -15,8 +15,8 @@ from torch import nn
 
 import export.__main__
 import models.anchorvla4d.engines
-import models.anchorvla4d.split
 import models.networks.scale_dp
+import models.split
 from export.evidence import depth
 from export.evidence.chains import on_meta, placed, run_libraries, run_stages
 from export.evidence.config import DEPTH, DepthConfig
@@ -150,9 +150,9 @@ def test_a_denoise_step_that_is_left_out_is_seen(errors, monkeypatch):
 
 
 def test_a_suffix_that_starts_at_the_wrong_position_is_seen(errors, monkeypatch):
-    positions = models.anchorvla4d.split.mrope_positions
+    positions = models.split.mrope_positions
     monkeypatch.setattr(
-        models.anchorvla4d.split,
+        models.split,
         "mrope_positions",
         lambda *arguments: (positions(*arguments)[0], positions(*arguments)[1] + 1),
     )

@@ -33,7 +33,7 @@ from tests.once import once
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
-NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny"]
+NAMES = ["qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "three-anchors"]
 SIZE = (112, 112)
 
 
@@ -76,6 +76,14 @@ def policies(bundle):
         yield warm, cold
 
 
+def with_latches(checkpoint, golden):
+    """The same with a picture of its own in every latch: after an episode's first frame all show
+    it."""
+    latches = from_source(checkpoint.inputs(SIZE), "latch")
+    random = np.random.default_rng(len(latches))
+    return golden | {n: random.integers(0, 256, i.shape, np.uint8) for n, i in latches.items()}
+
+
 @pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.full)])
 def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoint, image, count):
     state = made_up(checkpoint, SIZE).now.get("state")
@@ -92,7 +100,9 @@ def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, c
     key = sorted(checkpoint.statistics)[0]
     to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
     for seed in range(3):
-        golden = golden_of(checkpoint, made_up(checkpoint, SIZE, seed=seed), seed=seed)
+        golden = with_latches(
+            checkpoint, golden_of(checkpoint, made_up(checkpoint, SIZE, seed=seed), seed=seed)
+        )
         observed = {n: golden[n] for n in golden.keys() - {"leftover", "embodiment"}}
         observed["instruction"] = str(golden["instruction"])
         if "state" in observed:
@@ -128,7 +138,7 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
     grid = grid_of(*SIZE, checkpoint.image)
     slots = choose_tokens(checkpoint, grid, (), None).slots
     parts = family.split(checkpoint.model, checkpoint.parts, checkpoint.image, SIZE, slots, layers)
-    golden = golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1)
+    golden = with_latches(checkpoint, golden_of(checkpoint, made_up(checkpoint, SIZE), seed=1))
     for seed, name in enumerate(from_source(parts.graph.inputs, "memory")):  # all that may be kept
         given, random = parts.graph.inputs[name], np.random.default_rng(seed)
         full = np.array([len(given.memory.slots)], np.float32) if given.memory else None
@@ -162,7 +172,8 @@ def test_engines_multiply_and_hold_what_their_files_do(checkpoint, bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     slots = manifest["graph"]["tensors"]["suffix_embeddings"]["shape"][0]
     grid = grid_of(*SIZE, checkpoint.image)
-    works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, Tokens.padded(slots))
+    tokens = Tokens.padded(slots, len(manifest["padded_share"]))
+    works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, tokens)
     assert list(works) == list(manifest["engines"])
     for engine, work in works.items():
         found = count(bundle / manifest["engines"][engine]["file"])

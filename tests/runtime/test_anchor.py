@@ -5,7 +5,17 @@ import copy
 import numpy as np
 import pytest
 
-from runtime.anchor import Every, First, Kinematic, Manual, Semantic, Tick, parse
+from runtime.anchor import (
+    Every,
+    First,
+    Kinematic,
+    Manual,
+    Semantic,
+    Tick,
+    keeps_first,
+    parse,
+    parse_all,
+)
 
 
 def ticks(states, similarity=lambda: 1.0):
@@ -122,6 +132,33 @@ def test_every_policy_has_a_name(name, policy):
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=r"unknown anchor policy|needs k >= 1"):
         parse(name)
+
+
+def test_words_of_the_command_line_are_of_the_only_latch_or_of_each_by_name():
+    assert parse_all([]) is None
+    assert parse_all(["every(3)"]) == Every(3)
+    both = parse_all(["left=semantic", "right=every(2)"])
+    assert both == {"left": Semantic(), "right": Every(2)}
+    assert parse_all(["left=first"]) == {"left": First()}
+
+
+@pytest.mark.parametrize(
+    "words", [["first", "every(2)"], ["a=first", "every(2)"], ["a=first", "a=first"], ["=first"]]
+)
+def test_words_that_do_not_say_which_latch_is_meant_are_refused(words):
+    with pytest.raises(ValueError, match="name the latch of each, once: --anchor NAME=POLICY"):
+        parse_all(words)
+
+
+@pytest.mark.parametrize("words", [["last"], ["a=last"], ["a=first", "b="]])
+def test_words_that_name_no_policy_are_refused(words):
+    with pytest.raises(ValueError, match="unknown anchor policy"):
+        parse_all(words)
+
+
+def test_latches_keep_their_first_value_unless_one_of_them_has_a_policy_that_does_not():
+    assert keeps_first(None) and keeps_first(First()) and keeps_first({"a": Manual()})
+    assert not keeps_first(Every(2)) and not keeps_first({"a": First(), "b": Every(2)})
 
 
 @pytest.mark.parametrize("anchor_policy", [First(), Manual(), Every(3), Semantic(0.4)])

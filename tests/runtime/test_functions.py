@@ -143,6 +143,25 @@ def test_mask_shows_what_came_before_and_lets_padding_see_itself():
     assert np.isfinite(np.float16(alone)).all() and (alone[alone != 0] < -1e4).all()
 
 
+def test_mask_shows_the_start_of_every_block_of_a_past():
+    params, shape = {"num_past": [0, 2, 1], "num_new": 1}, (5, 9 + 5)
+    seen = run("mask", params, {"ids": (5,)}, "mask", shape) == 0
+    past = [np.flatnonzero(row[:9]).tolist() for row in seen]
+    assert past == [[3, 4, 6], [3, 4, 6], [], [], []], "padding sees nothing of it"
+    alone = run("mask", params | {"num_past": 0}, {"ids": (5,)}, "mask", shape)
+    assert (seen[:, 9:] == (alone == 0)[:, 9:]).all()
+
+
+def test_pooling_leaves_out_the_padding_of_every_call_of_a_prefix():
+    params = {"num_spatial": 4, "num_prefix": [3, 5, 1], "num_suffix": 2}
+    tokens = np.random.default_rng(0).standard_normal((4 + 4 * 5, 3), np.float32)
+    weights = run("pooling", params, {"ids": (1,)}, "weights", (4, len(tokens)))
+    true = [*range(4), *range(4, 7), *range(9, 14), 14, *range(19, 22)]
+    pooled = torch.nn.functional.adaptive_avg_pool1d(torch.from_numpy(tokens[true].T), 4)
+    np.testing.assert_allclose(weights @ tokens, pooled.T.numpy(), atol=1e-6)  # a sum of 5
+    assert (weights[:, sorted(set(range(len(tokens))) - set(true))] == 0).all()
+
+
 def test_pooling_averages_the_true_sequence_as_adaptive_pooling_does():
     num_spatial, num_prefix, num_suffix, num_ids, slots, bins = 4, 3, 2, 1, 5, 4
     params = {"num_spatial": num_spatial, "num_prefix": num_prefix, "num_suffix": num_suffix}
@@ -308,6 +327,15 @@ CALLS = [
      {"weights": block(3, 12)}, True, {"weights": block(3, 10)}, "5 tokens do not fit 'weights'"),
     ("pooling", {"num_spatial": 2, "num_prefix": 6, "num_suffix": 2}, {},
      {"weights": block(3, 14)}, True, {"weights": block(3, 12)}, "6 tokens do not fit 'weights'"),
+    ("mask", {"num_past": [0, 4], "num_new": 2}, {}, {"mask": block(5, 13)}, True,
+     {"mask": block(5, 11)}, "5 tokens do not fit 'mask'"),
+    ("mask", {"num_past": [0, 2], "num_new": 2}, {}, {"mask": block(5, 9)}, True,
+     {"mask": block(5, 10)}, r"mask \[5, 10\] does not show a past of 2 blocks alike"),
+    ("pooling", {"num_spatial": 2, "num_prefix": [5, 1], "num_suffix": 2}, {},
+     {"weights": block(3, 17)}, True, {"weights": block(3, 14)}, "5 tokens do not fit 'weights'"),
+    ("pooling", {"num_spatial": 2, "num_prefix": [4, 1], "num_suffix": 2}, {},
+     {"weights": block(3, 17)}, True,
+     {"weights": block(3, 18)}, r"weights \[3, 18\] are not of 3 calls alike"),
     ("padding", {"counts": [2, 2]}, {}, {"mask": block(10)}, True,
      {"mask": block(8)}, "5 tokens do not fit 'mask'"),
     ("padding", {"counts": [4, 1]}, {}, {"mask": block(8)}, True,
@@ -386,6 +414,7 @@ def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, m
             )
             for sections in ([2, 2], [1, 2, 1], [1, 1, 2], [1, 1, 1, 1])
         ),
+        ("mask", {"num_past": [], "num_new": 2}, {}, {"mask": block(5, 9)}, "of 0 blocks alike"),
         ("constant", {"values": ["x"]}, {}, {"value": block(1)}, "no array of numbers"),
         ("constant", {"values": [1, [2]]}, {}, {"value": block(1)}, "no array of numbers"),
     ],

@@ -66,7 +66,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     say("--max-clients", type=int, default=16, help="connected at a time (default 16)")
     say("--seed", type=int, default=0, help="of the first episode's noise; the next has the next")
-    say("--anchor", help="first (the default), manual, every(K), kinematic, semantic")
+    say("--anchor", action="append", default=[], metavar="POLICY", help=anchor.WORDS)
 
 
 def main_serve(
@@ -97,10 +97,7 @@ def main_serve(
     }
     key = None if options.key_file is None else read_key(options.key_file)
     config = server.ServeConfig(key=key, **given)
-    make_anchor_policy = None
-    if options.anchor is not None:
-        anchor.parse(options.anchor)  # wrong words are refused before anything is loaded
-        make_anchor_policy = lambda: anchor.parse(options.anchor)  # noqa: E731
+    anchor.parse_all(options.anchor)  # wrong words are refused before anything is loaded
     contract = Contract(read_bundle(options.bundle, engines=False).manifest.graph)
 
     heart = of_process()
@@ -109,7 +106,7 @@ def main_serve(
     def own() -> Iterator[Session]:
         with load() as policy, heart.watching(policy):
             yield Session(
-                policy, options.seed, make_anchor_policy,
+                policy, options.seed, lambda: anchor.parse_all(options.anchor),
                 heart=heart, complain=lambda error: complain(error, "the self-check failed"),
             )  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...anchor import AnchorPolicy
+from ...anchor import AnchorPolicies
 from ...declarations import Source, from_source
 from ...episode import FROM_OPERATOR, Episode
 from ...errors import EngineError, ObservationError
@@ -50,7 +50,7 @@ class Session:
         self,
         policy: Policy,
         seed: int,
-        anchor_policy: Callable[[], AnchorPolicy] | None = None,
+        anchor_policy: Callable[[], AnchorPolicies] = lambda: None,
         *,
         heart: Heartbeat | None = None,
         complain: Callable[[Exception], None] = lambda error: None,
@@ -199,7 +199,7 @@ class Session:
 
     def _start(self, request: Request, told: Mapping[str, Any]) -> Episode:
         seed = self.seed if request.seed is None else request.seed
-        chosen = None if self._make_anchor_policy is None else self._make_anchor_policy()
+        chosen = self._make_anchor_policy()
         self._episode = self.policy.start(seed=seed, anchor_policy=chosen, **told)
         if request.seed is None:
             self.seed += 1
