@@ -38,9 +38,9 @@ from export.judge import (
     judge_actions,
     judge_closed_loop,
     judge_coverage,
-    judge_folding,
     judge_precisions,
     judge_rounding,
+    judge_split,
     judge_stages,
 )
 from export.kept import versions
@@ -180,8 +180,8 @@ def _explained(subject: Subject, gates: Gates, failure: GateFailed, page: Path) 
 def _export(subject: Subject, gates: Gates, folder: Path, step: Callable[[str], None]) -> Manifest:
     """Write the bundle; every gate has a verdict then."""
     config, recipe = subject.config, subject.recipe
+    judge_split(subject, gates)
     if subject.statistics:
-        judge_folding(subject, gates)
         judge_coverage(subject, gates)
     step("judge the stages")
     stages = judge_stages(subject, gates)

@@ -133,7 +133,7 @@ def prepare(
     kept = Kept(
         work, *_policy(checkpoint), recipe, layers, tokens.slots, config.image_size,
         config.resize_on, config.samples, config.compile_check,
-        _digest_of_all(evidence.calibration),
+        _digest_of_all(checkpoint, evidence.calibration),
     )  # fmt: skip
     cut = partial(
         family_of(checkpoint.config).split,
@@ -301,7 +301,7 @@ def _calibrate(
         for number, seen in enumerate(observations)
     ]
     keep = None if work is None else work / CALIBRATION
-    key = repr((*_policy(checkpoint), _digest_of_all(observations)))
+    key = repr((*_policy(checkpoint), _digest_of_all(checkpoint, observations)))
     return calibrate(
         checkpoint.model, runs, keep=keep, key=hashlib.sha256(key.encode()).hexdigest()
     )
@@ -318,13 +318,9 @@ def _policy(checkpoint: Checkpoint) -> tuple[object, ...]:
     )
 
 
-def _digest_of_all(observations: Sequence[Observation]) -> str:
+def _digest_of_all(checkpoint: Checkpoint, observations: Sequence[Observation]) -> str:
+    """Of all that the policy is shown of them, the past included."""
     digest = hashlib.sha256()
     for seen in observations:
-        arrays: dict[str, NDArray[Any]] = {
-            "instruction": np.array(seen.instruction),
-            **{f"first {name}": value for name, value in seen.first.items()},
-            **seen.now,
-        }
-        digest.update(digest_of(arrays).encode())
+        digest.update(digest_of(golden_of(checkpoint, seen, seed=0)).encode())
     return digest.hexdigest()

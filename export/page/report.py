@@ -37,6 +37,7 @@ from runtime.storage.files import PAGE, write_file
 
 FLOAT32_BYTES = 4
 GATES = {
+    "split": "cut into stages, the float32 policy computes what it does in one plain pass",
     "folding": "the float32 policy made ready for its formats computes what it did before",
     "calibration": "calibration has seen what the policy sees",
     "engine_parity": "each engine computes what its torch module does",

@@ -18,6 +18,7 @@ from export.judge import (
     judge_coverage,
     judge_end_to_end,
     judge_rounding,
+    judge_split,
     judge_stages,
     worst_stages,
 )
@@ -221,6 +222,26 @@ def test_the_bundle_is_run_on_every_observation(subject, monkeypatch):
 @pytest.fixture(scope="module")
 def exact_subject(cut_checkpoint, tmp_path_factory):
     return prepared(cut_checkpoint, tmp_path_factory.mktemp("exact"), "float32")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(9.9e-5, "pass"), (1.01e-4, "fail"), (math.nan, "fail")]
+)
+def test_a_graph_has_to_compute_what_the_whole_policy_does(exact_subject, error, kind):
+    """The golden actions know nothing of stages: a wrong graph cannot move them as well."""
+    golden = exact_subject.golden[DENOISED]
+    moved = {**exact_subject.exact_tensors, DENOISED: golden * np.float32(1 + error)}
+    told = verdict_of(judge_split, replace(exact_subject, exact_tensors=moved), name="split")
+    assert told.startswith(f"{kind} (actions ") and told.endswith(" of 1e-04)")
+    assert verdict_of(judge_split, exact_subject, name="split").startswith("pass")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(9.9e-4, "pass"), (1.01e-3, "fail")])
+def test_a_folded_policy_computes_what_it_did(subject, error, kind):
+    golden = subject.golden[DENOISED]
+    moved = {**subject.exact_tensors, DENOISED: golden * np.float32(1 + error)}
+    told = verdict_of(judge_split, replace(subject, exact_tensors=moved), name="folding")
+    assert told.startswith(kind) and told.endswith(f"actions {error:.1e} of 1e-03)")
 
 
 @pytest.mark.parametrize(("times", "kind"), [(1 - SLIGHTLY, "pass"), (1 + SLIGHTLY, "fail")])
