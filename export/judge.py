@@ -435,7 +435,9 @@ def _run_bundle(
 ) -> dict[str, NDArray[Any]]:
     """Tensors of an observation, by the runtime."""
     golden = Golden.from_arrays(policy.graph, inputs)
-    policy.start(**golden.given).act({**golden.observed, **golden.drawn})
+    episode = policy.start(**golden.given)
+    episode.recall(golden.recalled)
+    episode.act({**golden.observed, **golden.drawn})
     return {name: policy.memory.host(name).copy() for name in names}
 
 

@@ -107,10 +107,9 @@ class Modules:
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, or [K, T, A] of K samples, robot units."""
         seen = Golden.from_arrays(self._graph, golden)
-        for name, value in {**seen.given, **seen.observed, **seen.drawn}.items():
+        values = {**seen.given, **seen.observed, **seen.drawn, **seen.recalled}
+        for name, value in values.items():
             self._interpreter.set(name, self._take[name](value))
-        for name in from_source(self._graph.inputs, "delay", "memory"):
-            self._interpreter.set(name, golden[name])
         self._interpreter.run(ACTIONS)
         return self._memory.host(DENOISED).copy()
 

@@ -119,6 +119,7 @@ class Episode:
         self._rings = [*from_source(inputs, "ring")]
         self._history = History(inputs)
         self._keyframes = Keyframes.of(inputs)
+        self._recalled: dict[str, Any] = {}
         self._operator = [*from_source(inputs, "operator")]
         self._by_engine = {
             name
@@ -212,6 +213,15 @@ class Episode:
                 if name not in self._filled and source in values:
                     self._fill(name, values[source])
         return self._keyframes.replans()
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Show these in place of what delayed inputs and memories remember: a golden observation is
+        of an episode that nobody lives through again.
+
+        Raises:
+            ObservationError: a value cannot be taken; nothing is changed.
+        """
+        self._recalled = self._take(values, ("delay", "memory"))
 
     def give(self, **values: Any) -> None:
         """Give inputs of the operator, or latches, a value; it counts from the next `act`.
@@ -343,7 +353,8 @@ class Episode:
             interpreter.set(name, values.get(name, nothing))
         self._history.keep(values)
         self._keyframes = self._keyframes.stepped(values)
-        for name, value in (*self._history.delayed(), *self._keyframes.shown()):
+        remembered = dict((*self._history.delayed(), *self._keyframes.shown()))
+        for name, value in (remembered | self._recalled).items():
             interpreter.set(name, value)
         for name in self._rings:
             before = interpreter.values[name] if name in self._filled else None

@@ -31,6 +31,8 @@ class Golden:
     """What the robot gave: for `Episode.act`."""
     drawn: Mapping[str, NDArray[Any]]
     """Noise, and what is left of the last chunk: for `Episode.act` too."""
+    recalled: Mapping[str, NDArray[Any]]
+    """What delayed inputs and memories showed: for `Episode.recall`."""
     tensors: Mapping[str, NDArray[Any]]
     """What every engine wrote, and outputs, by name."""
 
@@ -51,8 +53,13 @@ class Golden:
         tensors = {n: arrays[n] for n in graph.outputs if n in arrays}
         stages = {n: a for n, a in arrays.items() if n.startswith(GOLDEN_STAGE)}
         tensors = {n.removeprefix(GOLDEN_STAGE): a for n, a in stages.items()} | tensors
-        drawn = of_source("drawn", "loop")
-        return cls(of_source("operator", "latch"), of_source("robot"), drawn, tensors)
+        return cls(
+            given=of_source("operator", "latch"),
+            observed=of_source("robot"),
+            drawn=of_source("drawn", "loop"),
+            recalled=of_source("delay", "memory"),
+            tensors=tensors,
+        )
 
 
 def vary(

@@ -237,6 +237,7 @@ class Policy:
         """
         golden, graph = Golden.of(self.bundle), self.graph
         episode = self.start(**golden.given)
+        episode.recall(golden.recalled)
         self.forget()
         actions = self._judged(episode.act({**golden.observed, **golden.drawn}), golden)
         errors = {}
@@ -275,6 +276,7 @@ class Policy:
                 for name, value in given.items():
                     self.interpreter.set(name, value)
                 episode = Episode(self, 0, self._anchor_policies(None), given)
+                episode.recall(golden.recalled)
                 return self._judged(episode.act({**golden.observed, **golden.drawn}), golden)
 
     def catch_up(self) -> None:
