@@ -103,7 +103,7 @@ def call(package: str, words: list[str]) -> int:
         return int(end.code or 0)
 
 
-SLUG = export.evidence.bench._slug(processor_name())
+SLUG = export.evidence.bench.slug(processor_name())
 MINE = "somebody's own"
 IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
