@@ -24,12 +24,14 @@ class Tick:
     """Inputs that show another picture than in the tick before."""
     unseen: frozenset[str]
     """Of these, those whose picture no input has shown before."""
+    is_cold: bool = False
+    """Whether nothing is kept, constant text neither."""
 
 
 def kinds(graph: Graph) -> dict[str, Tick]:
     """Ticks of an episode.
 
-    `all`: every picture is new, so everything is recomputed. `first`: all show the same new one.
+    `all`: every picture is new, and everything is recomputed. `first`: all show the same new one.
     `usual`: what was new before is older now, and a new one came. `waited`: pictures of the past
     are equal, for the robot stood still, and a new one came. `keyframe`: nothing but pictures of
     events changed, which were seen before.
@@ -41,7 +43,7 @@ def kinds(graph: Graph) -> dict[str, Tick]:
         for wanted in ("robot", "delay", "memory")
     )
     return {
-        "all": Tick(changed=pictures, unseen=pictures),
+        "all": Tick(changed=pictures, unseen=pictures, is_cold=True),
         "first": Tick(changed=pictures, unseen=now),
         "usual": Tick(changed=now | past, unseen=now),
         "waited": Tick(changed=now, unseen=now),
@@ -93,10 +95,10 @@ def _stages(graph: Graph, tick: Tick) -> Iterator[Stage]:
 
 def _new_tokens(policy: SizedPolicy, tick: Tick) -> dict[str, Tokens]:
     """Of each call of the decoder, those that have to pass through it."""
-    found, is_behind = {}, False
+    found, is_behind = {}, tick.is_cold
     for call, used in policy.used.items():
         row = 0 if is_behind else min(_rows(policy, call, tick), default=used.new)
-        is_behind = row < used.new
+        is_behind |= row < used.new
         found[call] = Tokens(new=used.new - row, seen=used.seen)
     return found
 

@@ -21,10 +21,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import AddedToken, Tokenizer
@@ -56,7 +54,7 @@ from runtime.storage.files import Kind, check_output, write_file
 
 FIGURES = Kind("figures of ticks by pictures", (b'"machine"', b'"ticks"', b'"limits"'))
 WORD = re.compile(r" ?[A-Za-z]+|[^\x00-\x7f]")
-MOST_TICKS = 200
+MOST_TICKS = 100
 """Of an episode until it has as many keyframes as there may be."""
 Figures = dict[str, Any]
 
@@ -191,6 +189,7 @@ class Script:
         self.told = {name: golden.given[name] for name in from_source(policy.inputs, "operator")}
         delays = [delay.steps for delay in from_source(policy.inputs, "delay").values()]
         self._stride, self._longest = math.gcd(*delays), max(delays)
+        policy.forget()  # pictures of this very script, that another episode was shown
         self.begin()
 
     def begin(self) -> None:

@@ -59,7 +59,9 @@ def pictures_table(found: Figures) -> str:
                     "tokens before and behind the first pictures": lambda of: " and ".join(
                         map(str, of["tokens"].values())
                     ),
-                    "vision's share of all": lambda of: f"{of['kinds']['usual']['vision_share']:.0%}",
+                    "vision's share of all": lambda of: (
+                        f"{of['kinds']['usual']['vision_share']:.0%}"
+                    ),
                 }
                 | {words: _limit_of(kind) for kind, words in EVENTS.items()},
             ),
