@@ -91,7 +91,7 @@ class FullSizeConfig:
 class PicturesConfig:
     """Time a tick of policies that remember pictures, beside recomputing and public libraries.
 
-    example: python -m export bench-pictures tiny.json --results docs/results
+    example: python -m export bench-pictures config.json --results docs/results
     """
 
     configs: Positional[tuple[str, ...]]
@@ -114,12 +114,6 @@ class PicturesConfig:
     """Folder for a JSON file with figures, machine and versions."""
 
     def __post_init__(self) -> None:
-        for name in (*self.configs, *self.limits):
-            if name not in CONFIGS and not Path(name).exists():
-                raise ValueError(
-                    f"unknown configuration {name!r}; there are {sorted(CONFIGS)}, or name a "
-                    "config.json of your own"
-                )
         if self.image < 1 or self.rounds < 3:
             raise ValueError(
                 f"image must be positive and rounds at least 3, got {self.image}, {self.rounds}"

@@ -18,9 +18,10 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ from export.forecast.policy import Prompt, SizedPolicy, size, size_policy
 from export.tokens import MADE_UP_INSTRUCTION, choose_tokens
 from models.checkpoint import Checkpoint, load_checkpoint, normalizations
 from models.config_file import configuration
-from models.families import family_of
+from models.families import CONFIGS, family_of
 from models.init import init
 from models.stored import plain
 from models.verbs import Init
@@ -47,6 +48,7 @@ from runtime.backends.parity import relative_error
 from runtime.cli.progress import Progress
 from runtime.declarations import from_source
 from runtime.golden import Golden, vary
+from runtime.graph import Cone
 from runtime.image import grid_of
 from runtime.pages.report import processor_name
 from runtime.policy import Policy, load
@@ -56,16 +58,26 @@ FIGURES = Kind("figures of ticks by pictures", (b'"machine"', b'"ticks"', b'"lim
 WORD = re.compile(r" ?[A-Za-z]+|[^\x00-\x7f]")
 MOST_TICKS = 100
 """Of an episode until it has as many keyframes as there may be."""
+WAYS = {"recomputed": True, "warm": False}
+"""Rows of our runtime, and whether everything is forgotten before."""
 Figures = dict[str, Any]
+Rows = dict[str, Callable[[], Any]]
 
 
 def bench_pictures(config: PicturesConfig) -> Figures:
-    """Run it, and print the table and one JSON line last.
+    """Run it, print the table and one JSON line last.
 
     Raises:
         OutputError: the results cannot be written.
-        ValueError: a policy remembers no pictures.
+        ValueError: a policy remembers no pictures, or there is no such configuration.
     """
+    for name in config.configs:
+        if name not in CONFIGS and not Path(name).exists():
+            raise ValueError(
+                f"unknown configuration {name!r}; there are {sorted(CONFIGS)}, or name a "
+                "config.json of your own"
+            )
+    limits = [_limits(name, config.image) for name in config.limits]
     path = None
     if config.results is not None:
         path = config.results / f"pictures-{slug(processor_name())}.json"
@@ -73,20 +85,16 @@ def bench_pictures(config: PicturesConfig) -> Figures:
     console, lines = Console(), Progress(sys.stderr)
     subjects = [Subject.make(name, config, console) for name in config.configs]
     cases = [case for subject in subjects for case in subject.cases()]
-    rows: dict[str, Callable[[], Any]] = {}
-    before: dict[str, Callable[[], Any]] = {}
-    for subject in subjects:
-        rows |= {f"{subject.name}/{row}": run for row, run in subject.libraries.items()}
-    for case in cases:
-        ways = {"recomputed": partial(case.tick, cold=True), "warm": partial(case.tick, cold=False)}
-        rows |= {f"{case.name}/{row}": run for row, run in ways.items()}
-        before |= {f"{case.name}/{row}": case.prepare for row in ways}
+    rows, before = _rows(subjects, cases)
     lines.step("actions beside those of the libraries")
     errors = {case.name: case.parity() for case in cases}
-    for row, run in rows.items():  # compilers, allocators, caches have their first time here
-        lines.step(f"first run, {row}")
-        before.get(row, int)()
-        run()
+    for case in cases:  # compilers, allocators, caches have their first time here
+        lines.step(f"first ticks, {case.name}")
+        case.count_towers()
+    for subject in subjects:
+        for row, run in subject.libraries.items():
+            lines.step(f"{subject.name}: first run, {row}")
+            run()
     lines.step("ticks of each row")
     timed = interleaved(rows, before, config.rounds, lines.count)
     lines.close()
@@ -96,7 +104,7 @@ def bench_pictures(config: PicturesConfig) -> Figures:
         "rounds": config.rounds,
         "configs": {subject.name: subject.describe() for subject in subjects},
         "ticks": [case.figures(timed) | {"error": errors[case.name]} for case in cases],
-        "limits": [_limits(name, config.image) for name in config.limits],
+        "limits": limits,
     }
     if path is not None:
         write_file(path, json.dumps(found, indent=1) + "\n", FIGURES)
@@ -104,6 +112,19 @@ def bench_pictures(config: PicturesConfig) -> Figures:
     print(pictures_table(found))
     print(json.dumps({c["different"]: c["warm_ms"] for c in found["ticks"]}))
     return found
+
+
+def _rows(subjects: Sequence[Subject], cases: Sequence[Case]) -> tuple[Rows, Rows]:
+    """What is timed, by name; and of some what is done before and not timed."""
+    rows: Rows = {}
+    before: Rows = {}
+    for subject in subjects:
+        rows |= {f"{subject.name}/{row}": run for row, run in subject.libraries.items()}
+    for case in cases:
+        for row, is_cold in WAYS.items():
+            rows[f"{case.name}/{row}"] = partial(case.tick, cold=is_cold)
+            before[f"{case.name}/{row}"] = case.prepare
+    return rows, before
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,10 +255,17 @@ class Case:
     script: Script
     kind: str
     """See `export.evidence.limits.kinds`."""
+    towers: dict[str, int] = field(default_factory=dict)
+    """By the way: pictures that passed the vision tower in the last such tick."""
 
     @property
     def name(self) -> str:
         return f"{self.subject.name}, {self.kind}"
+
+    @property
+    def cones(self) -> list[Cone]:
+        """Of the pictures that the prompt shows."""
+        return [c for cones in self.subject.policy.graph.cones.values() for c in cones]
 
     def prepare(self) -> None:
         """What is done before a tick and not timed."""
@@ -256,6 +284,15 @@ class Case:
             self.subject.policy.forget()
         self.script.tick()
 
+    def count_towers(self) -> None:
+        """By running a tick of each way."""
+        graph = self.subject.policy.graph
+        last = [graph.stages[cone.stages[-1]].name for cone in self.cones]
+        for way, is_cold in WAYS.items():
+            self.prepare()
+            self.tick(cold=is_cold)
+            self.towers[way] = len(self.subject.policy.interpreter.last_run.keys() & {*last})
+
     def parity(self) -> float:
         """Of a warm tick's actions, in robot units, with those of the libraries."""
         self.prepare()
@@ -271,7 +308,7 @@ class Case:
     def figures(self, timed: Timed) -> Figures:
         """Times, ratios, and what the arithmetic allows."""
         subject, found = self.subject, dict[str, Any]()
-        named = {row: timed[f"{self.name}/{row}"] for row in ("recomputed", "warm")}
+        named = {row: timed[f"{self.name}/{row}"] for row in WAYS}
         for row in subject.libraries:
             named[row] = timed[f"{subject.name}/{row}"]
         for row, quantiles in named.items():
@@ -280,7 +317,7 @@ class Case:
             }  # fmt: skip
         warm = named.pop("warm").p50
         inputs = subject.policy.inputs
-        cones = [cone for cones in subject.policy.graph.cones.values() for cone in cones]
+        cones = self.cones
         keyframes = len([cone for cone in cones if inputs[cone.source].source == "memory"])
         cameras = len({inputs[cone.source].of or cone.source for cone in cones})
         return found | {
@@ -289,6 +326,7 @@ class Case:
             "pictures": len(cones),
             "different": cameras if self.kind == "first" else len(cones),
             "keyframes": keyframes,
+            "towers": self.towers,
             "speedup": {row: round(quantiles.p50 / warm, 3) for row, quantiles in named.items()},
             **limit(subject.sized, self.kind),
         }

@@ -101,6 +101,9 @@ def _rows(ticks: Sequence[Figures]) -> dict[str, Callable[[Figures], str]]:
             f"{sum(tick[part].values()):.0f}" for part in ("recomputed_gflops", "gflops")
         ),
         "vision's share of all": lambda tick: f"{tick['vision_share']:.0%}",
+        "pictures through the tower, recomputed and warm": lambda tick: " and ".join(
+            str(tick["towers"][way]) for way in ("recomputed", "warm")
+        ),
         "actions differ from the libraries' by": lambda tick: f"{tick['error']:.1e}",
     }
 

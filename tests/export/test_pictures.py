@@ -58,7 +58,10 @@ def test_a_tick_of_each_kind_is_timed_and_set_beside_its_limit(measured):
     assert path.name.startswith("pictures-") and json.loads(path.read_text()) == found
     ticks = [(t["kind"], t["different"], t["pictures"], t["keyframes"]) for t in found["ticks"]]
     assert ticks == [("first", 2, 8, 0), ("usual", 8, 8, 0), ("usual", 10, 10, 2)]
+    towers = [tuple(tick["towers"].values()) for tick in found["ticks"]]
+    assert towers == [(8, 2), (8, 2), (10, 2)]
     for tick in found["ticks"]:
+        assert list(tick["towers"]) == ["recomputed", "warm"]
         assert tick["error"] <= END_TO_END
         for row in ("recomputed", "eager"):
             ratio = tick[f"{row}_ms"] / tick["warm_ms"]
@@ -83,6 +86,12 @@ def test_the_table_shows_what_was_measured(measured):
     limits = " | ".join(f"{t['limit']:.2f} x" for t in found["ticks"])
     assert f"| **limit of an exact cache** | {limits} |" in table
     assert "torch.compile" not in table
+    faster = " | ".join(f"{t['speedup']['eager']:.2f} x" for t in found["ticks"])
+    assert f"| warm against eager | {faster} |" in table
+    assert (
+        "| pictures through the tower, recomputed and warm | 8 and 2 | 8 and 2 | 10 and 2 |"
+        in table
+    )
     (limit,) = found["limits"]
     assert f"| usual tick | {limit['kinds']['usual']['limit']:.2f} x |" in table
     assert "| | 8 pictures, 24 vision and 36 language layers |" in table
@@ -126,7 +135,9 @@ def ran(policy):
         (REMEMBERS, "all", 10),
     ],
 )
-def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(bundles, name, kind, towers):
+def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(
+    measured, bundles, name, kind, towers
+):
     _, policy, sized = bundles[name]
     script = Script(policy)
     script.settle()
@@ -142,6 +153,12 @@ def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(bundles, name, 
     different = len({value.tobytes() for value in shown})
     assert len(shown) == (8 if name == RECENT else 10)
     assert different == VIEWS if kind == "first" else different >= VIEWS * (2 + DELAYS)
+    assert name == RECENT or policy.interpreter.values["keyframes"][0] == SLOTS
+    policy.forget()
+    script.tick()
+    for tick in measured[1]["ticks"]:
+        if name in tick["config"] and tick["kind"] == kind:
+            assert tick["padded_limit"] == pytest.approx(ran(policy)[0] / flops, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +260,11 @@ def test_a_policy_that_finds_no_events_is_told_apart_from_one_that_waits(bundles
     ("fields", "words"),
     [
         ({"configs": ("mine",)}, "unknown configuration 'mine'; there are"),
-        ({"configs": (), "limits": ("mine",)}, "unknown configuration 'mine'"),
+        ({"configs": (), "limits": ("mine",)}, "unknown configuration 'mine'; there are"),
         ({"configs": ("eventvla-tiny",), "rounds": 2}, "rounds at least 3, got 224, 2"),
         ({"configs": ("eventvla-tiny",), "image": 0}, "image must be positive"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(fields, words):
     with pytest.raises(ValueError, match=words):
-        PicturesConfig(**fields)
+        bench_pictures(PicturesConfig(**fields))
