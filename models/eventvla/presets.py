@@ -38,12 +38,12 @@ def one_view() -> EventVLAConfig:
 def thin() -> EventVLAConfig:
     """`one_view` with few layers, as many to those of the other network as published, and a small
     vocabulary: the costs of a layer are the real ones."""
-    base = one_view()
+    base, (vision, language) = one_view(), qwen3_vl_4b()
     horizon = base.head.action_horizon
     return dataclasses.replace(
         base,
-        vision=dataclasses.replace(base.vision, depth=2, deepstack_visual_indexes=(0,)),
-        language=dataclasses.replace(base.language, num_hidden_layers=3, vocab_size=1024),
+        vision=dataclasses.replace(vision, depth=2, deepstack_visual_indexes=(0,)),
+        language=dataclasses.replace(language, num_hidden_layers=3, vocab_size=1024),
         # Random weights find every step about as likely as any other. So one of each chunk is
         # waited for, and no later chunk puts it off.
         events=EventSettings(threshold=0.01, nms_window=horizon, cooldown=horizon),
