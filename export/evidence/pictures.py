@@ -98,7 +98,7 @@ def bench_pictures(config: PicturesConfig) -> Figures:
     lines.step("ticks of each row")
     timed = interleaved(rows, before, config.rounds, lines.count)
     lines.close()
-    found = {
+    found: Figures = {
         "machine": machine(),
         "image_size": [config.image, config.image],
         "rounds": config.rounds,

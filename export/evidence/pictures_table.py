@@ -56,8 +56,8 @@ def pictures_table(found: Figures) -> str:
                 [f"{of['pictures']} pictures, {_layers(of)}" for of in found["limits"]],
                 found["limits"],
                 {
-                    "tokens before and behind the first pictures": lambda of: " and ".join(
-                        map(str, of["tokens"].values())
+                    "tokens up to the first step's pictures, and behind them": lambda of: (
+                        " and ".join(map(str, of["tokens"].values()))
                     ),
                     "vision's share of all": lambda of: (
                         f"{of['kinds']['usual']['vision_share']:.0%}"
