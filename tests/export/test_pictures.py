@@ -11,9 +11,17 @@ import export.evidence.bench
 import runtime
 from export.engines.counts import count
 from export.errors import ExportError
+from export.evidence.bench import interleaved
 from export.evidence.config import PicturesConfig
 from export.evidence.limits import engine_flops, kinds, least_flops
-from export.evidence.pictures import MOST_TICKS, Script, bench_pictures, with_words
+from export.evidence.pictures import (
+    MOST_TICKS,
+    Case,
+    Script,
+    Subject,
+    bench_pictures,
+    with_words,
+)
 from export.evidence.pictures_table import pictures_table, render_pictures
 from export.forecast.config import ForecastConfig
 from export.forecast.policy import Prompt, prompt_of, size, size_policy
@@ -138,14 +146,13 @@ def ran(policy):
 def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(
     measured, bundles, name, kind, towers
 ):
-    _, policy, sized = bundles[name]
-    script = Script(policy)
-    script.settle()
-    if kind == "first":
-        script.begin()
-    elif kind == "all":
-        policy.forget()
-    script.tick()
+    checkpoint, policy, sized = bundles[name]
+    subject = Subject(
+        name=name, checkpoint=checkpoint, sized=sized, policy=policy, shown={}, libraries={}
+    )
+    case = Case(subject, Script(policy), "first" if kind == "first" else "usual")
+    case.prepare()
+    case.tick(cold=kind == "all")
     flops, seen = ran(policy)
     assert seen == towers
     assert flops == sum(engine_flops(sized, kinds(sized.graph)[kind]).values())
@@ -154,8 +161,7 @@ def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(
     assert len(shown) == (8 if name == RECENT else 10)
     assert different == VIEWS if kind == "first" else different >= VIEWS * (2 + DELAYS)
     assert name == RECENT or policy.interpreter.values["keyframes"][0] == SLOTS
-    policy.forget()
-    script.tick()
+    case.tick(cold=True)
     for tick in measured[1]["ticks"]:
         if name in tick["config"] and tick["kind"] == kind:
             assert tick["padded_limit"] == pytest.approx(ran(policy)[0] / flops, abs=1e-3)
@@ -196,6 +202,23 @@ def test_the_least_is_what_stands_behind_the_first_picture_that_changed(bundles,
         name: calls[name] * count(policy.bundle.path / engines[name].file).flops
         for name in calls if calls[name]
     }  # fmt: skip
+
+
+def test_rows_take_turns_and_what_is_done_before_is_not_timed(monkeypatch):
+    now, done = [0.0], []
+
+    def work(name, seconds):
+        def run():
+            done.append(name)
+            now[0] += seconds
+
+        return run
+
+    monkeypatch.setattr(export.evidence.bench.time, "perf_counter", lambda: now[0])
+    rows = {"a": work("a", 0.25), "b": work("b", 0.5)}
+    timed = interleaved(rows, {"b": work("before b", 64.0)}, 3, lambda done, total: None)
+    assert done == 3 * ["a", "before b", "b"]
+    assert {row: (q.p50, q.n) for row, q in timed.items()} == {"a": (250.0, 3), "b": (500.0, 3)}
 
 
 def test_at_the_published_depth_the_limit_is_far_from_three():
