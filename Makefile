@@ -38,7 +38,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-pictures eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -143,6 +143,11 @@ run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results
+
+bench-pictures: setup ## a tick with 1, 4 and 8 different pictures, warm, recomputed and as transformers composes it, beside the limit of any cache (20 minutes on 2 cores)
+	$(PY) -m export bench-pictures eventvla-thin-recent eventvla-thin \
+		--limits eventvla-one-view eventvla-robotwin --results docs/results $(ARGS)
+	$(PY) -m export results
 
 eval: setup mesa ## closed-loop success of BUNDLE on TASKS, with a film and a contact sheet
 	$(PY) -m device_tests.success $(call quoted,$(BUNDLE)) --tasks $(TASKS) --json build/eval/success.json \

@@ -14,6 +14,10 @@ from collections.abc import Sequence
 VERBS = {
     "build": ("export.config:BuildConfig", "export.build:build"),
     "bench": ("export.config:BenchConfig", "export.evidence.bench:bench"),
+    "bench-pictures": (
+        "export.evidence.config:PicturesConfig",
+        "export.evidence.pictures:bench_pictures",
+    ),
     "demo": ("export.config:DemoConfig", "export.demo:demo"),
     "depth": ("export.evidence.config:DepthConfig", "export.evidence.depth:depth"),
     "flash": ("export.release.config:FlashConfig", "export.release.flash:flash"),

@@ -103,7 +103,7 @@ def call(package: str, words: list[str]) -> int:
         return int(end.code or 0)
 
 
-SLUG = export.evidence.bench._slug(processor_name())
+SLUG = export.evidence.bench.slug(processor_name())
 MINE = "somebody's own"
 IN_THE_WAY = {
     "runtime run": ("run BUNDLE --episodes E.npz --report OUT/a.html", "a.html"),
@@ -146,6 +146,9 @@ IN_THE_WAY = {
     "export demo": ("demo --out OUT", "bundle/notes.txt"),
     "export demo, its page": ("demo --out OUT", "report.html"),
     "export bench": ("bench --results OUT --work OUT/w", f"bench-{SLUG}.json"),
+    "export bench-pictures": (
+        "bench-pictures eventvla-tiny --results OUT --work OUT/w", f"pictures-{SLUG}.json",
+    ),
     "export forecast": ("forecast --out OUT", "full-orin-w8a8-agx-orin-64gb.html"),
     "export gate": ("gate --verdicts OUT/v.json --work OUT/w", "v.json"),
     "export planted": ("planted --results OUT --work OUT/w", "planted-demo.json"),

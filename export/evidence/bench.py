@@ -72,7 +72,7 @@ def bench(config: BenchConfig) -> dict[str, dict[str, Any]]:
     console = Console()
     path = None
     if config.results is not None:
-        path = config.results / f"bench-{_slug(processor_name())}.json"
+        path = config.results / f"bench-{slug(processor_name())}.json"
         check_output(path, FIGURES)
     results = {}
     for name in config.sizes:
@@ -155,16 +155,32 @@ class Rows:
 
     def measure(self, num_rounds: int, on_round: Callable[[int, int], None]) -> Timed:
         """Every row once in each round."""
-        seconds: dict[str, list[float]] = {row: [] for row in self.run}
-        for done in range(1, num_rounds + 1):
-            for row, run in self.run.items():
-                if row in self._tickers:  # the rows before left the caches to other weights
-                    self._tickers[row].tick(cold=False)
-                start = time.perf_counter()
-                run()
-                seconds[row].append(time.perf_counter() - start)
-            on_round(done, num_rounds)
-        return {row: Quantiles.of(values) for row, values in seconds.items()}
+        before = {row: partial(ticker.tick, cold=False) for row, ticker in self._tickers.items()}
+        return interleaved(self.run, before, num_rounds, on_round)
+
+
+def interleaved(
+    rows: Mapping[str, Callable[[], Any]],
+    before: Mapping[str, Callable[[], Any]],
+    num_rounds: int,
+    on_round: Callable[[int, int], None],
+) -> Timed:
+    """Every row once in each round.
+
+    Args:
+        before: of some rows, what is done first and not timed: the rows before left the caches to
+            other weights.
+    """
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    for done in range(1, num_rounds + 1):
+        for row, run in rows.items():
+            if row in before:
+                before[row]()
+            start = time.perf_counter()
+            run()
+            seconds[row].append(time.perf_counter() - start)
+        on_round(done, num_rounds)
+    return {row: Quantiles.of(values) for row, values in seconds.items()}
 
 
 def _times(timed: Timed) -> dict[str, Any]:
@@ -244,13 +260,10 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
     """Rows (a) to (c), on the golden observation with a frame that changes."""
     golden = read_golden(policy.bundle)
     checkpoint = dataclasses.replace(checkpoint, model=plain(checkpoint.model))
-    composition = family_of(checkpoint.config).reference(
-        checkpoint.model, checkpoint.tokenizer, checkpoint.image
-    )
-    compiled = torch.compile(composition)
     embodiment = str(golden["embodiment"])
     statistics = checkpoint.statistics[embodiment]
     to_policy, _ = normalizations(checkpoint.config, statistics, embodiment)
+    state = to_policy.to_policy(golden["state"])
     count = 0
 
     def observation() -> dict[str, Any]:
@@ -263,19 +276,34 @@ def _torch_rows(checkpoint: Checkpoint, policy: Policy) -> dict[str, Callable[[]
             "noise": draw_noise(0, count, policy.chunk_shape),
         }
 
-    def composed(module: Callable[..., torch.Tensor]) -> Callable[[], Any]:
-        state = to_policy.to_policy(golden["state"])
+    rows = library_rows(checkpoint, lambda: {"state": state, **observation()})
+    rows["reference"] = lambda: reference(checkpoint, state=golden["state"], **observation())
+    return rows
 
+
+def library_rows(
+    checkpoint: Checkpoint, observation: Callable[[], Mapping[str, Any]]
+) -> dict[str, Callable[[], Any]]:
+    """Rows (a) and (b): a tick of the policy as one composes it from public libraries.
+
+    Args:
+        checkpoint: with its weights in memory.
+        observation: what the composition prepares, another one with every call.
+    """
+    composition = family_of(checkpoint.config).reference(
+        checkpoint.model, checkpoint.tokenizer, checkpoint.image
+    )
+
+    def composed(module: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
         @torch.no_grad()
         def run() -> torch.Tensor:
-            return module(*composition.prepare(state=state, **observation()))
+            return module(*composition.prepare(**observation()))
 
         return run
 
-    rows: dict[str, Callable[[], Any]] = {"eager": composed(composition)}
-    if _has_compiler():
-        rows["compiled"] = composed(compiled)
-    rows["reference"] = lambda: reference(checkpoint, state=golden["state"], **observation())
+    rows = {"eager": composed(composition)}
+    if _has_compiler():  # of one shape: another policy's would be taken for a shape that moves
+        rows["compiled"] = composed(torch.compile(composition, dynamic=False))
     return rows
 
 
@@ -393,5 +421,5 @@ def _print_table(console: Console, name: str, result: dict[str, Any]) -> None:
     )
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from models.families import CONFIGS
 from quant.recipes import RECIPES
 
@@ -83,3 +85,36 @@ class FullSizeConfig:
                     f"unknown case {case!r}: name CONFIG/RECIPE, of {sorted(CONFIGS)} and "
                     f"{sorted(RECIPES)}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PicturesConfig:
+    """Time a tick of policies that remember pictures, beside recomputing and public libraries.
+
+    example: python -m export bench-pictures config.json --results docs/results
+    """
+
+    configs: Positional[tuple[str, ...]]
+    """Each a config.json, or a named configuration: its usual tick; and its first one, if it keeps
+    no pictures of events."""
+
+    limits: tuple[str, ...] = ()
+    """Configurations of which the limit of a cache is computed and nothing measured."""
+
+    image: int = 224
+    """Side of the camera image in pixels."""
+
+    rounds: int = 9
+    """Ticks per row."""
+
+    work: Path = Path("build/bench-pictures")
+    """Folder for checkpoints and bundles; two of the published width and three layers take 8 GB."""
+
+    results: Path | None = None
+    """Folder for a JSON file with figures, machine and versions."""
+
+    def __post_init__(self) -> None:
+        if self.image < 1 or self.rounds < 3:
+            raise ValueError(
+                f"image must be positive and rounds at least 3, got {self.image}, {self.rounds}"
+            )

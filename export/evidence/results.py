@@ -14,6 +14,7 @@ from device_tests.success.motion import FIGURES
 from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
 from export.evidence.config import CALIBRATED_ON, DEPTH, FULL_SIZE
 from export.evidence.delays import delay_pictures, render_delays
+from export.evidence.pictures_table import render_pictures
 from export.gates import MOTION_BOUND, MOTION_FIGURES
 from quant.recipes import RECIPES
 from runtime.graph import whole_of
@@ -62,7 +63,8 @@ def update(config: ResultsConfig) -> None:
             + render_delays(config.results)
             + render_depth(config.results)
             + render_full_size(config.results)
-            + benchmarks,
+            + benchmarks
+            + render_pictures(config.results),
         ),
         (config.precision, render_w8a8(config.results)),
         (config.card, success),

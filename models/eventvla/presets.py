@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from models.eventvla.config import EventVLAConfig
 from models.networks.config import MLPResNetConfig
 from models.networks.published import qwen3_vl_4b, tiny_qwen3
@@ -28,6 +30,32 @@ def robotwin() -> EventVLAConfig:
     )
 
 
+def one_view() -> EventVLAConfig:
+    """`robotwin` with its main camera alone."""
+    return dataclasses.replace(robotwin(), views=("cam_high",))
+
+
+def thin() -> EventVLAConfig:
+    """`one_view` with few layers, as many to those of the other network as published, and a small
+    vocabulary: the costs of a layer are the real ones."""
+    base, (vision, language) = one_view(), qwen3_vl_4b()
+    horizon = base.head.action_horizon
+    return dataclasses.replace(
+        base,
+        vision=dataclasses.replace(vision, depth=2, deepstack_visual_indexes=(0,)),
+        language=dataclasses.replace(language, num_hidden_layers=3, vocab_size=1024),
+        # Random weights find every step about as likely as any other. So one of each chunk is
+        # waited for, and no later chunk puts it off.
+        events=EventSettings(threshold=0.01, nms_window=horizon, cooldown=horizon),
+        license="none (random weights)",
+    )
+
+
+def thin_recent() -> EventVLAConfig:
+    """`thin` whose keyframe head is silent, so that its prompt has no room for keyframes."""
+    return dataclasses.replace(thin(), predicts_keyframes=False)
+
+
 def tiny() -> EventVLAConfig:
     """Every structure of it at widths of 128, for 112 x 112 images: two cameras, two delays and
     room for two keyframes, with windows of a few steps."""
@@ -48,4 +76,10 @@ def tiny() -> EventVLAConfig:
     )
 
 
-CONFIGS = {"robotwin": robotwin, "tiny": tiny}
+CONFIGS = {
+    "robotwin": robotwin,
+    "one-view": one_view,
+    "thin": thin,
+    "thin-recent": thin_recent,
+    "tiny": tiny,
+}
