@@ -37,8 +37,9 @@ PY    := $(VENV)/bin/python
 PIP   := $(PY) -m pip --disable-pip-version-check --quiet install
 STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
+BLINKS := build/blinks/touch-what-blinked-999.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-pictures eval delays gate planted w8a8 sensitivity success mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-pictures eval delays gate planted w8a8 sensitivity success recall mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo train-recall fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -175,6 +176,10 @@ success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor
 	$(PY) -m export success --seeds build/demo-seed1 --without-anchor build/demo-without-anchor $(ARGS)
 	$(PY) -m export results
 
+recall: setup mesa ## what the policy with a memory does with it, without it, and recomputed (20 minutes)
+	$(PY) -m export recall $(ARGS)
+	$(PY) -m export results
+
 mesa: ## install the simulator's software renderer, where that is possible
 	@sh requirements/system.sh mesa 'libEGL\.so\.1 libEGL_mesa\.so\.0' \
 		'the demo goes on with recorded episodes; for live simulation' \
@@ -203,6 +208,12 @@ build/demo-without-anchor/model.safetensors: $(DATA)
 
 $(DATA): | $(STAMP) mesa
 	$(PY) -m models.demo collect $(COLLECT)
+
+train-recall: setup mesa $(BLINKS) ## train the policy with a memory into build/blink-trained (45 minutes on 2 cores)
+	$(PY) -m models.demo remember $(ARGS)
+
+$(BLINKS): | $(STAMP) mesa
+	$(PY) -m models.demo blinks --episodes 1000
 
 record-demo: setup mesa ## record the demo's episodes from the simulator again
 	$(PY) -m models.demo record --out $(call quoted,$(EPISODES))

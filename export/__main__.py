@@ -29,6 +29,7 @@ VERBS = {
     "keys": ("export.release.config:KeysConfig", "export.release.signing:make_keys"),
     "parts": ("export.config:PartsConfig", "export.parts:print_parts"),
     "planted": ("export.config:PlantedConfig", "export.evidence.planted:planted"),
+    "recall": ("export.evidence.config:RecallConfig", "export.evidence.recall:measure"),
     "rollback": ("export.release.config:RollbackConfig", "export.release.flash:rollback"),
     "sign": ("export.release.config:SignConfig", "export.release.signing:sign"),
     "twin": ("export.config:TwinConfig", "export.twin:make_twin"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from models.demo import CHECKPOINT, EPISODES, HELD_OUT
+from models.demo import BLINK_CHECKPOINT, CHECKPOINT, EPISODES, HELD_OUT
 from models.families import CONFIGS
 from quant.boards import name_of_board
 from quant.recipes import RECIPES, Recipe, Softmax
@@ -392,6 +392,9 @@ class ResultsConfig:
 
     card: Path = CHECKPOINT / "README.md"
     """File whose marked section shows the success rates."""
+
+    recall_card: Path = BLINK_CHECKPOINT / "README.md"
+    """File whose marked section shows what a memory is worth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

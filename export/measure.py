@@ -107,9 +107,10 @@ class Modules:
     def actions(self, golden: Tensors) -> NDArray[np.float32]:
         """[T, A] on an observation, or [K, T, A] of K samples, robot units."""
         seen = Golden.from_arrays(self._graph, golden)
-        values = {**seen.given, **seen.observed, **seen.drawn, **seen.recalled}
-        for name, value in values.items():
+        for name, value in {**seen.given, **seen.observed, **seen.drawn}.items():
             self._interpreter.set(name, self._take[name](value))
+        for name, value in seen.recalled.items():  # an empty slot is no picture to be taken
+            self._interpreter.set(name, value)
         self._interpreter.run(ACTIONS)
         return self._memory.host(DENOISED).copy()
 

@@ -22,7 +22,7 @@ from .errors import EngineError, EpisodeError, ObservationError
 from .functions.keyframes import Keyframes
 from .functions.remembered import StoreStats
 from .graph import Graph
-from .inputs import CAMERAS, History, check_names, draw_noise, no_leftover, push
+from .inputs import CAMERAS, History, check_names, draw_noise, no_leftover, push, take_recalled
 from .interpreter import Interpreter
 
 FROM_ROBOT: tuple[Source, ...] = ("robot", "drawn", "loop")
@@ -221,7 +221,7 @@ class Episode:
         Raises:
             ObservationError: a value cannot be taken; nothing is changed.
         """
-        self._recalled = self._take(values, ("delay", "memory"))
+        self._recalled = take_recalled(values, self.policy.graph, self.policy.take)
 
     def give(self, **values: Any) -> None:
         """Give inputs of the operator, or latches, a value; it counts from the next `act`.

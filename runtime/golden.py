@@ -32,7 +32,7 @@ class Golden:
     drawn: Mapping[str, NDArray[Any]]
     """Noise, and what is left of the last chunk: for `Episode.act` too."""
     recalled: Mapping[str, NDArray[Any]]
-    """What delayed inputs and memories showed: for `Episode.recall`."""
+    """What delayed inputs and memories showed, if not the present: for `Episode.recall`."""
     tensors: Mapping[str, NDArray[Any]]
     """What every engine wrote, and outputs, by name."""
 
@@ -53,11 +53,12 @@ class Golden:
         tensors = {n: arrays[n] for n in graph.outputs if n in arrays}
         stages = {n: a for n, a in arrays.items() if n.startswith(GOLDEN_STAGE)}
         tensors = {n.removeprefix(GOLDEN_STAGE): a for n, a in stages.items()} | tensors
+        looking_back = from_source(graph.inputs, "delay", "memory")
         return cls(
             given=of_source("operator", "latch"),
             observed=of_source("robot"),
             drawn=of_source("drawn", "loop"),
-            recalled=of_source("delay", "memory"),
+            recalled={n: v for n, v in arrays.items() if n in looking_back},
             tensors=tensors,
         )
 

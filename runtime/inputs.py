@@ -157,6 +157,27 @@ def check_names(values: Mapping[str, Any], graph: Graph, sources: tuple[Source, 
             raise ObservationError(f"{name!r} cannot be given here: {where}")
 
 
+def take_recalled(
+    values: Mapping[str, Any], graph: Graph, take: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """What delayed inputs and memories are to show, checked and copied.
+
+    Args:
+        take: checks and copies a value of an input.
+
+    Raises:
+        ObservationError: a value cannot be taken, or is of another input.
+    """
+    check_names(values, graph, ("delay", "memory"))
+    inputs = graph.inputs
+    return {
+        name: take(name, value)
+        if np.any(value)  # a slot that shows nothing is no picture
+        else np.zeros(inputs[name].shape, inputs[name].dtype)
+        for name, value in values.items()
+    }
+
+
 def take_seed(seed: int) -> int:
     """A seed of the noise generator, which has a key of 64 bits."""
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:

@@ -119,6 +119,7 @@ IN_THE_WAY = {
     "models.demo blinks": ("blinks --episodes 1 --out OUT", "touch-what-blinked-0.npz"),
     "models.demo collect": ("collect --tasks touch-red --out OUT", "touch-red.npz"),
     "models.demo record": ("record --out OUT", "touch-green-2.npz"),
+    "models.demo remember": ("remember --out OUT", "model.safetensors"),
     "models.demo train": ("train --out OUT", "model.safetensors"),
     "models.demo tokenizer": ("tokenizer --out OUT/tokenizer.json", "tokenizer.json"),
     "quant sensitivity": (
@@ -152,6 +153,8 @@ IN_THE_WAY = {
     "export forecast": ("forecast --out OUT", "full-orin-w8a8-agx-orin-64gb.html"),
     "export gate": ("gate --verdicts OUT/v.json --work OUT/w", "v.json"),
     "export planted": ("planted --results OUT --work OUT/w", "planted-demo.json"),
+    "export recall": ("recall --results OUT --work OUT/w --film OUT/f.gif", "recall-demo.json"),
+    "export recall, its film": ("recall --results OUT --work OUT/w --film OUT/f.gif", "f.gif"),
     "export success": ("success --results OUT --work OUT/w --film OUT/f.gif", "success-demo.json"),
     "export success, its film": ("success --results OUT --work OUT/w --film OUT/f.gif", "f.gif"),
     "export w8a8": ("w8a8 --results OUT --work OUT/w", "w8a8.json"),

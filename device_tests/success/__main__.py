@@ -161,6 +161,7 @@ def _heading(config: SuccessConfig) -> str:
         words += f', instruction: "{TASKS[config.instruction].instruction}"'
     if config.delay_steps:
         words += f", {config.chunks} with thoughts of {config.delay_steps} control steps"
+    words += ", nothing remembered but the first frame" if config.forgetful else ""
     return words + (", everything recomputed" if config.cold else "")
 
 
@@ -229,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--instruction", metavar="TASK", help="give the instruction of this task in every task")
     add("--cold", action="store_true", help="recompute everything at every thought")
+    add(
+        "--forgetful",
+        action="store_true",
+        help="remember nothing but the first frame from one thought to the next",
+    )
     add(
         "--chunks",
         choices=get_args(Chunks),

@@ -77,6 +77,9 @@ class SuccessConfig:
     cold: bool = False
     """Recompute everything at every thought."""
 
+    forgetful: bool = False
+    """Let the policy remember nothing but the first frame, from one thought to the next."""
+
     chunks: Chunks = "sync"
     """How the loop uses them."""
 
@@ -356,6 +359,7 @@ class _Worker:
             anchor=wrong,
             follow=config.anchor == "current",
             cold=config.cold,
+            forgetful=config.forgetful,
         )
         return run(
             posed,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.anchor import AnchorPolicies
-from runtime.declarations import Input
+from runtime.declarations import Input, from_source
 from runtime.episode import Answer
 
 
@@ -21,6 +21,8 @@ class EvaluatedEpisode(Protocol):
     """What an evaluation needs of `runtime.Episode`."""
 
     def act(self, observation: Mapping[str, Any], *, at: float | None) -> Answer: ...
+
+    def see(self, observation: Mapping[str, Any]) -> bool: ...
 
     def latch(self, name: str) -> None: ...
 
@@ -53,6 +55,7 @@ class PosedPolicy:
         anchor: NDArray[np.uint8] | None = None,
         follow: bool = False,
         cold: bool = False,
+        forgetful: bool = False,
     ) -> None:
         """
         Args:
@@ -61,11 +64,13 @@ class PosedPolicy:
             anchor: instead of the first frame, [H, W, 3].
             follow: make every frame the anchor.
             cold: recompute everything at every thought.
+            forgetful: begin a new episode at every thought, with the first frames of this one: the
+                policy remembers nothing else.
         """
         self.inputs, self.chunk_shape = policy.inputs, policy.chunk_shape
         self._policy = policy
         self._instruction, self._anchor = instruction, anchor
-        self._follow, self._cold = follow, cold
+        self._follow, self._cold, self._forgetful = follow, cold, forgetful
         self._digest = hashlib.sha256()
 
     def start(
@@ -75,13 +80,22 @@ class PosedPolicy:
         self._digest = hashlib.sha256()
         posed = {"anchor": self._anchor, "instruction": self._instruction}
         given |= {name: value for name, value in posed.items() if value is not None}
-        self._episode = self._policy.start(seed=seed, **given)
+        self._started = {"seed": seed, **given}
+        self._episode = self._policy.start(**self._started)
         return self
+
+    def see(self, observation: Mapping[str, Any]) -> bool:
+        """As `runtime.Episode.see`."""
+        return not self._forgetful and self._episode.see(observation)
 
     def act(self, observation: Mapping[str, Any], *, at: float | None = None) -> Answer:
         """As `runtime.Episode.act`."""
         if self._follow:
             self._episode.latch("anchor")
+        if self._forgetful:
+            for name, latch in from_source(self.inputs, "latch").items():
+                self._started.setdefault(name, observation[latch.of])
+            self._episode = self._policy.start(**self._started)
         if self._cold:
             self._policy.forget()
         answer = self._episode.act(observation, at=at)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
+from models.demo import BLINK_CHECKPOINT, BLINK_EPISODES
 from models.families import CONFIGS
 from quant.recipes import RECIPES
 
 DEPTH = "depth.json"
 FULL_SIZE = "full-size.json"
+RECALL = "recall-demo.json"
+BLINK_OPTIONS: dict[str, Any] = {
+    "image_size": (112, 112),
+    "tokens": 72,
+    "calibration": BLINK_EPISODES,
+}
+"""How the demo policy with a memory is exported wherever it is."""
 PUBLISHED_IMAGE = (252, 252)
 """Width and height of the camera image in pixels: no resizing, 18 x 18 patches of 14."""
 CALIBRATED_ON = 8
@@ -52,6 +61,35 @@ class DepthConfig:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
         if self.layers_per_stage is not None and self.layers_per_stage < 1:
             raise ValueError(f"layers_per_stage must be positive, got {self.layers_per_stage}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallConfig:
+    """Measure what the demo policy with something to remember does with its memory and without.
+
+    example: python -m export recall --episodes 50
+    """
+
+    checkpoint: Path = BLINK_CHECKPOINT
+    """The policy."""
+
+    task: str = "touch-what-blinked"
+    """Key of `runtime.robots.metaworld.TASKS`."""
+
+    episodes: int = 200
+    """Per row."""
+
+    seed0: int = 10_000
+    """Of the first episode."""
+
+    work: Path = Path("build/recall")
+    """Folder for the bundle, the contact sheet, and the episodes that were run already."""
+
+    results: Path = Path("docs/results")
+    """Folder for the JSON."""
+
+    film: Path = Path("docs/recall.gif")
+    """Some episodes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,18 @@ class ReferencePolicy:
     """A checkpoint, run by `models.checkpoint.reference` with all weights in memory."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        """
+        Raises:
+            ValueError: the policy looks back, and nothing here remembers.
+        """
+        declared = family_of(checkpoint.config).inputs(
+            checkpoint.config, checkpoint.parts, (1, 1, 3), 1
+        )
+        if looking_back := [*from_source(declared, "delay", "memory")]:
+            raise ValueError(
+                f"the torch reference remembers nothing, and this policy has "
+                f"{', '.join(looking_back)}: evaluate its bundle"
+            )
         self.checkpoint = replace(checkpoint, model=plain(checkpoint.model))
 
     @property
@@ -74,6 +86,10 @@ class ReferenceEpisode:
         self._step += 1
         actions = reference(self._policy.checkpoint, **self._given, **observation, **drawn)
         return Answer(actions, {}, None, at)
+
+    def see(self, observation: Mapping[str, Any]) -> bool:
+        """A step in which nothing is asked: no policy that is evaluated here looks back."""
+        return False
 
     def latch(self, name: str) -> None:
         """Make the next picture the latch's value."""

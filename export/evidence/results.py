@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from device_tests.success.motion import FIGURES
-from export.config import PLANTED, RESULT, VERDICTS, W8A8, ResultsConfig
+from export.config import PLANTED, VERDICTS, W8A8, ResultsConfig
 from export.evidence.config import CALIBRATED_ON, DEPTH, FULL_SIZE
 from export.evidence.delays import delay_pictures, render_delays
 from export.evidence.pictures_table import render_pictures
+from export.evidence.success_table import render_recall, render_success
 from export.gates import MOTION_BOUND, MOTION_FIGURES
 from quant.recipes import RECIPES
 from runtime.graph import whole_of
 from runtime.pages.svg import standalone
-from runtime.robots.metaworld import TASKS
 from runtime.storage.files import DRAWING, Kind, write_file
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -52,12 +52,13 @@ CALLS = {
 def update(config: ResultsConfig) -> None:
     """Put the rendered tables where they belong."""
     success, benchmarks = render_success(config.results), render_benchmarks(config.results)
-    motion = render_motion(config.results)
+    motion, recall = render_motion(config.results), render_recall(config.results)
     for path, tables in (
         (config.readme, benchmarks + motion),
         (
             config.numbers,
             success
+            + recall
             + render_recipes(config.results)
             + motion
             + render_delays(config.results)
@@ -68,6 +69,7 @@ def update(config: ResultsConfig) -> None:
         ),
         (config.precision, render_w8a8(config.results)),
         (config.card, success),
+        (config.recall_card, recall),
     ):
         write_file(path, place(path.read_text(), tables), MARKED)
     for name, picture in delay_pictures(config.results).items():
@@ -84,53 +86,6 @@ def place(text: str, tables: str) -> str:
         raise ValueError(f"the text must hold {BEGIN!r} and {END!r}, once and in this order")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}"
-
-
-def render_success(folder: Path) -> str:
-    """Success rates in closed loop as Markdown; nothing if they were not measured."""
-    path = folder / RESULT
-    if not path.exists():
-        return ""
-    raw = json.loads(path.read_text())
-    machine, rows = raw["machine"], raw["rows"]
-    tasks = list(rows["anchor kept"])
-    last = raw["seed0"] + raw["episodes"] - 1
-    lines = [
-        "",
-        f"Success in closed loop, {raw['episodes']} unseen episodes per task (seeds {raw['seed0']} "
-        f"to {last}), 95 % Wilson interval. Measured {machine['date']} at commit "
-        f"{machine['commit']} on {machine['processor']}. Weights: {raw['weights']}.",
-        "",
-        "| | " + " | ".join(tasks) + " |",
-        "|---|" + "---:|" * len(tasks),
-    ]
-    for name, cells in rows.items():
-        shown = [_rate(cells[task]) if task in cells else "" for task in tasks]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    against = rows["torch reference"]["mean"]["against_first"]
-    cold = raw["cold"]
-    lines += [
-        "",
-        f"Torch reference against the runtime, in pairs: {100 * against['difference']:+.2f} points "
-        f"[{100 * against['low']:+.2f}, {100 * against['high']:+.2f}]; their actions on the "
-        f"recorded episodes differ by at most {raw['recorded_error']:.1e}. Recomputing everything "
-        f"at every tick gave the same bits in {cold['same']} of {cold['n']} episodes.",
-        "",
-        "The instruction decides, not the scene: episodes that touch the marker it names, and in "
-        "brackets those that touch the scene's own.",
-        "",
-    ]
-    told = raw["instructions"]
-    lines.append("| told | " + " | ".join(f"scene of {scene}" for scene in told) + " |")
-    lines.append("|---|" + "---:|" * len(told))
-    for task, scenes in told.items():
-        cells = [
-            f"{scenes[s]['named']} of {scenes[s]['n']}"
-            + ("" if s == task else f" ({scenes[s]['own']})")
-            for s in told
-        ]
-        lines.append(f"| {TASKS[task].instruction} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", ""])
 
 
 def render_recipes(folder: Path) -> str:
@@ -408,11 +363,6 @@ def _render_file(path: Path) -> str:
     for words, of in extra.items():
         lines.append(f"| {words} | " + " | ".join(of(sizes[n]) for n in names) + " |")
     return "\n".join([*lines, "", ""])
-
-
-def _rate(cell: dict[str, Any]) -> str:
-    share, low, high = (100 * cell[k] for k in ("successes", "low", "high"))
-    return f"{share / cell['n']:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _cell(size: dict[str, Any], row: str) -> str:

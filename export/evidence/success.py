@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def measure(config: SuccessTableConfig) -> Path:
         "episodes": config.episodes,
         "seed0": config.seed0,
         "rows": rows,
-        "cold": _same_bits(given.results[bundle], cold.results[bundle]),
+        "cold": same_bits(given.results[bundle], cold.results[bundle]),
         "recorded_error": _recorded_error(config.checkpoint, bundle),
         "instructions": _instructions(config, bundle, given),
     }
@@ -81,13 +81,14 @@ def _training_seed(checkpoint: Path) -> str:
 
 
 def _bundle(config: SuccessTableConfig, checkpoint: Path, name: str) -> Path:
+    return float32_bundle(checkpoint, config.work / name, DEMO_OPTIONS)
+
+
+def float32_bundle(checkpoint: Path, out: Path, options: Mapping[str, Any]) -> Path:
+    """Export a small policy."""
     return build(
         BuildConfig(
-            recipe="float32",
-            checkpoint=checkpoint,
-            out=config.work / name,
-            compile_check=False,
-            **DEMO_OPTIONS,
+            recipe="float32", checkpoint=checkpoint, out=out, compile_check=False, **options
         )
     )
 
@@ -117,7 +118,7 @@ def _cell(row: Row) -> dict[str, Any]:
     return asdict(row.rate) | ({} if against is None else {"against_first": asdict(against)})
 
 
-def _same_bits(warm: Sequence[EpisodeResult], cold: Sequence[EpisodeResult]) -> dict[str, int]:
+def same_bits(warm: Sequence[EpisodeResult], cold: Sequence[EpisodeResult]) -> dict[str, int]:
     """How many of the recomputed episodes have the same chunks to the bit."""
     digests = {(r.task, r.seed): r.digest for r in warm}
     same = sum(digests[r.task, r.seed] == r.digest for r in cold)

@@ -14,6 +14,7 @@ VERBS = {
     "train": ("models.demo.config:TrainConfig", "models.demo.train:train"),
     "record": ("models.demo.config:RecordConfig", "models.demo.record:record"),
     "blinks": ("models.demo.config:BlinksConfig", "models.demo.blinks:record_blinks"),
+    "remember": ("models.demo.config:RememberConfig", "models.demo.memory:remember"),
     "tokenizer": (
         "models.demo.config:TokenizerConfig",
         "models.demo.make_tokenizer:make",

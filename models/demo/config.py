@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from models.demo import CHECKPOINT
 from runtime.robots.metaworld import TASKS
@@ -87,7 +88,7 @@ class BlinksConfig:
     task: str = "touch-what-blinked"
     """Key of `runtime.robots.metaworld.TASKS`."""
 
-    episodes: int = 600
+    episodes: int = 1000
     """Of the seeds from `seed` on; those in which the expert fails are left out."""
 
     noise: float = 0.5
@@ -137,7 +138,7 @@ class TrainConfig:
     see_steps: int = 2500
     """Steps of the first stage."""
 
-    all_steps: int = 1200
+    all_steps: int = 1500
     """Steps of the second."""
 
     head_steps: int = 2500
@@ -172,11 +173,61 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RememberConfig:
+    """How long and how fast, of the policy with a memory.
+
+    example: python -m models.demo remember --seed 1 --out build/blink-seed1
+    """
+
+    data: Path = Path("build/blinks")
+    """Folder written by `models.demo.blinks`."""
+
+    out: Path = Path("build/blink-trained")
+    """Checkpoint folder to write; holds the resumable state while training."""
+
+    task: str = "touch-what-blinked"
+    """Whose episodes to learn from."""
+
+    see_steps: int = 900
+    """Steps of the first stage."""
+
+    all_steps: int = 1500
+    """Steps of the second."""
+
+    head_steps: int = 3000
+    """Steps of the third."""
+
+    scenes: int = 16
+    """Episodes per step of the first two stages."""
+
+    head_batch: int = 256
+    """Questions per step of the third."""
+
+    rate: float = 1e-3
+    """Peak learning rate; half of it in the last stage."""
+
+    seed: int = 0
+    """Of weights and batches."""
+
+    device: str | None = None
+    """Where to train: on a GPU where there is one, if left out."""
+
+    def __post_init__(self) -> None:
+        if self.scenes < 2:
+            raise ValueError(f"a batch needs at least two scenes, got {self.scenes}")
+        if min(self.see_steps, self.all_steps, self.head_steps) < 1:
+            raise ValueError("every stage needs at least one step")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """Train the demo's vocabulary again; it comes out the same.
+    """Train a demo policy's vocabulary again; it comes out the same.
 
     example: python -m models.demo tokenizer --out build/tokenizer.json
     """
+
+    policy: Literal["demo", "blink"] = "demo"
+    """Whose prompt it has the words of."""
 
     out: Path = CHECKPOINT / "tokenizer.json"
     """File to write."""

@@ -1,4 +1,5 @@
-"""python -m models.demo tokenizer: writes `models/demo/checkpoint/tokenizer.json`.
+"""python -m models.demo tokenizer: writes `models/demo/checkpoint/tokenizer.json`, or another
+policy's.
 
 A byte-level BPE of some hundred entries with the pre-tokenizer and the special-token roles of
 Qwen2.5, trained on the prompt and on instructions like those of the demo's tasks. Deterministic.
@@ -10,6 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from models.anchorvla4d.config import PromptConfig
 from models.demo.config import TokenizerConfig
+from models.eventvla.presets import blink
+from runtime.robots.metaworld import TASKS
 from runtime.storage.files import Kind, write_file
 
 VOCABULARY = 480
@@ -34,6 +37,16 @@ OBJECTS = (
 PLACES = ("where the marker was", "on the plate", "to the goal", "to the left", "from the top")
 COLOURS = ("red", "green", "blue", "yellow")
 
+TEXTS = {
+    "demo": (PromptConfig().template, ()),
+    "blink": (
+        f"{blink().prompt.before}{TASKS['touch-what-blinked'].instruction}.",
+        (blink().action_token, blink().asked),
+    ),
+}
+"""Of each policy: text that its prompts consist of, and further special tokens. A sentence that is
+always the same is one token, as it tells nothing."""
+
 
 def make(config: TokenizerConfig) -> None:
     """Do what `TokenizerConfig` says."""
@@ -51,14 +64,14 @@ def make(config: TokenizerConfig) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_special_tokens(list(SPECIAL))
+    text, more = TEXTS[config.policy]
+    tokenizer.train_from_iterator(_corpus(text), trainer)
+    tokenizer.add_special_tokens([*SPECIAL, *more])
     write_file(config.out, tokenizer.to_str(pretty=True), TOKENIZER)
     print(f"{config.out}: {tokenizer.get_vocab_size()} tokens")
 
 
-def _corpus() -> list[str]:
-    plain = PromptConfig().template
+def _corpus(plain: str) -> list[str]:
     for special in SPECIAL:
         plain = plain.replace(special, "")
     for place in ("{anchor}", "{frame}", "{instruction}"):

@@ -240,7 +240,9 @@ def write_checkpoint(trainer: Trainer) -> None:
         f"{trainer.seconds / 60:.0f} minutes, {lesson.note}",
     )
     write_file(folder / "config.json", to_json(config))
-    write_file(folder / "preprocessor_config.json", json.dumps(image_fields(lesson.image), indent=2))
+    write_file(
+        folder / "preprocessor_config.json", json.dumps(image_fields(lesson.image), indent=2)
+    )
     write_file(folder / "dataset_statistics.json", json.dumps(lesson.statistics, indent=2))
     write_file(folder / "tokenizer.json", lesson.tokenizer.read_bytes())
     write_file(folder / "curve.json", json.dumps(trainer.curve) + "\n")

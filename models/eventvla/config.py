@@ -80,13 +80,16 @@ class EventVLAConfig:
     @property
     def text(self) -> str:
         """Around the instruction, what asks for the actions included."""
-        horizon = self.head.action_horizon
-        asked = (
-            f" Please predict the next {horizon} robot actions and estimate which future "
-            "observation positions inside this chunk are key events: <action>"
+        tokens = self.action_token * self.head.action_horizon
+        return self.prompt.text.replace(INSTRUCTION, f"{INSTRUCTION}{self.asked}{tokens}<action>.")
+
+    @property
+    def asked(self) -> str:
+        """What asks for the actions, up to their tokens."""
+        return (
+            f" Please predict the next {self.head.action_horizon} robot actions and estimate which "
+            "future observation positions inside this chunk are key events: <action>"
         )
-        tokens = self.action_token * horizon
-        return self.prompt.text.replace(INSTRUCTION, f"{INSTRUCTION}{asked}{tokens}<action>.")
 
     @property
     def other_networks(self) -> dict[str, str]:

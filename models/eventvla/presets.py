@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from models.chat import PromptConfig
 from models.eventvla.config import EventVLAConfig
 from models.networks.config import MLPResNetConfig
-from models.networks.published import qwen3_vl_4b, tiny_qwen3
+from models.networks.published import qwen3_vl_4b, tiny_qwen, tiny_qwen3
 from models.policy_config import NormalizationConfig
 from runtime.functions.keyframes import EventSettings
 
@@ -76,10 +77,39 @@ def tiny() -> EventVLAConfig:
     )
 
 
+def blink() -> EventVLAConfig:
+    """Of the demo's task whose goal shows in mid-episode only: one camera, one keyframe, on the
+    trunks of AnchorVLA4D's demo policy.
+
+    The policy is asked every five steps, and a blink lasts six: whoever sees it knows that the next
+    frame shows it too. Another event within ten steps would be the same blink.
+    """
+    vision, language = tiny_qwen()
+    return EventVLAConfig(
+        vision=dataclasses.replace(
+            vision, depth=3, intermediate_size=336, fullatt_block_indexes=(2,), window_size=112
+        ),
+        language=dataclasses.replace(language, num_hidden_layers=4, intermediate_size=512),
+        head=MLPResNetConfig(action_dim=4, action_horizon=5),
+        normalization=NormalizationConfig(
+            action=("min_max",) * 4, state=(), action_units=("fraction",) * 4, state_units=()
+        ),
+        views=("frame",),
+        main_view="frame",
+        delays=(),
+        events=EventSettings(nms_window=4, cooldown=10, most_keyframes=1, num_replans=0),
+        prompt=PromptConfig(),
+        observation_label="",
+        keyframe_label="",
+        license="Apache-2.0",
+    )
+
+
 CONFIGS = {
     "robotwin": robotwin,
     "one-view": one_view,
     "thin": thin,
     "thin-recent": thin_recent,
     "tiny": tiny,
+    "blink": blink,
 }

@@ -79,9 +79,7 @@ def shown(
         "image": lambda name, given: pictures[given.source](name, given),
         "text": lambda name, given: np.array(seen.instruction),
         "vector": lambda name, given: (
-            remembered[name]
-            if given.source == "memory"
-            else seen.now[name].astype(np.float32)
+            remembered[name] if given.source == "memory" else seen.now[name].astype(np.float32)
         ),
         "noise": lambda name, given: draw_noise(seed, tick, given.shape),
         "leftover": lambda name, given: np.zeros(given.shape, np.float32),

@@ -10,11 +10,12 @@ from export.evidence.delays import DELAYS, delay_pictures, render_delays
 from export.evidence.results import ResultsConfig, place, update
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("numbers", "readme", "precision", "card", "recall_card")
 
 
 def test_readme_docs_and_card_show_the_committed_results(tmp_path):
     config = ResultsConfig(results=ROOT / "docs" / "results")
-    copies = {name: tmp_path / name for name in ("numbers", "readme", "precision", "card")}
+    copies = {name: tmp_path / name for name in NAMES}
     for name, copy in copies.items():
         copy.write_text((ROOT / getattr(config, name)).read_text())
     update(dataclasses.replace(config, **copies))

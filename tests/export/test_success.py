@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from export.evidence.reference_policy import ReferencePolicy, load_either
-from export.evidence.results import render_success
 from export.evidence.success import MEMORY_TASKS, SuccessTableConfig, measure
+from export.evidence.success_table import render_success
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.demo import CHECKPOINT
 from models.demo.config import DEMO_TASKS

@@ -19,7 +19,14 @@ from runtime.errors import RecordingError
 from runtime.functions.keyframes import EventSettings
 from runtime.recordings.recording import load_recording, save_recording
 from tests.drawn_frames import (
-    ALL, HEIGHT, NUM_EPISODES, NUM_FRAMES, WIDTH, identify, names_of, write_episode,
+    ALL,
+    HEIGHT,
+    NUM_EPISODES,
+    NUM_FRAMES,
+    WIDTH,
+    identify,
+    names_of,
+    write_episode,
 )  # fmt: skip
 from tests.lerobot_datasets import write_v30
 
