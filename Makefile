@@ -145,7 +145,7 @@ run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results
 
-bench-pictures: setup ## a tick with 1, 4 and 8 different pictures, warm, recomputed and as transformers composes it, beside the limit of any cache (20 minutes on 2 cores)
+bench-pictures: setup ## a tick with 1, 4 and 8 different pictures, warm, recomputed and as transformers composes it, beside the limit of any cache (10 minutes on 2 cores)
 	$(PY) -m export bench-pictures eventvla-thin-recent eventvla-thin \
 		--limits eventvla-one-view eventvla-robotwin --results docs/results $(ARGS)
 	$(PY) -m export results
@@ -176,7 +176,7 @@ success: setup mesa build/demo-seed1/model.safetensors build/demo-without-anchor
 	$(PY) -m export success --seeds build/demo-seed1 --without-anchor build/demo-without-anchor $(ARGS)
 	$(PY) -m export results
 
-recall: setup mesa ## what the policy with a memory does with it, without it, and recomputed (20 minutes)
+recall: setup mesa ## what the policy with a memory does with it, without it, and recomputed (6 minutes)
 	$(PY) -m export recall $(ARGS)
 	$(PY) -m export results
 

@@ -89,7 +89,7 @@ class RecallConfig:
     """Folder for the JSON."""
 
     film: Path = Path("docs/recall.gif")
-    """Some episodes."""
+    """An episode."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
