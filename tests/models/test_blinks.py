@@ -96,8 +96,8 @@ def test_files_hold_the_same_bits_however_the_seeds_are_shared_out(
         ({"task": "touch-red"}, r"task must be one with a blink \(touch-what-blinked\), got 'tou"),
         ({"task": "juggle"}, "task must be one with a blink .*, got 'juggle'"),
         ({"episodes": 0}, "episodes and jobs must be positive and noise not negative, got 0, 2"),
-        ({"noise": -0.1}, "noise not negative, got 600, 2, -0.1"),
-        ({"seed": 9_900}, r"seeds 9900 to 10499 are not all in \[0, 10000\); choose another"),
+        ({"noise": -0.1}, "noise not negative, got 1000, 2, -0.1"),
+        ({"seed": 9_900}, r"seeds 9900 to 10899 are not all in \[0, 10000\); choose another"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(options, message):
