@@ -42,10 +42,7 @@ class Observation:
 
     def before(self, steps: int) -> Streams:
         """What was seen so many frames ago; the first frame stands for those before it."""
-        frame = max(0, self.frame - steps)
-        if frame == 0 and self.frame:
-            return self.first
-        return self.now if self.at is None or frame == self.frame else self.at(frame)
+        return self.now if self.at is None else self.at(max(0, self.frame - steps))
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -119,12 +119,14 @@ def _recorded_episode(file: Path) -> Episode:
 
 
 def _read_recorded(path: Path, frames: Sequence[int]) -> Iterator[Observation]:
+    def episode() -> Recording:
+        return _load(path, path.stat().st_mtime_ns)
+
     def at(frame: int) -> Streams:
         # Copied: a view would keep the whole episode as long as an observation of it.
-        streams = _load(path, path.stat().st_mtime_ns).streams
-        return {name: stream.values[frame].copy() for name, stream in streams.items()}
+        return {name: s.values[frame].copy() for name, s in episode().streams.items()}
 
-    first, instruction = at(0), _load(path, path.stat().st_mtime_ns).instruction
+    first, instruction = at(0), episode().instruction
     for frame in frames:
         where = f"{path.stem}, frame {frame}"
         yield Observation(first, at(frame), instruction, where, frame, at)

@@ -17,10 +17,12 @@ from export.evidence.recall import measure
 from export.evidence.reference_policy import load_either
 from export.evidence.success import float32_bundle
 from export.evidence.success_table import render_recall
+from export.subject import _digest_of_all
 from models.checkpoint import load_checkpoint
 from models.demo import BLINK_CHECKPOINT, BLINK_EPISODES
 from models.demo.blinks import EVENT
 from models.eventvla.reference import Composition
+from quant.data.episode import Observation
 from runtime import load, read_bundle
 from runtime.errors import ObservationError
 from runtime.golden import Golden
@@ -196,3 +198,16 @@ def test_a_probe_leaves_what_an_episode_remembers(bundle, recorded):
         fresh = policy.start(instruction=recorded.instruction, first_frame=frames[0])
         alone = fresh.act({"frame": frames[60]}).actions
     assert (answers[0] == answers[1]).all() and (answers[0] != alone).any()
+
+
+def test_an_export_that_resumes_has_seen_the_same_past(recorded):
+    """What was worked out is kept by what calibration was shown: all of it, not the present."""
+    checkpoint = load_checkpoint(BLINK_CHECKPOINT)
+    frames = recorded.streams[FRAME].values
+
+    def key(past):
+        now, first = {"frame": frames[41]}, {"frame": frames[0]}
+        at = {"frame": past}
+        return _digest_of_all(checkpoint, [Observation(first, now, "go", "", 41, lambda _: at)])
+
+    assert key(frames[20]) == key(frames[20].copy()) != key(frames[21])

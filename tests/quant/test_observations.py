@@ -196,6 +196,9 @@ def test_the_past_is_the_episodes_own_and_begins_with_its_first_frame(kind, tmp_
         }
         assert values["keyframes"].tolist() == [count]
         assert values["keyframes"].dtype == np.float32
+        assert kind == "lerobot" or all(v.base is None for v in observation.now.values()), (
+            "a view keeps the whole episode in memory"
+        )
         for value in (v for v in values.values() if v.ndim == 3 and v.any()):
             assert identify(value)[0] == episode
 
