@@ -121,6 +121,8 @@ def test_a_policy_that_forgets_answers_as_one_that_just_began(bundle, recorded):
             told = {"instruction": recorded.instruction, "first_frame": frames[0]}
             fresh = policy.start(**told).act({"frame": frames[5 * number]})
             assert (fresh.actions == answer.actions).all()
+        plain = drive(policy.start(instruction=recorded.instruction), recorded)
+    assert all((a.actions == b.actions).all() for a, b in zip(known, plain, strict=True))
     assert forgetful.digest != remembering.digest
     assert (known[0].actions == forgotten[0].actions).all()
     assert (known[-1].actions != forgotten[-1].actions).any()
@@ -152,6 +154,7 @@ def test_the_keyframe_shows_the_blink_and_actions_are_those_of_the_libraries(bun
 
 def test_the_golden_observation_shows_a_keyframe_and_a_board_would_prove_it(bundle):
     golden = Golden.of(read_bundle(bundle))
+    assert read_bundle(bundle).manifest.gates["split"].kind == "pass"
     assert golden.recalled["keyframes"].tolist() == [1]
     assert golden.recalled["keyframe_0"].any()
     with load(bundle) as policy:
