@@ -290,3 +290,22 @@ def test_the_shipped_policy_knows_the_blink_and_where_to_go(recordings):
     with_it = asked(step, int(lit[1])).actions_TA[0, :3].numpy()
     cosine = with_it @ way / np.linalg.norm(with_it) / np.linalg.norm(way)
     assert cosine > 0.9
+
+
+def test_the_average_follows_fast_at_first(config):
+    """Of step k: k / (k + 20) of it stays."""
+
+    class Stopped(Exception):
+        pass
+
+    class Stopping(Silent):
+        def print(self, *words, **options):
+            raise Stopped
+
+    trainer = Trainer(Remember(replace(config, see_steps=1)), config.out)
+    before = {name: value.clone() for name, value in trainer.lesson.average.state_dict().items()}
+    with pytest.raises(Stopped):
+        trainer.run(Stopping())
+    for name, value in trainer.lesson.model.state_dict().items():
+        expected = before[name] + (1 - 1 / 21) * (value - before[name])
+        torch.testing.assert_close(trainer.lesson.average.state_dict()[name], expected)
