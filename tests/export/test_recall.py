@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from device_tests.success.posed import PosedPolicy
+from export.evidence import recall
 from export.evidence.config import BLINK_OPTIONS, RecallConfig
+from export.evidence.kept_episodes import evaluate_kept
 from export.evidence.recall import measure
 from export.evidence.reference_policy import load_either
 from export.evidence.success import float32_bundle
@@ -47,8 +49,20 @@ def config(bundle, folder, simulator):
 
 
 @pytest.fixture(scope="module")
-def result(config):
-    return json.loads(measure(config).read_text())
+def runs():
+    """What was evaluated, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(config, runs):
+    def noted(folder, config, **options):
+        runs.append((config.episodes, config.forgetful, config.cold))
+        return evaluate_kept(folder, config, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "evaluate_kept", noted)
+        return json.loads(measure(config).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +88,9 @@ def test_the_policy_solves_the_task_with_its_memory_and_not_without(result):
     assert result["without"]["successes"] < result["with"]["successes"]
 
 
-def test_recomputing_everything_gives_the_same_episodes(result):
+def test_recomputing_everything_gives_the_same_episodes(result, runs):
     assert result["cold"] == {"same": EPISODES // 4, "n": EPISODES // 4}
+    assert runs == [(8, False, False), (8, True, False), (2, False, True)]
 
 
 def test_the_table_shows_both_rows(result, config):

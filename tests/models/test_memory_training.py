@@ -308,4 +308,6 @@ def test_the_average_follows_fast_at_first(config):
         trainer.run(Stopping())
     for name, value in trainer.lesson.model.state_dict().items():
         expected = before[name] + (1 - 1 / 21) * (value - before[name])
-        torch.testing.assert_close(trainer.lesson.average.state_dict()[name], expected)
+        average = trainer.lesson.average.state_dict()[name]
+        # A step moves weights by 2e-5; a twentieth of that has to be told from rounding.
+        torch.testing.assert_close(average, expected, atol=2e-7, rtol=0)
