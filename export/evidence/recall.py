@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from device_tests.success.__main__ import STRIPS, machine
-from device_tests.success.episodes import Evaluation, Row, SuccessConfig
+from device_tests.success.episodes import Evaluation, Row
 from device_tests.success.pictures import write_film, write_sheet
 from export.evidence.config import BLINK_OPTIONS, RECALL, RecallConfig
-from export.evidence.kept_episodes import evaluate_kept
-from export.evidence.success import float32_bundle, same_bits
+from export.evidence.success import float32_bundle, run_kept, same_bits
 from models.checkpoint import load_checkpoint
 from runtime.robots.metaworld import TASKS
 from runtime.storage.files import PICTURE, Kind, check_output, write_file
@@ -35,9 +35,10 @@ def measure(config: RecallConfig) -> Path:
     for output, kind in ((path, TABLE), (config.film, PICTURE)):
         check_output(output, kind)
     bundle = float32_bundle(config.checkpoint, config.work / "bundle", BLINK_OPTIONS)
-    given = _run(config, bundle, num_strips=STRIPS)
-    without = _run(config, bundle, forgetful=True)
-    cold = _run(config, bundle, cold=True, episodes=-(-config.episodes // 4))
+    run = partial(run_kept, config, (bundle,), (config.task,))
+    given = run(num_strips=STRIPS)
+    without = run(forgetful=True)
+    cold = run(cold=True, episodes=-(-config.episodes // 4))
     blink = TASKS[config.task].blink
     result = {
         "machine": machine(),
@@ -55,14 +56,6 @@ def measure(config: RecallConfig) -> Path:
     write_file(path, json.dumps(result, indent=1) + "\n", TABLE)
     print(path)
     return path
-
-
-def _run(config: RecallConfig, bundle: Path, num_strips: int = 0, **options: Any) -> Evaluation:
-    what = SuccessConfig(
-        bundles=(bundle,), tasks=(config.task,),
-        episodes=options.pop("episodes", config.episodes), seed0=config.seed0, **options,
-    )  # fmt: skip
-    return evaluate_kept(config.work, what, num_strips=num_strips)
 
 
 def _row(evaluation: Evaluation, task: str, bundle: Path) -> dict[str, Any]:

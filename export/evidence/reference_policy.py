@@ -32,15 +32,12 @@ class ReferencePolicy:
         Raises:
             ValueError: the policy looks back, and nothing here remembers.
         """
-        declared = family_of(checkpoint.config).inputs(
-            checkpoint.config, checkpoint.parts, (1, 1, 3), 1
-        )
-        if looking_back := [*from_source(declared, "delay", "memory")]:
+        self.checkpoint = replace(checkpoint, model=plain(checkpoint.model))
+        if looking_back := [*from_source(self.inputs, "delay", "memory")]:
             raise ValueError(
                 f"the torch reference remembers nothing, and this policy has "
                 f"{', '.join(looking_back)}: evaluate its bundle"
             )
-        self.checkpoint = replace(checkpoint, model=plain(checkpoint.model))
 
     @property
     def inputs(self) -> Mapping[str, Input]:

@@ -21,6 +21,7 @@ from device_tests.success.episodes import EpisodeResult, Evaluation, Row, Succes
 from device_tests.success.pictures import write_film, write_sheet
 from export.build import build
 from export.config import DEMO_OPTIONS, RESULT, BuildConfig, SuccessTableConfig
+from export.evidence.config import RecallConfig
 from export.evidence.kept_episodes import evaluate_kept
 from export.evidence.reference_policy import ReferencePolicy
 from models.checkpoint import load_checkpoint
@@ -48,15 +49,15 @@ def measure(config: SuccessTableConfig) -> Path:
     in_use = {"anchor kept": bundle, "torch reference": config.checkpoint}
     for number, path in enumerate(config.seeds):
         in_use[f"trained with {_training_seed(path)}"] = _bundle(config, path, f"seed{number}")
-    given = _run(config, tuple(in_use.values()), DEMO_TASKS, num_strips=STRIPS)
+    given = run_kept(config, tuple(in_use.values()), DEMO_TASKS, num_strips=STRIPS)
     rows = {words: _rates(given, policy) for words, policy in in_use.items()}
     for words, anchor in (("current frame as anchor", "current"), ("wrong anchor", "wrong")):
-        rows[words] = _rates(_run(config, (bundle,), MEMORY_TASKS, anchor=anchor), bundle)
+        rows[words] = _rates(run_kept(config, (bundle,), MEMORY_TASKS, anchor=anchor), bundle)
     if config.without_anchor is not None:
         blind = _bundle(config, config.without_anchor, "without-anchor")
         words = "trained without an anchor"
-        rows[words] = _rates(_run(config, (blind,), DEMO_TASKS, anchor="current"), blind)
-    cold = _run(config, (bundle,), DEMO_TASKS, cold=True, episodes=-(-config.episodes // 4))
+        rows[words] = _rates(run_kept(config, (blind,), DEMO_TASKS, anchor="current"), blind)
+    cold = run_kept(config, (bundle,), DEMO_TASKS, cold=True, episodes=-(-config.episodes // 4))
     result = {
         "machine": machine(),
         "weights": load_checkpoint(config.checkpoint).config.description,
@@ -93,8 +94,8 @@ def float32_bundle(checkpoint: Path, out: Path, options: Mapping[str, Any]) -> P
     )
 
 
-def _run(
-    config: SuccessTableConfig,
+def run_kept(
+    config: SuccessTableConfig | RecallConfig,
     policies: Sequence[Path],
     tasks: tuple[str, ...],
     num_strips: int = 0,
@@ -153,7 +154,7 @@ def _instructions(
         table[scene][scene] = {"named": sum(own), "own": sum(own), "n": episodes}
     for told in MEMORY_TASKS:
         others = tuple(task for task in MEMORY_TASKS if task != told)
-        evaluation = _run(config, (bundle,), others, instruction=told, episodes=episodes)
+        evaluation = run_kept(config, (bundle,), others, instruction=told, episodes=episodes)
         for scene in others:
             results = [r for r in evaluation.results[bundle] if r.task == scene]
             table[told][scene] = {

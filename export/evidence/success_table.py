@@ -17,14 +17,11 @@ def render_success(folder: Path) -> str:
     if not path.exists():
         return ""
     raw = json.loads(path.read_text())
-    machine, rows = raw["machine"], raw["rows"]
+    rows = raw["rows"]
     tasks = list(rows["anchor kept"])
-    last = raw["seed0"] + raw["episodes"] - 1
     lines = [
         "",
-        f"Success in closed loop, {raw['episodes']} unseen episodes per task (seeds {raw['seed0']} "
-        f"to {last}), 95 % Wilson interval. Measured {machine['date']} at commit "
-        f"{machine['commit']} on {machine['processor']}. Weights: {raw['weights']}.",
+        _measured(raw, "Success in closed loop", "episodes per task"),
         "",
         "| | " + " | ".join(tasks) + " |",
         "|---|" + "---:|" * len(tasks),
@@ -64,16 +61,14 @@ def render_recall(folder: Path) -> str:
     if not path.exists():
         return ""
     raw = json.loads(path.read_text())
-    machine, cold, last = raw["machine"], raw["cold"], raw["seed0"] + raw["episodes"] - 1
+    cold = raw["cold"]
     rows = {
         "with its keyframe": raw["with"],
         "without: nothing is remembered but the first frame": raw["without"],
     }
     lines = [
         "",
-        f"Success of `{raw['task']}` in closed loop, {raw['episodes']} unseen episodes (seeds "
-        f"{raw['seed0']} to {last}), 95 % Wilson interval. Measured {machine['date']} at commit "
-        f"{machine['commit']} on {machine['processor']}. Weights: {raw['weights']}.",
+        _measured(raw, f"Success of `{raw['task']}` in closed loop", "episodes"),
         "",
         "| | success |",
         "|---|---:|",
@@ -84,6 +79,15 @@ def render_recall(folder: Path) -> str:
         f"in {cold['same']} of {cold['n']} episodes.",
     ]
     return "\n".join([*lines, "", ""])
+
+
+def _measured(raw: dict[str, Any], what: str, of: str) -> str:
+    machine, last = raw["machine"], raw["seed0"] + raw["episodes"] - 1
+    return (
+        f"{what}, {raw['episodes']} unseen {of} (seeds {raw['seed0']} to {last}), 95 % Wilson "
+        f"interval. Measured {machine['date']} at commit {machine['commit']} on "
+        f"{machine['processor']}. Weights: {raw['weights']}."
+    )
 
 
 def _rate(cell: dict[str, Any]) -> str:

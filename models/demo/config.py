@@ -166,10 +166,7 @@ class TrainConfig:
     """Where to train: on a GPU where there is one, if left out."""
 
     def __post_init__(self) -> None:
-        if self.scenes < 2:
-            raise ValueError(f"a batch needs at least two scenes, got {self.scenes}")
-        if min(self.see_steps, self.all_steps, self.head_steps) < 1:
-            raise ValueError("every stage needs at least one step")
+        _check_training(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,10 +210,7 @@ class RememberConfig:
     """Where to train: on a GPU where there is one, if left out."""
 
     def __post_init__(self) -> None:
-        if self.scenes < 2:
-            raise ValueError(f"a batch needs at least two scenes, got {self.scenes}")
-        if min(self.see_steps, self.all_steps, self.head_steps) < 1:
-            raise ValueError("every stage needs at least one step")
+        _check_training(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,3 +225,10 @@ class TokenizerConfig:
 
     out: Path = CHECKPOINT / "tokenizer.json"
     """File to write."""
+
+
+def _check_training(config: TrainConfig | RememberConfig) -> None:
+    if config.scenes < 2:
+        raise ValueError(f"a batch needs at least two scenes, got {config.scenes}")
+    if min(config.see_steps, config.all_steps, config.head_steps) < 1:
+        raise ValueError("every stage needs at least one step")

@@ -22,6 +22,7 @@ from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.demo import CHECKPOINT
 from models.demo.data import GRID, Batch, Data
+from models.demo.training import goal_head
 from models.networks.scale_dp import ddim_coefficients
 from models.networks.vision_language import rotary
 from models.random_weights import random_tensors
@@ -34,16 +35,11 @@ class GoalHeads(nn.Module):
     def __init__(self, width: int, spatial: int, condition: int, tasks: int) -> None:
         super().__init__()
         self.last = nn.Linear(width, 3)
-        self.mean = self._normed(width, 3)
-        self.scene = self._normed(width, 3 * tasks)
-        self.anchor = self._normed(spatial, 3)
-        self.frame = self._normed(spatial, 3)
+        self.mean = goal_head(width)
+        self.scene = goal_head(width, 3 * tasks)
+        self.anchor = goal_head(spatial)
+        self.frame = goal_head(spatial)
         self.condition = nn.Linear(condition, 3)
-
-    @staticmethod
-    def _normed(width: int, out: int) -> nn.Sequential:
-        norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
-        return nn.Sequential(norm, nn.Linear(width, out))
 
 
 class Learner:

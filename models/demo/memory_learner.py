@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from models.demo.data import GRID
 from models.demo.memory_data import Batch, Memories, Questions
+from models.demo.training import goal_head
 from models.eventvla.config import EventVLAConfig
 from models.eventvla.model import EventVLA
 from models.eventvla.prompt import prompt as prompt_parts
@@ -38,15 +39,10 @@ class GoalHeads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hand = self._normed(width)
-        self.blinked = self._normed(width)
-        self.target = self._normed(width)
+        self.hand = goal_head(width)
+        self.blinked = goal_head(width)
+        self.target = goal_head(width)
         self.last = nn.Linear(width, 3)
-
-    @staticmethod
-    def _normed(width: int) -> nn.Sequential:
-        norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
-        return nn.Sequential(norm, nn.Linear(width, 3))
 
 
 class Seen(NamedTuple):

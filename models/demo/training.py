@@ -64,6 +64,12 @@ class Stage:
         return float(self.peak * min(1.0, (step + 1) / 50) * decay)
 
 
+def goal_head(width: int, out: int = 3) -> nn.Sequential:
+    """Regresses places from averaged tokens, in training only: without what all samples share."""
+    norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
+    return nn.Sequential(norm, nn.Linear(width, out))
+
+
 class Lesson(ABC):
     """What is learned: a policy, heads that exist in training only, and the losses of each stage.
 

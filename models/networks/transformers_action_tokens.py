@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.networks.heard import Listener
-from models.networks.transformers_qwen import image_pad_id, qwen
+from models.networks.transformers_qwen import image_pad_id, qwen, share_weights
 from runtime.image import ImageConfig
 
 
@@ -48,12 +48,7 @@ class ActionTokenComposition(nn.Module):
             )
         for name, module in others.items():
             self.add_module(name, module)
-        given = model.state_dict()
-        self.published = {named(n, config.head.num_blocks): n for n in given}
-        """Name of each tensor here -> what a checkpoint calls it."""
-        weights = {here: given[name] for here, name in self.published.items()}
-        self.load_state_dict(weights, strict=True, assign=True)
-        self.eval().requires_grad_(False)
+        self.published = share_weights(self, model, lambda n: named(n, config.head.num_blocks))
 
     def rows(
         self,

@@ -5,10 +5,12 @@ They are oracles of our networks, and parts of the baseline that a policy is mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
@@ -42,6 +44,25 @@ from runtime.image import ImageConfig
 
 IMAGE_PAD = "<|image_pad|>"
 """Token that holds the place of one merged image token."""
+
+
+def share_weights(
+    composition: nn.Module, model: nn.Module, named: Callable[[str], str]
+) -> dict[str, str]:
+    """Give a composition the weights of a policy, which are not copied, and fix them.
+
+    Args:
+        named: what a tensor of `model` is called in `composition`.
+
+    Returns:
+        Name of each tensor there -> what a checkpoint calls it.
+    """
+    given = model.state_dict()
+    published = {named(name): name for name in given}
+    weights = {here: given[name] for here, name in published.items()}
+    composition.load_state_dict(weights, strict=True, assign=True)
+    composition.eval().requires_grad_(False)
+    return published
 
 
 def image_pad_id(tokenizer: Tokenizer) -> int:

@@ -28,7 +28,7 @@ from models.networks.config import FlowDiTConfig
 from models.networks.heard import Heard, Listener, Sized, placed_qwen
 from models.networks.parts import LayersPerPart
 from models.networks.transformers_chat import chat_inputs
-from models.networks.transformers_qwen import image_pad_id, qwen
+from models.networks.transformers_qwen import image_pad_id, qwen, share_weights
 from models.qwengr00t.model import QwenGR00T
 from runtime.image import ImageConfig
 
@@ -57,11 +57,7 @@ class Composition(nn.Module):
         self.qwen = qwen(config.vision, config.language, self.image_pad_id)
         with torch.device("meta"):
             self.head = Head(config.head, config.language.hidden_size)
-        self.published = {composed_name(name): name for name in model.state_dict()}
-        """Name of each tensor here -> what a checkpoint calls it."""
-        weights = {composed_name(name): tensor for name, tensor in model.state_dict().items()}
-        self.load_state_dict(weights, strict=True, assign=True)
-        self.eval().requires_grad_(False)
+        self.published = share_weights(self, model, composed_name)
 
     def forward(
         self,

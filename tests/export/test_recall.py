@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from device_tests.success.posed import PosedPolicy
-from export.evidence import recall
+from export.evidence import success
 from export.evidence.config import BLINK_OPTIONS, RecallConfig
 from export.evidence.kept_episodes import evaluate_kept
 from export.evidence.recall import measure
@@ -61,7 +61,7 @@ def result(config, runs):
         return evaluate_kept(folder, config, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recall, "evaluate_kept", noted)
+        patch.setattr(success, "evaluate_kept", noted)
         return json.loads(measure(config).read_text())
 
 
