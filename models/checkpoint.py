@@ -30,6 +30,7 @@ from models.json_file import refuse_pointer
 from models.layouts import hugging_face, starvla
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
+from models.networks.prismatic_config import PrismaticVisionConfig
 from models.policy_config import PolicyConfig
 from models.processor import image_fields, read_image_config
 from models.prompt_parts import PromptParts
@@ -40,7 +41,6 @@ from models.stored import StoredTensor, put
 from runtime.declarations import Input
 from runtime.image import ImageConfig
 from runtime.normalization import Normalization, choose_embodiment
-from runtime.prompt import encode_tail
 
 POLICY = "policy.json"
 """A policy's configuration, where `config.json` is that of its vision-language model alone."""
@@ -76,8 +76,7 @@ class Checkpoint:
         return family.inputs(self.config, self.parts, (height, width, 3), 1, samples)
 
     def tail_ids(self, instruction: str) -> tuple[int, ...]:
-        parts = self.parts
-        return encode_tail(self.tokenizer, parts.tail, parts.end_ids, instruction)
+        return self.parts.tail_ids(self.tokenizer, instruction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +164,11 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if policy.is_file() and (path / "config.json").is_file():
+        if isinstance(config.vision, PrismaticVisionConfig):
+            raise CheckpointError(
+                f"{path}: a config.json beside policy.json has to be a Qwen-VL's, and a "
+                f"{config.model_type} has none; remove one of the two"
+            )
         hugging_face.check_config(path / "config.json", config.vision, config.language)
     _check_patches(preprocessor, image, config, policy.name if policy.is_file() else "config.json")
     weights = family_of(config).open_weights(path, config)

@@ -64,7 +64,7 @@ def describe(policy: PolicyConfig) -> str:
     n, (num_actions, width) = policy.normalization, policy.chunk
     v, lm = policy.vision, policy.language
     rows = {
-        "vision": f"{v.depth} layers of width {v.hidden_size}, patches of {v.patch_size} pixels",
+        "vision": f"{v.words}, patches of {v.patch_size} pixels",
         "language": f"{lm.num_hidden_layers} layers of width {lm.hidden_size}, vocabulary of "
         f"{lm.vocab_size:,}",
         **policy.other_networks,

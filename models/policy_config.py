@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig, check_backbone
+from models.networks.prismatic_config import PrismaticVisionConfig
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -53,7 +54,7 @@ class PolicyConfig(Protocol):
         """What these weights are, in one line; shown beside the licence."""
 
     @property
-    def vision(self) -> AnyVisionConfig: ...
+    def vision(self) -> AnyVisionConfig | PrismaticVisionConfig: ...
     @property
     def language(self) -> AnyLanguageConfig: ...
     @property
@@ -76,6 +77,13 @@ class PolicyConfig(Protocol):
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids that the prompt holds whatever the tokenizer says."""
+
+
+class QwenPolicyConfig(PolicyConfig, Protocol):
+    """Of a policy that stands on a Qwen-VL."""
+
+    @property
+    def vision(self) -> AnyVisionConfig: ...
 
 
 def check_policy(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from runtime.prompt import encode_tail
+
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
@@ -23,6 +25,18 @@ class PromptParts:
     """Ids behind the tail."""
     action_id: int | None = None
     """Of a policy that reads its actions off tokens: the id that each of them begins with."""
+    lowercase: bool = False
+    """Whether an instruction is put into the tail in small letters."""
+
+    def tail_ids(self, tokenizer: Tokenizer, instruction: str) -> tuple[int, ...]:
+        """Of the tail with an instruction in it.
+
+        Raises:
+            ObservationError: see `runtime.prompt.check_instruction`.
+        """
+        return encode_tail(
+            tokenizer, self.tail, self.end_ids, instruction, lowercase=self.lowercase
+        )
 
     @classmethod
     def of(

@@ -92,6 +92,7 @@ class GraphBuilder:
         settings = msgspec.to_builtins(image)
         stated = {name: value for name, value in settings.items() if value is not None}
         self.patches = {"grid": list(grid), "image": stated}
+        self.patches_shape = (grid[0] * grid[1], image.patch_dim)
         self.tensors: dict[str, Tensor] = {}
         self.stages: list[Stage] = []
 
@@ -151,16 +152,21 @@ class GraphBuilder:
         parts = self.parts("vision")
         return [port for part in parts for port in part.outputs if not port.endswith("_next")]
 
-    def image(self, name: str) -> None:
-        """Patches of an image, and their vision tokens with what else the vision engine makes."""
+    def cut(self, name: str) -> str:
+        """Patches of an image, `{name}_patches`."""
         patches, pixels = f"{name}_patches", f"{name}_pixels"
         if "pixels" in self.engines:
             self.tensors[pixels] = self.engines["pixels"].inputs["image"]
             self.call("copy", {"value": name}, {"value": pixels})
             self.engine("pixels", patches, {"image": pixels}, {"patches": patches})
         else:
-            self.tensor(patches, self.parts("vision")[0].inputs["patches"].shape)
+            self.tensor(patches, self.patches_shape)
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
+        return patches
+
+    def image(self, name: str) -> None:
+        """Patches of an image, and their vision tokens with what else the vision engine makes."""
+        patches = self.cut(name)
         outputs = {port: f"{name}_{port}" for port in self.vision_ports()}
         self.chain("vision", f"{name}_vision", {"patches": patches}, outputs)
 
@@ -269,14 +275,24 @@ class GraphBuilder:
         return [port for port in ports if port.startswith("deepstack_")]
 
     def language(self, call: str, past: str) -> None:
-        """A call of the decoder behind `past`: all else that it is given has its own name."""
+        """A call of the decoder behind `past`: all else that it is given has its own name, as what
+        it makes has."""
+        parts = self.parts("language")
+        if "states" in parts[-1].outputs:
+            shapes = [part.outputs["states"].shape for part in parts]
+            depths = [shape[0] for shape in shapes]
+            self.tensor(f"{call}_states", (sum(depths), *shapes[0][1:]))
+            for i, depth in enumerate(depths if len(parts) > 1 else ()):
+                numbered = part_name(f"{call}_states", i, len(parts))
+                self.rows(numbered, f"{call}_states", sum(depths[:i]), depth)
+        made = ("kv", "hidden", "states")
         self.chain(
             "language",
             call,
             {"embeddings": f"{call}_embeddings", "past": past}
             | {port: f"{call}_{port}" for port in ("mask", "cos", "sin", *self.deepstack)},
-            {"kv": f"{call}_kv", "hidden": f"{call}_hidden"},
-            own=("past", "kv"),
+            {port: f"{call}_{port}" for port in made},
+            own=("past", "kv", "states"),
         )
 
     def policy_state(self, n: NormalizationConfig) -> None:
@@ -364,7 +380,12 @@ def instruction(parts: PromptParts, max_tail: int) -> Input:
         shape=(max_tail,),
         dtype="int64",
         pace="event",
-        prompt=Prompt(tokenizer=TOKENIZER, template=parts.tail, end_ids=parts.end_ids),
+        prompt=Prompt(
+            tokenizer=TOKENIZER,
+            template=parts.tail,
+            end_ids=parts.end_ids,
+            lowercase=parts.lowercase,
+        ),
     )
 
 

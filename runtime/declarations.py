@@ -70,7 +70,7 @@ class Tensor(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
         return self.size * ITEM_SIZES[self.dtype]
 
 
-class Prompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Prompt(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How a text becomes token ids: what it is put into, and what is appended."""
 
     tokenizer: str
@@ -79,6 +79,8 @@ class Prompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """With `{instruction}` where the text goes."""
     end_ids: tuple[int, ...]
     """Appended as they are."""
+    lowercase: bool = False
+    """Whether the text is put into it in small letters."""
 
 
 class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

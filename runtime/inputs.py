@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import prompt
-from .declarations import MADE, Input, Source, from_source
+from .declarations import MADE, Input, Prompt, Source, from_source
 from .errors import ObservationError
 from .functions.calls import constants
 from .functions.tokens import Patches
@@ -189,7 +189,7 @@ def _taker(name: str, declared: Input, graph: Graph, tokenizers: Mapping[str, An
     if declared.prompt is not None:
         spec, limit = declared.prompt, declared.shape[0]
         tokenizer = tokenizers[spec.tokenizer]
-        return lambda text: _take_text(text, name, limit, tokenizer, spec.template, spec.end_ids)
+        return lambda text: _take_text(text, name, limit, tokenizer, spec)
     if declared.kind == "image":
         grids = _grids(name, graph)
         return lambda image: _take_image(image, name, declared.shape, grids)
@@ -298,11 +298,11 @@ def _take_leftover(
     return taken
 
 
-def _take_text(
-    text: str, name: str, limit: int, tokenizer: Any, template: str, end_ids: tuple[int, ...]
-) -> tuple[int, ...]:
+def _take_text(text: str, name: str, limit: int, tokenizer: Any, spec: Prompt) -> tuple[int, ...]:
     """Token ids of a text in its frame."""
-    ids = prompt.encode_tail(tokenizer, template, end_ids, text, what=name)
+    ids = prompt.encode_tail(
+        tokenizer, spec.template, spec.end_ids, text, lowercase=spec.lowercase, what=name
+    )
     if len(ids) > limit:
         raise ObservationError(
             f"the {name} with its frame takes {len(ids)} tokens, this bundle was exported for at "

@@ -18,19 +18,24 @@ from numpy.typing import NDArray
 
 MODES = (
     "q99", "min_max", "mean_std", "identity", "binary",
-    "q99_clipped", "min_max_or_zero", "threshold",
+    "q99_clipped", "min_max_or_zero", "threshold", "bounds", "bounds_q99",
 )  # fmt: skip
-"""The last three are starVLA's own, see `Normalization.from_statistics`."""
+"""The last two are OpenVLA's and those of its relatives, the three before them starVLA's, see
+`Normalization.from_statistics`."""
 BOUNDS = {
     "q99": ("q01", "q99"),
     "min_max": ("min", "max"),
     "mean_std": ("mean", "std"),
     "q99_clipped": ("q01", "q99"),
     "min_max_or_zero": ("min", "max"),
+    "bounds": ("min", "max"),
+    "bounds_q99": ("q01", "q99"),
 }
-CLIP = 2.2
-"""Where `q99_clipped` cuts off what the policy reads."""
-_STILL = {"q99_clipped": CLIP, "min_max_or_zero": 0.0}
+LIMITS = {"q99_clipped": 2.2, "bounds": 1.0, "bounds_q99": 1.0}
+"""Where a mode cuts off what the policy reads."""
+LEAST_SPREAD = 1e-8
+"""What `bounds` and `bounds_q99` add to the distance of their bounds."""
+_STILL = {"q99_clipped": LIMITS["q99_clipped"], "min_max_or_zero": 0.0}
 """Modes that say what becomes of a dimension whose bounds are equal: its value is cut off here."""
 MIN_SPREAD = 1e-6
 """Of the size of the values, or of one unit: a micrometre, a microradian. Less is a joint that
@@ -88,15 +93,20 @@ class Normalization:
         `min_max_or_zero` is min_max that reads 0 and answers the minimum where both bounds are the
         same. `threshold` is x > 0.5 in both directions.
 
+        As OpenVLA-OFT has them (experiments/robot/openvla_utils.py, `normalize_proprio`):
+        `bounds` and `bounds_q99` are min_max and q99 whose readings are clipped to +-1, and whose
+        bounds are 1e-8 farther apart, so that a dimension that never moved is read as -1 up to its
+        value and as 1 above it, and its value is answered.
+
         Raises:
             ValueError: a bound is missing, has another length, is not finite, is not below its
-                partner or hardly so (which q99_clipped takes); an angle spans more than a full
+                partner or hardly so (which modes take that clip); an angle spans more than a full
                 turn, which means degrees; or the mask contradicts a mode.
         """
         offset = np.zeros(len(modes), np.float32)
         scale = np.ones(len(modes), np.float32)
         still = np.zeros(len(modes), np.bool_)
-        limit = np.array([CLIP if m == "q99_clipped" else np.inf for m in modes], np.float32)
+        limit = np.array([LIMITS.get(mode, np.inf) for mode in modes], np.float32)
         _check_mask(statistics, modes, what)
         for i, mode in enumerate(modes):
             if mode not in MODES:
@@ -226,7 +236,26 @@ def _standard(
     return mean, std
 
 
-_SPREADS = {"mean_std": _standard, "q99_clipped": _bounded_at_all}
+def _widened(
+    low: float, high: float, names: tuple[str, str], unit: str, where: str
+) -> tuple[float, float]:
+    """Offset and scale that map `low` to -1 and `high`, a little farther away, to 1."""
+    if low < high:
+        _bounded_at_all(low, high, names, unit, where)
+    elif low > high:
+        raise ValueError(f"{where}: {' > '.join(names)} ({low} > {high}): they are exchanged")
+    scale = (high - low + LEAST_SPREAD) / 2
+    # float32 must not round the offset to `low`, which would be read as 0 and not as -1.
+    offset = max(np.float32(low + scale), np.nextafter(np.float32(low), np.float32(np.inf)))
+    return float(offset), scale
+
+
+_SPREADS = {
+    "mean_std": _standard,
+    "q99_clipped": _bounded_at_all,
+    "bounds": _widened,
+    "bounds_q99": _widened,
+}
 
 
 def _check_spread(spread: float, size: float, name: str, where: str) -> None:

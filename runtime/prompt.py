@@ -96,6 +96,7 @@ def encode_tail(
     end_ids: Sequence[int],
     instruction: str,
     *,
+    lowercase: bool = False,
     what: str = "instruction",
 ) -> tuple[int, ...]:
     """Token ids of everything behind the frame image.
@@ -105,6 +106,7 @@ def encode_tail(
         template: the text behind the image, with `{instruction}`.
         end_ids: ids appended as they are.
         instruction: what the operator says; white space around it is left out.
+        lowercase: whether the policy was told everything in small letters.
         what: its name, for messages.
 
     Raises:
@@ -112,21 +114,21 @@ def encode_tail(
     """
     special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
     check_instruction(instruction, special, what=what)
-    text = template.replace("{instruction}", instruction.strip(WHITE_SPACE))
+    said = instruction.strip(WHITE_SPACE)
+    text = template.replace("{instruction}", said.lower() if lowercase else said)
     return (*tokenizer.encode(text, add_special_tokens=False).ids, *end_ids)
 
 
-def last_places(ids: Sequence[int], wanted: int, count: int) -> list[int]:
-    """Where the last `count` ids of a kind stand, in order.
+def last_places(ids: Sequence[int], wanted: int | None, count: int) -> list[int]:
+    """Where the last `count` ids of a kind stand, in order; of any kind if none is `wanted`.
 
     Raises:
         ValueError: there are fewer.
     """
-    places = [place for place, known in enumerate(ids) if known == wanted]
+    places = [place for place, known in enumerate(ids) if wanted in (None, known)]
     if len(places) < count:
-        raise ValueError(
-            f"{len(places)} tokens of id {wanted} among {len(ids)}, {count} are wanted"
-        )
+        kind = "" if wanted is None else f" of id {wanted}"
+        raise ValueError(f"{len(places)} tokens{kind} among {len(ids)}, {count} are wanted")
     return places[len(places) - count :]
 
 

@@ -30,7 +30,6 @@ from models.prompt_parts import PromptParts
 from quant.recipes import Recipe
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
-from runtime.prompt import encode_tail
 
 INSTRUCTION = "put the spoon on the towel"
 OWN_TOKENIZER = ("demo", "proxy", "three-anchors")
@@ -183,7 +182,7 @@ def prompt_of(config: PolicyConfig, tokenizer: Path | None = None) -> Prompt:
     if tokenizer is not None and tokenizer.exists():
         found = Tokenizer.from_file(str(tokenizer))
         parts = family_of(config).prompt(config, found)
-        ids = encode_tail(found, parts.tail, parts.end_ids, INSTRUCTION)
+        ids = parts.tail_ids(found, INSTRUCTION)
         return Prompt(parts=parts, tail=len(ids))
     parts, tail = family_of(config).published_prompt(config)
     return Prompt(parts=parts, tail=tail)

@@ -193,10 +193,7 @@ class Learner:
         c, device = self.policy, self.device
         tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
         self.parts = parts = prompt_parts(c, tokenizer)
-        tails = [
-            prompt.encode_tail(tokenizer, parts.tail, parts.end_ids, text)
-            for text in self.data.instructions
-        ]
+        tails = [parts.tail_ids(tokenizer, text) for text in self.data.instructions]
         if len({len(tail) for tail in tails}) > 1:
             lengths = dict(zip(self.data.instructions, map(len, tails), strict=True))
             raise ValueError(

@@ -74,7 +74,7 @@ class MemoryLearner:
         self.goal_heads = GoalHeads(policy.language.hidden_size).to(device)
         text = Tokenizer.from_file(str(tokenizer))
         self.parts = parts = prompt_parts(policy, text)
-        tail = prompt.encode_tail(text, parts.tail, parts.end_ids, data.instruction)
+        tail = parts.tail_ids(text, data.instruction)
         assert parts.action_id is not None
         self._places = prompt.last_places(tail, parts.action_id, policy.chunk[0])
         self._tail = tail[: self._places[-1] + 1]  # nobody reads what stands behind the actions

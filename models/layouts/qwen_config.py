@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 from models.layouts.hugging_face import spelled
-from models.policy_config import PolicyConfig
+from models.policy_config import QwenPolicyConfig
 
 Spelling = Literal["published", "newer"]
 """Names and settings before transformers 4.52, and those since."""
@@ -24,7 +24,7 @@ NAMED = {
 """Model type -> the library's class, and settings that go without saying here."""
 
 
-def qwen_config(config: PolicyConfig, spelling: Spelling, dtype: str) -> dict[str, Any]:
+def qwen_config(config: QwenPolicyConfig, spelling: Spelling, dtype: str) -> dict[str, Any]:
     """For `json.dumps`."""
     model_type = spelled(config.vision).model_type
     architecture, unsaid = NAMED[model_type]

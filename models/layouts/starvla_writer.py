@@ -35,7 +35,7 @@ from models.layouts.starvla_vlm import (
     TOKENIZER,
 )
 from models.layouts.writers import Say, write_safetensors, write_torch
-from models.policy_config import PolicyConfig
+from models.policy_config import QwenPolicyConfig
 from models.processor import image_fields
 from models.sources import Source, Weights, parameter_shapes
 from models.verbs import Synthesize
@@ -77,7 +77,7 @@ class Described:
 def write_run(
     folder: Path,
     weights: Weights,
-    config: PolicyConfig,
+    config: QwenPolicyConfig,
     described: Described,
     arguments: Synthesize,
     mark: str,
@@ -116,7 +116,7 @@ def write_run(
     say(f"{file.name}: {file.stat().st_size / 1e9:.2f} GB")
 
 
-def open_own(path: Path, config: PolicyConfig) -> Weights:
+def open_own(path: Path, config: QwenPolicyConfig) -> Weights:
     """Where each parameter of a policy in a folder of our own is read. Reads headers only.
 
     Raises:
@@ -127,7 +127,7 @@ def open_own(path: Path, config: PolicyConfig) -> Weights:
     return hugging_face.open_weights(path, shapes, side_files={}, unused_names=UNUSED)
 
 
-def check_starvla(config: PolicyConfig, arguments: Synthesize) -> None:
+def check_starvla(config: QwenPolicyConfig, arguments: Synthesize) -> None:
     """
     Raises:
         ValueError: it is to be written otherwise than as a run folder.
@@ -145,7 +145,7 @@ def mark_of(folder: Path) -> str | None:
     return first.removeprefix("# ") if first.startswith("# ") else None
 
 
-def mix_of(config: PolicyConfig, described: Described) -> str | None:
+def mix_of(config: QwenPolicyConfig, described: Described) -> str | None:
     """A data mix that says of a policy what is so, if there is one."""
     n = config.normalization
     for mix in MIXES:
@@ -161,7 +161,7 @@ def mix_of(config: PolicyConfig, described: Described) -> str | None:
     return None
 
 
-def _is_of(config: PolicyConfig, networks: tuple[Any, Any]) -> bool:
+def _is_of(config: QwenPolicyConfig, networks: tuple[Any, Any]) -> bool:
     vision, language = networks
     vocabulary = config.language.vocab_size
     return config.vision == vision and config.language == dataclasses.replace(
@@ -170,7 +170,7 @@ def _is_of(config: PolicyConfig, networks: tuple[Any, Any]) -> bool:
 
 
 def _settings(
-    config: PolicyConfig, described: Described, mix: str | None, base: str
+    config: QwenPolicyConfig, described: Described, mix: str | None, base: str
 ) -> dict[str, Any]:
     data: dict[str, Any] = {
         "dataset_py": "lerobot_datasets",
@@ -216,7 +216,7 @@ def _older(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _statistics(config: PolicyConfig) -> dict[str, Any]:
+def _statistics(config: QwenPolicyConfig) -> dict[str, Any]:
     """Made up, with what starVLA writes beside the numbers."""
     mask = [mode != "binary" for mode in config.normalization.action]
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.fields import check_divides, check_numbers
+from models.networks.prismatic_config import PrismaticVisionConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,11 @@ class VisionConfig:
                 f"got {self.fullatt_block_indexes}"
             )
         check_numbers(self, "vision")
+
+    @property
+    def words(self) -> str:
+        """Its size, to be read."""
+        return f"{self.depth} layers of width {self.hidden_size}"
 
     @property
     def patch_dim(self) -> int:
@@ -94,6 +100,11 @@ class Qwen3VisionConfig:
             raise ValueError(f"vision.deepstack_visual_indexes must rise, got {indexes}")
 
     @property
+    def words(self) -> str:
+        """Its size, to be read."""
+        return f"{self.depth} layers of width {self.hidden_size}"
+
+    @property
     def patch_dim(self) -> int:
         """Numbers in one flattened patch: channels x frames x height x width."""
         return 3 * self.temporal_patch_size * self.patch_size**2
@@ -110,6 +121,7 @@ class Qwen3VisionConfig:
 
 
 AnyVisionConfig = VisionConfig | Qwen3VisionConfig
+"""A tower of Qwen's, whose language model tells 2-D places apart."""
 
 
 def _check_rotary_heads(c: AnyVisionConfig) -> None:
@@ -201,14 +213,17 @@ def _check_decoder(c: AnyLanguageConfig) -> None:
     check_numbers(c, "language")
 
 
-BACKBONES: Mapping[type[AnyVisionConfig], type[AnyLanguageConfig]] = {
+BACKBONES: Mapping[type, type[AnyLanguageConfig]] = {
     VisionConfig: LanguageConfig,
     Qwen3VisionConfig: Qwen3LanguageConfig,
+    PrismaticVisionConfig: LanguageConfig,
 }
 """The language model that reads what a vision tower makes."""
 
 
-def check_backbone(vision: AnyVisionConfig, language: AnyLanguageConfig) -> None:
+def check_backbone(
+    vision: AnyVisionConfig | PrismaticVisionConfig, language: AnyLanguageConfig
+) -> None:
     """
     Raises:
         ValueError: the two do not belong together.
@@ -225,7 +240,7 @@ def check_backbone(vision: AnyVisionConfig, language: AnyLanguageConfig) -> None
             f"vision.out_hidden_size={vision.out_hidden_size} must equal "
             f"language.hidden_size={language.hidden_size}"
         )
-    if vision.spatial_merge_size != 2:
+    if not isinstance(vision, PrismaticVisionConfig) and vision.spatial_merge_size != 2:
         raise ValueError(
             f"vision.spatial_merge_size={vision.spatial_merge_size}: prompts count a token for 2 x "
             "2 patches, as all published models do"
@@ -346,6 +361,24 @@ class FlowDiTConfig:
         """Rows that a step of the sampler alone decides about: two for each block's norm and for
         the last norm, and one for the actions' embedding."""
         return 2 * (self.num_layers + 1) + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BridgeConfig:
+    """Regression head whose blocks each read a layer of the decoder: as many as there are layers,
+    and as wide."""
+
+    action_dim: int
+    action_horizon: int
+    """Actions in a chunk."""
+    state_dim: int
+    num_queries: int = 64
+    """Learned tokens behind the prompt."""
+    num_heads: int = 8
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

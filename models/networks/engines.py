@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models.networks.language import LanguageModel
-from models.networks.parts import LanguagePart, Qwen3VisionPart, VisionPart, cut
+from models.networks.parts import LanguagePart, Qwen3VisionPart, StatesPart, VisionPart, cut
 from models.networks.pixels import PixelsEngine
 from models.networks.qwen3_vision import Qwen3VisionTower
 from models.networks.vision import VisionTower
@@ -111,9 +111,15 @@ def _qwen3_vision_engines(
 
 
 def language_engines(
-    model: LanguageModel, slots: int, per_part: int | None = None, calls: int = 2
+    model: LanguageModel,
+    slots: int,
+    per_part: int | None = None,
+    calls: int = 2,
+    *,
+    every_layer: bool = False,
 ) -> dict[str, EngineSpec]:
-    """`slots` embeddings behind cached tokens -> their keys, values and hidden states.
+    """`slots` embeddings behind cached tokens -> their keys, values and hidden states; or, if
+    `every_layer` is read, `states` of each.
 
     A prompt that is read in so many `calls` has `slots` cached tokens for each but the last.
     What deep-stack level k adds to the hidden states is `deepstack_k`, zeros where text stands; the
@@ -126,7 +132,14 @@ def language_engines(
     found = {}
     for i, layers in enumerate(parts):
         row = (len(layers), 2, c.num_key_value_heads, c.head_dim)
-        module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model, layers)
+        hidden, is_last = {"x_next": tokens}, layers is parts[-1]
+        if every_layer:
+            module: nn.Module = StatesPart(model, layers)
+            states = {"states": Tensor(shape=(len(layers), slots, c.hidden_size))}
+            hidden = states if is_last else states | hidden
+        else:
+            module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model, layers)
+            hidden = {"hidden": tokens} if is_last else hidden
         found[part_name("language", i, len(parts))] = EngineSpec(
             module,
             {
@@ -137,10 +150,7 @@ def language_engines(
                 "sin": rotary,
             }
             | {f"deepstack_{k}": tokens for k in range(model.num_deepstack) if k in layers},
-            {
-                "kv": Tensor(shape=(slots, *row)),
-                "hidden" if layers is parts[-1] else "x_next": tokens,
-            },
+            {"kv": Tensor(shape=(slots, *row)), **hidden},
         )
     return found
 

@@ -53,8 +53,8 @@ class LanguageModel(nn.Module):
             Keys and values of the S tokens in the layout of `past`, and their hidden states after
             the final norm, [..., S, D].
         """
-        kv, x = run_layers(self.layers, embeddings, past, mask, cos, sin, deepstack)
-        return kv, self.norm(x)
+        kv, states = run_layers(self.layers, embeddings, past, mask, cos, sin, deepstack)
+        return kv, self.norm(states[-1])
 
     def empty_past(self, slots: int) -> Tensor:
         """Zeros in the layout of `past`, [slots, layers, 2, K, d]."""
@@ -70,22 +70,28 @@ def run_layers(
     cos: Tensor,
     sin: Tensor,
     deepstack: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """Some layers in a row; `past` and the new keys and values are theirs alone.
 
     Args:
         deepstack: what is added behind the first of these layers, one for each.
 
     Returns:
-        New keys and values, and what the last layer puts out, before any norm.
+        New keys and values, and what each layer puts out, before any norm.
     """
-    new = []
+    new, states = [], []
     for index, layer in enumerate(layers):
         x, kv = layer(x, past.select(-4, index), mask, cos, sin)
         if index < len(deepstack):
             x = x + deepstack[index]
         new.append(kv)
-    return torch.stack(new, dim=-4), x
+        states.append(x)
+    return torch.stack(new, dim=-4), states
+
+
+def stacked(states: Sequence[Tensor], norm: nn.Module) -> Tensor:
+    """What layers put out, [..., S, D] each -> [..., layers, S, D], the last one behind `norm`."""
+    return torch.stack([*states[:-1], norm(states[-1])], dim=-3)
 
 
 class DecoderLayer(nn.Module):

@@ -39,7 +39,8 @@ class LanguagePart(nn.Module):
     def __init__(self, model: language.LanguageModel, layers: range) -> None:
         super().__init__()
         self.layers = _numbered(model.layers, layers)
-        self.norm = model.norm if layers.stop == len(model.layers) else nn.Identity()
+        self.is_last = layers.stop == len(model.layers)
+        self.norm = model.norm if self.is_last else nn.Identity()
 
     def forward(
         self,
@@ -49,11 +50,30 @@ class LanguagePart(nn.Module):
         cos: Tensor,
         sin: Tensor,
         *deepstack: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """As `LanguageModel.forward`; `x` [..., S, D], `past`, `deepstack` and the result of these
         layers."""
-        kv, x = language.run_layers(self.layers.values(), x, past, mask, cos, sin, deepstack)
-        return kv, self.norm(x)
+        kv, states = language.run_layers(self.layers.values(), x, past, mask, cos, sin, deepstack)
+        return kv, self.norm(states[-1])
+
+
+class StatesPart(LanguagePart):
+    """The same, whose every layer is read: what all of them put out, and what goes on."""
+
+    def forward(
+        self,
+        x: Tensor,
+        past: Tensor,
+        mask: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *deepstack: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """As `LanguagePart.forward`; the states are [..., layers, S, D], the decoder's last one
+        behind its norm."""
+        kv, states = language.run_layers(self.layers.values(), x, past, mask, cos, sin, deepstack)
+        made = language.stacked(states, self.norm)
+        return (kv, made) if self.is_last else (kv, made, states[-1])
 
 
 class VisionPart(nn.Module):

@@ -11,6 +11,7 @@ from models.networks.config import (
     Qwen3VisionConfig,
     VisionConfig,
 )
+from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
 
 
 def qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
@@ -71,6 +72,52 @@ def qwen3_vl_4b() -> tuple[Qwen3VisionConfig, Qwen3LanguageConfig]:
         mrope_section=(24, 20, 20),
     )
     return vision, language
+
+
+def qwen2_5_0_5b() -> LanguageConfig:
+    """Qwen2.5-0.5B, which reads text alone: all its rotary frequencies turn with one place."""
+    return LanguageConfig(
+        num_hidden_layers=24,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        rope_theta=1e6,
+        mrope_section=(32, 0, 0),
+    )
+
+
+def dinosiglip_224(width: int) -> PrismaticVisionConfig:
+    """Prismatic's `dinosiglip-vit-so-224px`: DINOv2 ViT-L/14 with registers beside SigLIP So400m.
+
+    DINOv2's mean and deviation are those of ImageNet as they are stored, rounded to bfloat16.
+
+    Args:
+        width: of the language model.
+    """
+    return PrismaticVisionConfig(
+        featurizer=ViTConfig(
+            depth=24,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_heads=16,
+            image_mean=(0.484375, 0.455078125, 0.40625),
+            image_std=(0.228515625, 0.2236328125, 0.224609375),
+            class_token=True,
+            reg_tokens=4,
+            layer_scale=True,
+        ),
+        fused_featurizer=ViTConfig(
+            depth=27,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_heads=16,
+            image_mean=(0.5, 0.5, 0.5),
+            image_std=(0.5, 0.5, 0.5),
+        ),
+        out_hidden_size=width,
+    )
 
 
 def thin_qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:

@@ -22,7 +22,7 @@ from models.networks.config import (
 )
 from models.networks.parts import LayersPerPart, cut
 from models.networks.vision import window_layout
-from models.policy_config import PolicyConfig
+from models.policy_config import QwenPolicyConfig
 from runtime.graph import part_name
 
 
@@ -215,13 +215,13 @@ def language_work(name: str, c: AnyLanguageConfig, indices: range, tokens: Token
     )
 
 
-def qwen_depths(c: PolicyConfig) -> dict[str, int]:
+def qwen_depths(c: QwenPolicyConfig) -> dict[str, int]:
     """Layers of each trunk that may be cut, of a policy that has no other than these two."""
     return {"vision": c.vision.depth, "language": c.language.num_hidden_layers}
 
 
 def qwen_trunk_work(
-    c: PolicyConfig, trunk: str, layers: range, grid: tuple[int, int], tokens: Tokens
+    c: QwenPolicyConfig, trunk: str, layers: range, grid: tuple[int, int], tokens: Tokens
 ) -> Work:
     """Some layers of a trunk in an engine of their own, with what stands before and behind them."""
     if trunk == "vision":
@@ -230,7 +230,7 @@ def qwen_trunk_work(
 
 
 def qwen_trunks_work(
-    c: PolicyConfig, grid: tuple[int, int], tokens: Tokens, layers: LayersPerPart
+    c: QwenPolicyConfig, grid: tuple[int, int], tokens: Tokens, layers: LayersPerPart
 ) -> dict[str, Work]:
     """Of every engine of both."""
     found: dict[str, Work] = {}

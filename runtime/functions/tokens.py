@@ -61,10 +61,10 @@ class Padding(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Places(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of tokens in a call."""
 
-    id: int
-    """That they begin with."""
     num_new: int
     """Tokens of the call before the text."""
+    id: int | None = None
+    """That they begin with. If none is named, they are the last of the text."""
 
 
 class Pooling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

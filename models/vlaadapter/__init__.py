@@ -1,0 +1,1 @@
+"""VLA-Adapter, Pro: a small language model whose every layer is read by the head that acts."""
