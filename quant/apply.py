@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from models.networks.bridge import BridgeBlock
 from models.networks.layers import RMSNorm
+from models.networks.prismatic import LayerScale, ViT
 from models.networks.scale_dp import ScaleDP
 from models.networks.spatial import AlternatingAttention, SpatialEncoder
 from quant.calibrate import Statistics
@@ -50,6 +52,9 @@ FLOAT_KINDS: tuple[type[nn.Module], ...] = (
     SpatialEncoder,  # the scale token, one row
     AlternatingAttention,  # what marks the anchor's view, one row
     ScaleDP,  # positions of a chunk's steps
+    ViT,  # places of patches, and what stands before them
+    LayerScale,
+    BridgeBlock,  # a gate, one number
 )
 """Modules with weights of their own that no recipe names: norms are float32 everywhere, the others
 in float32 or the base format."""

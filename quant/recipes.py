@@ -187,8 +187,10 @@ ENDS = (
     "action_head.model.proj_out_1",
     # Of a regression head.
     "action_head.model.fc2",
+    "proprio_projector.*",
 )
-KEPT = (*where_there(ENDS, "float32"), Rule("vlm.visual.patch_embed.proj", "float"))
+PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
+KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
 base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
@@ -213,8 +215,8 @@ LOOP = (
 )
 """What a sampler passes in every step, its modulations left out."""
 UNEVEN = (
-    "vlm.model.layers.*.self_attn.o_proj",
-    "vlm.model.layers.*.mlp.down_proj",
+    "*.model.layers.*.self_attn.o_proj",
+    "*.model.layers.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.linear_fc2",
 )

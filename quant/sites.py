@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from models.networks.bridge import BridgeBlock
 from models.networks.language import DecoderLayer
+from models.networks.prismatic import ViTBlock
 from models.networks.scale_dp import ScaleDP, ScaleDPBlock
 from models.networks.spatial import SpatialBlock
 from models.networks.vision import PatchMerger, VisionBlock
@@ -94,11 +96,23 @@ def _merger(merger: PatchMerger) -> list[Site]:
     return [Site(("mlp.0",), (Writer("ln_q"),), joined), Site(("mlp.2",))]
 
 
-def _spatial_block(block: SpatialBlock) -> list[Site]:
+def _vit_block(block: SpatialBlock | ViTBlock) -> list[Site]:
     return [
         *_fused_attention("norm1", block.attn.qkv),
         Site(("mlp.fc1",), (Writer("norm2"),)),
         Site(("mlp.fc2",)),
+    ]
+
+
+def _bridge_block(block: BridgeBlock) -> list[Site]:
+    """Rows of actions, queries and the task attend together, so their values share channels."""
+    sources = ("self", "adapter", "task")
+    return [
+        Site(("q_proj", "k_self", "v_self")),
+        Site(("k_adapter", "v_adapter")),
+        Site(("k_task", "v_task")),
+        Site(("o_proj",), tuple(Writer(f"v_{source}") for source in sources)),
+        Site(("ffn.1",), (Writer("ffn.0"),)),
     ]
 
 
@@ -141,7 +155,9 @@ SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
     DecoderLayer: _decoder_layer,
     VisionBlock: _vision_block,
     PatchMerger: _merger,
-    SpatialBlock: _spatial_block,
+    SpatialBlock: _vit_block,
+    ViTBlock: _vit_block,
+    BridgeBlock: _bridge_block,
     ScaleDPBlock: _head_block,
     ScaleDP: _head,
 }

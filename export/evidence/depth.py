@@ -163,7 +163,7 @@ def compare(parts: Split, ours: Tensors, library: Tensors, exact: Tensors) -> It
     for k, step in enumerate(steps):  # where the sampler clips, the next x would hide an error
         written[step.name].append(f"predicted_{k}")
     for stage, names in (written | {"actions": [steps[-1].outputs["x_next"]]}).items():
-        got = {name: ours[name][: len(library[name])] for name in names}
+        got = {name: ours[name][tuple(map(slice, library[name].shape))] for name in names}
         yield StageErrors(
             stage=stage,
             error=max(relative_error(got[n], library[n]) for n in names),

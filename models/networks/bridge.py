@@ -38,7 +38,8 @@ class BridgeHead(nn.Module):
         """States of the layers, and the state's row -> [T, A] in policy units."""
         c, rows = self.config, task_LMD.shape[-2]
         cos, sin = tables(rows, self.model.head_dim, c.rope_theta)
-        return self.model(self.model.task(task_LMD, cos, sin), queries_LQD, proprio_1D)
+        x_TD = self.model.start().expand(c.action_horizon, -1)
+        return self.model(x_TD, self.model.task(task_LMD, cos, sin), queries_LQD, proprio_1D)
 
 
 class Bridge(nn.Module):
@@ -64,18 +65,13 @@ class Bridge(nn.Module):
         return torch.stack([block.task(rows, cos, sin) for block, rows in pairs], dim=-5)
 
     def forward(
-        self,
-        task_L2HMd: Tensor,
-        queries_LQD: Tensor,
-        proprio_1D: Tensor,
-        start: Tensor | None = None,
+        self, x: Tensor, task_L2HMd: Tensor, queries_LQD: Tensor, proprio_1D: Tensor
     ) -> Tensor:
         """
         Args:
-            start: [T, D], what `start` gives, where that is at hand.
+            x: [T, D], what `start` gives for each action.
         """
         c = self.config
-        x = self.start().expand(c.action_horizon, -1) if start is None else start
         own = tables(c.action_horizon, self.head_dim, c.rope_theta)
         behind = tables(queries_LQD.shape[-2] + 1, self.head_dim, c.rope_theta)
         layers = zip(self._blocks(), task_L2HMd.unbind(-5), queries_LQD.unbind(-3), strict=True)

@@ -56,7 +56,7 @@ class Listener:
         qwen.register_forward_pre_hook(
             lambda _m, args, named: (args, named | {"use_cache": True}), with_kwargs=True
         )
-        self.keep("kv", qwen, lambda out: _stacked(out.past_key_values))
+        self.keep("kv", qwen, lambda out: stacked(out.past_key_values))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.heard.setdefault(name, []).append(value)
@@ -76,7 +76,7 @@ class Sized:
     """As `models.split.Split.fixed`."""
 
 
-def _stacked(cache: Any) -> Tensor:
+def stacked(cache: Any) -> Tensor:
     """Keys and values of the library's cache as ours has them, [L, layers, 2, K, d]."""
     pairs = [torch.cat([layer.keys, layer.values]) for layer in cache.layers]  # [2, K, L, d]
     return torch.stack(pairs).permute(3, 0, 1, 2, 4)

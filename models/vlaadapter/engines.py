@@ -71,16 +71,11 @@ class BridgeEngine(nn.Module):
     def __init__(self, bridge: Bridge, proprio: ProprioProjector, rows: tuple[int, ...]) -> None:
         super().__init__()
         self.model, self.proprio_projector, self.rows = bridge, proprio, rows
-        with torch.no_grad():
-            start = bridge.start().expand(bridge.config.action_horizon, -1).contiguous()
-        self.register_buffer("start", start)
-        self.start: Array
 
-    def forward(self, places: Array, states: Array, state: Array, *task: Array) -> Array:
+    def forward(self, x: Array, places: Array, states: Array, state: Array, *task: Array) -> Array:
         kept = [kv[..., :count, :] for kv, count in zip(task, self.rows, strict=True)]
-        return self.model(
-            torch.cat(kept, dim=-2), places @ states, self.proprio_projector(state), self.start
-        )
+        task_rows = torch.cat(kept, dim=-2)
+        return self.model(x, task_rows, places @ states, self.proprio_projector(state))
 
 
 def engines_of(
@@ -108,6 +103,7 @@ def engines_of(
     found["bridge"] = EngineSpec(
         BridgeEngine(bridge, model.proprio_projector, task_rows(c)),
         {
+            "x": Tensor(shape=(c.head.action_horizon, c.language.hidden_size)),
             "places": Tensor(shape=(c.head.num_queries, slots)),
             **states,
             "state": Tensor(shape=(c.head.state_dim,)),

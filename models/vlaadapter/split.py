@@ -33,6 +33,8 @@ from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 SUFFIX = "suffix"
+START = "start"
+"""Where the rows of all actions begin, a constant."""
 
 
 def split(
@@ -69,7 +71,7 @@ def split(
     return Split(
         engines=engines,
         graph=graph,
-        tables={TOKENS: model.token_table()},
+        tables={TOKENS: model.token_table(), START: model.action_head.model.start()[None]},
         slots=slots,
         fixed=fixed,
     )
@@ -151,10 +153,14 @@ def _act(build: GraphBuilder, c: VLAAdapterConfig, slots: int) -> None:
         build.engine("task", f"{view}_task", states | angles, {"kv": f"{view}_task_kv"})
         task[f"task_{number}"] = f"{view}_task_kv"
         start += count
+    build.tensor("start", (c.head.action_horizon, c.language.hidden_size))
+    rows = {"table": START, "ids": [0] * c.head.action_horizon}
+    build.call("embed", {}, {"embeddings": "start"}, rows)
     build.tensor("places", (c.head.num_queries, slots))
     build.call("places", {"ids": "instruction"}, {"places": "places"}, {"num_new": 0})
     build.policy_state(c.normalization)
-    given = {"places": "places", "states": f"{SUFFIX}_states", "state": "policy_state", **task}
+    given = {"x": "start", "places": "places", "states": f"{SUFFIX}_states"}
+    given |= {"state": "policy_state", **task}
     build.engine("bridge", "bridge", given, {"actions": "made_actions"})
     build.answer("made_actions", c.normalization, leftover=False)
 

@@ -133,6 +133,6 @@ def _bridge(config: VLAAdapterConfig, tokens: Tokens) -> Work:
             + picking_flops(c.num_queries, width, tokens)
         ),
         largest_scores=c.num_heads * own * keys,
-        beside=2 * width * (depth + 1) + own * width,
+        beside=2 * width * (depth + 1),
         tables=2 * head_dim * (own + behind),
     )

@@ -33,23 +33,29 @@ from quant.targets import Costs
 from runtime.backends.parity import relative_error
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "vision.qkv": ("vlm.visual.blocks.*.attn.qkv",),
-    "vision.proj": ("vlm.visual.blocks.*.attn.proj",),
+    "vision.qkv": ("vlm.visual.blocks.*.attn.qkv", "vision_backbone.*.blocks.*.attn.qkv"),
+    "vision.proj": ("vlm.visual.blocks.*.attn.proj", "vision_backbone.*.blocks.*.attn.proj"),
     "vision.gate_up": (
         "vlm.visual.blocks.*.mlp.gate_proj",
         "vlm.visual.blocks.*.mlp.up_proj",
         "vlm.visual.blocks.*.mlp.linear_fc1",
+        "vision_backbone.*.blocks.*.mlp.fc1",
     ),
-    "vision.down": ("vlm.visual.blocks.*.mlp.down_proj", "vlm.visual.blocks.*.mlp.linear_fc2"),
+    "vision.down": (
+        "vlm.visual.blocks.*.mlp.down_proj",
+        "vlm.visual.blocks.*.mlp.linear_fc2",
+        "vision_backbone.*.blocks.*.mlp.fc2",
+    ),
     "vision.merger": (
         "vlm.visual.merger.mlp.*",
         "vlm.visual.merger.linear_fc*",
         "vlm.visual.deepstack_merger_list.*",
+        "projector.*",
     ),
-    "language.qkv": tuple(f"vlm.model.layers.*.self_attn.{name}_proj" for name in "qkv"),
-    "language.o": ("vlm.model.layers.*.self_attn.o_proj",),
-    "language.gate_up": ("vlm.model.layers.*.mlp.gate_proj", "vlm.model.layers.*.mlp.up_proj"),
-    "language.down": ("vlm.model.layers.*.mlp.down_proj",),
+    "language.qkv": tuple(f"*.model.layers.*.self_attn.{name}_proj" for name in "qkv"),
+    "language.o": ("*.model.layers.*.self_attn.o_proj",),
+    "language.gate_up": ("*.model.layers.*.mlp.gate_proj", "*.model.layers.*.mlp.up_proj"),
+    "language.down": ("*.model.layers.*.mlp.down_proj",),
     "spatial.project": ("info_sharing.info_sharing.proj_embed",),
     "spatial.attention": ("info_sharing.info_sharing.self_attention_blocks.*.attn.*",),
     "spatial.mlp": ("info_sharing.info_sharing.self_attention_blocks.*.mlp.*",),
@@ -59,12 +65,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.attention": (
         "action_head.blocks.*.attn.*",
         "action_head.model.transformer_blocks.*.attn1.*",
+        *(
+            f"action_head.model.mlp_resnet_blocks.*.{name}"
+            for name in ("q_proj", "?_self", "?_adapter", "?_task", "o_proj")
+        ),
     ),
     "head.mlp": (
         "action_head.blocks.*.mlp.*",
         "action_head.model.transformer_blocks.*.ff.*",
         "action_head.model.fc1",
-        "action_head.model.mlp_resnet_blocks.*",
+        "action_head.model.mlp_resnet_blocks.*.ffn.1",
     ),
     "keyframes": ("keyframe_head.*",),
 }
