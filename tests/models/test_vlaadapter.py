@@ -1,0 +1,245 @@
+"""VLA-Adapter Pro, cameras to actions, against the composition of transformers; and its parts."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import runtime
+from export.build import build
+from models.checkpoint import write_random_checkpoint
+from models.demo import CHECKPOINT
+from models.families import CONFIGS
+from models.init import image_of, statistics_of
+from models.networks.bridge import turn
+from models.random_weights import random_tensors
+from models.vlaadapter.config import PromptConfig
+from models.vlaadapter.family import prompt, published_prompt
+from models.vlaadapter.model import VLAAdapter, actions
+from models.vlaadapter.reference import Composition
+from tests.export.conftest import cut_config
+from tests.once import once
+from tests.oracles import END_TO_END, MODULE, relative_error
+
+TINY, THIN = CONFIGS["vlaadapter-tiny"](), CONFIGS["vlaadapter-thin"]()
+POLICIES = {
+    "two views": TINY,
+    "one view": dataclasses.replace(TINY, views=("frame",)),
+    "three views": dataclasses.replace(TINY, views=("frame", "left", "right")),
+    "other towers": dataclasses.replace(
+        TINY,
+        vision=dataclasses.replace(
+            TINY.vision,
+            featurizer=dataclasses.replace(TINY.vision.featurizer, reg_tokens=2, depth=4),
+            image_size=84,
+        ),
+    ),
+    "published widths": THIN,
+}
+INSTRUCTIONS = ("reach", "Push the PUCK", " ".join(6 * ["open the drawer, then close it"]))
+
+
+@pytest.fixture(scope="module")
+def policies(tokenizer):
+    made = {}
+
+    def of(name):
+        if name not in made:
+            with torch.device("meta"):
+                model = VLAAdapter(POLICIES[name])
+            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
+            ours = model.eval().requires_grad_(False)
+            made[name] = ours, Composition(ours, tokenizer, image_of(ours.config))
+        return made[name]
+
+    return of
+
+
+def observed(config, seed=0, size=(120, 160)):
+    random = np.random.default_rng(seed)
+    seen = {name: random.integers(0, 256, (*size, 3), np.uint8) for name in config.views}
+    return seen | {"state": random.uniform(-1, 1, config.state_dim).astype(np.float32)}
+
+
+def act(model, tokenizer, instruction, seen):
+    parts = prompt(model.config, tokenizer)
+    tail = parts.tail_ids(tokenizer, instruction)
+    return actions(model, parts, image_of(model.config), tail, seen)
+
+
+@torch.no_grad()
+def by_libraries(oracle, instruction, seen):
+    return oracle(*oracle.prepare(instruction=instruction, **seen)).numpy()
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+@pytest.mark.parametrize("name", POLICIES)
+def test_actions_equal_those_of_the_libraries(policies, tokenizer, name, instruction):
+    ours, oracle = policies(name)
+    seen = observed(ours.config)
+    want = by_libraries(oracle, instruction, seen)
+    assert want.shape == ours.config.chunk
+    assert relative_error(act(ours, tokenizer, instruction, seen), want) <= END_TO_END
+
+
+@pytest.mark.parametrize("name", ["two views", "published widths"])
+def test_towers_and_projector_equal_those_of_the_libraries(policies, name):
+    """Each alone: where a head hardly looks at them, its actions would not tell."""
+    ours, oracle = policies(name)
+    side, size = ours.config.vision.image_size, ours.config.vision.patch_size
+    picture = torch.from_numpy(np.random.default_rng(1).random((3, side, side), np.float32))
+    n = side // size
+    cut = picture.reshape(3, n, size, n, size).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
+    both = (ours.config.vision.featurizer, ours.config.vision.fused_featurizer)
+    given = [
+        (picture - torch.tensor(c.image_mean)[:, None, None])
+        / torch.tensor(c.image_std)[:, None, None]
+        for c in both
+    ]
+    with torch.no_grad():
+        prefix = both[0].num_prefix_tokens
+        wants = [
+            oracle.first(given[0][None]).last_hidden_state[0, prefix:],
+            oracle.second(given[1][None]).last_hidden_state[0],
+        ]
+        patches = (cut - 0.5) / 0.5  # as the host normalizes, for the second tower
+        towers = (ours.vision_backbone.featurizer, ours.vision_backbone.fused_featurizer)
+        for tower, want in zip(towers, wants, strict=True):
+            assert relative_error(tower(patches), want) <= MODULE
+        assert torch.equal(ours.vision_backbone(patches), torch.cat(list(map(
+            lambda tower: tower(patches), towers)), dim=-1))  # fmt: skip
+
+
+def test_every_input_moves_the_actions(policies, tokenizer):
+    """Each patch of each view, the last of the last one too, and every number of the state."""
+    ours, _ = policies("two views")
+    seen = observed(ours.config, size=(56, 56))
+    before = act(ours, tokenizer, "reach", seen)
+    for view in ours.config.views:
+        for row, column in ((0, 0), (0, 3), (3, 3)):
+            moved = {**seen, view: seen[view].copy()}
+            patch = moved[view][14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+            patch[:] = 255 - patch
+            assert relative_error(act(ours, tokenizer, "reach", moved), before) > END_TO_END
+    for number in range(ours.config.state_dim):
+        moved = {**seen, "state": seen["state"].copy()}
+        moved["state"][number] *= -1
+        assert relative_error(act(ours, tokenizer, "reach", moved), before) > END_TO_END
+
+
+def test_what_is_asked_is_put_in_small_letters_and_the_text_is_one(policies, tokenizer):
+    ours, _ = policies("two views")
+    parts = prompt(ours.config, tokenizer)
+    ids = parts.tail_ids(tokenizer, "  Push the PUCK ")
+    assert ids == parts.tail_ids(tokenizer, "push the puck")
+    whole = PromptConfig().before + PromptConfig().text.replace("{instruction}", "push the puck")
+    encoded = tokenizer.encode(whole, add_special_tokens=False).ids
+    queries = ours.config.head.num_queries - 1
+    assert [*parts.before[0], *ids[:-queries]] == encoded
+    first = ours.config.language.vocab_size
+    assert ids[-queries:] == tuple(range(first, first + queries)), "the last one is never read"
+
+
+def test_as_many_tokens_as_published_are_counted_on():
+    """By hand: system 1, newline 1, "You are Qwen, created by Alibaba Cloud. You are a helpful
+    assistant." 17, <|im_end|> 1, newline 1, <|im_start|> 1, user 1, newline 1; what is asked 8,
+    with its question mark, around an instruction of some 7; <|im_end|>, newline, <|im_start|>,
+    assistant, newline."""
+    libero = CONFIGS["vlaadapter-libero"]()
+    parts, tail = published_prompt(libero)
+    assert 35 <= tail - len(parts.end_ids) <= 46
+    assert len(parts.end_ids) == 63 and parts.before == ((0,), ())
+
+
+def test_a_pair_of_neighbours_turns_by_the_angles_of_two_halves():
+    """From the definition, number by number."""
+    x = torch.arange(1.0, 9.0)[None]
+    angles = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4])[None]
+    turned = turn(x, angles.cos(), angles.sin())[0]
+    for pair in range(4):
+        a, b = x[0, 2 * pair], x[0, 2 * pair + 1]
+        first, second = angles[0, 2 * pair], angles[0, 2 * pair + 1]
+        assert turned[2 * pair] == pytest.approx(float(a * first.cos() - b * first.sin()))
+        assert turned[2 * pair + 1] == pytest.approx(float(b * second.cos() + a * second.sin()))
+
+
+@pytest.fixture(scope="module")
+def bundle(shared_folder):
+    folder = once(
+        shared_folder / "vlaadapter-tiny-checkpoint",
+        lambda out: write_random_checkpoint(
+            out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
+            statistics=statistics_of(TINY), seed=0,
+        ),
+    )  # fmt: skip
+    return once(
+        shared_folder / "vlaadapter-tiny",
+        lambda out: build(
+            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
+        ),
+    )
+
+
+VIEW = ("{}_patches", "{}_featurizer", "{}_fused_featurizer", "{}_projector", "read_{}", "{}_task")
+TEXT = ("suffix_embeddings", "suffix_rotary", "suffix_mask", "places")
+END = ("bridge", "denoised_actions", "actions")
+REDONE = {
+    "frame": {s.format("frame") for s in VIEW} | {"read_wrist", "wrist_task", "suffix", *END},
+    "wrist": {s.format("wrist") for s in VIEW} | {"suffix", *END},
+    "instruction": {*TEXT, "suffix", *END},
+    "state": {"policy_state", *END},
+}
+"""As the table of families has it: a view redoes its towers, its call and those behind it; the
+text its own call; the state the end of the head."""
+
+
+@pytest.mark.parametrize("changed", REDONE)
+def test_a_new_input_redoes_what_the_table_says_and_no_more(bundle, changed):
+    seen = observed(TINY, size=(112, 112))
+    other = observed(TINY, seed=1, size=(112, 112))
+    with runtime.load(bundle) as policy, policy.start(instruction="reach") as episode:
+        episode.act(seen)
+        if changed == "instruction":
+            episode.say("push the puck")
+        else:
+            seen[changed] = other[changed]
+        episode.act(seen)
+        assert set(episode.stats.last_s) == REDONE[changed]
+        episode.act(seen)
+        assert not episode.stats.last_s
+
+
+def test_the_bundle_says_nothing_of_what_its_prompt_does_not_do(bundle):
+    """Other families' manifests stay as they are: a setting that is not set is not written."""
+    given = json.loads((bundle / "manifest.json").read_text())["graph"]["inputs"]["instruction"]
+    assert given["prompt"]["lowercase"] is True
+    assert len(given["prompt"]["end_ids"]) == TINY.head.num_queries - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision.featurizer.depth": 1}, "two blocks at least"),
+        ({"vision.featurizer.num_heads": 5}, "vision.featurizer.num_heads=5 must divide"),
+        ({"vision.fused_featurizer.image_std": (0.5, 0.0, 0.5)}, "vision.fused_featurizer.image_s"),
+        ({"vision.image_size": 60}, "vision.patch_size=14 must divide vision.image_size=60"),
+        ({"vision.out_hidden_size": 64}, "vision.out_hidden_size=64 must equal"),
+        ({"head.num_heads": 3}, "head.num_heads=3 must divide"),
+        ({"head.num_heads": 128}, "must be even"),
+        ({"head.state_dim": 4}, "normalization.state has 3 modes"),
+        ({"views": ("frame", "frame")}, "each once"),
+        ({"prompt.text": "do it"}, "prompt.text must hold"),
+        ({"model_type": "qwenoft"}, "model_type must be 'vlaadapter'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
+    def changed(config, path, value):
+        name, _, rest = path.partition(".")
+        inside = changed(getattr(config, name), rest, value) if rest else value
+        return dataclasses.replace(config, **{name: inside})
+
+    with pytest.raises(ValueError, match=said):
+        for path, value in changes.items():
+            changed(TINY, path, value)
