@@ -55,20 +55,25 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.num_blocks))
 
     def forward(self, patches: Tensor) -> Tensor:
-        x = run_blocks(self.blocks, self.embed(patches))
-        return self.without_prefix(x)
-
-    def embed(self, patches: Tensor) -> Tensor:
-        """[..., N, patch_dim] -> [..., prefix + N, D]; the patches alone have places."""
-        x = self.patch_embed(patches) + self.pos_embed[0]
-        names = ("cls_token",) * self.config.class_token
-        names += ("reg_token",) * bool(self.config.reg_tokens)
-        prefix = [getattr(self, name)[0].expand(*x.shape[:-2], -1, -1) for name in names]
-        return torch.cat([*prefix, x], dim=-2) if prefix else x
-
-    def without_prefix(self, x: Tensor) -> Tensor:
-        """[..., prefix + N, D] -> [..., N, D]."""
+        x = run_blocks(self.blocks, placed(self, self.config, self.patch_embed(patches)))
         return x[..., self.config.num_prefix_tokens :, :]
+
+
+def prefix_names(c: ViTConfig) -> tuple[str, ...]:
+    """Of the tokens that a tower has in front of the patches."""
+    return ("cls_token",) * c.class_token + ("reg_token",) * bool(c.reg_tokens)
+
+
+def placed(owner: nn.Module, c: ViTConfig, x: Tensor) -> Tensor:
+    """[..., N, D] of the patches, which alone have places -> [..., prefix + N, D].
+
+    Args:
+        owner: a tower, or a part of it that has its places and its tokens.
+    """
+    x = x + owner.pos_embed[0]  # type: ignore[index]
+    tokens: list[Tensor] = [getattr(owner, name)[0] for name in prefix_names(c)]
+    prefix = [rows.expand(*x.shape[:-2], -1, -1) for rows in tokens]
+    return torch.cat([*prefix, x], dim=-2) if prefix else x
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from models.networks.bridge import Bridge, ProprioProjector
 from models.networks.engines import EngineSpec, language_engines
 from models.networks.parts import WHOLE, LayersPerPart, cut
-from models.networks.prismatic import Projector, ViT, run_blocks
+from models.networks.prismatic import Projector, ViT, placed, prefix_names, run_blocks
 from models.vlaadapter.config import VLAAdapterConfig
 from models.vlaadapter.model import VLAAdapter
 from runtime.declarations import Tensor
@@ -29,16 +29,19 @@ class TowerPart(nn.Module):
 
     def __init__(self, tower: ViT, blocks: range) -> None:
         super().__init__()
+        self.config = tower.config
         self.is_first, self.is_last = blocks.start == 0, blocks.stop == len(tower.blocks)
-        self.tower = [tower]  # in a list, so that its other blocks are no part of this module
         if self.is_first:
             self.patch_embed = tower.patch_embed
+            for name in ("pos_embed", *prefix_names(tower.config)):
+                setattr(self, name, getattr(tower, name))
         self.blocks = nn.ModuleDict({str(index): tower.blocks[index] for index in blocks})
 
     def forward(self, x: Array) -> Array:
-        (tower,) = self.tower
-        x = run_blocks(self.blocks.values(), tower.embed(x) if self.is_first else x)
-        return tower.without_prefix(x) if self.is_last else x
+        if self.is_first:
+            x = placed(self, self.config, self.patch_embed(x))
+        x = run_blocks(self.blocks.values(), x)
+        return x[..., self.config.num_prefix_tokens :, :] if self.is_last else x
 
 
 class ProjectorEngine(nn.Module):
