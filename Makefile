@@ -39,7 +39,7 @@ STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 BLINKS := build/blinks/touch-what-blinked-999.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-pictures eval delays gate planted w8a8 sensitivity success recall mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo train-recall fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-changes bench-pictures eval delays gate planted w8a8 sensitivity success recall mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo train-recall fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -144,6 +144,10 @@ run: setup ## run BUNDLE on the recorded EPISODES, write REPORT
 
 bench: setup ## time the runtime beside the plain composition, interleaved in one run
 	$(PY) -m export bench --results docs/results
+
+bench-changes: setup ## a tick in which one input changed, beside one of everything and what transformers composes (15 minutes on 2 cores)
+	$(PY) -m export bench-changes vlaadapter-thin --results docs/results $(ARGS)
+	$(PY) -m export results
 
 bench-pictures: setup ## a tick with 1, 4 and 8 different pictures, warm, recomputed and as transformers composes it, beside the limit of any cache (10 minutes on 2 cores)
 	$(PY) -m export bench-pictures eventvla-thin-recent eventvla-thin \

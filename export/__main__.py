@@ -14,6 +14,10 @@ from collections.abc import Sequence
 VERBS = {
     "build": ("export.config:BuildConfig", "export.build:build"),
     "bench": ("export.config:BenchConfig", "export.evidence.bench:bench"),
+    "bench-changes": (
+        "export.evidence.config:ChangesConfig",
+        "export.evidence.changes:bench_changes",
+    ),
     "bench-pictures": (
         "export.evidence.config:PicturesConfig",
         "export.evidence.pictures:bench_pictures",

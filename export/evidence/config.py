@@ -125,6 +125,41 @@ class FullSizeConfig:
                 )
 
 
+def check_ticks(image: int, rounds: int) -> None:
+    """
+    Raises:
+        ValueError: a picture of no size, or too few ticks for a median.
+    """
+    if image < 1 or rounds < 3:
+        raise ValueError(f"image must be positive and rounds at least 3, got {image}, {rounds}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChangesConfig:
+    """Time a tick of policies in which one input changed, beside all of them and public libraries.
+
+    example: python -m export bench-changes config.json --results docs/results
+    """
+
+    configs: Positional[tuple[str, ...]]
+    """Each a config.json, or a named configuration."""
+
+    image: int = 224
+    """Side of the camera image in pixels."""
+
+    rounds: int = 9
+    """Ticks per row."""
+
+    work: Path = Path("build/bench-changes")
+    """Folder for checkpoints and bundles, 3 GB for published widths and three layers."""
+
+    results: Path | None = None
+    """Folder for a JSON file with figures, machine and versions."""
+
+    def __post_init__(self) -> None:
+        check_ticks(self.image, self.rounds)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PicturesConfig:
     """Time a tick of policies that remember pictures, beside recomputing and public libraries.
@@ -152,7 +187,4 @@ class PicturesConfig:
     """Folder for a JSON file with figures, machine and versions."""
 
     def __post_init__(self) -> None:
-        if self.image < 1 or self.rounds < 3:
-            raise ValueError(
-                f"image must be positive and rounds at least 3, got {self.image}, {self.rounds}"
-            )
+        check_ticks(self.image, self.rounds)

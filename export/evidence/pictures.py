@@ -13,49 +13,34 @@ the slots of its bundle, so each number of pictures is measured on a bundle with
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
 from rich.console import Console
-from tokenizers import AddedToken, Tokenizer
 
-from export.build import build
-from export.config import BuildConfig
 from export.errors import ExportError
-from export.evidence.bench import Timed, interleaved, library_rows, machine, slug
+from export.evidence.bench import Timed, interleaved, machine, slug
 from export.evidence.config import PicturesConfig
 from export.evidence.limits import engine_flops, kinds, least_flops
 from export.evidence.pictures_table import pictures_table
+from export.evidence.subject import Subject, check_names
 from export.forecast.config import ForecastConfig
-from export.forecast.policy import Prompt, SizedPolicy, size, size_policy
-from export.tokens import MADE_UP_INSTRUCTION, choose_tokens
-from models.checkpoint import Checkpoint, load_checkpoint, normalizations
-from models.config_file import configuration
-from models.families import CONFIGS, family_of
-from models.init import init
-from models.stored import plain
-from models.verbs import Init
-from runtime.backends.parity import relative_error
+from export.forecast.policy import SizedPolicy, size_policy
+from models.families import family_of
 from runtime.cli.progress import Progress
 from runtime.declarations import from_source
 from runtime.golden import Golden, vary
 from runtime.graph import Cone
-from runtime.image import grid_of
 from runtime.pages.report import processor_name
-from runtime.policy import Policy, load
+from runtime.policy import Policy
 from runtime.storage.files import Kind, check_output, write_file
 
 FIGURES = Kind("figures of ticks by pictures", (b'"machine"', b'"ticks"', b'"limits"'))
-WORD = re.compile(r" ?[A-Za-z]+|[^\x00-\x7f]")
 MOST_TICKS = 100
 """Of an episode until it has as many keyframes as there may be."""
 WAYS = {"recomputed": True, "warm": False}
@@ -71,20 +56,18 @@ def bench_pictures(config: PicturesConfig) -> Figures:
         OutputError: the results cannot be written.
         ValueError: a policy remembers no pictures, or there is no such configuration.
     """
-    for name in config.configs:
-        if name not in CONFIGS and not Path(name).exists():
-            raise ValueError(
-                f"unknown configuration {name!r}; there are {sorted(CONFIGS)}, or name a "
-                "config.json of your own"
-            )
+    check_names(config.configs)
     limits = [_limits(name, config.image) for name in config.limits]
     path = None
     if config.results is not None:
         path = config.results / f"pictures-{slug(processor_name())}.json"
         check_output(path, FIGURES)
     console, lines = Console(), Progress(sys.stderr)
-    subjects = [Subject.make(name, config, console) for name in config.configs]
-    cases = [case for subject in subjects for case in subject.cases()]
+    subjects = [
+        Subject.make(name, config.work, config.image, console, _check_remembers)
+        for name in config.configs
+    ]
+    cases = [case for subject in subjects for case in cases_of(subject)]
     rows, before = _rows(subjects, cases)
     lines.step("actions beside those of the libraries")
     errors = {case.name: case.parity() for case in cases}
@@ -127,77 +110,17 @@ def _rows(subjects: Sequence[Subject], cases: Sequence[Case]) -> tuple[Rows, Row
     return rows, before
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
-    """A configuration with random weights, as a bundle and as a composition."""
+def _check_remembers(policy: SizedPolicy) -> None:
+    if not policy.graph.stores:
+        raise ValueError(f"{policy.name}: this policy remembers no pictures: nothing to measure")
 
-    name: str
-    checkpoint: Checkpoint
-    sized: SizedPolicy
-    policy: Policy
-    shown: dict[str, Any]
-    """What the composition is shown, by the names of the policy's inputs."""
-    libraries: Mapping[str, Callable[[], Any]]
 
-    @classmethod
-    def make(cls, name: str, asked: PicturesConfig, console: Console) -> Subject:
-        folder, side = asked.work / slug(name), (asked.image, asked.image)
-        tokenizer = folder / "tokenizer.json"
-        write_file(tokenizer, with_words(name).to_str())
-        init(Init(config=name, out=folder / "checkpoint", tokenizer=tokenizer))
-        checkpoint = load_checkpoint(folder / "checkpoint")
-        grid = grid_of(*side, checkpoint.image)
-        slots = choose_tokens(checkpoint, grid, [MADE_UP_INSTRUCTION], None).slots
-        tail = len(checkpoint.tail_ids(MADE_UP_INSTRUCTION))
-        sized = size(
-            checkpoint.config,
-            name=name,
-            prompt=Prompt(parts=checkpoint.parts, tail=tail),
-            image=checkpoint.image,
-            image_size=side,
-            slots=slots,
-            layers={},
-        )
-        if not sized.graph.stores:
-            raise ValueError(f"{name}: this policy remembers no pictures: nothing to measure")
-        bundle = build(
-            BuildConfig(
-                recipe="float32",
-                checkpoint=folder / "checkpoint",
-                out=folder / "bundle",
-                image_size=side,
-                tokens=slots,
-                yardsticks=False,
-                compile_check=False,
-            ),
-            console,
-        )
-        checkpoint = dataclasses.replace(checkpoint, model=plain(checkpoint.model))
-        shown: dict[str, Any] = {}
-        return cls(
-            name=name,
-            checkpoint=checkpoint,
-            sized=sized,
-            policy=load(bundle),
-            shown=shown,
-            libraries=library_rows(checkpoint, lambda: shown),
-        )
-
-    def cases(self) -> Iterator[Case]:
-        """The first tick, where that has room for no picture more; and a usual one."""
-        script = Script(self.policy)
-        if not from_source(self.policy.inputs, "memory"):
-            yield Case(self, script, "first")
-        yield Case(self, script, "usual")
-
-    def describe(self) -> Figures:
-        manifest = self.policy.bundle.manifest
-        return {
-            "layers": family_of(self.checkpoint.config).depths(self.checkpoint.config),
-            "parameters": sum(engine.parameters for engine in manifest.engines.values()),
-            "slots": self.sized.slots,
-            "tokens": {call: tokens.new for call, tokens in self.sized.used.items()},
-        }
+def cases_of(subject: Subject) -> Iterator[Case]:
+    """The first tick, where that has room for no picture more; and a usual one."""
+    script = Script(subject.policy)
+    if not from_source(subject.policy.inputs, "memory"):
+        yield Case(subject, script, "first")
+    yield Case(subject, script, "usual")
 
 
 class Script:
@@ -297,13 +220,7 @@ class Case:
         """Of a warm tick's actions, in robot units, with those of the libraries."""
         self.prepare()
         self.tick(cold=False)
-        checkpoint = self.subject.checkpoint
-        self.subject.shown.clear()
-        self.subject.shown.update(shown_by(self.subject.policy), **self.script.told)
-        (key,) = checkpoint.statistics
-        _, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
-        wanted = to_robot.to_robot(self.subject.libraries["eager"]().numpy())
-        return relative_error(self.script.actions, wanted)
+        return self.subject.error(self.script.actions, self.script.told)
 
     def figures(self, timed: Timed) -> Figures:
         """Times, ratios, and what the arithmetic allows."""
@@ -332,12 +249,6 @@ class Case:
         }
 
 
-def shown_by(policy: Policy) -> dict[str, NDArray[Any]]:
-    """What the policy was shown in its last tick, but for texts, by the names of its inputs."""
-    values = policy.interpreter.values
-    return {name: values[name] for name, i in policy.inputs.items() if i.kind != "text"}
-
-
 def limit(policy: SizedPolicy, kind: str) -> Figures:
     """FLOPs of a tick of a kind and of recomputing, and what follows."""
     ticks = kinds(policy.graph)
@@ -362,17 +273,3 @@ def _limits(name: str, image: int) -> Figures:
         "tokens": {call: tokens.new for call, tokens in policy.used.items()},
         "kinds": {kind: limit(policy, kind) for kind in ("usual", "waited", "keyframe")},
     }
-
-
-def with_words(name: str) -> Tokenizer:
-    """The demo's tokenizer, to which each word of a policy's prompt is one token, as to those that
-    were trained on more: so the prompt is about as long as the published one."""
-    config, tokenizer = configuration(name), Tokenizer.from_file(str(Init.tokenizer))
-    parts = family_of(config).prompt(config, tokenizer)
-    before = (tokenizer.decode(ids, skip_special_tokens=False) for ids in parts.before)
-    words = WORD.findall(" ".join([*before, parts.tail.replace("{instruction}", "")]))
-    # Those of an instruction stay as they are: a runtime refuses one that holds such tokens.
-    left_out = {*tokenizer.get_vocab(), *WORD.findall(MADE_UP_INSTRUCTION)}
-    new = [word for word in dict.fromkeys(words) if word not in left_out]
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in new])
-    return tokenizer

@@ -12,6 +12,7 @@ from typing import Any
 
 from device_tests.success.motion import FIGURES
 from export.config import PLANTED, VERDICTS, W8A8, ResultsConfig
+from export.evidence.changes_table import render_changes
 from export.evidence.config import CALIBRATED_ON, DEPTH, FULL_SIZE
 from export.evidence.delays import delay_pictures, render_delays
 from export.evidence.pictures_table import render_pictures
@@ -65,7 +66,8 @@ def update(config: ResultsConfig) -> None:
             + render_depth(config.results)
             + render_full_size(config.results)
             + benchmarks
-            + render_pictures(config.results),
+            + render_pictures(config.results)
+            + render_changes(config.results),
         ),
         (config.precision, render_w8a8(config.results)),
         (config.card, success),

@@ -18,11 +18,10 @@ from export.evidence.pictures import (
     MOST_TICKS,
     Case,
     Script,
-    Subject,
     bench_pictures,
-    with_words,
 )
 from export.evidence.pictures_table import pictures_table, render_pictures
+from export.evidence.subject import Subject, with_words
 from export.forecast.config import ForecastConfig
 from export.forecast.policy import Prompt, prompt_of, size, size_policy
 from models.checkpoint import load_checkpoint
