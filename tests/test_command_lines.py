@@ -147,6 +147,9 @@ IN_THE_WAY = {
     "export demo": ("demo --out OUT", "bundle/notes.txt"),
     "export demo, its page": ("demo --out OUT", "report.html"),
     "export bench": ("bench --results OUT --work OUT/w", f"bench-{SLUG}.json"),
+    "export bench-changes": (
+        "bench-changes vlaadapter-tiny --results OUT --work OUT/w", f"changes-{SLUG}.json",
+    ),
     "export bench-pictures": (
         "bench-pictures eventvla-tiny --results OUT --work OUT/w", f"pictures-{SLUG}.json",
     ),

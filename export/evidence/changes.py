@@ -117,7 +117,7 @@ class Changing:
         for name in names & self.drawn.keys():
             self._given[name] = draw_noise(count, 0, self.drawn[name].shape)
         for name in names & set(self.texts):
-            self.told[name] = INSTRUCTIONS[count % len(INSTRUCTIONS)]
+            self.told[name] = next(text for text in INSTRUCTIONS if text != self.told[name])
             self._episode.give(**{name: self.told[name]})
 
     def act(self) -> NDArray[np.float32]:
