@@ -23,7 +23,10 @@ _TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
 def through_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """What JPEG of a quality of 1 to 100, 4:2:0, leaves of uint8 [H, W, 3], wider than 4 pixels."""
+    """What JPEG of a quality of 1 to 100, 4:2:0, leaves of uint8 [H, W, 3].
+
+    To the bit if it is wider than 4 pixels: libjpeg smooths no chroma of narrower ones.
+    """
     stored = io.BytesIO()
     Image.fromarray(image).save(stored, "JPEG", quality=quality, subsampling="4:2:0")
     picture = Image.open(stored, formats=["JPEG"])
