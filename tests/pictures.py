@@ -51,7 +51,7 @@ ASKED = [
     Asked(noise, (150, 260), (196, 140), 0.5),  # up and down, and no square
     Asked(edges, (37, 50), (28, 42), 1.0, 100),
 ]
-MADE = ("resized", "resized_cropped", "jpeg", "jpeg_resized_cropped")
-"""Of each: without JPEG, and with it alone and as the first of all."""
 EVERY = 41
 """Of the rows of what was made one in so many is kept."""
+LONG, SHORT = (9, 100, 128, 240, 256, 480, 640, 1280), 224
+"""Pixels along an axis before and after."""

@@ -7,7 +7,7 @@ the root of the repository:
     PYTHONPATH=. /tmp/tf/bin/python tests/tensorflow_images.py
 
 The calls are those of the evaluation scripts of OpenVLA-OFT and VLA-Adapter. Kept of each result
-are some rows, and the SHA-256 of all of them; of each picture its SHA-256.
+are some rows, and the SHA-256 of all of them; of each picture and of weights their SHA-256.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tests.pictures import ASKED, EVERY
+from tests.pictures import ASKED, EVERY, LONG, SHORT
 
 OUT = Path(__file__).parent / "runtime" / "tensorflow_images.npz"
 
@@ -43,8 +43,15 @@ def cropped(image, area):
     return tf.image.convert_image_dtype(levels, tf.uint8, saturate=True)[0]
 
 
-def digest(image):
-    return np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8)
+def weights(num_in):
+    """[SHORT, num_in] float32, of columns of one white pixel each."""
+    columns = np.eye(num_in, dtype=np.float32)[:, :, None, None]
+    made = [tf.image.resize(c, (SHORT, 1), method="lanczos3", antialias=True) for c in columns]
+    return np.stack(made, 1)[:, :, 0, 0]
+
+
+def digest(array):
+    return np.frombuffer(hashlib.sha256(array.tobytes()).digest(), np.uint8)
 
 
 def main():
@@ -63,6 +70,8 @@ def main():
             made = np.asarray(made)
             kept[f"{asked.name}/{name}/sha256"] = digest(made)
             kept[f"{asked.name}/{name}"] = made[::EVERY]
+    for num_in in LONG:
+        kept[f"weights-{num_in}/sha256"] = digest(weights(num_in))
     np.savez_compressed(OUT, **kept)
     print(f"{OUT}: {OUT.stat().st_size} bytes, TensorFlow {tf.__version__}")
 

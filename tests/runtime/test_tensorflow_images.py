@@ -18,7 +18,7 @@ from runtime.errors import ObservationError
 from runtime.image import ImageConfig, PatchMaker
 from runtime.jpeg import through_jpeg
 from runtime.resize import crop_samples, lanczos3_taps
-from tests.pictures import ASKED, EVERY, edges, noise, smooth
+from tests.pictures import ASKED, EVERY, LONG, SHORT, edges, noise, smooth
 
 KEPT = np.load(Path(__file__).parent / "tensorflow_images.npz")
 """Written by `tests/tensorflow_images.py`."""
@@ -131,15 +131,17 @@ def test_resizing_is_the_published_filter(picture, seen, size):
     assert np.abs(got - np.clip(want, 0, 255)).max() <= 0.5 + error
 
 
-@pytest.mark.parametrize("num_in", [9, 100, 128, 256, 480, 640])
-def test_taps_are_the_published_filter(num_in):
-    got = np.zeros((224, num_in))
-    for row, (places, weights) in zip(got, lanczos3_taps(num_in, 224), strict=True):
+@pytest.mark.parametrize("num_in", LONG)
+def test_weights_are_tensorflows_to_the_bit_and_those_of_the_published_filter(num_in):
+    got = np.zeros((SHORT, num_in), np.float32)
+    for row, (places, weights) in zip(got, lanczos3_taps(num_in, SHORT), strict=True):
         row[places] = weights[:, 0]
-    # A center near num_in is off by half a unit in its last place, and a weight by that times the
+    # A center near num_in is off by 2 units in its last place, and a weight by that times the
     # slope of the window, below 2 per pixel; beside it a handful of roundings.
-    error = 2 * num_in * 2**-24 + 8 * 2**-24
-    assert np.abs(got - lanczos_matrix(num_in, 224)).max() <= error
+    error = (2 * 2 * num_in + 8) * 2**-24
+    assert np.abs(got - lanczos_matrix(num_in, SHORT)).max() <= error
+    digest = hashlib.sha256(got.tobytes()).digest()
+    assert digest == KEPT[f"weights-{num_in}/sha256"].tobytes()
 
 
 @pytest.mark.parametrize("area", [1e-4, 0.3, 0.9, 0.999999, 0.99999999, 1, 1.0])
@@ -213,9 +215,12 @@ def test_threads_may_share_a_patch_maker_and_its_weights():
 
 
 def test_a_setting_of_numpy_is_left_as_it_was():
-    usual = np.getbufsize()
-    maker((56, 70), **EVERYTHING)(noise(61, 75))
-    assert np.getbufsize() == usual
+    usual = np.setbufsize(4096)
+    try:
+        maker((56, 70), **EVERYTHING)(noise(61, 75))
+        assert np.getbufsize() == 4096
+    finally:
+        np.setbufsize(usual)
 
 
 def test_weights_are_computed_once_for_each_size_of_a_camera():
