@@ -1,9 +1,9 @@
 """`preprocessor_config.json`: the settings of a Qwen2-VL image processor.
 
 Goes in: the file as transformers writes it, in either spelling of the image limits, or with a
-`size` of height and width as we write it. Comes out: what `runtime.image` does. The trade-off:
-every setting is honoured or refused, so a file with one that nobody here knows is refused even
-where it would change nothing.
+`size` of height and width as we write it, and what is done on the way there as TensorFlow does it.
+Comes out: what `runtime.image` does. The trade-off: every setting is honoured or refused, so a file
+with one that nobody here knows is refused even where it would change nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from models.json_file import read_object
-from runtime.image import ImageConfig
+from runtime.image import AS_TENSORFLOW, ImageConfig
 
-_HONOURED = ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor")
+_HONOURED = ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor", *AS_TENSORFLOW)
 _VECTORS = ("image_mean", "image_std")
 _LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Setting and its newer name in `size`."""
@@ -28,7 +28,7 @@ _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "do_resize": (True,),
     "do_rescale": (True,),
     "do_normalize": (True,),
-    "resample": (_BICUBIC,),
+    "resample": (_BICUBIC, "lanczos3"),  # of which the second is honoured
     # What is never done, and transformers' Qwen2-VL processor does not do either.
     "do_center_crop": (False, None),
     "crop_size": (None,),
@@ -79,6 +79,8 @@ def _image_config(raw: Mapping[str, Any]) -> ImageConfig:
             "if they do not"
         )
     fields = {name: raw[name] for name in _HONOURED if name in raw} | _sizes(raw)
+    if fields.get("resample") == _BICUBIC:
+        del fields["resample"]  # as where nothing is said
     for name in _VECTORS:
         if name in raw:
             if not isinstance(raw[name], list):
@@ -93,7 +95,8 @@ def _same(value: Any, accepted: Any) -> bool:
 
 def image_fields(image: ImageConfig) -> dict[str, Any]:
     """As `read_image_config` reads them."""
-    fields = {name: getattr(image, name) for name in ImageConfig.__slots__ if name != "size"}
+    stated = {name: getattr(image, name) for name in ImageConfig.__slots__ if name != "size"}
+    fields = {name: value for name, value in stated.items() if value is not None}
     return fields | ({"size": dict(zip(_EXACT, image.size, strict=True))} if image.size else {})
 
 

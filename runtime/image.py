@@ -1,20 +1,26 @@
 """Camera image -> normalised patches, bit for bit as the Qwen2-VL image processor makes them.
 
-Resizing is Pillow's bicubic filter, which the policy was trained with.
+Resizing is Pillow's bicubic filter, which the policy was trained with. Policies whose pictures went
+through TensorFlow state so, see `resize` and `jpeg`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ObservationError
+from .jpeg import through_jpeg
+from .resize import central_crop, lanczos3
 
 BICUBIC = Image.Resampling.BICUBIC
+AS_TENSORFLOW = ("resample", "jpeg_quality", "crop_area")
+"""Settings of what is done as TensorFlow does it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +37,12 @@ class ImageConfig:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     size: tuple[int, int] | None = None
     """Height and width that an image is brought to before all else, whatever its aspect."""
+    resample: Literal["lanczos3"] | None = None
+    """How it is brought to `size`: TensorFlow's antialiased Lanczos-3, or else Pillow's bicubic."""
+    jpeg_quality: int | None = None
+    """An image of another size than `size` goes through JPEG (4:2:0) first, of 1 to 100."""
+    crop_area: float | None = None
+    """Share of the area that is cut from the middle of an image of `size`, and stretched to it."""
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "temporal_patch_size", "merge_size")
@@ -62,6 +74,31 @@ class ImageConfig:
                 raise ValueError(f"{name} must hold three numbers, got {values!r}")
             if not all(map(_is_finite, values)) or name == "image_std" and min(values) <= 0:
                 raise ValueError(f"{name} must hold finite numbers, std above zero, got {values!r}")
+        self._check_as_tensorflow()
+
+    def _check_as_tensorflow(self) -> None:
+        stated = self.as_tensorflow
+        if self.resample not in (None, "lanczos3"):
+            raise ValueError(f"resample must be 'lanczos3' or left out, got {self.resample!r}")
+        quality, area = self.jpeg_quality, self.crop_area
+        if quality is not None and not (_is_whole(quality) and 1 <= quality <= 100):
+            raise ValueError(f"jpeg_quality must be a whole number of 1 to 100, got {quality!r}")
+        if area is not None and not (_is_finite(area) and 0 < area <= 1):
+            raise ValueError(f"crop_area must be a share above 0, at most 1, got {area!r}")
+        if stated and self.size is None:
+            raise ValueError(f"{stated[0]} needs size: the height and width of images after it")
+        if stated and self.size and _whole_patches(*self.size, self) != tuple(self.size):
+            rows, columns = _whole_patches(*self.size, self)
+            raise ValueError(
+                f"{stated[0]} makes images of {self.size[0]}x{self.size[1]}, which would be "
+                f"resized again, to {rows}x{columns}: state a size of whole merged patches, and "
+                "min_pixels and max_pixels that keep it"
+            )
+
+    @property
+    def as_tensorflow(self) -> list[str]:
+        """Settings stated that have an image prepared as TensorFlow does it."""
+        return [name for name in AS_TENSORFLOW if getattr(self, name) is not None]
 
     @property
     def patch_dim(self) -> int:
@@ -79,6 +116,10 @@ def resized_shape(height: int, width: int, config: ImageConfig) -> tuple[int, in
     if max(height, width) > 200 * min(height, width):
         raise ObservationError(f"image of {width}x{height} is too narrow: aspect ratio above 200")
     height, width = config.size or (height, width)
+    return _whole_patches(height, width, config)
+
+
+def _whole_patches(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
     factor = config.patch_size * config.merge_size
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > config.max_pixels:
@@ -158,9 +199,7 @@ class PatchMaker:
         """
         c, (rows, columns) = self.config, self.grid
         check_grid(image, c, self.grid)
-        for height, width in filter(None, (c.size, (self._rows, self._columns))):
-            if image.shape[:2] != (height, width):
-                image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
+        image = self._fitted(image)
         m, p, width = c.merge_size, c.patch_size, 3 * self._columns
         blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
         scaled = np.empty((m * p, width), np.float32)
@@ -173,6 +212,20 @@ class PatchMaker:
             np.divide(scaled, self._std, out=scaled)
             block[:, :, :, :, 0] = patches
             block[:, :, :, :, 1:] = block[:, :, :, :, :1]  # one image stands for all its frames
+
+    def _fitted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resized to the grid, and the middle of it where the settings have `crop_area`."""
+        c = self.config
+        for height, width in filter(None, (c.size, (self._rows, self._columns))):
+            if image.shape[:2] == (height, width):
+                continue
+            if c.jpeg_quality is not None:
+                image = through_jpeg(image, c.jpeg_quality)
+            if c.resample == "lanczos3":
+                image = lanczos3(image, (height, width))
+            else:
+                image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
+        return image if c.crop_area is None else central_crop(image, c.crop_area)
 
 
 def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:

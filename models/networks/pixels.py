@@ -36,14 +36,19 @@ class PixelsEngine(nn.Module):
         grid: rows and columns of patches.
 
     Raises:
-        ValueError: the image is resized twice or shrinks too much for exact sums, or Pillow does
-            not resize axis by axis.
+        ValueError: the image is prepared as TensorFlow does it, is resized twice or shrinks too
+            much for exact sums, or Pillow does not resize axis by axis.
     """
 
     def __init__(self, image: ImageConfig, size: tuple[int, int], grid: tuple[int, int]) -> None:
         super().__init__()
         self.image, self.grid = image, grid
         rows, columns = (side * image.patch_size for side in grid)
+        if stated := image.as_tensorflow:
+            raise ValueError(
+                f"an image is prepared as TensorFlow does it ({', '.join(stated)}), which engines "
+                "do not: let the host resize it"
+            )
         if image.size not in (None, (rows, columns)):
             raise ValueError(
                 f"an image is brought to {image.size[0]}x{image.size[1]} and then to "

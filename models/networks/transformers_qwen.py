@@ -77,7 +77,13 @@ def image_pad_id(tokenizer: Tokenizer) -> int:
 
 
 def image_processor(image: ImageConfig) -> Qwen2VLImageProcessorPil:
-    """The Pillow processor that the policy was trained with. It refuses min_pixels = 0."""
+    """The Pillow processor that the policy was trained with. It refuses min_pixels = 0.
+
+    Raises:
+        ValueError: the policy was trained with pictures of TensorFlow.
+    """
+    if stated := image.as_tensorflow:
+        raise ValueError(f"transformers' image processor does not know {', '.join(stated)}")
     return Qwen2VLImageProcessorPil(
         min_pixels=max(image.min_pixels, 1),
         max_pixels=image.max_pixels,

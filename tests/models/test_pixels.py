@@ -1,5 +1,7 @@
 """Resizing and cutting as a network, against the image processor of transformers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,13 @@ def test_an_exact_size_is_one_resize_or_refused():
     twice = ImageConfig(min_pixels=1, max_pixels=512**2, size=(100, 168))
     with pytest.raises(ValueError, match="100x168 and then to 112x168: let the host resize it"):
         PixelsEngine(twice, (120, 90), grid_of(120, 90, twice))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"resample": "lanczos3"}, {"jpeg_quality": 95}, {"crop_area": 0.9}]
+)
+def test_what_is_done_as_tensorflow_does_it_is_left_to_the_host(settings):
+    image = ImageConfig(min_pixels=1, max_pixels=512**2, size=(112, 168), **settings)
+    with pytest.raises(ValueError, match=rf"\({next(iter(settings))}\), which engines do not: let"):
+        PixelsEngine(image, (120, 90), (8, 12))
+    assert PixelsEngine(replace(image, **dict.fromkeys(settings)), (120, 90), (8, 12))

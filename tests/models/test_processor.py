@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from models.networks.transformers_qwen import image_processor
 from models.processor import image_fields, read_image_config
+from models.split import GraphBuilder
 from runtime.image import ImageConfig, PatchMaker, grid_of
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (120, 150, 3), np.uint8)
@@ -59,6 +61,32 @@ def test_what_is_written_is_read_again(read, size):
     assert read(**image_fields(image)) == image
 
 
+AS_TENSORFLOW = {"resample": "lanczos3", "jpeg_quality": 95, "crop_area": 0.9}
+
+
+@pytest.mark.parametrize("name", [*AS_TENSORFLOW, None])
+def test_what_is_done_as_tensorflow_does_it_is_written_and_read_again(read, name):
+    settings = {name: AS_TENSORFLOW[name]} if name else AS_TENSORFLOW
+    image = ImageConfig(**LIMITS, size=(224, 308), **settings)
+    fields = image_fields(image)
+    assert {setting: fields[setting] for setting in settings} == settings
+    assert fields.keys().isdisjoint(AS_TENSORFLOW.keys() - settings.keys())
+    assert read(**fields) == image
+
+
+def test_settings_that_are_not_stated_are_not_written(read):
+    size = {"height": 224, "width": 308}
+    stated = {name: None for name in ("jpeg_quality", "crop_area")}
+    assert read(**LIMITS, size=size, resample=3, **stated) == ImageConfig(**LIMITS, size=(224, 308))
+    fields = image_fields(ImageConfig(**LIMITS, size=(224, 308)))
+    assert list(fields) == [
+        *("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size"),
+        *("rescale_factor", "image_mean", "image_std", "size"),
+    ]
+    builder = GraphBuilder({}, ImageConfig(**LIMITS), (8, 8))
+    assert list(builder.patches["image"]) == list(fields)[:-1]
+
+
 def test_a_file_that_transformers_wrote_is_read(tmp_path):
     Qwen2VLImageProcessorPil(**LIMITS).save_pretrained(tmp_path)
     assert read_image_config(tmp_path / "preprocessor_config.json") == ImageConfig(**LIMITS)
@@ -72,7 +100,13 @@ def test_a_file_that_transformers_wrote_is_read(tmp_path):
         ({"do_normalize": 1}, "do_normalize=1 is not honoured"),
         ({"do_rescale": False}, "do_rescale=False is not honoured"),
         ({"do_resize": False}, "do_resize=False is not honoured"),
-        ({"resample": 2}, "resample=2 is not honoured, only 3"),
+        ({"resample": 2}, "resample=2 is not honoured, only 3 or 'lanczos3'; export"),
+        ({"resample": 3.0}, "resample=3.0 is not honoured"),
+        ({"resample": "bicubic"}, "resample='bicubic' is not honoured, only 3 or 'lanczos3'"),
+        ({"resample": "lanczos3"}, "resample needs size"),
+        ({"jpeg_quality": "95"}, "jpeg_quality must be a whole number of 1 to 100, got '95'"),
+        ({"crop_area": 2}, "crop_area must be a share above 0, at most 1, got 2"),
+        ({"crop_area": 0.9, "size": SIZE}, "crop_area needs size"),
         ({"resample": None}, "resample=None is not honoured"),
         ({"do_center_crop": True}, "do_center_crop=True is not honoured, only False or None"),
         ({"do_pad": True}, "do_pad=True is not honoured"),
@@ -136,3 +170,9 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="preprocessor_config.json: (must be an object|not JSON)"):
         read_image_config(path)
+
+
+def test_a_processor_of_transformers_is_not_taken_for_pictures_of_tensorflow():
+    image = ImageConfig(**LIMITS, size=(224, 308), jpeg_quality=95, crop_area=0.9)
+    with pytest.raises(ValueError, match="processor does not know jpeg_quality, crop_area"):
+        image_processor(image)
