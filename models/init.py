@@ -14,7 +14,7 @@ from models.checkpoint import INDEX, read_tokenizer, write_random_checkpoint
 from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.families import CONFIGS
-from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.prismatic_config import PREPARED, PrismaticVisionConfig
 from models.policy_config import PolicyConfig
 from models.sources import parameter_shapes
 from models.verbs import Init
@@ -82,7 +82,9 @@ def foreign(folder: Path) -> str | None:
 def image_of(config: PolicyConfig) -> ImageConfig:
     """Patches as the vision tower reads them, of images that are rarely resized."""
     vision = config.vision
-    side = vision.image_size if isinstance(vision, PrismaticVisionConfig) else None
+    fixed: dict[str, Any] = {}
+    if isinstance(vision, PrismaticVisionConfig):
+        fixed = {"size": (vision.image_size, vision.image_size), **PREPARED}
     return ImageConfig(
         min_pixels=1,
         max_pixels=512 * 512,
@@ -91,7 +93,7 @@ def image_of(config: PolicyConfig) -> ImageConfig:
         merge_size=vision.spatial_merge_size,
         image_mean=vision.image_mean,
         image_std=vision.image_std,
-        size=None if side is None else (side, side),
+        **fixed,
     )
 
 

@@ -199,7 +199,7 @@ class PatchMaker:
         """
         c, (rows, columns) = self.config, self.grid
         check_grid(image, c, self.grid)
-        image = self._fitted(image)
+        image = self.fitted(image)
         m, p, width = c.merge_size, c.patch_size, 3 * self._columns
         blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
         scaled = np.empty((m * p, width), np.float32)
@@ -213,8 +213,9 @@ class PatchMaker:
             block[:, :, :, :, 0] = patches
             block[:, :, :, :, 1:] = block[:, :, :, :, :1]  # one image stands for all its frames
 
-    def _fitted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resized to the grid, and the middle of it where the settings have `crop_area`."""
+    def fitted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] as networks see it: resized to the grid, and the middle of it where the
+        settings have `crop_area`."""
         c = self.config
         for height, width in filter(None, (c.size, (self._rows, self._columns))):
             if image.shape[:2] == (height, width):

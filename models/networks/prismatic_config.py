@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from models.fields import MAX_NUMBER, check_divides, check_numbers
+
+PREPARED: Mapping[str, Any] = {"resample": "lanczos3", "jpeg_quality": 95, "crop_area": 0.9}
+"""How the OpenVLA family's pictures are brought to size, as fields of `runtime.image.ImageConfig`:
+as its evaluation does it, to be like the training's, where pictures came as JPEG and were cropped.
+Source: VLA-Adapter at snapshot 838a36d, experiments/robot/openvla_utils.py."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

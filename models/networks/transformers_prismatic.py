@@ -93,7 +93,7 @@ def dinov2(c: ViTConfig, vision: PrismaticVisionConfig) -> Dinov2WithRegistersMo
     )
     for layer in model.encoder.layer:
         _fuse(layer.attention, c.hidden_size)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def siglip(c: ViTConfig, vision: PrismaticVisionConfig) -> SiglipVisionModel:
@@ -117,7 +117,7 @@ def siglip(c: ViTConfig, vision: PrismaticVisionConfig) -> SiglipVisionModel:
     )
     for layer in model.encoder.layers:
         _fuse(layer.self_attn, c.hidden_size)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def composed_tower_name(name: str, others: Mapping[str, str]) -> str:

@@ -1,9 +1,10 @@
 """The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
 
 DINOv2, SigLIP and Qwen2 come from `transformers`; projector and head are `torch.nn` alone. None of
-our modules runs here and nothing is cached. The weights are those of a given `VLAAdapter`, shared
-and not copied. What the authors feed and never read is fed here too: the last query, and the stop
-token behind it.
+our modules runs here and nothing is cached. One thing is the runtime's: how a picture is brought to
+size, for it is TensorFlow's way, to the bit, and no other library has it. The weights are those of
+a given `VLAAdapter`, shared and not copied. What the authors feed and never read is fed here too:
+the last query, and the stop token behind it.
 
 Axes: N = patches of one view, L = token, T = action in the chunk, A = action dimension, D = width.
 The libraries want a batch axis; it is 1.
@@ -12,13 +13,12 @@ The libraries want a batch axis; it is 1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +38,7 @@ from models.networks.transformers_prismatic import (
 from models.networks.transformers_qwen import share_weights
 from models.vlaadapter.model import VLAAdapter
 from runtime.graph import part_name
-from runtime.image import ImageConfig
+from runtime.image import ImageConfig, PatchMaker
 
 STOP = 2
 """Id behind the queries."""
@@ -115,13 +115,14 @@ class Composition(nn.Module):
             state: [S] in policy units.
             views: uint8 [H, W, 3] RGB, by the names of the configuration.
         """
-        c, side = self.config, self.config.vision.image_size
+        c = self.config
+        side = c.vision.image_size // c.vision.patch_size
+        fit = PatchMaker(self.image, (side, side)).fitted
         text = c.prompt.before + c.prompt.text.replace("{instruction}", instruction.lower())
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         shown = []
         for name in c.views:
-            picture = np.asarray(Image.fromarray(views[name]).resize((side, side)), np.float32)
-            pixels = torch.from_numpy(picture).permute(2, 0, 1) / 255
+            pixels = torch.from_numpy(fit(views[name]).copy()).permute(2, 0, 1) / 255
             for tower in (c.vision.featurizer, c.vision.fused_featurizer):
                 mean, std = (
                     torch.tensor(v)[:, None, None] for v in (tower.image_mean, tower.image_std)
@@ -134,9 +135,13 @@ class Composition(nn.Module):
         """Hooks that keep what the modules of a tick put out."""
         heard: dict[str, list[Tensor]] = {}
         listener = Listener(heard)
-        for name, model in (("featurizer", self.first.encoder), ("fused", self.second.encoder)):
-            for layer in model.layer if name == "featurizer" else model.layers:
-                listener.keep(name, layer)
+        first: Any = self.first
+        for name, blocks in (
+            ("featurizer", first.encoder.layer),
+            ("fused_featurizer", self.second.encoder.layers),
+        ):
+            for block in blocks:
+                listener.keep(name, block)
         listener.keep("tokens", self.projector["fc3"])
         for layer in self.language.layers[1:]:
             listener.keep_input("language", layer, lambda given: given[0])
@@ -165,26 +170,21 @@ class Composition(nn.Module):
             found[f"{view}_tokens"] = kept["tokens"][0][0, number * count : (number + 1) * count]
             for name, tower in towers.items():
                 parts = cut(tower.num_blocks, layers.get(name))
-                blocks = kept["fused" if name == "fused_featurizer" else name]
+                blocks = kept[name]
                 found[f"{view}_{name}"] = blocks[-1][number, tower.num_prefix_tokens :]
                 for i, part in enumerate(parts[:-1]):
                     x_ND = blocks[part.stop - 1][number]
                     found[part_name(f"{view}_{name}_x", i, len(parts))] = x_ND
         found |= {f"{view}_task_kv": kv for view, kv in self._task(kept, fixed).items()}
         actions = kept["actions"][0][0]
-        return (
-            found
-            | self._decoder(kept, layers, fixed)
-            | {
-                "made_actions": actions,
-                "predicted_0": actions,
-            }
-        )
+        found |= self._decoder(kept, layers, fixed)
+        return found | {"made_actions": actions, "predicted_0": actions}
 
     def _task(self, kept: Heard, fixed: Mapping[str, int]) -> dict[str, Tensor]:
         """Keys and values of each view's rows, [layers, 2, H, M, d]."""
         made = []
-        for block, rows in zip(self.head.blocks, kept["task"][0], strict=True):
+        blocks: Iterable[Any] = self.head.blocks
+        for block, rows in zip(blocks, kept["task"][0], strict=True):
             keys = block.turned(block.make("k_task", rows[None])) * torch.tanh(block.gate)
             made.append(torch.cat([keys, block.make("v_task", rows[None])]))
         counts = list(fixed.values())[: len(self.config.views)]
@@ -297,7 +297,7 @@ def _qwen2(lm: LanguageConfig) -> Qwen2Model:
     with torch.device("meta"):
         model = Qwen2Model(settings)
     # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
-    model.rotary_emb = Qwen2RotaryEmbedding(settings)  # type: ignore[arg-type]
+    model.rotary_emb = Qwen2RotaryEmbedding(settings)
     return model
 
 
