@@ -214,9 +214,16 @@ LOOP = (
     "action_head.model.transformer_blocks.*",
 )
 """What a sampler passes in every step, its modulations left out."""
+DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*")
+"""Layers of language models."""
+ATTENTION = (
+    "vlm.visual.blocks.*.attn.*",
+    "vision_backbone.*.blocks.*.attn.*",
+    "info_sharing.info_sharing.self_attention_blocks.*.attn.*",
+)
+"""Of what sees."""
 UNEVEN = (
-    "*.model.layers.*.self_attn.o_proj",
-    "*.model.layers.*.mlp.down_proj",
+    *(f"{layers}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj") for layers in DECODERS),
     "vlm.visual.blocks.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.linear_fc2",
 )
@@ -353,9 +360,8 @@ def orin_w8_weight_only_unproved() -> Recipe:
         purpose="memory",
         rules=(
             *KEPT,
-            Rule("vlm.model.layers.*.self_attn.*", "w8"),
-            Rule("vlm.visual.blocks.*.attn.*", "w8"),
-            *where_there(("info_sharing.info_sharing.self_attention_blocks.*.attn.*",), "w8"),
+            *where_there((f"{layers}.self_attn.*" for layers in DECODERS), "w8"),
+            *where_there(ATTENTION, "w8"),
             *where_there(("info_sharing.info_sharing.proj_embed",), "w8"),
             Rule("action_head.*", "w8"),
             orin_w8a8().rules[-1],
@@ -375,7 +381,7 @@ def orin_w4a16() -> Recipe:
         rules=(
             *KEPT,
             *where_there(SMALL, "float"),
-            Rule("vlm.model.layers.*", "w4", "gptq"),
+            *where_there(DECODERS, "w4", "gptq"),
             *where_there(LOOP, "w4", "gptq"),
             Rule("*", "w8a8", "tokens"),
         ),

@@ -28,9 +28,15 @@ from models.checkpoint import Checkpoint, reference
 from quant.apply import linear_layers, quantize
 from quant.calibrate import Statistics, calibrate
 from quant.data.episode import Observation, shown
-from quant.recipes import KEPT, Format, Method, Recipe, Rule, orin_w4a16, orin_w8a8
+from quant.recipes import DECODERS, KEPT, Format, Method, Recipe, Rule, orin_w4a16, orin_w8a8
 from quant.targets import Costs
 from runtime.backends.parity import relative_error
+
+
+def _decoder(*names: str) -> tuple[str, ...]:
+    """Patterns of these layers in every block of a decoder."""
+    return tuple(f"{layers}.{name}" for layers in DECODERS for name in names)
+
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "vision.qkv": ("vlm.visual.blocks.*.attn.qkv", "vision_backbone.*.blocks.*.attn.qkv"),
@@ -52,10 +58,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "vlm.visual.deepstack_merger_list.*",
         "projector.*",
     ),
-    "language.qkv": tuple(f"*.model.layers.*.self_attn.{name}_proj" for name in "qkv"),
-    "language.o": ("*.model.layers.*.self_attn.o_proj",),
-    "language.gate_up": ("*.model.layers.*.mlp.gate_proj", "*.model.layers.*.mlp.up_proj"),
-    "language.down": ("*.model.layers.*.mlp.down_proj",),
+    "language.qkv": _decoder("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "language.o": _decoder("self_attn.o_proj"),
+    "language.gate_up": _decoder("mlp.gate_proj", "mlp.up_proj"),
+    "language.down": _decoder("mlp.down_proj"),
     "spatial.project": ("info_sharing.info_sharing.proj_embed",),
     "spatial.attention": ("info_sharing.info_sharing.self_attention_blocks.*.attn.*",),
     "spatial.mlp": ("info_sharing.info_sharing.self_attention_blocks.*.mlp.*",),

@@ -11,6 +11,8 @@ from torch import nn
 
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
+from models.families import CONFIGS as ALL
+from models.families import family_of
 from models.networks.layers import RMSNorm
 from quant.apply import FLOAT_KINDS, decide, quantize
 from quant.recipes import KEPT, METHODS, MIXED, RECIPES, Recipe, Rule, orin_mixed, read_recipe
@@ -210,8 +212,9 @@ def test_norms_and_tables_need_no_rule(module):
 
 
 def test_every_kind_that_needs_no_rule_is_in_the_policy():
-    kinds = {type(module) for module in empty_policy().modules()}
-    assert set(FLOAT_KINDS) <= kinds
+    configs = [make() for name, make in ALL.items() if name == "demo" or "tiny" in name]
+    models = [family_of(config).shapes(config) for config in configs]
+    assert set(FLOAT_KINDS) <= {type(module) for model in models for module in model.modules()}
 
 
 @pytest.mark.parametrize("conv", [nn.Conv1d(4, 4, 1), nn.Conv2d(3, 4, 2), nn.Conv3d(3, 4, 2)])

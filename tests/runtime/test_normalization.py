@@ -307,3 +307,46 @@ def test_a_medoid_has_no_distance_in_thresholds():
     samples = np.array([[[0, 1]], [[0.1, 0]], [[0.5, 1]]], np.float32)
     actions, _ = medoid(samples, both)
     assert actions.tolist() == [[np.float32(0.1), 1.0]]
+
+
+def as_openvla(mode, statistics, value, *, back):
+    """Restated in float64 from OpenVLA-OFT's `normalize_proprio` and `_unnormalize_actions`."""
+    low, high = (
+        np.array(statistics[key], np.float64)
+        for key in (("q01", "q99") if mode == "bounds_q99" else ("min", "max"))
+    )
+    value = value.astype(np.float64)
+    if back:
+        return 0.5 * (value + 1) * (high - low + 1e-8) + low
+    return np.clip(2 * (value - low) / (high - low + 1e-8) - 1, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("mode", ["bounds", "bounds_q99"])
+@pytest.mark.parametrize("statistics", [MOVING, STILL])
+def test_openvla_s_modes_are_its_formulas(mode, statistics):
+    """float32 rounds a number of size 10 by 6e-7, which is 2e-6 of the narrowest bounds here."""
+    mapping = make(*[mode] * 3, statistics=statistics)
+    low = np.array(statistics["q01" if mode == "bounds_q99" else "min"], np.float32)
+    for seed in range(20):
+        robot = np.random.default_rng(seed).uniform(-3, 10, 3).astype(np.float32)
+        for value in (robot, low):
+            want = as_openvla(mode, statistics, value, back=False)
+            assert mapping.to_policy(value) == pytest.approx(want, abs=3e-6)
+        policy = np.random.default_rng(seed).uniform(-1.5, 1.5, 3).astype(np.float32)
+        want = as_openvla(mode, statistics, policy, back=True)
+        assert mapping.to_robot(policy) == pytest.approx(want, abs=3e-6)
+    assert mapping.to_policy(low).tolist() == [-1.0] * 3
+    assert mapping.to_policy(np.full(3, 1e9, np.float32)).tolist() == [1.0] * 3
+
+
+def test_what_openvla_does_not_say_is_refused():
+    for low, high, words in ((1.0, 0.0, "exchanged"), (-90.0, 90.0, "in degrees")):
+        wrong = {"q01": [low], "min": [low], "q99": [high], "max": [high]}
+        for mode in ("bounds", "bounds_q99"):
+            with pytest.raises(ValueError, match=words):
+                make(mode, units=["rad"], statistics=wrong)
+    for mode in ("bounds", "bounds_q99"):
+        only = {k: v[:1] for k, v in MOVING.items()}
+        make(mode, statistics=only | {"mask": [True]})
+        with pytest.raises(ValueError, match="mask says"):
+            make(mode, statistics=only | {"mask": [False]})
