@@ -49,6 +49,7 @@ from models.layouts.prismatic_settings import (
     COPY,
     OTHER_MODELS,
     PARTS,
+    POLICY,
     PREPROCESSOR,
     STATISTICS,
     TOKENIZER,
@@ -87,6 +88,10 @@ def open_run(path: Path) -> Run:
     try:
         if not hugging_face.is_in(path) and (path / ADAPTER).is_dir():
             raise ValueError(f"{path / ADAPTER}: adapters {LORA}; no merged weights are beside it")
+        if (path / POLICY).exists():
+            raise ValueError(
+                f"{path / POLICY}: beside a {CONFIG} that tells a policy by itself; remove it"
+            )
         settings, own = read_settings(path / CONFIG), read_own(path)
         files, tensors = _tensors(path)
         shapes = {name: stored.shape for name, stored in tensors}

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from models.families import FAMILIES
 from models.json_file import read_object
 from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
 from models.networks.published import dinosiglip_224
@@ -73,9 +72,7 @@ def is_in(path: Path) -> bool:
     """Is it a folder as VLA-Adapter, OpenVLA and their relatives leave one, merged or not?"""
     if not path.is_dir():
         return False
-    policy, stated = (_object(path / name) for name in (POLICY, CONFIG))
-    if str(policy.get("model_type")) in FAMILIES:
-        return False
+    stated = _object(path / CONFIG)
     if stated:
         named = stated.get("architectures")
         is_named = isinstance(named, list) and ARCHITECTURE in named
