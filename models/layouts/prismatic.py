@@ -65,8 +65,8 @@ from models.policy_config import NormalizationConfig
 from models.sources import Stored, parameter_shapes, some
 from models.statistics import read_statistics
 from models.vlaadapter.config import VLAAdapterConfig
+from models.vlaadapter.presets import libero
 
-LICENSE = "MIT (VLA-Adapter); see the checkpoint's own card"
 NUMBERS = ("min", "max", "mean", "std", "q01", "q99")
 WRAPPER = "module."
 """In front of the names in a file of torch, if several processes trained."""
@@ -243,7 +243,7 @@ def _policy(
         ),
         normalization=made,
         views=views,
-        license=LICENSE,
+        license=libero().license,
         description=f"VLA-Adapter Pro, {path.resolve().name}",
     )
     words = {
