@@ -27,7 +27,7 @@ from torch import nn
 from models.errors import CheckpointError as CheckpointError
 from models.families import family_of, read_config, to_json
 from models.json_file import refuse_pointer
-from models.layouts import hugging_face, starvla
+from models.layouts import hugging_face, runs
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
 from models.networks.prismatic_config import PrismaticVisionConfig
@@ -143,14 +143,14 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     """Everything of a checkpoint folder but its weights, and where each of those is read.
 
     The policy's configuration is `policy.json`, or `config.json` where there is none. With both,
-    `config.json` is that of a Qwen2.5-VL, and must agree. A run folder of starVLA has none: its
-    layout makes one. Of such a run, `path` may also be a file of weights in it.
+    `config.json` is that of a Qwen2.5-VL, and must agree. Folders of `models.layouts.runs` have
+    none: their layout makes one. Of a run of starVLA, `path` may also be a file of weights in it.
 
     Raises:
         CheckpointError: a file is missing or damaged; tensors are missing, extra or of another
             shape; statistics do not fit the configuration.
     """
-    if starvla.is_in(path):
+    if runs.is_in(path):
         return _open_run(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
@@ -183,7 +183,7 @@ def _open_run(path: Path) -> OpenCheckpoint:
         CheckpointError: as `open_checkpoint`.
     """
     try:
-        run = starvla.open_run(path)
+        run = runs.open_run(path)
         _check_statistics(path, run.statistics, run.config)
         tokenizer = read_tokenizer(run.tokenizer, run.config)
     except ValueError as error:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from models.families import CONFIGS, read_config, to_json
-from models.layouts import starvla_config
+from models.layouts import runs
 from models.policy_config import PolicyConfig
 from models.verbs import Config
 from runtime.errors import OutputError
@@ -22,9 +22,10 @@ def config(arguments: Config) -> None:
         ValueError: the file that is checked is no configuration of a policy.
     """
     if arguments.check is not None:
-        if starvla_config.is_in(arguments.check):
-            policy, said = _of_run(arguments.check)
-            print("\n".join(f"  {line}" for line in said))
+        if runs.is_in(arguments.check):
+            run = runs.open_run(arguments.check)
+            policy = run.config
+            print("\n".join(f"  {line}" for line in run.said))
         else:
             policy = configuration(arguments.check)
         print(f"{arguments.check}: sound\n{describe(policy)}")
@@ -38,7 +39,8 @@ def config(arguments: Config) -> None:
 
 
 def configuration(what: str | Path) -> PolicyConfig:
-    """By name, or from a file or a folder that holds a `config.json`, or from a run of starVLA.
+    """By name, or from a file or a folder that holds a `config.json`, or from a folder of
+    `models.layouts.runs`.
 
     Raises:
         ValueError: the file is no configuration of a policy.
@@ -46,17 +48,9 @@ def configuration(what: str | Path) -> PolicyConfig:
     if what in CONFIGS:
         return CONFIGS[str(what)]()
     path = Path(what)
-    if starvla_config.is_in(path):
-        return _of_run(path)[0]
+    if runs.is_in(path):
+        return runs.open_run(path).config
     return read_config(path / "config.json" if path.is_dir() else path)
-
-
-def _of_run(path: Path) -> tuple[PolicyConfig, tuple[str, ...]]:
-    """Of a run of starVLA, whose configuration is put together from its tensors, and how it was."""
-    from models.layouts.starvla import open_run  # takes torch
-
-    run = open_run(path)
-    return run.config, run.said
 
 
 def describe(policy: PolicyConfig) -> str:

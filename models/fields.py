@@ -59,6 +59,10 @@ def parse(cls: type[T], raw: Any, where: str) -> T:
 
 
 def _value(hint: Any, raw: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType) and types.NoneType in (kinds := typing.get_args(hint)):
+        if raw is None:
+            return None
+        (hint,) = (kind for kind in kinds if kind is not types.NoneType)
     if _is_choice(hint):
         hint = _closest(typing.get_args(hint), raw)
     if dataclasses.is_dataclass(hint):

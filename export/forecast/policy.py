@@ -21,7 +21,7 @@ from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.families import family_of
 from models.init import image_of
-from models.layouts import starvla
+from models.layouts import runs
 from models.networks.parts import LayersPerPart
 from models.networks.work import Tokens, Work
 from models.policy_config import PolicyConfig
@@ -165,8 +165,8 @@ def _slots(
 def _found(asked: ForecastConfig) -> tuple[PolicyConfig, ImageConfig, Path | None]:
     """The policy, its image settings, and its tokenizer's file if it is there."""
     folder = asked.checkpoint
-    if folder is not None and starvla.is_in(folder):
-        run = starvla.open_run(folder)
+    if folder is not None and runs.is_in(folder):
+        run = runs.open_run(folder)
         return run.config, run.image, run.tokenizer
     config = configuration(asked.policy)
     if folder is None:

@@ -17,7 +17,7 @@ from models.chat import own_chat
 from models.eventvla.config import EventVLAConfig
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
-from models.layouts.starvla_vlm import count, sizes
+from models.layouts.tensors import count, sizes
 from models.networks.config import MLPResNetConfig, Qwen3LanguageConfig
 from runtime.functions.keyframes import EventSettings
 

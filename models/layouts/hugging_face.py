@@ -103,10 +103,10 @@ def open_weights(
     Raises:
         CheckpointError: files that are missing or damaged, or tensors that do not fit.
     """
-    files = _read_headers(path)
+    files = read_headers(path)
     beside = [path / name for name in side_files if (path / name).is_file()]
     tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
-    tensors += [pair for file in beside for pair in _side_tensors(file, side_files[file.name])]
+    tensors += [pair for file in beside for pair in side_tensors(file, side_files[file.name])]
     return place(path, tensors, [*files, *beside], wanted=wanted, unused_names=unused_names)
 
 
@@ -155,7 +155,7 @@ def place(
     return Weights({name: sources[name] for name in wanted}, sorted(files), unused)
 
 
-def _read_headers(path: Path) -> dict[Path, list[Stored]]:
+def read_headers(path: Path) -> dict[Path, list[Stored]]:
     """What each safetensors file of a checkpoint holds, if index and shards agree.
 
     Raises:
@@ -204,7 +204,7 @@ def check_config(
             f"beside a {beside}; remove one of the two"
         )
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
-    rope = rope_settings(path, text, known)
+    rope = rope_settings(path, text, known.accepted)
     seen = raw["vision_config"] if isinstance(raw.get("vision_config"), dict) else {}
     others = [f.name for f in fields(language) if f.name not in _ROPE_FIELDS]
     compared: tuple[tuple[str, Mapping[str, Any], object, Iterable[str]], ...] = (
@@ -222,7 +222,7 @@ def check_config(
         raise CheckpointError(f"{path}: does not agree with {beside}: {some(differ)}")
 
 
-def _side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
+def side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
     """The tensors of a file of torch, under our names."""
     for place, item in stored_torch(file):
         if not isinstance(item, Stored):
@@ -238,11 +238,13 @@ def _as_it_is(name: str, stored: Stored) -> Source:
     return Source(name, stored.shape, stored.dtype, (stored,), AS_IT_IS, stored.read)
 
 
-def rope_settings(path: Path, text: Mapping[str, Any], known: Spelled) -> Mapping[str, Any]:
+def rope_settings(
+    path: Path, text: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]]
+) -> Mapping[str, Any]:
     """Rotary settings, in the spelling before transformers 5 or since.
 
     Args:
-        known: of which model they are.
+        accepted: other settings of `text` -> what they must be.
 
     Raises:
         CheckpointError: they are of another kind, or beside settings that are not honoured.
@@ -257,11 +259,11 @@ def rope_settings(path: Path, text: Mapping[str, Any], known: Spelled) -> Mappin
             f"{path}: rotary positions of type {kind!r} are not honoured, only 'mrope' (or "
             "'default'); a policy trained with them would be another one here"
         )
-    for name, accepted in known.accepted.items():
-        if name in text and text[name] not in accepted:
+    for name, values in accepted.items():
+        if name in text and text[name] not in values:
             raise CheckpointError(
                 f"{path}: {name}={text[name]!r} is not honoured, only "
-                f"{' or '.join(map(repr, accepted))}"
+                f"{' or '.join(map(repr, values))}"
             )
     return rope
 

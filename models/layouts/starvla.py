@@ -15,33 +15,31 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from models.families import FAMILIES
 from models.layouts import hugging_face
+from models.layouts.runs import Run, counted
 from models.layouts.starvla_config import RunConfig, read_run_config
-from models.layouts.starvla_config import is_in as is_in
 from models.layouts.starvla_mixes import HOW, Own, modes, read_own, robot_of, units
 from models.layouts.starvla_vlm import (
     LICENSES,
     PREPROCESSOR,
     TOKENIZER,
     BaseModel,
-    Shapes,
     base_model,
     vision_language,
 )
 from models.layouts.stored import stored_safetensors, stored_torch
+from models.layouts.tensors import Shapes, refuse_wrapped
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig
 from models.policy_config import NormalizationConfig, PolicyConfig
 from models.processor import read_image_config
-from models.sources import FLAG, Stored, Weights, parameter_shapes, some
+from models.sources import FLAG, Stored, parameter_shapes, some
 from models.statistics import read_statistics
-from runtime.image import ImageConfig
 
 STATISTICS = "dataset_statistics.json"
 NUMBERS = ("min", "max", "mean", "std", "q01", "q99")
@@ -51,11 +49,6 @@ FINAL = ("pytorch_model.pt", "model.safetensors")
 PREFIXES = {"qwen_vl_interface.model.": "", "action_model.": "action_head."}
 """How names begin -> what stands there instead; a part of the first is named by `hugging_face`."""
 UNUSED = {"vlm.lm_head.weight": "speaks words, of which this policy says none"}
-WRAPPED = {
-    "module.": "by torch's DistributedDataParallel: save the module inside it",
-    "base_model.": "by peft, as LoRA: merge the adapters (merge_and_unload) and save again",
-    "_orig_mod.": "by torch.compile: save the module inside it",
-}
 SERVED: Mapping[str, str] = {
     entry.framework: f"{entry.module.rpartition('.')[0]}.run"
     for entry in FAMILIES.values()
@@ -124,19 +117,6 @@ class Framework(Protocol):
         Raises:
             ValueError: tensors or settings that do not fit together.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder, of which no weights have been read yet."""
-
-    config: PolicyConfig
-    image: ImageConfig
-    statistics: dict[str, Any]
-    tokenizer: Path
-    weights: Weights
-    said: tuple[str, ...]
-    """What it was taken for, in lines."""
 
 
 def open_run(path: Path) -> Run:
@@ -238,11 +218,7 @@ def _tensors(file: Path) -> list[tuple[str, Stored]]:
                     "one dictionary of tensors, as starVLA saves a state_dict"
                 )
             stored.append(item)
-    for begin, how in WRAPPED.items():
-        if wrapped := [s.name for s in stored if s.name.startswith(begin)]:
-            raise ValueError(f"{file}: {some(wrapped)}: names wrapped {how}")
-    if adapters := [s.name for s in stored if "lora_" in s.name or ".base_layer." in s.name]:
-        raise ValueError(f"{file}: {some(adapters)}: names wrapped {WRAPPED['base_model.']}")
+    refuse_wrapped(file, [s.name for s in stored])
     return [(published_name(s.name), s) for s in stored]
 
 
@@ -339,11 +315,6 @@ def normalization(facts: Facts, action_dim: int, state_dim: int | None) -> tuple
     return made, own.views or robot.views, takes_state
 
 
-def _counted(names: Iterable[str]) -> str:
-    """Names in their order, equal ones that follow each other with their number."""
-    return ", ".join(f"{len([*same])} {name}" for name, same in groupby(names))
-
-
 def _said(
     run: RunConfig,
     base: BaseModel,
@@ -359,8 +330,8 @@ def _said(
         "weights": file.name,
         **config.other_networks,
         "views": ", ".join(getattr(config, "views", ())),
-        "actions": f"{num_actions} x {width}: {_counted(n.action)}",
-        "state": _counted(n.state) or "none",
+        "actions": f"{num_actions} x {width}: {counted(n.action)}",
+        "state": counted(n.state) or "none",
         "data mix": run.data_mix,
     }
     lines = [f"{what}: {said}" for what, said in words.items()]

@@ -18,6 +18,7 @@ from typing import Any
 
 from models.json_file import read_object
 from models.layouts import hugging_face
+from models.layouts.tensors import Shapes, count, sizes
 from models.networks.config import (
     AnyLanguageConfig,
     AnyVisionConfig,
@@ -28,7 +29,6 @@ from models.networks.config import (
 )
 from models.networks.published import qwen2_5_vl_3b, qwen3_vl_4b
 
-Shapes = Mapping[str, tuple[int, ...]]
 TOKENIZER, PREPROCESSOR, SETTINGS = "tokenizer.json", "preprocessor_config.json", "config.json"
 QWEN2_5, QWEN3 = "qwen2_5_vl", "qwen3_vl"
 KINDS: Mapping[str, str] = {
@@ -177,7 +177,7 @@ def _stated(file: Path, kind: str) -> dict[str, Any]:
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
     vision = raw.get("vision_config")
     known = next(one for one in hugging_face.SPELLED if one.model_type == kind)
-    rope = hugging_face.rope_settings(file, text, known)
+    rope = hugging_face.rope_settings(file, text, known.accepted)
     places = {"num_heads": vision, "rms_norm_eps": text, "rope_theta": rope, "mrope_section": rope}
     if kind == QWEN2_5:
         places |= {"num_attention_heads": text}
@@ -277,34 +277,3 @@ READERS: Mapping[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Any]]] = 
     QWEN3: _qwen3,
 }
 """By model type: shapes, and what they do not show -> both networks."""
-
-
-def sizes(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """Of a tensor.
-
-    Raises:
-        ValueError: it is not there, or has another number of axes.
-    """
-    shape = shapes.get(name)
-    if shape is None or len(shape) != axes or 0 in shape:
-        got = "missing" if shape is None else f"{list(shape)}"
-        raise ValueError(f"the weights hold no {name} of {axes} axes: {got}")
-    return shape
-
-
-def count(shapes: Shapes, begin: str) -> int:
-    """Layers of a name.
-
-    Raises:
-        ValueError: none, or a gap between them.
-    """
-    found = {
-        int(number)
-        for name in shapes
-        if name.startswith(begin) and (number := name.removeprefix(begin).split(".")[0]).isdecimal()
-    }
-    if not found or found != set(range(len(found))):
-        raise ValueError(
-            f"the weights hold layers {sorted(found)} of {begin}N, none may be missing"
-        )
-    return len(found)

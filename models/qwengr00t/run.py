@@ -16,7 +16,7 @@ from typing import Any
 from models.chat import own_chat
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
-from models.layouts.starvla_vlm import count, sizes
+from models.layouts.tensors import count, sizes
 from models.networks.config import FlowDiTConfig
 from models.qwengr00t.config import QwenGR00TConfig
 

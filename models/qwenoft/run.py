@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from models.chat import own_chat
 from models.layouts.starvla import Facts, normalization
 from models.layouts.starvla_config import whole
-from models.layouts.starvla_vlm import count, sizes
+from models.layouts.tensors import count, sizes
 from models.networks.config import MLPResNetConfig
 from models.qwenoft.config import QwenOFTConfig
 
