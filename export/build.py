@@ -52,7 +52,8 @@ from export.parts import largest_of
 from export.subject import Subject, choose_parts, prepare, scanned_tensors
 from export.twin import write_twin
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.split import ACTIONS, DENOISED, TOKENIZER, TOKENS
+from models.declared import ACTIONS, DENOISED, TOKENIZER
+from models.split import TOKENS
 from models.statistics import KINDS
 from models.stored import Rows, return_what_is_freed
 from quant.apply import decide

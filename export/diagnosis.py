@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from export.judge import Stages, worst_stages
 from export.measure import Modules
 from export.subject import Judged, Subject
-from models.split import DENOISED, Split
+from models.declared import DENOISED
+from models.split import Split
 from quant.modules import QuantLinear
 from runtime.backends.parity import relative_error
 

@@ -27,8 +27,9 @@ from export.measure import (
     step_sensitivity,
 )
 from export.subject import Judged, Subject
+from models.declared import DENOISED
 from models.families import family_of
-from models.split import DENOISED, Split
+from models.split import Split
 from models.stored import SHELF
 from quant.recipes import Rule, orin_bf16
 from runtime.backends.onnxruntime import OnnxRuntimeBackend

@@ -23,7 +23,8 @@ from torch.nn import functional
 from export.engines.torch_engine import TorchEngine
 from export.tokens import MADE_UP_INSTRUCTION
 from models.checkpoint import Checkpoint, normalizations, reference
-from models.split import ACTIONS, DENOISED, TOKENIZER, Split
+from models.declared import ACTIONS, DENOISED, TOKENIZER
+from models.split import Split
 from models.stored import SHELF, Rows, StoredTensor
 from quant.data.episode import Observation, shown
 from quant.modules import QuantLinear

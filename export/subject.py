@@ -21,10 +21,11 @@ from export.measure import Modules, golden_of, made_up, reference_actions
 from export.parts import EngineSizes, choose_layers, smaller, tracing_layers
 from export.tokens import Tokens, choose_tokens
 from models.checkpoint import Checkpoint, normalizations
+from models.declared import ACTIONS, DENOISED
 from models.families import family_of
 from models.networks.parts import LayersPerPart
 from models.policy_config import PolicyConfig
-from models.split import ACTIONS, DENOISED, Split
+from models.split import Split
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.boards import find_board
 from quant.calibrate import Statistics, calibrate

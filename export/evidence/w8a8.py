@@ -26,12 +26,13 @@ from device_tests.success.__main__ import machine
 from export.config import W8A8, W8A8_POLICIES, W8A8Config
 from export.measure import Modules, golden_of, made_up, reference_actions, rounding, stage_errors
 from models.checkpoint import Checkpoint, load_checkpoint, write_random_checkpoint
+from models.declared import ACTIONS
 from models.demo import CHECKPOINT, EPISODES, HELD_OUT
 from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
 from models.networks.language import LanguageModel
 from models.networks.vision import VisionTower
-from models.split import ACTIONS, Split
+from models.split import Split
 from models.stored import plain
 from quant.apply import decide, prepare_folded, quantize_folded
 from quant.calibrate import calibrate

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from models.anchorvla4d.model import AnchorVLA4D
+from models.declared import noise_shape
 from models.networks.engines import EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
 from models.networks.scale_dp import ddim_step, inference_timesteps
-from models.split import noise_shape
 from models.stored import plain
 from runtime.declarations import Tensor
 from runtime.graph import part_name

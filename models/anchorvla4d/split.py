@@ -15,23 +15,12 @@ from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.prompt import fixed_tokens, prefixes, segments
+from models.declared import camera, chunks, instruction, noise_shape, sampled, state
 from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.scale_dp import ddim_coefficients
 from models.prompt_parts import PromptParts
-from models.split import (
-    TOKENS,
-    GraphBuilder,
-    ResizeOn,
-    Split,
-    camera,
-    check_slots,
-    chunks,
-    instruction,
-    noise_shape,
-    sampled,
-    state,
-)
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Output
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of

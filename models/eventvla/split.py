@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from models.action_tokens import act
 from models.chat_graph import Piece, lay
+from models.declared import camera, chunks, instruction, one_chunk
 from models.eventvla.config import EventVLAConfig
 from models.eventvla.engines import engines_of
 from models.eventvla.model import EventVLA
@@ -20,17 +21,7 @@ from models.eventvla.pictures import KEYFRAMES, PROBABILITIES, observed_names, s
 from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
-from models.split import (
-    TOKENS,
-    GraphBuilder,
-    ResizeOn,
-    Split,
-    camera,
-    check_slots,
-    chunks,
-    instruction,
-    one_chunk,
-)
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Memory, Output, Store
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of

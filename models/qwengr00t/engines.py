@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.declared import noise_shape
 from models.networks.engines import EngineSpec, language_engines, vision_engines
 from models.networks.flow_dit import euler_step
 from models.networks.parts import WHOLE, LayersPerPart
 from models.qwengr00t.model import QwenGR00T
-from models.split import noise_shape
 from runtime.declarations import Tensor
 
 COEFFICIENT_ROW = 64

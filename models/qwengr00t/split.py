@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from models.chat import fixed_tokens
 from models.chat_graph import read_chat
+from models.declared import camera, chunks, instruction, noise_shape, sampled, state
 from models.networks.engines import pixels_engine
 from models.networks.flow_dit import coefficients_of
 from models.networks.parts import WHOLE, LayersPerPart
@@ -16,19 +17,7 @@ from models.prompt_parts import PromptParts
 from models.qwengr00t.config import QwenGR00TConfig
 from models.qwengr00t.engines import COEFFICIENT_ROW, engines_of
 from models.qwengr00t.model import QwenGR00T
-from models.split import (
-    TOKENS,
-    GraphBuilder,
-    ResizeOn,
-    Split,
-    camera,
-    check_slots,
-    chunks,
-    instruction,
-    noise_shape,
-    sampled,
-    state,
-)
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Tensor
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of

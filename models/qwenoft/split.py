@@ -9,23 +9,14 @@ from __future__ import annotations
 from models.action_tokens import act
 from models.chat import fixed_tokens
 from models.chat_graph import read_chat
+from models.declared import camera, chunks, instruction, one_chunk
 from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
 from models.qwenoft.config import QwenOFTConfig
 from models.qwenoft.engines import engines_of
 from models.qwenoft.model import QwenOFT
-from models.split import (
-    TOKENS,
-    GraphBuilder,
-    ResizeOn,
-    Split,
-    camera,
-    check_slots,
-    chunks,
-    instruction,
-    one_chunk,
-)
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input
 from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of

@@ -19,7 +19,7 @@ def engines_work(
     Args:
         grid: rows and columns of patches of an image.
         tokens: of a language call.
-        samples: one, see `models.split.one_chunk`.
+        samples: one, see `models.declared.one_chunk`.
     """
     act = mlp_resnet_work(config.head, config.language.hidden_size, tokens)
     return qwen_trunks_work(config, grid, tokens, layers) | {"act": act}

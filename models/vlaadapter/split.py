@@ -9,22 +9,12 @@ mixed in: there is no sampler to steer.
 
 from __future__ import annotations
 
+from models.declared import camera, chunks, instruction, one_chunk, state
 from models.networks.bridge import sections
 from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
-from models.split import (
-    TOKENS,
-    GraphBuilder,
-    ResizeOn,
-    Split,
-    camera,
-    check_slots,
-    chunks,
-    instruction,
-    one_chunk,
-    state,
-)
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from models.vlaadapter.config import VLAAdapterConfig
 from models.vlaadapter.engines import TOWERS, call_rows, engines_of
 from models.vlaadapter.model import VLAAdapter

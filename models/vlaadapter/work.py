@@ -39,7 +39,7 @@ def engines_work(
     Args:
         grid: rows and columns of patches, which are the towers' own.
         tokens: of a language call.
-        samples: one, see `models.split.one_chunk`.
+        samples: one, see `models.declared.one_chunk`.
     """
     found: dict[str, Work] = {}
     for trunk, depth in depths(config).items():

@@ -27,8 +27,8 @@ from export.release.config import KeysConfig, SignConfig
 from export.release.signing import make_keys, sign
 from export.twin import make_twin
 from models.checkpoint import load_checkpoint, reference
+from models.declared import DENOISED
 from models.init import init
-from models.split import DENOISED
 from models.verbs import Init
 from quant.recipes import RECIPES
 from runtime.errors import OutputError

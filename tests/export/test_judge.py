@@ -25,8 +25,8 @@ from export.judge import (
 from export.measure import Modules, rounding, stage_errors
 from export.subject import prepare
 from models.checkpoint import load_checkpoint
+from models.declared import DENOISED
 from models.demo import CHECKPOINT
-from models.split import DENOISED
 from quant.recipes import RECIPES, Rule
 from runtime.backends.parity import relative_error
 from runtime.bundle import StageFigures

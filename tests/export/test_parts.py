@@ -22,9 +22,10 @@ from export.twin import write_twin
 from models.anchorvla4d.presets import demo
 from models.anchorvla4d.split import split
 from models.checkpoint import load_checkpoint
+from models.declared import ACTIONS, TOKENIZER
 from models.demo import CHECKPOINT
 from models.networks.parts import WHOLE, cut
-from models.split import ACTIONS, TOKENIZER, TOKENS
+from models.split import TOKENS
 from quant.boards import BOARDS
 from quant.recipes import RECIPES
 from runtime.backends.onnxruntime import HostMemory
