@@ -111,11 +111,10 @@ class Subject:
         checkpoint, values = self.checkpoint, self.policy.interpreter.values
         (key,) = checkpoint.statistics
         to_policy, to_robot = normalizations(checkpoint.config, checkpoint.statistics[key], key)
-        kinds = {"text", "leftover"}
         self.shown.clear()
-        self.shown.update(
-            {n: values[n] for n, i in self.policy.inputs.items() if i.kind not in kinds}
-        )
+        for name, declared in self.policy.inputs.items():
+            if declared.kind not in ("text", "leftover"):
+                self.shown[name] = values[name].copy()
         if "state" in self.shown:
             self.shown["state"] = to_policy.to_policy(self.shown["state"])
         self.shown.update(told)
