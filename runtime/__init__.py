@@ -7,7 +7,8 @@ with runtime.load("bundle") as policy:
 
 from . import anchor
 from .bundle import read_bundle
-from .control.loop import LoopConfig, Trace, run_episode
+from .control.loop import LoopConfig, run_episode
+from .control.trace import Trace
 from .declarations import Input, Output
 from .episode import Answer, Episode, Stats
 from .errors import (

@@ -36,10 +36,11 @@ from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.heartbeat import of_process
-from .control.loop import CHUNKS, LoopConfig, Step, run_episode
+from .control.loop import CHUNKS, LoopConfig, run_episode
 from .control.recorder import Recorder
 from .control.server import command as serve_command
 from .control.sight import EpisodeScene
+from .control.trace import Step
 from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages import replay_command
 from .pages.benchmark import measure

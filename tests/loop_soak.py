@@ -31,8 +31,9 @@ from device_tests.measure.conditions import read_resident_mb
 from device_tests.success.episodes import load_policy
 from runtime.control.clock import Clock, MonotonicClock
 from runtime.control.delay import Delay
-from runtime.control.loop import LoopConfig, Step, Trace, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import ActingPolicy
+from runtime.control.trace import Step, Trace
 from runtime.robots import metaworld
 from runtime.robots.robot import Observation, Robot
 from tests.guard_storm import Checker

@@ -28,8 +28,9 @@ from device_tests.measure.growth import Thinned, median_slope
 from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay
 from runtime.control.guard import Stopped
-from runtime.control.loop import LoopConfig, Step, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import InlineThinker
+from runtime.control.trace import Step
 from runtime.declarations import Input
 from runtime.episode import Answer
 from runtime.robots.robot import Observation

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from device_tests.measure.latency import Spread
 from device_tests.measure.scene import Scene, SceneRobot
 from runtime.control.clock import Clock
-from runtime.control.loop import LoopConfig, Step, run_episode
+from runtime.control.loop import LoopConfig, run_episode
+from runtime.control.trace import Step
 from runtime.declarations import from_source
 from runtime.policy import Policy
 

@@ -27,8 +27,9 @@ from device_tests.success.posed import EvaluatedPolicy, PosedPolicy
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.control.clock import VirtualClock
 from runtime.control.delay import Chunks, Delay
-from runtime.control.loop import LoopConfig, Step, Trace, run_episode
+from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import InlineThinker
+from runtime.control.trace import Step, Trace
 from runtime.errors import RobotError
 from runtime.recordings.recording import FRAME
 from runtime.robots.metaworld import TASKS, MetaWorldRobot

@@ -124,6 +124,14 @@ class ChunkExecutor:
         is_used_up = not self._is_valid(step) or step - self._asked >= self._execute
         return is_used_up or self._is_hurried
 
+    def idle(self, step: int) -> int:
+        """Control steps from this one to the next at which an observation may be due, if nothing
+        hurries it: at least one. While an answer is waited for it may come at any."""
+        if self.is_waiting:
+            return 1
+        steps = range(1, self._execute + 1)
+        return next((n for n in steps if self.wants(step + n)), self._execute)
+
     def hurry(self) -> None:
         """An observation is due at the next control step that can have one."""
         self._is_hurried = True

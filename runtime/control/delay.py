@@ -17,7 +17,8 @@ import numpy as np
 
 from ..declarations import Input, from_source
 from ..golden import vary
-from .thinker import Observed, Thinker, Thought
+from .leaves import Leaves
+from .thinker import Gauged, Observed, Thinker, Thought
 
 Chunks = Literal["sync", "async", "rtc"]
 Wanted = Literal["sync", "async", "rtc", "auto"]
@@ -26,6 +27,8 @@ NUM_THOUGHTS = 10
 """To measure, behind one that is not: it computes what the others keep."""
 MIN_THOUGHTS, ENOUGH_S = 3, 5.0
 """Of a slow policy, fewer: no further one begins after this time."""
+NUM_READINGS = 5
+"""Of each leaf, behind one that is not counted."""
 SYNC_SHARE = 0.5
 """Of a period. A thought that takes less is over before the action of its tick is missed; the rest
 is for looking and sending."""
@@ -95,6 +98,34 @@ def measure_delay(
         num_thoughts=len(seconds),
         step_s=step_s,
     )
+
+
+def measure_leaves(
+    thinker: Thinker,
+    leaves: Leaves,
+    inputs: Mapping[str, Input],
+    observed: Mapping[str, Any],
+    *,
+    clock: Callable[[], float],
+) -> None:
+    """Have each leaf read on observations that are never the same, and note what it takes.
+
+    Args:
+        thinker: its episode is used up: start another one.
+        leaves: theirs.
+        inputs: of its policy.
+        observed: an observation by name; the others are like it.
+        clock: of the loop.
+    """
+    for count in range(NUM_READINGS + 1):
+        values = vary(inputs, observed, count + 1)
+        thinker.ask(Observed(-1 - count, values, None, clock()))
+        next(thoughts(thinker))
+        for name in leaves.names:
+            thinker.gauge(name)
+            gauged = next(event for event in thinker.wait() if isinstance(event, Gauged))
+            if count:
+                leaves.measured(name, gauged.took_s)
 
 
 def thoughts(thinker: Thinker) -> Iterator[Thought]:

@@ -23,23 +23,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..anchor import AnchorPolicies, keeps_first
 from ..declarations import from_source, seen_later
-from ..episode import Stats
 from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
 from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
-from .delay import Chunks, Delay, Wanted, choose_chunks, measure_delay
+from .delay import Delay, Wanted, choose_chunks, measure_delay, measure_leaves
 from .guard import Guard
 from .heartbeat import Heartbeat, of_process
+from .leaves import LeafRate, Leaves, Reading, check_leaves
 from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
     AskAgain,
     Event,
+    Gauged,
     InlineThinker,
     Observed,
     Started,
@@ -47,6 +47,7 @@ from .thinker import (
     Thought,
     ThreadThinker,
 )
+from .trace import Film, Leaf, Step, Trace
 
 CHUNKS: tuple[Wanted, ...] = get_args(Wanted)
 
@@ -71,6 +72,9 @@ class LoopConfig:
     next chunk goes on from what is carried out meanwhile. `auto`: what the delay allows
     (`delay.choose_chunks`). For the last three it is measured before the robot moves."""
 
+    leaves: Mapping[str, LeafRate] = field(default_factory=dict)
+    """Outputs that no action needs, by name, which are read in time that is left over."""
+
     def __post_init__(self) -> None:
         if self.chunks not in CHUNKS:
             raise ValueError(f"chunks must be one of {', '.join(CHUNKS)}, got {self.chunks!r}")
@@ -80,98 +84,6 @@ class LoopConfig:
             raise ValueError(
                 f"execute and max_steps must be positive, got {self.execute}, {self.max_steps}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One control step."""
-
-    late_s: float
-    """How late it started."""
-    act_s: float | None
-    """Seconds of `Episode.act`; None where it is not the first action of a new chunk."""
-    stages_s: Mapping[str, float]
-    """Seconds of the stages that ran."""
-    action: NDArray[np.float32]
-    """[A] as the policy answered it; as it was sent, where there was none."""
-    sent: NDArray[np.float32]
-    """[A] after the guard, and the robot's own clipping."""
-    age_s: float
-    """When it was sent, seconds since somebody looked for the observation that it answers to."""
-    interventions: tuple[str, ...] = ()
-    """What the guard had to say, by kind."""
-
-
-class Film:
-    """Pictures of an episode of any length: few, evenly spread, and the last one.
-
-    When more than `capacity` are kept, every second one goes, and from then on every second one is
-    not taken.
-    """
-
-    def __init__(self, capacity: int = 16) -> None:
-        self.capacity = capacity
-        self._kept: dict[int, NDArray[np.uint8]] = {}
-        self._last: tuple[int, NDArray[np.uint8]] | None = None
-        self._stride = 1
-
-    def add(self, step: int, image: NDArray[np.uint8]) -> None:
-        """Of a later step than the last, uint8 [H, W, 3]; what is kept is a copy."""
-        picture = image.copy()
-        self._last = step, picture
-        if step % self._stride:
-            return
-        self._kept[step] = picture
-        while len(self._kept) > self.capacity:
-            self._stride *= 2
-            self._kept = {s: p for s, p in self._kept.items() if s % self._stride == 0}
-
-    @property
-    def pictures(self) -> dict[int, NDArray[np.uint8]]:
-        """By step, in order; at most `capacity` and the last one."""
-        return self._kept | dict([self._last] if self._last else [])
-
-    @property
-    def last(self) -> NDArray[np.uint8] | None:
-        """The last one, if there is any."""
-        return self._last[1] if self._last else None
-
-
-@dataclass(slots=True)
-class Trace:
-    """What happened in an episode."""
-
-    instruction: str
-    period_s: float
-    first: Observation
-    """Of `Robot.reset`; what it shows may be hidden from the steps."""
-    steps: list[Step] = field(default_factory=list)
-    films: dict[str, Film] = field(default_factory=dict)
-    """Per camera: what was seen at thoughts and at the end."""
-    num_dropped: int = 0
-    """Control steps that a late one swallowed."""
-    num_clipped: int = 0
-    """Actions that were sent otherwise than the policy answered them."""
-    chunks: Chunks = "sync"
-    """How they were used, and what the thoughts took that it was chosen by, if it was."""
-    delay: Delay | None = None
-    num_waited: int = 0
-    """Control steps before the first action: the robot stood still."""
-    num_held: int = 0
-    """Later ones in which the robot was told to hold, and nothing was sent."""
-    num_overtaken: int = 0
-    """Actions that were too old to be sent when their chunk came, or their step was dropped."""
-    num_stale: int = 0
-    """Answers to a question that nobody waited for any more."""
-    interventions: Mapping[str, int] = field(default_factory=dict)
-    """What the guard had to say, by kind."""
-    success: bool | None = None
-    stats: Stats | None = None
-
-    @property
-    def num_misses(self) -> int:
-        """Control steps at which the robot was owed an action and got none."""
-        return self.num_dropped + self.num_held
 
 
 def run_episode(
@@ -186,6 +98,7 @@ def run_episode(
     thinker: Thinker | None = None,
     delay: Delay | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    on_leaf: Callable[[Reading], None] = lambda reading: None,
     watch: Callable[[Trace, Callable[[str], None]], None] = lambda trace, stop: None,
     limits: Description | None = None,
     flight: Path | None = None,
@@ -209,6 +122,7 @@ def run_episode(
             Once the robot moves, other threads may tell it what `Thinker` takes.
         delay: what thoughts take, where it was measured already: `Trace.delay`.
         on_step: called after every action, inside the loop: what it does takes its time.
+        on_leaf: likewise of every leaf that was read, in the control step after it.
         watch: called before the robot moves, with the trace as it grows and `Guard.stop`. Other
             threads may read the one and call the other.
         limits: what the robot may do; its own attribute `description`, if it has one, by default.
@@ -219,7 +133,7 @@ def run_episode(
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
-            thoughts as long as they are here; nothing moves then.
+            thoughts as long as they are here, or the policy has no such leaf; nothing moves then.
         RobotError: the robot does not fit the policy or its limits, or cannot go on.
         Stopped: the guard stopped it.
         ObservationError: it shows something the policy cannot take.
@@ -227,6 +141,7 @@ def run_episode(
     """
     clock, notes = clock or MonotonicClock(), recorder or Unrecorded()
     watched, heart = notes.watch(policy), heartbeat or of_process()
+    check_leaves(config.leaves, getattr(policy, "outputs", {}))
     if thinker is None:
         thinker = (InlineThinker if config.chunks == "sync" else ThreadThinker)(watched, clock)
     with heart.watching(policy) as heard, contextlib.closing(thinker):
@@ -243,9 +158,13 @@ def run_episode(
             watch(trace, guard.stop)
             seen = tuple(wanted), seen_later(policy.inputs)
             loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, *seen)
+            loop.on_leaf = on_leaf
             loop.choose(policy, config, told, reanchors=not keeps_first(anchor_policy))
+            loop.gauge(policy, config, told)
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
             loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
+            if thinker.leaves is not None:
+                trace.leaves = {n: Leaf(count) for n, count in thinker.leaves.counts.items()}
             armed_s = clock()
             guard.begin(first, armed_s)
             notes.arm(armed_s)
@@ -292,6 +211,7 @@ class _Loop:
     """Of the thinker, when the executor was last asked."""
     last_seen: int = -1
     """The last step of which the policy saw something."""
+    on_leaf: Callable[[Reading], None] = lambda reading: None
 
     def choose(
         self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any], *, reanchors: bool
@@ -318,6 +238,29 @@ class _Loop:
             self.leftovers = leftovers
         if self.trace.chunks != "sync":
             executor.expect(self.trace.delay.steps(config.rate_hz))
+
+    def gauge(self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any]) -> None:
+        """Measure what each leaf takes, so that none begins that would last too long."""
+        if not config.leaves:
+            return
+        self.thinker.leaves = leaves = Leaves(config.leaves)
+        self.start(seed=0, anchor_policy=None, given=told)
+        seen = {name: self.trace.first.values[name] for name in self.wanted}
+        measure_leaves(self.thinker, leaves, policy.inputs, seen, clock=self.clock)
+
+    def spare(self, step: int, next_s: float) -> None:
+        """Leave the policy what time there is until it may be asked again.
+
+        Args:
+            next_s: when the next control step begins.
+        """
+        if self.thinker.leaves is None:
+            return
+        # A thought in this very thread would keep the next control step waiting; and a policy that
+        # is shown every step may want to be asked at the next one.
+        waits = isinstance(self.thinker, InlineThinker) or bool(self.seen_later)
+        idle = 1 if waits else self.executor.idle(step)
+        self.thinker.spare(next_s + (idle - 1) * self.trace.period_s)
 
     def start(self, *, seed: int, anchor_policy: AnchorPolicies, given: Mapping[str, Any]) -> None:
         """Begin an episode of the policy, and wait until it has."""
@@ -358,6 +301,11 @@ class _Loop:
                 self.thinker.see(later)
         self.last_seen = step
 
+    def heard(self, reading: Reading) -> None:
+        """A leaf was read."""
+        self.trace.leaves[reading.name].add(reading)
+        self.on_leaf(reading)
+
     def poll(self, events: Callable[[], list[Event]]) -> Thought | None:
         """Take events; the last thought that counts."""
         fresh = None
@@ -367,9 +315,15 @@ class _Loop:
 
     def take(self, event: Event) -> Thought | None:
         """The thought, if its chunk is taken."""
-        if isinstance(event, AskAgain):
-            self.executor.hurry()
-            return None
+        match event:
+            case AskAgain():
+                self.executor.hurry()
+                return None
+            case Gauged():
+                return None
+            case Reading():
+                self.heard(event)
+                return None
         self.trace.stats = event.stats
         if isinstance(event, Started):
             return None
@@ -409,6 +363,7 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
         if verdict.sent is None:
             trace.num_held += bool(trace.steps)
             trace.num_waited += not trace.steps
+            loop.spare(step, began_s - late_s + trace.period_s)
             continue
         asked_A = verdict.sent if action_A is None else action_A
         stats = None if fresh is None else fresh.stats
@@ -425,6 +380,7 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
         )
         trace.num_clipped += int(not np.array_equal(verdict.sent, asked_A))
         on_step(trace.steps[-1])
+        loop.spare(step, began_s - late_s + trace.period_s)
         if loop.heart is not None and verdict.obeys:
             loop.heart.beat(None if fresh is None else 1e3 * fresh.act_s)
 

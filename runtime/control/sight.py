@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph
-from .loop import Step, Trace
+from .trace import Step, Trace
 
 SHOWN_S = 10.0
 """Of actions: so long ago is shown."""

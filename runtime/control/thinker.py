@@ -18,11 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from ..anchor import AnchorPolicies
 from ..declarations import Input, from_source
 from ..episode import Answer, Stats
 from ..errors import EngineError, EpisodeError
 from .clock import Clock
+from .leaves import Leaves, Reading
 
 _SAME_S = 1e-9
 """Sums of periods are off by less than this in a day."""
@@ -30,7 +33,7 @@ _SAME_S = 1e-9
 
 class ActingEpisode(Protocol):
     """What a thinker needs of `runtime.Episode`; where messages of that name are sent, also `give`,
-    `say`, `latch` and `see`."""
+    `say`, `latch` and `see`, and `ask` where leaves are read."""
 
     @property
     def stats(self) -> Stats | None:
@@ -100,6 +103,28 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Gauge:
+    """How long a leaf takes."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spare:
+    """Nothing is asked of the policy until then."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gauged:
+    """A leaf was read that was not due."""
+
+    name: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AskAgain:
     """The policy wants to be asked again as soon as may be: it saw what it will remember."""
 
@@ -113,8 +138,8 @@ class _Failed:
         self.error = error
 
 
-Message = _Start | _Told | _Reset | Observed
-Event = Thought | Started | AskAgain
+Message = _Start | _Told | _Reset | _Gauge | _Spare | Observed
+Event = Thought | Started | AskAgain | Gauged | Reading
 
 
 class Thinker(abc.ABC):
@@ -126,6 +151,10 @@ class Thinker(abc.ABC):
         self._episode: ActingEpisode | None = None
         self._begin: _Start | None = None
         self._lock = threading.Lock()
+        self._seen: Observed | None = None
+        """What the last thought of the episode was about."""
+        self.leaves: Leaves | None = None
+        """What is read between two thoughts; set before an episode starts."""
         self.num_resets = 0
         """A question that was asked before this number changed is one of the last episode."""
 
@@ -160,6 +189,15 @@ class Thinker(abc.ABC):
     def ask(self, observed: Observed) -> None:
         """Comes out as a `Thought`."""
         self._inbox.put(observed)
+
+    def gauge(self, leaf: str) -> None:
+        """Read a leaf, whether it is due or not; comes out as `Gauged`."""
+        self._inbox.put(_Gauge(leaf))
+
+    def spare(self, until: float) -> None:
+        """Nothing is asked before `until`, in seconds of the loop's clock: leaves that are due and
+        end by then are read, and come out as `Reading`."""
+        self._inbox.put(_Spare(until))
 
     @abc.abstractmethod
     def poll(self) -> list[Event]:
@@ -204,14 +242,45 @@ class Thinker(abc.ABC):
                 return self._started(_Start(self._begin.seed, again, given))
         if self._episode is None:
             raise EpisodeError("no episode runs: start one first")
+        match message:
+            case _Gauge():
+                return Gauged(message.name, self._asked(message.name)[1])
+            case _Spare():
+                return self._read(message)
         if isinstance(message, _Told):
             wanted = getattr(self._episode, message.method)(**message.values)
             return AskAgain() if message.method == "see" and wanted else None
         begin = self._clock()
         answer = self._episode.act(message.values, at=message.at)
+        self._seen = message
         return Thought(message, answer, self._clock() - begin, self._episode.stats)
 
+    def _asked(self, leaf: str) -> tuple[NDArray[Any], float]:
+        """A leaf of the last observation, and seconds that it took."""
+        begin, ask = self._clock(), getattr(self._episode, "ask")  # noqa: B009
+        value: NDArray[Any] = ask(leaf)
+        return value, self._clock() - begin
+
+    def _read(self, spare: _Spare) -> Reading | None:
+        """The leaf that is due the longest, if one is that lasts no longer than the time does."""
+        begin, leaves, seen = self._clock(), self.leaves, self._seen
+        if leaves is None or seen is None:
+            return None
+        if (name := leaves.next(begin, spare.until)) is None:
+            return None
+        try:
+            value, took_s = self._asked(name)
+        except Exception as error:  # what no action needs stops no robot; it is counted
+            leaves.failed(name, error, self._clock() - begin)
+            return None
+        due_at = leaves.ran(name, took_s)
+        self._inbox.put(spare)  # perhaps another; what came meanwhile goes first
+        return Reading(name, value, seen.number, seen.looked_at, due_at, begin + took_s, took_s)
+
     def _started(self, start: _Start) -> Started:
+        self._seen = None
+        if self.leaves is not None:
+            self.leaves.begin(self._clock())
         self._episode = self._policy.start(
             seed=start.seed, anchor_policy=start.anchor_policy, **start.given
         )
@@ -234,6 +303,10 @@ class InlineThinker(Thinker):
 
     def ask(self, observed: Observed) -> None:
         super().ask(observed)
+        self._think()
+
+    def spare(self, until: float) -> None:
+        super().spare(until)
         self._think()
 
     def poll(self) -> list[Event]:

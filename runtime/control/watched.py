@@ -72,6 +72,10 @@ class _WatchedEpisode:
             fields["spread"] = answer.spread
         return answer
 
+    def ask(self, leaf: str) -> Any:
+        """Not noted: what is read between two thoughts changes none."""
+        return self._episode.ask(leaf)  # type: ignore[attr-defined]
+
     def give(self, **values: Any) -> None:
         self._tell("give", values)
 

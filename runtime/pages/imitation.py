@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control.loop import Trace
+from ..control.trace import Trace
 from .markup import Markup, element
 from .page import Column, sentence, table
 from .svg import lines

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import MANIFEST
-from ..control.loop import Step, Trace
 from ..control.replay import Replay
+from ..control.trace import Step, Trace
 from ..policy import Policy
 from ..recordings.journal import Journal
 from ..robots.robot import Observation

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ..board.machine import read_machine
 from ..bundle import Bundle
-from ..control.loop import LoopConfig, Step, Trace
+from ..control.loop import LoopConfig
+from ..control.trace import Step, Trace
 from ..declarations import from_source
 from ..engine import Backend
 from ..functions.calls import constants

@@ -31,7 +31,8 @@ from quant.recipes import RECIPES
 from runtime.backends.onnxruntime import HostMemory
 from runtime.backends.schedule import plan
 from runtime.backends.tensorrt import TensorRTBackend
-from runtime.control.loop import LoopConfig, Step, Trace
+from runtime.control.loop import LoopConfig
+from runtime.control.trace import Step, Trace
 from runtime.engine import in_order
 from runtime.functions.function import Resources
 from runtime.golden import Golden

@@ -1,0 +1,132 @@
+"""What happened in an episode of a control loop.
+
+A = action dimension, H, W = image height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..episode import Stats
+from ..robots.robot import Observation
+from .delay import Chunks, Delay
+from .leaves import LeafCount, Reading
+
+SMALL = 64
+"""Numbers of a leaf that is kept from every time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One control step."""
+
+    late_s: float
+    """How late it started."""
+    act_s: float | None
+    """Seconds of `Episode.act`; None where it is not the first action of a new chunk."""
+    stages_s: Mapping[str, float]
+    """Seconds of the stages that ran."""
+    action: NDArray[np.float32]
+    """[A] as the policy answered it; as it was sent, where there was none."""
+    sent: NDArray[np.float32]
+    """[A] after the guard, and the robot's own clipping."""
+    age_s: float
+    """When it was sent, seconds since somebody looked for the observation that it answers to."""
+    interventions: tuple[str, ...] = ()
+    """What the guard had to say, by kind."""
+
+
+class Film:
+    """Pictures of an episode of any length: few, evenly spread, and the last one.
+
+    When more than `capacity` are kept, every second one goes, and from then on every second one is
+    not taken.
+    """
+
+    def __init__(self, capacity: int = 16) -> None:
+        self.capacity = capacity
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._last: tuple[int, NDArray[np.uint8]] | None = None
+        self._stride = 1
+
+    def add(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Of a later step than the last, uint8 [H, W, 3]; what is kept is a copy."""
+        picture = image.copy()
+        self._last = step, picture
+        if step % self._stride:
+            return
+        self._kept[step] = picture
+        while len(self._kept) > self.capacity:
+            self._stride *= 2
+            self._kept = {s: p for s, p in self._kept.items() if s % self._stride == 0}
+
+    @property
+    def pictures(self) -> dict[int, NDArray[np.uint8]]:
+        """By step, in order; at most `capacity` and the last one."""
+        return self._kept | dict([self._last] if self._last else [])
+
+    @property
+    def last(self) -> NDArray[np.uint8] | None:
+        """The last one, if there is any."""
+        return self._last[1] if self._last else None
+
+
+@dataclass(slots=True)
+class Leaf:
+    """A leaf in an episode."""
+
+    count: LeafCount
+    last: Reading | None = None
+    """The last one that was read."""
+    history: list[tuple[float, NDArray[Any]]] = field(default_factory=list)
+    """Of a leaf of at most `SMALL` numbers: when somebody looked for what it was read from, in
+    seconds of the loop's clock, and the numbers."""
+
+    def add(self, reading: Reading) -> None:
+        self.last = reading
+        if reading.value.size <= SMALL:
+            self.history.append((reading.looked_at, reading.value))
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened in an episode."""
+
+    instruction: str
+    period_s: float
+    first: Observation
+    """Of `Robot.reset`; what it shows may be hidden from the steps."""
+    steps: list[Step] = field(default_factory=list)
+    films: dict[str, Film] = field(default_factory=dict)
+    """Per camera: what was seen at thoughts and at the end."""
+    num_dropped: int = 0
+    """Control steps that a late one swallowed."""
+    num_clipped: int = 0
+    """Actions that were sent otherwise than the policy answered them."""
+    chunks: Chunks = "sync"
+    """How they were used, and what the thoughts took that it was chosen by, if it was."""
+    delay: Delay | None = None
+    num_waited: int = 0
+    """Control steps before the first action: the robot stood still."""
+    num_held: int = 0
+    """Later ones in which the robot was told to hold, and nothing was sent."""
+    num_overtaken: int = 0
+    """Actions that were too old to be sent when their chunk came, or their step was dropped."""
+    num_stale: int = 0
+    """Answers to a question that nobody waited for any more."""
+    interventions: Mapping[str, int] = field(default_factory=dict)
+    """What the guard had to say, by kind."""
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    """What was read between thoughts, by name."""
+    success: bool | None = None
+    stats: Stats | None = None
+
+    @property
+    def num_misses(self) -> int:
+        """Control steps at which the robot was owed an action and got none."""
+        return self.num_dropped + self.num_held
