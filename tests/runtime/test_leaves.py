@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.control.chunks import ChunkExecutor
 from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay
 from runtime.control.leaves import LeafRate, Leaves
@@ -19,7 +20,7 @@ from runtime.errors import EngineError
 from runtime.recordings.journal import Journal
 from tests.families import INPUTS, golden_of, toy_graph, write_bundle
 from tests.runtime.stand_ins.pondering import PlacedRobot, PonderingPolicy
-from tests.runtime.test_seen_later import robot
+from tests.runtime.test_seen_later import LookingBack, robot
 
 RATE_HZ = 20.0
 PERIOD_S = 1 / RATE_HZ
@@ -145,12 +146,98 @@ def test_a_leaf_that_fits_between_two_thoughts_is_read_there_by_a_thread():
     ]  # fmt: skip
 
 
-def test_a_policy_that_is_shown_every_step_is_left_no_more_than_one(monkeypatch):
+def spared(monkeypatch, kind):
+    """Seconds that the policy was left after each step."""
     until = []
-    monkeypatch.setattr(InlineThinker, "spare", lambda self, end: until.append(end - self._clock()))
-    clock = VirtualClock()
-    drive(LeafyPolicy(clock), clock, leaves={"quick": LeafRate(rate_hz=1.0)}, num_steps=9)
+    monkeypatch.setattr(kind, "spare", lambda self, end: until.append(end - self._clock()))
+    return until
+
+
+class LeafyLookingBack(LeafyPolicy):
+    """Wants to be shown every step."""
+
+    inputs = LookingBack.inputs
+
+    def see(self, observation):
+        return False
+
+
+@pytest.mark.parametrize("kind", [InlineThinker, ThreadThinker])
+def test_a_policy_that_is_shown_every_step_is_left_no_more_than_one(monkeypatch, kind):
+    until, clock = spared(monkeypatch, kind), VirtualClock()
+    threaded = kind is ThreadThinker
+    leaves = {"quick": LeafRate(rate_hz=1.0)}
+    drive(LeafyLookingBack(clock), clock, leaves=leaves, num_steps=9, threaded=threaded)
     assert until == pytest.approx([PERIOD_S] * 9)
+
+
+def test_time_is_left_at_steps_at_which_the_robot_waits_too(monkeypatch):
+    until, clock = spared(monkeypatch, InlineThinker), VirtualClock()
+    policy = LeafyPolicy(clock)
+    config = LoopConfig(
+        rate_hz=RATE_HZ, execute=3, max_steps=9, chunks="async",
+        leaves={"quick": LeafRate(rate_hz=1.0)},
+    )  # fmt: skip
+    trace = run_episode(
+        policy, PlacedRobot(), config, clock=clock,
+        thinker=InlineThinker(policy, clock, delay_s=2 * PERIOD_S),
+        delay=Delay(median_s=0.1, largest_s=0.1, num_thoughts=10, step_s=None),
+    )  # fmt: skip
+    assert trace.num_waited == 2 and len(until) == 9
+
+
+def test_a_step_that_began_late_leaves_less(monkeypatch):
+    until, clock = spared(monkeypatch, InlineThinker), VirtualClock()
+
+    class Slow(PlacedRobot):
+        def send(self, action_A):
+            if len(self.applied) == 3:
+                clock.sleep(PERIOD_S + 0.02)
+            return super().send(action_A)
+
+    policy = LeafyPolicy(clock)
+    config = LoopConfig(
+        rate_hz=RATE_HZ, execute=4, max_steps=7, leaves={"quick": LeafRate(rate_hz=1.0)}
+    )
+    run_episode(policy, Slow(), config, clock=clock, thinker=InlineThinker(policy, clock))
+    assert until == pytest.approx([*[PERIOD_S] * 3, -0.02, PERIOD_S - 0.02, *[PERIOD_S] * 2])
+
+
+def test_while_an_answer_is_waited_for_it_may_come_at_any_step():
+    executor = ChunkExecutor((8, 3), execute=4)
+    executor.ask(0)
+    assert executor.idle(0) == 1
+    executor.answer(1, np.zeros((8, 3), np.float32))
+    assert [executor.idle(step) for step in range(5)] == [4, 3, 2, 1, 1]
+    executor.hurry()
+    assert executor.idle(0) == 1
+
+
+def test_what_a_leaf_takes_is_measured_on_pictures_that_change_and_not_the_first_time():
+    clock = VirtualClock()
+    policy = LeafyPolicy(clock, quick=lambda count: 1.0 if count == 1 else 0.01)
+    trace = drive(policy, clock, leaves={"quick": LeafRate(rate_hz=2.0)}, num_steps=41)
+    assert trace.leaves["quick"].count.num_run == 5
+    measured = [call[1] for call in policy.calls[1:7] if call[0] == "act"]
+    assert len(set(measured)) == len(measured) == 6
+
+
+def test_all_leaves_that_are_due_are_read_in_the_same_time_if_it_is_enough():
+    clock, heard = VirtualClock(), []
+    policy = LeafyPolicy(clock, quick=0.01, slow=0.02)
+    rates = {"slow": LeafRate(rate_hz=1.0), "quick": LeafRate(rate_hz=1.0)}
+    trace = drive(policy, clock, leaves=rates, num_steps=21, on_leaf=heard.append)
+    assert [reading.name for reading in heard[:2]] == ["quick", "slow"]
+    waited = [reading.read_at - reading.due_at for reading in heard[:2]]
+    assert waited == pytest.approx([0.01, 0.03])
+    assert trace.leaves["slow"].count.longest_s == pytest.approx(0.02)
+
+
+def test_the_longest_of_an_episode_is_kept():
+    clock = VirtualClock()
+    policy = LeafyPolicy(clock, quick=lambda count: 0.03 if count == 9 else 0.01)
+    trace = drive(policy, clock, leaves={"quick": LeafRate(rate_hz=5.0)}, num_steps=60)
+    assert trace.leaves["quick"].count.longest_s == pytest.approx(0.03)
 
 
 def test_a_leaf_that_takes_longer_than_ever_makes_one_step_late_and_then_waits():
@@ -205,7 +292,7 @@ def test_the_one_that_is_due_the_longest_goes_first_and_a_deadline_ends_the_wait
     # Once each before it was known what they take, b at 0.5 and a just now.
     assert [leaves.counts[name].num_skipped for name in "ab"] == [2, 2]
     leaves.ran("b", 0.1)
-    assert leaves.next(1.99, 10.0) == "b"
+    assert leaves.next(1.85, 10.0) == "b"
     leaves.ran("b", 0.1)
     assert leaves.next(2.0, 10.0) == "a", "it is due when it was to be"
 

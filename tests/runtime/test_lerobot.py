@@ -160,25 +160,6 @@ def test_each_view_of_a_policy_is_a_camera_of_the_dataset(tmp_path):
             read_observations(folder, stride=3, camera=camera)
 
 
-def test_each_view_of_a_policy_is_a_camera_of_the_dataset(dataset):
-    """The second camera's files are the first's: what is told apart is which stream they are."""
-    for part in sorted(dataset.rglob(CAMERA)):
-        shutil.copytree(part, part.with_name("observation.images.wrist"))
-    second = {"observation.images.wrist": {"dtype": "video"}}
-    edit_features(dataset, lambda features: features.update(second))
-    add_camera_to_contents(dataset, CAMERA, "observation.images.wrist")
-    both = f"frame={CAMERA}, wrist=observation.images.wrist"
-    found = list(read_observations(dataset, stride=3, camera=both))
-    assert names_of(found) == names_of(read_observations(dataset, stride=3, camera=CAMERA))
-    for seen in found:
-        assert seen.now.keys() == seen.first.keys() == {"frame", "wrist", "state"}
-        assert np.array_equal(seen.now["frame"], seen.now["wrist"])
-        assert not np.array_equal(seen.now["wrist"], seen.first["wrist"]) or "frame 0" in seen.where
-    for camera in ("frame=", "=a", f"frame={CAMERA},frame={CAMERA}", f"frame={CAMERA},"):
-        with pytest.raises(ValueError, match="must be VIEW=KEY, each view once, with commas"):
-            read_observations(dataset, stride=3, camera=camera)
-
-
 def test_a_depth_map_is_no_camera(dataset):
     depth = {"dtype": "video", "info": {"video.is_depth_map": True}}
     edit_features(dataset, lambda features: features.update({"observation.images.depth": depth}))
