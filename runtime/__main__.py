@@ -36,6 +36,7 @@ from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.heartbeat import of_process
+from .control.leaves import parse_leaves
 from .control.loop import CHUNKS, LoopConfig, run_episode
 from .control.recorder import Recorder
 from .control.server import command as serve_command
@@ -123,6 +124,7 @@ def _run(options: argparse.Namespace) -> int:
         execute=options.execute,
         max_steps=options.max_steps,
         chunks=options.chunks,
+        leaves=parse_leaves(options.leaf),
     )
     if options.report is not None:
         check_output(options.report, PAGE)
@@ -181,13 +183,8 @@ def _drive(
         delay = trace.delay
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
-        for kind, count in trace.interventions.items():
-            print(f"  guard: {kind}, {count} times")
-        for store, of in ({} if trace.stats is None else trace.stats.stores).items():
-            print(
-                f"  store {store}: {of.hits} results copied, {of.misses} computed, {of.entries} of "
-                f"{of.most_entries} held in {(of.num_bytes + of.value_bytes) / 1e6:.1f} MB"
-            )
+        for words in trace.words:
+            print(f"  {words}")
         if recorder is not None:
             print(f"  recorded: {recorder.path}, {recorder.words}")
     numbers = summarize(policy.graph, [run.trace for run in runs])
@@ -385,6 +382,14 @@ def _parser() -> argparse.ArgumentParser:
         help="wait for every chunk (sync, the default), think out the next one meanwhile (async), "
         "likewise and going on from what is carried out meanwhile (rtc), or what the delay "
         "measured here allows (auto)",
+    )
+    run.add_argument(
+        "--leaf",
+        action="append",
+        default=[],
+        metavar="NAME=HERTZ",
+        help="read this output so often in time that is left over; NAME=HERTZ,SECONDS skips it "
+        "where it would come later than that",
     )
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
     run.add_argument("--anchor", action="append", default=[], metavar="POLICY", help=anchor.WORDS)

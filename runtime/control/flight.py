@@ -1,7 +1,8 @@
 """The last ticks before a stop, kept while a robot runs and written out when it stops.
 
 A record is a JSON file: why it stopped, the interventions so far, and for each tick the time, the
-action that was asked for, what was sent, and what the guard objected to. What JSON has no number
+action that was asked for, what was sent, and what the guard objected to; and what leaves of the
+policy were read meanwhile, large ones by their size alone. What JSON has no number
 for stands as text: "nan", "inf", "-inf".
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..storage.files import Kind, write_file
+from .leaves import SMALL, Reading
 
 MARK = "anchorvla flight record"
 FLIGHT = Kind("a flight record of this project", (MARK.encode(),))
@@ -31,12 +33,17 @@ class FlightRecord:
         self.robot = robot
         self._ticks: deque[tuple[float, Any, Any, tuple[str, ...], Mapping[str, float]]]
         self._ticks = deque(maxlen=NUM_TICKS)
+        self._leaves: deque[Reading] = deque(maxlen=NUM_TICKS)
 
     def note(
         self, at: float, asked: Any, sent: Any, kinds: tuple[str, ...], stamps: Mapping[str, float]
     ) -> None:
         """One tick. Arrays are kept, not copied."""
         self._ticks.append((at, asked, sent, kinds, stamps))
+
+    def heard(self, reading: Reading) -> None:
+        """A leaf that was read. Its array is kept, not copied."""
+        self._leaves.append(reading)
 
     def __len__(self) -> int:
         return len(self._ticks)
@@ -51,6 +58,17 @@ class FlightRecord:
             "reason": reason,
             "interventions": dict(interventions),
             "ticks": ticks,
+            "leaves": [
+                {
+                    "name": reading.name,
+                    "looked_at_s": _plain(reading.looked_at),
+                    "read_at_s": _plain(reading.read_at),
+                    "value": _plain(reading.value)
+                    if reading.value.size <= SMALL
+                    else f"{list(reading.value.shape)} {reading.value.dtype}",
+                }
+                for reading in self._leaves
+            ],
         }
 
     def write(self, folder: Path, reason: str, interventions: Mapping[str, int]) -> Path:

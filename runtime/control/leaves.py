@@ -25,6 +25,8 @@ NUM_COSTS = 50
 """A leaf is taken to last as long as the longest of so many."""
 MARGIN = 1.1
 """And a tenth more: the next may be a little longer."""
+SMALL = 64
+"""Numbers of a leaf that is kept from every time, and not its last value alone."""
 _SAME_S = 1e-9
 """Sums of periods are off by less than this in a day."""
 
@@ -81,6 +83,13 @@ class LeafCount:
     error: str = ""
     """The last one's."""
     longest_s: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        failed = f", {self.num_failed} failed ({self.error})" if self.num_failed else ""
+        longest = f", at most {1e3 * self.longest_s:.1f} ms" if self.num_run else ""
+        return f"read {self.num_run} times{longest}, {self.num_skipped} skipped{failed}"
 
 
 @dataclass(slots=True)
@@ -158,6 +167,27 @@ class Leaves:
         schedule.costs.append(took_s)
         count.num_failed += 1
         count.error = f"{type(error).__name__}: {error}"
+
+
+def parse_leaves(texts: Iterable[str]) -> dict[str, LeafRate]:
+    """What `--leaf` says: `NAME=HERTZ`, or `NAME=HERTZ,SECONDS` with a deadline.
+
+    Raises:
+        ValueError: it is neither, or names a leaf twice.
+    """
+    found: dict[str, LeafRate] = {}
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        try:
+            rate_hz, *deadline = map(float, numbers.split(","))
+            if not name or name in found or len(deadline) > 1:
+                raise ValueError("each leaf once, and a name, a rate and perhaps a deadline")
+            found[name] = LeafRate(rate_hz=rate_hz, deadline_s=deadline[0] if deadline else None)
+        except ValueError as error:
+            raise ValueError(
+                f"--leaf {text}: say NAME=HERTZ or NAME=HERTZ,SECONDS, such as grasp=5,0.1: {error}"
+            ) from None
+    return found
 
 
 def check_leaves(wanted: Iterable[str], outputs: Mapping[str, Output]) -> None:

@@ -304,6 +304,7 @@ class _Loop:
     def heard(self, reading: Reading) -> None:
         """A leaf was read."""
         self.trace.leaves[reading.name].add(reading)
+        self.guard.record.heard(reading)
         self.on_leaf(reading)
 
     def poll(self, events: Callable[[], list[Event]]) -> Thought | None:

@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from ..episode import Stats
 from ..robots.robot import Observation
 from .delay import Chunks, Delay
-from .leaves import LeafCount, Reading
-
-SMALL = 64
-"""Numbers of a leaf that is kept from every time."""
+from .leaves import SMALL, LeafCount, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +122,20 @@ class Trace:
     """What was read between thoughts, by name."""
     success: bool | None = None
     stats: Stats | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """What the guard said, what became of leaves, and what stores spared, in lines."""
+        stores = {} if self.stats is None else self.stats.stores
+        return [
+            *(f"guard: {kind}, {count} times" for kind, count in self.interventions.items()),
+            *(f"leaf {name}: {leaf.count.words}" for name, leaf in self.leaves.items()),
+            *(
+                f"store {store}: {of.hits} results copied, {of.misses} computed, {of.entries} of "
+                f"{of.most_entries} held in {(of.num_bytes + of.value_bytes) / 1e6:.1f} MB"
+                for store, of in stores.items()
+            ),
+        ]
 
     @property
     def num_misses(self) -> int:

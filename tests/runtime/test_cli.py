@@ -84,6 +84,25 @@ def test_chunks_are_thought_out_meanwhile_and_the_delay_is_measured_once(demo_bu
     assert last_json(out)["age"]["p50"] >= 200.0, "the first action waits for the tick after"
 
 
+def test_leaves_are_read_between_thoughts_and_shown(demo_bundle, tmp_path, capsys):
+    """At 5 Hz, so that there is time; its own rate is twice a second."""
+    page = tmp_path / "page.html"
+    words = ["run", str(demo_bundle), "--episodes", str(EPISODES / "touch-red-1.npz")]
+    words += ["--rate-hz", "5", "--max-steps", "8", "--report", str(page)]
+    assert main([*words, "--leaf", "anchor_similarity=2.5,0.3"]) == 0
+    out = capsys.readouterr().out
+    said = re.search(
+        r"  leaf anchor_similarity: read (\d) times, at most [\d.]+ ms, \d skipped", out
+    )
+    assert said and 3 <= int(said.group(1)) <= 4
+    html = page.read_text()
+    assert "<h4>Leaves</h4>" in html and "anchor_similarity, over the episode" in html
+    assert main([*words, "--leaf", "anchor_similarity"]) == 2
+    assert "say NAME=HERTZ or NAME=HERTZ,SECONDS" in capsys.readouterr().err
+    assert main([*words, "--leaf", "nose=1"]) == 2
+    assert "leaf 'nose' is no output of this policy" in capsys.readouterr().err
+
+
 def test_run_keeps_the_limits_of_a_file_and_counts_what_that_changed(demo_bundle, tmp_path, capsys):
     turn = {"control": "delta", "unit": "rad", "scale": 0.001, "velocity": 25, "acceleration": 1e5}
     slow = {**turn, "velocity": 0.05}  # a twentieth of 1 in each action, at 1000 Hz

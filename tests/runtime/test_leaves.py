@@ -10,7 +10,7 @@ import runtime
 from runtime.control.chunks import ChunkExecutor
 from runtime.control.clock import VirtualClock
 from runtime.control.delay import Delay
-from runtime.control.leaves import LeafRate, Leaves
+from runtime.control.leaves import LeafRate, Leaves, parse_leaves
 from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.recorder import Recorder
 from runtime.control.replay import replay
@@ -372,6 +372,44 @@ def test_a_leaf_that_the_policy_has_not_is_refused_before_anything_moves(name):
 def test_a_rate_that_is_none_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         LeafRate(**fields)
+
+
+@pytest.mark.parametrize("text", ["grasp", "=5", "grasp=", "a=1,2,3", "a=0", "a=1,x", "a=1,-1"])
+def test_words_that_name_no_rate_are_refused(text):
+    with pytest.raises(ValueError, match="say NAME=HERTZ or NAME=HERTZ,SECONDS"):
+        parse_leaves([text])
+
+
+def test_words_name_rates():
+    assert parse_leaves(["grasp=5,0.1", "pose=0.5"]) == {
+        "grasp": LeafRate(rate_hz=5.0, deadline_s=0.1), "pose": LeafRate(rate_hz=0.5)
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="each leaf once"):
+        parse_leaves(["a=1", "a=2"])
+
+
+def test_a_record_of_the_last_ticks_has_the_last_leaves(tmp_path):
+    clock = VirtualClock()
+    policy = LeafyPolicy(clock)
+    small, large = policy.ask, np.zeros((16, 16), np.float32)
+    policy.ask = lambda leaf: large if leaf == "slow" else small(leaf)
+    rates = {"quick": LeafRate(rate_hz=5.0), "slow": LeafRate(rate_hz=5.0)}
+    guards = []
+
+    def watch(trace, stop):
+        guards.append(stop.__self__)
+
+    trace = drive(policy, clock, leaves=rates, num_steps=60, watch=watch)
+    leaves = guards[0].record.contents("", {})["leaves"]
+    assert len(leaves) == 2 * 15
+    assert [leaf["name"] for leaf in leaves[:2]] == ["quick", "slow"]
+    assert leaves[2]["value"] == [4.0] and leaves[3]["value"] == "[16, 16] float32"
+    assert leaves[2]["looked_at_s"] <= leaves[2]["read_at_s"]
+    assert trace.leaves["slow"].history == [] and trace.leaves["slow"].last.value is large
+    assert trace.words[-2:] == [
+        "leaf quick: read 15 times, at most 0.0 ms, 0 skipped",
+        "leaf slow: read 15 times, at most 0.0 ms, 0 skipped",
+    ]
 
 
 @pytest.fixture(scope="module")
