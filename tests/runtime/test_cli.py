@@ -91,7 +91,7 @@ def test_leaves_are_read_between_thoughts_and_shown(demo_bundle, tmp_path, capsy
     assert main([*words, "--leaf", "anchor_similarity=2.5,0.3"]) == 0
     out = capsys.readouterr().out
     said = re.search(r"  leaf anchor_similarity: read (\d+) times.*, (\d+) skipped", out)
-    assert said and 1 <= sum(map(int, said.groups())) <= 5, "how many is a matter of the machine"
+    assert said and sum(map(int, said.groups())) >= 1, "how many is a matter of the machine"
     html = page.read_text()
     assert "<h4>Leaves</h4>" in html and ">anchor_similarity<" in html
     assert int(said.group(1)) == 0 or "anchor_similarity, over the episode" in html
