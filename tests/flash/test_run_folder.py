@@ -1,4 +1,4 @@
-"""docs/starvla.md, "From a run to a robot": its six commands, on a synthesized run folder."""
+"""The six commands of docs/starvla.md and docs/vlaadapter.md, each on a synthesized folder."""
 
 import re
 import shlex
@@ -18,9 +18,9 @@ from tests.test_command_lines import call
 ROOT = Path(__file__).parents[2]
 
 
-def documented() -> list[str]:
+def documented(page: str) -> list[str]:
     """The six, as they are written."""
-    text = (ROOT / "docs/starvla.md").read_text().split("## From a run to a robot")[1]
+    text = re.split("\n## From a .* to a robot\n", (ROOT / "docs" / page).read_text())[1]
     return re.search(r"```\n(.*?)```", text, re.DOTALL)[1].strip().splitlines()
 
 
@@ -28,7 +28,7 @@ def meant(line: str, given: dict[str, object]) -> list[str]:
     """What a line runs, `make`'s own words resolved, with values of the test's."""
     words = shlex.split(line)
     if words[0] != "make":
-        return [str(given["CHECKPOINT"]) if word == "run" else word for word in words]
+        return [str(given["CHECKPOINT"]) if word in ("run", "folder") else word for word in words]
     names = {word.partition("=")[0] for word in words[2:]} | given.keys() & {"ARGS", "KEY"}
     said = [f"{name}={given[name]}" for name in sorted(names)]
     dry = subprocess.run(
@@ -39,8 +39,17 @@ def meant(line: str, given: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("family", "config"), [("qwengr00t", "tiny"), ("qwenoft", "tiny3")])
-def test_six_commands_lead_from_a_run_to_a_robot(family, config, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "family", "config", "told"),
+    [
+        ("starvla.md", "qwengr00t", "tiny", "framework: Qwen"),
+        ("starvla.md", "qwenoft", "tiny3", "framework: Qwen"),
+        ("vlaadapter.md", "vlaadapter", "tiny", "policy: VLA-Adapter, Pro"),
+    ],
+)
+def test_six_commands_lead_from_a_folder_to_a_robot(
+    page, family, config, told, tmp_path, capsys, monkeypatch
+):
     """To a board that is this machine, and so in a recipe that its CPU runs."""
     monkeypatch.chdir(tmp_path)
     run, episodes = tmp_path / "run", tmp_path / "episodes"
@@ -56,7 +65,7 @@ def test_six_commands_lead_from_a_run_to_a_robot(family, config, tmp_path, capsy
         "CHECKPOINT": run, "RECIPE": "cpu-int8", "BOARD": "agx-orin-64gb", "IMAGE": "112 112",
         "BUNDLE": tmp_path / "bundle", "EPISODES": episodes, "KEY": tmp_path / "keys/release.key",
     }  # fmt: skip
-    check, forecast, export, keys, sign, last = documented()
+    check, forecast, export, keys, sign, last = documented(page)
     for line, more in (
         (check, {}),
         (forecast, {"ARGS": f"--out {tmp_path}/forecast", "RECIPE": "orin-w8a8"}),
@@ -68,7 +77,7 @@ def test_six_commands_lead_from_a_run_to_a_robot(family, config, tmp_path, capsy
         assert flag == "-m"
         assert call(package, words) == 0, line
     said = capsys.readouterr().out
-    assert "framework: Qwen" in said and "fits: " in said and "end_to_end: pass" in said
+    assert told in said and "fits: " in said and "end_to_end: pass" in said
     assert last == "make flash HOST=robot@orin BUNDLE=bundle"
     with loopback_board(tmp_path / "board") as board:
         release = ReleaseConfig(
