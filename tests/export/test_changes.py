@@ -14,11 +14,8 @@ from export.evidence.limits import Tick, engine_flops
 from export.evidence.subject import Subject
 from tests.oracles import END_TO_END
 
-NAMES = ("vlaadapter-tiny", "qwengr00t-tiny")
-KINDS = {
-    "vlaadapter-tiny": ["all", "tick", "frame", "wrist", "state", "instruction"],
-    "qwengr00t-tiny": ["all", "tick", "frame", "wrist", "state", "instruction", "noise"],
-}
+NAME = "qwengr00t-tiny"
+KINDS = ["all", "tick", "frame", "wrist", "state", "instruction", "noise"]
 SIDE, ROUNDS = 112, 3
 
 
@@ -40,13 +37,13 @@ def measured(tmp_path_factory):
         patch.setattr(Subject, "make", keep(Subject.make))
         found = bench_changes(
             ChangesConfig(
-                configs=NAMES, image=SIDE, rounds=ROUNDS, work=folder / "work",
+                configs=(NAME,), image=SIDE, rounds=ROUNDS, work=folder / "work",
                 results=folder / "results",
             )
         )  # fmt: skip
-    yield folder, found, {subject.name: subject for subject in subjects}
-    for subject in subjects:
-        subject.policy.close()
+    (subject,) = subjects
+    yield folder, found, subject
+    subject.policy.close()
 
 
 def ran(policy):
@@ -61,26 +58,20 @@ def test_every_kind_is_timed_and_its_actions_are_the_libraries(measured):
     folder, found, _ = measured
     (path,) = (folder / "results").iterdir()
     assert path.name.startswith("changes-") and json.loads(path.read_text()) == found
-    for name in NAMES:
-        rows = [row for row in found["changes"] if row["config"] == name]
-        assert [row["kind"] for row in rows] == KINDS[name]
-        config = found["configs"][name]
-        for row in rows:
-            assert row["error"] <= END_TO_END, row["name"]
-            assert 0 < row["ms"] <= row["p99_ms"]
-            assert row["speedup"]["all"] == pytest.approx(rows[0]["ms"] / row["ms"], rel=0.01)
-            assert row["speedup"]["eager"] == pytest.approx(
-                config["eager_ms"] / row["ms"], rel=0.01
-            )
-            assert "compiled" not in row["speedup"]
-        flops = [sum(row["gflops"].values()) for row in rows]
-        assert max(flops) == flops[0] and min(flops) > 0
+    rows, config = found["changes"], found["configs"][NAME]
+    assert [row["kind"] for row in rows] == KINDS
+    for row in rows:
+        assert row["error"] <= END_TO_END, row["name"]
+        assert 0 < row["ms"] <= row["p99_ms"]
+        assert row["speedup"]["all"] == pytest.approx(rows[0]["ms"] / row["ms"], rel=0.01)
+        assert row["speedup"]["eager"] == pytest.approx(config["eager_ms"] / row["ms"], rel=0.01)
+        assert "compiled" not in row["speedup"]
+    flops = [sum(row["gflops"].values()) for row in rows]
+    assert max(flops) == flops[0] and min(flops) > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(measured, name):
-    _, found, subjects = measured
-    subject = subjects[name]
+def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(measured):
+    _, found, subject = measured
     for tick in ticks_of(subject):
         tick.prepare()
         tick.run()
@@ -99,7 +90,7 @@ def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(measured, name)
 
 
 def test_the_actions_of_another_tick_are_not_taken_for_these(measured):
-    subject = measured[2]["vlaadapter-tiny"]
+    subject = measured[2]
     episode = Changing(subject)
     episode.change(frozenset({"state"}))
     actions = episode.act()
@@ -134,8 +125,8 @@ def test_the_table_shows_what_was_measured(measured):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"configs": ("vlaadapter-tiny",), "rounds": 2}, "rounds at least 3, got 224, 2"),
-        ({"configs": ("vlaadapter-tiny",), "image": 0}, "image must be positive"),
+        ({"configs": (NAME,), "rounds": 2}, "rounds at least 3, got 224, 2"),
+        ({"configs": (NAME,), "image": 0}, "image must be positive"),
         ({"configs": ("no-such",)}, "unknown configuration 'no-such'"),
     ],
 )
