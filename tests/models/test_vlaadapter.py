@@ -11,7 +11,7 @@ import runtime
 from export.build import build
 from models.checkpoint import write_random_checkpoint
 from models.demo import CHECKPOINT
-from models.families import CONFIGS
+from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
 from models.networks.bridge import turn
 from models.random_weights import random_tensors
@@ -151,6 +151,25 @@ def test_as_many_tokens_as_published_are_counted_on():
     parts, tail = published_prompt(libero)
     assert 35 <= tail - len(parts.end_ids) <= 46
     assert len(parts.end_ids) == 63 and parts.before == ((0,), ())
+
+
+def test_the_published_sizes_hold_the_published_numbers():
+    """In millions: towers without the blocks that never run, as timm counts them; the head's 217.9
+    less 24 layers of 896 to 1792 that are never used."""
+    libero = CONFIGS["vlaadapter-libero"]()
+    model = family_of(libero).shapes(libero)
+    found = {
+        name: sum(p.numel() for p in model.get_submodule(name).parameters()) / 1e6
+        for name in (
+            "vision_backbone.featurizer",
+            "vision_backbone.fused_featurizer",
+            "action_head",
+        )
+    }
+    assert found["vision_backbone.featurizer"] == pytest.approx(290.6, abs=0.05)
+    assert found["vision_backbone.fused_featurizer"] == pytest.approx(397.2, abs=0.05)
+    unused = 24 * (896 + 1) * 1792 / 1e6
+    assert found["action_head"] == pytest.approx(217.9 - unused, abs=0.05)
 
 
 def test_a_pair_of_neighbours_turns_by_the_angles_of_two_halves():
