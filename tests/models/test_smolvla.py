@@ -230,6 +230,14 @@ def test_a_text_that_was_longer_in_training_is_refused(bundle):
         episode.act(observed(TINY, size=(112, 112)))
 
 
+def test_a_call_with_room_for_more_takes_no_longer_text_than_in_training(policies):
+    ours, _ = policies("two views")
+    parts = published_prompt(TINY)[0]
+    for slots, longest in ((100, 48), (30, 22)):
+        graph = split(ours, parts, image_of(TINY), (112, 112), slots).graph
+        assert graph.inputs["instruction"].shape == (longest,)
+
+
 def test_several_chunks_at_once_are_each_its_own(policies, tokenizer):
     """The engine of a step is given all of them."""
     ours, _ = policies("two views")
