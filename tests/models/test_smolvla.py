@@ -18,12 +18,17 @@ from models.smolvla.family import prompt, published_prompt
 from models.smolvla.model import SmolVLA, actions
 from models.smolvla.reference import Composition
 from models.smolvla.split import split
+from models.stored import plain
 from models.synthesize import synthesize
 from models.verbs import Synthesize
+from quant.apply import linear_layers
+from quant.fold import fold
+from quant.sites import find_sites
 from runtime.errors import ObservationError
 from tests.export.conftest import cut_config
 from tests.once import once
 from tests.oracles import END_TO_END, MODULE, relative_error
+from tests.quant.test_fold import made_up_statistics, rules_of
 
 TINY, THIN = CONFIGS["smolvla-tiny"](), CONFIGS["smolvla-thin"]()
 POLICIES = {
@@ -236,6 +241,24 @@ def test_a_call_with_room_for_more_takes_no_longer_text_than_in_training(policie
     for slots, longest in ((100, 48), (30, 22)):
         graph = split(ours, parts, image_of(TINY), (112, 112), slots).graph
         assert graph.inputs["instruction"].shape == (longest,)
+
+
+def test_factors_fold_into_what_writes_a_tensor_and_change_no_action(policies, tokenizer):
+    """Values of the language model are read in the expert too: nothing may move into them."""
+    ours, _ = policies("grouped heads")
+    readers = [reader for site in find_sites(ours) for reader in site.readers]
+    assert sorted(readers) == sorted(linear_layers(ours))
+    seen = observed(ours.config)
+    want = act(ours, tokenizer, "reach", seen)
+    folded = fold(ours, rules_of(ours), made_up_statistics(ours))
+    assert folded.num_folded >= 30
+    assert relative_error(act(folded.model, tokenizer, "reach", seen), want) <= END_TO_END
+    written = {w.module for site in find_sites(ours) for w in site.writers}
+    for name in written:
+        broken = plain(folded.model)
+        broken.get_submodule(name).weight.copy_(ours.get_submodule(name).weight)
+        error = relative_error(act(broken, tokenizer, "reach", seen), want)
+        assert error > END_TO_END, f"{name}: {error:.1e}"
 
 
 def test_several_chunks_at_once_are_each_its_own(policies, tokenizer):
