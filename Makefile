@@ -255,8 +255,8 @@ fuzz-release: setup ## BUNDLE signed and then changed in 10,000 ways: each has t
 openpi-episodes: setup mesa ## openpi's own client drives the simulator through a server of BUNDLE
 	$(PY) -m tests.openpi_episodes $(call quoted,$(BUNDLE)) $(ARGS)
 
-test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's on what we write, in an environment of their own (750 MB)
-	$(PY) -m pytest tests/runtime/test_lerobot_writer.py tests/runtime/test_rerun.py $(ARGS)
+test-lerobot: setup build/lerobot/bin/python ## LeRobot's own reader and rerun's on what we write, its networks beside ours, in an environment of their own (750 MB)
+	$(PY) -m pytest tests/runtime/test_lerobot_writer.py tests/runtime/test_rerun.py tests/models/test_smolvla_lerobot.py $(ARGS)
 
 build/lerobot/bin/python: requirements/lerobot.txt | $(STAMP)
 	$(PY) -m tests.lerobot_reader --make

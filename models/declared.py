@@ -53,9 +53,16 @@ def state(config: PolicyConfig) -> Input:
     )
 
 
-def sampled(config: PolicyConfig, samples: int = 1) -> dict[str, Input]:
-    """What a sampler starts from, and what is left of the last chunk."""
+def sampled(
+    config: PolicyConfig, samples: int = 1, noise_width: int | None = None
+) -> dict[str, Input]:
+    """What a sampler starts from, and what is left of the last chunk.
+
+    Args:
+        noise_width: of a policy that samples more numbers than a robot's action has.
+    """
     noises = noise_shape(config, samples)
+    noises = (*noises[:-1], noise_width or noises[-1])
     num_actions, width = config.chunk
     return {
         "noise": Input(kind="noise", source="drawn", shape=noises, dtype="float32", pace="tick"),

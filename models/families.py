@@ -27,6 +27,8 @@ from models.qwengr00t import config as qwengr00t
 from models.qwengr00t import presets as qwengr00t_presets
 from models.qwenoft import config as qwenoft
 from models.qwenoft import presets as qwenoft_presets
+from models.smolvla import config as smolvla
+from models.smolvla import presets as smolvla_presets
 from models.vlaadapter import config as vlaadapter
 from models.vlaadapter import presets as vlaadapter_presets
 
@@ -36,9 +38,10 @@ if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.family import Family
     from models.qwengr00t import family as _qwengr00t
     from models.qwenoft import family as _qwenoft
+    from models.smolvla import family as _smolvla
     from models.vlaadapter import family as _vlaadapter
 
-    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter]
+    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _smolvla]
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -76,6 +79,9 @@ FAMILIES: Mapping[str, Entry] = {
     ),
     vlaadapter.MODEL_TYPE: Entry(
         vlaadapter.VLAAdapterConfig, vlaadapter_presets.CONFIGS, "models.vlaadapter.family"
+    ),
+    smolvla.MODEL_TYPE: Entry(
+        smolvla.SmolVLAConfig, smolvla_presets.CONFIGS, "models.smolvla.family"
     ),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from models.networks.config import AnyLanguageConfig, AnyVisionConfig, check_backbone
 from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.siglip_config import SiglipVisionConfig
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -54,7 +55,7 @@ class PolicyConfig(Protocol):
         """What these weights are, in one line; shown beside the licence."""
 
     @property
-    def vision(self) -> AnyVisionConfig | PrismaticVisionConfig: ...
+    def vision(self) -> AnyVisionConfig | PrismaticVisionConfig | SiglipVisionConfig: ...
     @property
     def language(self) -> AnyLanguageConfig: ...
     @property

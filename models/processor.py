@@ -15,7 +15,10 @@ from typing import Any
 from models.json_file import read_object
 from runtime.image import AS_TENSORFLOW, ImageConfig
 
-_HONOURED = ("patch_size", "temporal_patch_size", "merge_size", "rescale_factor", *AS_TENSORFLOW)
+_HONOURED = (
+    "patch_size", "temporal_patch_size", "merge_size", "rescale_factor", *AS_TENSORFLOW,
+    "letterbox",
+)  # fmt: skip
 _VECTORS = ("image_mean", "image_std")
 _LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Setting and its newer name in `size`."""

@@ -69,7 +69,7 @@ def check_slots(
     """
     *others, (last, count) = fixed.items()
     shortest = count + len(parts.end_ids) + 1
-    if max(shortest, *(n for _, n in others)) > slots:
+    if max([shortest, *(n for _, n in others)]) > slots:
         words = [*(f"{n} {call}" for call, n in others), f"more than {shortest} {last}"]
         raise ValueError(
             f"the prompt takes {' and '.join(words)} tokens at {grid[0]}x{grid[1]} patches, but "
@@ -290,6 +290,12 @@ class GraphBuilder:
             own=("past", "kv", "states"),
         )
 
+    def corner(self, name: str, shape: tuple[int, ...], of: str) -> None:
+        """Numbers of another tensor of its rank: those that lie within `shape`, and zeros beyond
+        them."""
+        self.tensor(name, shape)
+        self.call("corner", {"of": of}, {"value": name})
+
     def policy_state(self, n: NormalizationConfig) -> None:
         """The state in policy units, `policy_state`."""
         self.tensor("policy_state", (len(n.state),))
@@ -300,7 +306,7 @@ class GraphBuilder:
         """Where the sampler begins, `x_0`, and what is left of the last chunk in policy units."""
         self.tensor("x_0", noises)
         self.call("copy", {"value": "noise"}, {"value": "x_0"})
-        self.tensor("leftover_actions", noises[-2:])
+        self.tensor("leftover_actions", (noises[-2], len(n.action)))
         self.tensor("leftover_weights", (noises[-2], 1))
         self.call(
             "leftover",

@@ -185,11 +185,20 @@ ENDS = (
     "action_head.model.timestep_encoder.*",
     "action_head.model.transformer_blocks.*.norm1.linear",
     "action_head.model.proj_out_1",
+    # Of an expert beside a language model.
+    "state_proj",
+    "action_head.action_in_proj",
+    "action_head.action_time_mlp_*",
+    "action_head.action_out_proj",
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
 )
-PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
+PATCHES = (
+    "vlm.visual.patch_embed.proj",
+    "vlm.visual.embeddings.patch_embedding",
+    "vision_backbone.*.patch_embed.proj",
+)
 KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
@@ -212,12 +221,14 @@ LOOP = (
     "action_head.blocks.*.attn.*",
     "action_head.blocks.*.mlp.*",
     "action_head.model.transformer_blocks.*",
+    "action_head.layers.*",
 )
 """What a sampler passes in every step, its modulations left out."""
 DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*")
 """Layers of language models."""
 ATTENTION = (
     "vlm.visual.blocks.*.attn.*",
+    "vlm.visual.encoder.layers.*.self_attn.*",
     "vision_backbone.*.blocks.*.attn.*",
     "info_sharing.info_sharing.self_attention_blocks.*.attn.*",
 )

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.networks.bridge import BridgeBlock
+from models.networks.expert import CrossLayer, LastLayer, Layer
 from models.networks.language import DecoderLayer
 from models.networks.prismatic import ViTBlock
 from models.networks.scale_dp import ScaleDP, ScaleDPBlock
+from models.networks.siglip import EncoderLayer
 from models.networks.spatial import SpatialBlock
 from models.networks.vision import PatchMerger, VisionBlock
 
@@ -104,6 +106,28 @@ def _vit_block(block: SpatialBlock | ViTBlock) -> list[Site]:
     ]
 
 
+def _encoder_layer(layer: EncoderLayer) -> list[Site]:
+    return [
+        Site(tuple(f"self_attn.{name}_proj" for name in "qkv"), (Writer("layer_norm1"),)),
+        Site(("self_attn.out_proj",), (Writer("self_attn.v_proj"),)),
+        Site(("mlp.fc1",), (Writer("layer_norm2"),)),
+        Site(("mlp.fc2",)),
+    ]
+
+
+def _shared_layer(layer: Layer) -> list[Site]:
+    """Values are read by others too, in other layers: no factor moves into what makes them."""
+    names = "q" if isinstance(layer, CrossLayer) else "qkv"
+    return [
+        Site(tuple(f"self_attn.{name}_proj" for name in names), (Writer("input_layernorm"),)),
+        *_gated("post_attention_layernorm"),
+    ]
+
+
+def _last_layer(layer: LastLayer) -> list[Site]:
+    return [Site(("self_attn.k_proj", "self_attn.v_proj"), (Writer("input_layernorm"),))]
+
+
 def _bridge_block(block: BridgeBlock) -> list[Site]:
     """Rows of actions, queries and the task attend together, so their values share channels."""
     sources = ("self", "adapter", "task")
@@ -158,6 +182,10 @@ SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
     SpatialBlock: _vit_block,
     ViTBlock: _vit_block,
     BridgeBlock: _bridge_block,
+    EncoderLayer: _encoder_layer,
+    Layer: _shared_layer,
+    CrossLayer: _shared_layer,
+    LastLayer: _last_layer,
     ScaleDPBlock: _head_block,
     ScaleDP: _head,
 }

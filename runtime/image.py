@@ -1,14 +1,14 @@
 """Camera image -> normalised patches, bit for bit as the Qwen2-VL image processor makes them.
 
 Resizing is Pillow's bicubic filter, which the policy was trained with. Policies whose pictures went
-through TensorFlow state so, see `resize` and `jpeg`.
+through TensorFlow or torch state so, see `resize` and `jpeg`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .errors import ObservationError
 from .jpeg import through_jpeg
-from .resize import central_crop, lanczos3
+from .resize import central_crop, lanczos3, letterbox
 
 BICUBIC = Image.Resampling.BICUBIC
 AS_TENSORFLOW = ("resample", "jpeg_quality", "crop_area")
@@ -43,6 +43,9 @@ class ImageConfig:
     """An image of another size than `size` goes through JPEG (4:2:0) first, of 1 to 100."""
     crop_area: float | None = None
     """Share of the area that is cut from the middle of an image of `size`, and stretched to it."""
+    letterbox: Literal["top_left"] | None = None
+    """An image is brought into `size` with its aspect kept, as torch interpolates, and black fills
+    what is left: above it and on its left."""
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "temporal_patch_size", "merge_size")
@@ -74,10 +77,14 @@ class ImageConfig:
                 raise ValueError(f"{name} must hold three numbers, got {values!r}")
             if not all(map(_is_finite, values)) or name == "image_std" and min(values) <= 0:
                 raise ValueError(f"{name} must hold finite numbers, std above zero, got {values!r}")
-        self._check_as_tensorflow()
+        self._check_preparation()
 
-    def _check_as_tensorflow(self) -> None:
-        stated = self.as_tensorflow
+    def _check_preparation(self) -> None:
+        stated = self.as_tensorflow + self.as_torch
+        if self.letterbox not in (None, "top_left"):
+            raise ValueError(f"letterbox must be 'top_left' or left out, got {self.letterbox!r}")
+        if self.letterbox and self.as_tensorflow:
+            raise ValueError(f"{stated[0]} and letterbox exclude each other: state one of them")
         if self.resample not in (None, "lanczos3"):
             raise ValueError(f"resample must be 'lanczos3' or left out, got {self.resample!r}")
         quality, area = self.jpeg_quality, self.crop_area
@@ -99,6 +106,11 @@ class ImageConfig:
     def as_tensorflow(self) -> list[str]:
         """Settings stated that have an image prepared as TensorFlow does it."""
         return [name for name in AS_TENSORFLOW if getattr(self, name) is not None]
+
+    @property
+    def as_torch(self) -> list[str]:
+        """Settings stated that have it prepared as torch does it."""
+        return [] if self.letterbox is None else ["letterbox"]
 
     @property
     def patch_dim(self) -> int:
@@ -199,12 +211,12 @@ class PatchMaker:
         """
         c, (rows, columns) = self.config, self.grid
         check_grid(image, c, self.grid)
-        image = self.fitted(image)
+        fitted = self.fitted(image)
         m, p, width = c.merge_size, c.patch_size, 3 * self._columns
         blocks = out_NK.reshape(rows // m, columns // m, m, m, 3, c.temporal_patch_size, p, p)
         scaled = np.empty((m * p, width), np.float32)
         patches = scaled.reshape(m, p, -1, m, p, 3).transpose(2, 0, 3, 5, 1, 4)
-        for row, block in zip(image.reshape(-1, m * p, width), blocks, strict=True):
+        for row, block in zip(fitted.reshape(-1, m * p, width), blocks, strict=True):
             # A row of blocks at a time stays in a cache. The processor's own sequence of
             # operations: rescaled in float64, rounded to float32, then normalised.
             np.multiply(row, c.rescale_factor, out=scaled, dtype=np.float64, casting="same_kind")
@@ -213,10 +225,13 @@ class PatchMaker:
             block[:, :, :, :, 0] = patches
             block[:, :, :, :, 1:] = block[:, :, :, :, :1]  # one image stands for all its frames
 
-    def fitted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fitted(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """uint8 [H, W, 3] as networks see it: resized to the grid, and the middle of it where the
-        settings have `crop_area`."""
+        settings have `crop_area`. Levels in a `letterbox` are float32: nobody rounded them."""
         c = self.config
+        if c.letterbox is not None:
+            size = self._rows, self._columns
+            return image if image.shape[:2] == size else letterbox(image, size)
         for height, width in filter(None, (c.size, (self._rows, self._columns))):
             if image.shape[:2] == (height, width):
                 continue

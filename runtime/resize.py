@@ -1,4 +1,5 @@
 """TensorFlow's resizing in numpy, bit for bit: antialiased Lanczos-3, and a crop stretched back.
+And torch's bilinear one, but for the last bits.
 
 For policies whose pictures were made by TensorFlow; Pillow's Lanczos is another. Sums are taken in
 float32, in TensorFlow's order and without fused multiply-add, as its x86 builds do. A product of
@@ -66,6 +67,41 @@ def central_crop(image: NDArray[np.uint8], area: float) -> NDArray[np.uint8]:
     whole = _between(wide, (top, bottom), down[:, None, None], axis=0)
     np.multiply(whole, np.float32(255.5), out=whole)
     return whole.astype(np.uint8)
+
+
+def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
+    """uint8 [H, W, 3] in the lower right corner of black [R, C, 3], as large as its aspect allows.
+
+    As `torch.nn.functional.interpolate` of mode "bilinear" has it, without antialiasing, corners
+    not aligned. Levels of 0 to 255, not rounded.
+    """
+    (height, width), (rows, columns) = image.shape[:2], size
+    ratio = max(width / columns, height / rows)
+    inner = max(int(height / ratio), 1), max(int(width / ratio), 1)
+    top, bottom, down = bilinear_samples(height, inner[0])
+    left, right, across = bilinear_samples(width, inner[1])
+    first, second = ((3 * place[:, None] + np.arange(3)).ravel() for place in (left, right))
+    levels = image.reshape(height, -1).astype(np.float32)
+    tall = _between(levels, (top, bottom), down[:, None], axis=0)
+    whole = _between(tall, (first, second), np.repeat(across, 3), axis=1)
+    out = np.zeros((rows, columns, 3), np.float32)
+    out[rows - inner[0] :, columns - inner[1] :] = whole.reshape(*inner, 3)
+    return out
+
+
+@functools.cache
+def bilinear_samples(num_in: int, num_out: int) -> Samples:
+    """Where along an axis the centres of new pixels lie among those of the old ones; what lies
+    beyond the first or the last is that one."""
+    step = np.float64(np.float32(num_in / num_out))
+    exact = step * (np.arange(num_out) + 0.5) - 0.5
+    place = np.maximum(exact.astype(np.float32), 0)  # rounded once, as a fused product is
+    low = np.minimum(np.floor(place), num_in - 1)
+    high = np.minimum(low + 1, num_in - 1)
+    samples = low.astype(np.intp), high.astype(np.intp), place - low
+    for array in samples:
+        array.setflags(write=False)
+    return samples
 
 
 @functools.cache

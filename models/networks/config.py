@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from models.fields import check_divides, check_numbers
 from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.siglip_config import SiglipVisionConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +173,13 @@ class LanguageConfig(_DecoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LlamaConfig(LanguageConfig):
+    """Llama decoder without its LM head."""
+
+    qkv_bias: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Qwen3LanguageConfig(_DecoderConfig):
     """Qwen3 decoder without its LM head, as Qwen3-VL has it."""
 
@@ -217,12 +225,14 @@ BACKBONES: Mapping[type, type[AnyLanguageConfig]] = {
     VisionConfig: LanguageConfig,
     Qwen3VisionConfig: Qwen3LanguageConfig,
     PrismaticVisionConfig: LanguageConfig,
+    SiglipVisionConfig: LlamaConfig,
 }
 """The language model that reads what a vision tower makes."""
 
 
 def check_backbone(
-    vision: AnyVisionConfig | PrismaticVisionConfig, language: AnyLanguageConfig
+    vision: AnyVisionConfig | PrismaticVisionConfig | SiglipVisionConfig,
+    language: AnyLanguageConfig,
 ) -> None:
     """
     Raises:
@@ -240,7 +250,7 @@ def check_backbone(
             f"vision.out_hidden_size={vision.out_hidden_size} must equal "
             f"language.hidden_size={language.hidden_size}"
         )
-    if not isinstance(vision, PrismaticVisionConfig) and vision.spatial_merge_size != 2:
+    if isinstance(vision, AnyVisionConfig) and vision.spatial_merge_size != 2:
         raise ValueError(
             f"vision.spatial_merge_size={vision.spatial_merge_size}: prompts count a token for 2 x "
             "2 patches, as all published models do"

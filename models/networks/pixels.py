@@ -44,10 +44,10 @@ class PixelsEngine(nn.Module):
         super().__init__()
         self.image, self.grid = image, grid
         rows, columns = (side * image.patch_size for side in grid)
-        if stated := image.as_tensorflow:
+        if stated := image.as_tensorflow + image.as_torch:
             raise ValueError(
-                f"an image is prepared as TensorFlow does it ({', '.join(stated)}), which engines "
-                "do not: let the host resize it"
+                f"an image is prepared as {'torch' if image.as_torch else 'TensorFlow'} does it "
+                f"({', '.join(stated)}), which engines do not: let the host resize it"
             )
         if image.size not in (None, (rows, columns)):
             raise ValueError(

@@ -7,11 +7,13 @@ import dataclasses
 from models.networks.config import (
     FlowDiTConfig,
     LanguageConfig,
+    LlamaConfig,
     Qwen3LanguageConfig,
     Qwen3VisionConfig,
     VisionConfig,
 )
 from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
+from models.networks.siglip_config import SiglipVisionConfig
 
 
 def qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
@@ -118,6 +120,29 @@ def dinosiglip_224(width: int) -> PrismaticVisionConfig:
         ),
         out_hidden_size=width,
     )
+
+
+def smolvlm2_500m() -> tuple[SiglipVisionConfig, LlamaConfig]:
+    """SmolVLM2-500M, with the rotary base that LeRobot's policies compute with: its own is 1e5."""
+    vision = SiglipVisionConfig(
+        depth=12,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_heads=12,
+        out_hidden_size=960,
+    )
+    language = LlamaConfig(
+        num_hidden_layers=32,
+        hidden_size=960,
+        intermediate_size=2560,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        vocab_size=49280,
+        rope_theta=1e4,
+        mrope_section=(32, 0, 0),
+        rms_norm_eps=1e-5,
+    )
+    return vision, language
 
 
 def thin_qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:

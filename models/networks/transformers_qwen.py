@@ -82,7 +82,7 @@ def image_processor(image: ImageConfig) -> Qwen2VLImageProcessorPil:
     Raises:
         ValueError: the policy was trained with pictures of TensorFlow.
     """
-    if stated := image.as_tensorflow:
+    if stated := image.as_tensorflow + image.as_torch:
         raise ValueError(f"transformers' image processor does not know {', '.join(stated)}")
     return Qwen2VLImageProcessorPil(
         min_pixels=max(image.min_pixels, 1),

@@ -39,23 +39,34 @@ def _decoder(*names: str) -> tuple[str, ...]:
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "vision.qkv": ("vlm.visual.blocks.*.attn.qkv", "vision_backbone.*.blocks.*.attn.qkv"),
-    "vision.proj": ("vlm.visual.blocks.*.attn.proj", "vision_backbone.*.blocks.*.attn.proj"),
+    "vision.qkv": (
+        "vlm.visual.blocks.*.attn.qkv",
+        "vlm.visual.encoder.layers.*.self_attn.[qkv]_proj",
+        "vision_backbone.*.blocks.*.attn.qkv",
+    ),
+    "vision.proj": (
+        "vlm.visual.blocks.*.attn.proj",
+        "vlm.visual.encoder.layers.*.self_attn.out_proj",
+        "vision_backbone.*.blocks.*.attn.proj",
+    ),
     "vision.gate_up": (
         "vlm.visual.blocks.*.mlp.gate_proj",
         "vlm.visual.blocks.*.mlp.up_proj",
         "vlm.visual.blocks.*.mlp.linear_fc1",
+        "vlm.visual.encoder.layers.*.mlp.fc1",
         "vision_backbone.*.blocks.*.mlp.fc1",
     ),
     "vision.down": (
         "vlm.visual.blocks.*.mlp.down_proj",
         "vlm.visual.blocks.*.mlp.linear_fc2",
+        "vlm.visual.encoder.layers.*.mlp.fc2",
         "vision_backbone.*.blocks.*.mlp.fc2",
     ),
     "vision.merger": (
         "vlm.visual.merger.mlp.*",
         "vlm.visual.merger.linear_fc*",
         "vlm.visual.deepstack_merger_list.*",
+        "vlm.connector.*",
         "projector.*",
     ),
     "language.qkv": _decoder("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -71,6 +82,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.attention": (
         "action_head.blocks.*.attn.*",
         "action_head.model.transformer_blocks.*.attn1.*",
+        "action_head.layers.*.self_attn.*",
         *(
             f"action_head.model.mlp_resnet_blocks.*.{name}"
             for name in ("q_proj", "?_self", "?_adapter", "?_task", "o_proj")
@@ -79,6 +91,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.mlp": (
         "action_head.blocks.*.mlp.*",
         "action_head.model.transformer_blocks.*.ff.*",
+        "action_head.layers.*.mlp.*",
         "action_head.model.fc1",
         "action_head.model.mlp_resnet_blocks.*.ffn.1",
     ),

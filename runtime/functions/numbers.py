@@ -56,6 +56,21 @@ def _copy(params: Nothing, resources: Resources) -> HostFunction:
     return run
 
 
+def _corner(params: Nothing, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        source, target = values["of"], out["value"]
+        both = tuple(slice(min(pair)) for pair in zip(source.shape, target.shape, strict=True))
+        target[...] = 0
+        target[both] = source[both]
+
+    return run
+
+
+def _check_corner(params: Nothing, ports: Ports) -> str:
+    source, target = ports["of"].shape, ports["value"].shape
+    return "" if len(source) == len(target) else misfit("value", ports, source)
+
+
 def _normalize(params: Scaling, resources: Resources) -> HostFunction:
     mapping = scaling(params, resources.statistics)
 
@@ -156,6 +171,10 @@ FUNCTIONS: Mapping[str, Function] = {
     "copy": Function(
         params=Nothing, make=_copy, inputs={"value": NUMBERS}, outputs=("value",),
         same_shape=True, same_dtype=True,
+    ),
+    "corner": Function(
+        params=Nothing, make=_corner, check=_check_corner, inputs={"of": ("tensor",)},
+        outputs=("value",),
     ),
     "normalize": Function(
         params=Scaling, make=_normalize, check=_check_scaling,

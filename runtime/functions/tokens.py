@@ -40,6 +40,8 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the segments, pairs at the end of which the first `count` are there."""
     interleaved: bool = False
     """Whether the sections take turns, see `prompt.mrope_tables`."""
+    behind: int = 0
+    """If above 0, the tables are of so many tokens behind the text alone."""
 
 
 class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,13 +133,16 @@ def _rotary(params: Rotary, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         tail = [len(values["ids"])] if "ids" in values else []
         there = [*fixed, *optional[: 2 * _count(values)]]
-        positions, _ = prompt.mrope_positions([*there, *tail], params.start)
+        positions, _ = prompt.mrope_positions([*there, *tail, params.behind], params.start)
         cos, sin = prompt.mrope_tables(
             positions,
             theta=params.theta,
             sections=params.sections,
             interleaved=params.interleaved,
         )
+        if params.behind:
+            out["cos"][:], out["sin"][:] = cos[-params.behind :], sin[-params.behind :]
+            return
         last, behind = prompt.num_tokens(there), prompt.num_tokens(params.segments)
         out["cos"][:], out["sin"][:] = 1, 0
         for port, table in (("cos", cos), ("sin", sin)):
@@ -154,7 +159,11 @@ def _check_rotary(params: Rotary, ports: Ports) -> str:
     if params.interleaved and (len(params.sections) != 3 or 3 * max(params.sections[1:]) > half):
         return f"sections {list(params.sections)} cannot take turns"
     width = 2 * half
-    if len(rows) != 2 or count > rows[0]:
+    if params.behind < 0:
+        return f"{params.behind} tokens behind the text"
+    if params.behind:
+        rows = (params.behind,)
+    elif len(rows) != 2 or count > rows[0]:
         return _too_many(count, "cos", rows)
     return misfit("cos", ports, (rows[0], width)) or misfit("sin", ports, (rows[0], width))
 

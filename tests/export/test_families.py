@@ -35,7 +35,7 @@ from tests.warm_and_cold import Expectation, Pair, drive
 
 NAMES = [
     "qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "vlaadapter-tiny",
-    "three-anchors",
+    "three-anchors", "smolvla-tiny",
 ]  # fmt: skip
 SIZE = (112, 112)
 
@@ -173,7 +173,9 @@ def test_every_tensor_is_what_the_libraries_modules_put_out(checkpoint):
 
 def test_engines_multiply_and_hold_what_their_files_do(checkpoint, bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
-    slots = manifest["graph"]["tensors"]["suffix_embeddings"]["shape"][0]
+    slots = manifest["graph"]["tensors"][f"{[*manifest['padded_share']][-1]}_embeddings"]["shape"][
+        0
+    ]
     grid = grid_of(*SIZE, checkpoint.image)
     tokens = Tokens.padded(slots, len(manifest["padded_share"]))
     works = family_of(checkpoint.config).engines_work(checkpoint.config, grid, tokens)

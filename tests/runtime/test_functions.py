@@ -71,6 +71,25 @@ def test_rotary_lets_sections_take_turns_where_it_is_told_to():
         assert out["sin"][row] == pytest.approx([math.sin(a) for a in angles], abs=2e-6)
 
 
+@pytest.mark.parametrize("start", [0, 5])
+def test_rotary_turns_what_stands_behind_a_text_as_if_it_went_on(start):
+    params = {"segments": [3], "start": start, "theta": 10.0, "sections": [2, 0, 0]}
+    want = {port: np.full((9, 4), 7, np.float32) for port in ("cos", "sin")}
+    out = {port: np.full((4, 4), 7, np.float32) for port in ("cos", "sin")}
+    make("rotary", params)({"ids": (1, 2, 3, 4, 5, 6)}, want)  # a text of six goes on from two
+    make("rotary", params | {"behind": 4})({"ids": (1, 2)}, out)
+    for port, table in out.items():
+        assert table.tobytes() == want[port][5:].tobytes()
+
+
+def test_a_corner_holds_what_both_have_and_zeros_beyond():
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert run("corner", {}, {"of": given}, "value", (2, 2)).tolist() == [[0, 1], [3, 4]]
+    wider = run("corner", {}, {"of": given}, "value", (1, 5))
+    assert wider.tolist() == [[0, 1, 2, 0, 0]]
+    assert run("corner", {}, {"of": given[1]}, "value", (4,)).tolist() == [3, 4, 5, 0]
+
+
 def test_rotary_turns_text_on_and_spreads_images_behind_its_start():
     params = {"segments": [1, [2, 3]], "start": 4, "theta": 100.0, "sections": [1, 1, 2]}
     # Time, height and width by Qwen2.5-VL's rule: text counts on, an image stands at 5 and
@@ -364,6 +383,10 @@ CALLS = [
      {"actions": block(4, 2), "spread": block(2)}, r"'spread' is \[2\], \[1\] is"),
     ("commit", {}, {"denoised": block(4, 2)}, {"actions": block(4, 2)}, False,
      {"actions": block(4, 3)}, r"'actions' is \[4, 3\], \[4, 2\] is"),
+    ("rotary", ROTARY | {"behind": 3}, {}, {"cos": block(3, 4), "sin": block(3, 4)}, True,
+     {"cos": block(4, 4), "sin": block(3, 4)}, r"'cos' is \[4, 4\], \[3, 4\] is wanted"),
+    ("corner", {}, {"of": block(4, 2)}, {"value": block(3, 5)}, False,
+     {"value": block(8)}, r"'value' is \[8\], \[4, 2\] is wanted"),
     ("normalize", SCALING, {"value": block(3, 2, dtype="uint8")}, {"value": block(3, 2)}, False,
      {"value": block(3, 2, dtype="uint8")}, "is uint8, not float32"),
     ("normalize", SCALING, {"value": block(3, 2)}, {"value": block(3, 2)}, False,
@@ -413,6 +436,13 @@ def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, m
                 "cannot take turns",
             )
             for sections in ([2, 2], [1, 2, 1], [1, 1, 2], [1, 1, 1, 1])
+        ),
+        (
+            "rotary",
+            ROTARY | {"behind": -1},
+            {},
+            {"cos": block(9, 4), "sin": block(9, 4)},
+            "-1 tokens behind the text",
         ),
         ("mask", {"num_past": [], "num_new": 2}, {}, {"mask": block(5, 9)}, "of 0 blocks alike"),
         ("constant", {"values": ["x"]}, {}, {"value": block(1)}, "no array of numbers"),
