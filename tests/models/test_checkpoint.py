@@ -325,9 +325,9 @@ def test_weights_of_another_width_are_refused(folder):
 
 
 def test_a_config_that_does_not_fit_is_refused(folder):
-    edit_json(folder / "config.json", lambda c: c.update(model_type="openvla"))
+    edit_json(folder / "config.json", lambda c: c.update(model_type="octo"))
     with pytest.raises(
-        CheckpointError, match=r"config.json: model_type must be one of .*, got 'openvla'"
+        CheckpointError, match=r"config.json: model_type must be one of .*, got 'octo'"
     ):
         load_checkpoint(folder)
 

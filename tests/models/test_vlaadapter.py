@@ -19,6 +19,7 @@ from models.vlaadapter.config import PromptConfig
 from models.vlaadapter.family import prompt, published_prompt
 from models.vlaadapter.model import VLAAdapter, actions
 from models.vlaadapter.reference import Composition
+from models.vlaadapter.split import split
 from tests.export.conftest import cut_config
 from tests.once import once
 from tests.oracles import END_TO_END, MODULE, relative_error
@@ -228,6 +229,25 @@ def test_a_new_input_redoes_what_the_table_says_and_no_more(bundle, changed):
         assert set(episode.stats.last_s) == REDONE[changed]
         episode.act(seen)
         assert not episode.stats.last_s
+
+
+def test_a_bundle_hears_capitals_as_small_letters(bundle):
+    seen = observed(TINY, size=(112, 112))
+    with runtime.load(bundle) as policy:
+        with policy.start(instruction="Push the PUCK") as episode:
+            loud = episode.act(seen).actions
+            episode.say("push the puck")
+            episode.act(seen)
+            assert not episode.stats.last_s, "the same to the policy"
+        with policy.start(instruction="push the puck") as episode:
+            assert np.array_equal(episode.act(seen).actions, loud)
+
+
+def test_pictures_of_another_size_than_the_towers_are_refused(policies, tokenizer):
+    ours, _ = policies("two views")
+    image = dataclasses.replace(image_of(TINY), size=(112, 112))
+    with pytest.raises(ValueError, match="8x8 patches, and the towers have places for 4x4"):
+        split(ours, prompt(TINY, tokenizer), image, (112, 112), 80)
 
 
 def test_the_bundle_says_nothing_of_what_its_prompt_does_not_do(bundle):
