@@ -9,7 +9,8 @@ import torch
 
 import runtime
 from export.build import build
-from models.checkpoint import write_random_checkpoint
+from export.measure import Modules, golden_of, made_up
+from models.checkpoint import load_checkpoint, write_random_checkpoint
 from models.demo import CHECKPOINT
 from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
@@ -186,14 +187,32 @@ def test_a_pair_of_neighbours_turns_by_the_angles_of_two_halves():
 
 
 @pytest.fixture(scope="module")
-def bundle(shared_folder):
-    folder = once(
+def folder(shared_folder):
+    return once(
         shared_folder / "vlaadapter-tiny-checkpoint",
         lambda out: write_random_checkpoint(
             out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
             statistics=statistics_of(TINY), seed=0,
         ),
     )  # fmt: skip
+
+
+def test_parts_of_unequal_depth_put_their_layers_where_the_head_reads_them(folder):
+    checkpoint = load_checkpoint(folder)
+    golden = golden_of(checkpoint, made_up(checkpoint, (112, 112)), seed=1)
+    whole, cut = (
+        Modules(
+            checkpoint,
+            split(checkpoint.model, checkpoint.parts, checkpoint.image, (112, 112), 80, layers),
+        ).tensors(golden)
+        for layers in ({}, {"language": 2})
+    )
+    assert np.array_equal(whole["suffix_states"], cut["suffix_states"])
+    assert np.array_equal(whole["actions"], cut["actions"])
+
+
+@pytest.fixture(scope="module")
+def bundle(folder, shared_folder):
     return once(
         shared_folder / "vlaadapter-tiny",
         lambda out: build(
