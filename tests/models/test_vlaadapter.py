@@ -203,7 +203,7 @@ def test_parts_of_unequal_depth_put_their_layers_where_the_head_reads_them(folde
     whole, cut = (
         Modules(
             checkpoint,
-            split(checkpoint.model, checkpoint.parts, checkpoint.image, (112, 112), 80, layers),
+            split(checkpoint.model, checkpoint.parts, checkpoint.image, (112, 112), 96, layers),
         ).tensors(golden)
         for layers in ({}, {"language": 2})
     )
