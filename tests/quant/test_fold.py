@@ -6,11 +6,17 @@ import modelopt.torch.quantization as modelopt
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import CONFIGS
 from models.checkpoint import load_checkpoint
+from models.demo import CHECKPOINT
+from models.families import CONFIGS as ALL
+from models.families import family_of
+from models.init import image_of
+from models.random_weights import random_tensors
 from models.stored import plain
 from quant.apply import linear_layers, quantize
 from quant.calibrate import Statistics, calibrate
@@ -31,6 +37,42 @@ def test_every_linear_layer_reads_at_one_site(name):
         model = AnchorVLA4D(CONFIGS[name]())
     readers = [reader for site in find_sites(model) for reader in site.readers]
     assert sorted(readers) == sorted(linear_layers(model))
+
+
+def tiny_policies():
+    """Of every family the smallest."""
+    return [name for name in ALL if name.rpartition("-")[2] in ("tiny", "tiny3")]
+
+
+@pytest.mark.parametrize("name", tiny_policies())
+def test_folding_changes_no_action_of_any_family(name):
+    """And where a family's sites have writers, it changes their weights."""
+    config = ALL[name]()
+    family = family_of(config)
+    with torch.device("meta"):
+        model = family.model(config)
+    model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
+    model = model.eval().requires_grad_(False)
+    readers = [reader for site in find_sites(model) for reader in site.readers]
+    assert sorted(readers) == sorted(linear_layers(model))
+    folded = fold(model, rules_of(model), made_up_statistics(model)).model
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    parts, image = family.prompt(config, tokenizer), image_of(config)
+    random = np.random.default_rng(0)
+    inputs = family.inputs(config, parts, (112, 112, 3), 64)
+    seen = {
+        given: random.integers(0, 256, i.shape, np.uint8)
+        if i.dtype == "uint8"
+        else random.uniform(-1, 1, i.shape).astype(np.float32)
+        for given, i in inputs.items()
+        if i.kind in ("image", "vector", "noise") and i.source != "memory"
+    }
+    ids = parts.tail_ids(tokenizer, "reach")
+    want, got = (family.actions(m, parts, image, ids, seen) for m in (model, folded))
+    assert relative_error(got, want) <= 1e-4
+    after = folded.state_dict()
+    moved = [n for n, p in model.state_dict().items() if not torch.equal(p, after[n])]
+    assert any("norm" in n for n in moved)
 
 
 @pytest.fixture(scope="module")
