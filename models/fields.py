@@ -59,9 +59,11 @@ def parse(cls: type[T], raw: Any, where: str) -> T:
 
 
 def _value(hint: Any, raw: Any, where: str) -> Any:
+    or_none = ""
     if isinstance(hint, types.UnionType) and types.NoneType in (kinds := typing.get_args(hint)):
         if raw is None:
             return None
+        or_none = " | None"
         (hint,) = (kind for kind in kinds if kind is not types.NoneType)
     if _is_choice(hint):
         hint = _closest(typing.get_args(hint), raw)
@@ -78,7 +80,7 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
     if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if not isinstance(raw, hint) or (isinstance(raw, bool) and hint is not bool):
-        raise ValueError(f"{where} must be {getattr(hint, '__name__', hint)}, got {raw!r}")
+        raise ValueError(f"{where} must be {getattr(hint, '__name__', hint)}{or_none}, got {raw!r}")
     return raw
 
 
