@@ -157,8 +157,9 @@ def run_episode(
             trace.interventions = guard.interventions
             watch(trace, guard.stop)
             seen = tuple(wanted), seen_later(policy.inputs)
-            loop = _Loop(thinker, executor, robot, guard, clock, trace, notes, heard, *seen)
-            loop.on_leaf = on_leaf
+            loop = _Loop(
+                thinker, executor, robot, guard, clock, trace, notes, heard, *seen, on_leaf=on_leaf
+            )
             loop.choose(policy, config, told, reanchors=not keeps_first(anchor_policy))
             loop.gauge(policy, config, told)
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)

@@ -247,9 +247,9 @@ class Thinker(abc.ABC):
                 return Gauged(message.name, self._asked(message.name)[1])
             case _Spare():
                 return self._read(message)
-        if isinstance(message, _Told):
-            wanted = getattr(self._episode, message.method)(**message.values)
-            return AskAgain() if message.method == "see" and wanted else None
+            case _Told():
+                wanted = getattr(self._episode, message.method)(**message.values)
+                return AskAgain() if message.method == "see" and wanted else None
         begin = self._clock()
         answer = self._episode.act(message.values, at=message.at)
         self._seen = message
