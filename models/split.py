@@ -16,13 +16,15 @@ import torch
 
 from models.declared import ACTIONS, DENOISED, SPREAD
 from models.networks.config import AnyLanguageConfig
-from models.networks.engines import EngineSpec
+from models.networks.engines import EngineSpec, pixels_engine
+from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.siglip_config import SiglipVisionConfig
 from models.networks.vision_language import rotary_settings
 from models.policy_config import NormalizationConfig
 from models.prompt_parts import PromptParts
-from runtime.declarations import Tensor
+from runtime.declarations import Input, Output, Store, Tensor
 from runtime.graph import Graph, Stage, part_name, whole_of
-from runtime.image import ImageConfig
+from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
 TOKENS = "tokens"
@@ -77,6 +79,24 @@ def check_slots(
         )
 
 
+def check_places(
+    grid: tuple[int, int], vision: PrismaticVisionConfig | SiglipVisionConfig, who: str
+) -> None:
+    """
+    Args:
+        who: has places for patches, with its verb.
+
+    Raises:
+        ValueError: pictures are not brought to the size that there are places for.
+    """
+    side = vision.image_size // vision.patch_size
+    if grid != (side, side):
+        raise ValueError(
+            f"pictures give {grid[0]}x{grid[1]} patches, and {who} places for {side}x{side}: set "
+            f"size in preprocessor_config.json to {vision.image_size} x {vision.image_size}"
+        )
+
+
 class GraphBuilder:
     """Collects tensors and stages in running order."""
 
@@ -90,6 +110,45 @@ class GraphBuilder:
         self.patches_shape = (grid[0] * grid[1], image.patch_dim)
         self.tensors: dict[str, Tensor] = {}
         self.stages: list[Stage] = []
+
+    @classmethod
+    def of(
+        cls,
+        engines: Mapping[str, EngineSpec],
+        image: ImageConfig,
+        image_size: tuple[int, int],
+        resize_on: ResizeOn,
+    ) -> GraphBuilder:
+        """For pictures of one width and height, which an engine more resizes if wanted.
+
+        Raises:
+            ValueError: no engine can resize them exactly.
+        """
+        width, height = image_size
+        grid = grid_of(height, width, image)
+        if resize_on == "engine":
+            engines = {**engines, "pixels": pixels_engine(image, (height, width), grid)}
+        return cls(engines, image, grid)
+
+    def split(
+        self,
+        *,
+        inputs: Mapping[str, Input],
+        outputs: Mapping[str, Output],
+        tables: Mapping[str, torch.Tensor],
+        slots: int,
+        fixed: Mapping[str, int],
+        stores: Mapping[str, Store] | None = None,
+    ) -> Split:
+        """What was collected, as a whole; the rest is as `Split` and `Graph` have it."""
+        graph = Graph(
+            inputs=inputs,
+            outputs=outputs,
+            tensors=self.tensors,
+            stages=tuple(self.stages),
+            stores=stores or {},
+        )
+        return Split(engines=self.engines, graph=graph, tables=tables, slots=slots, fixed=fixed)
 
     def parts(self, network: str) -> list[EngineSpec]:
         """Its engines, in the order they are called."""
@@ -135,6 +194,15 @@ class GraphBuilder:
         total, *row = self.tensors[parent].shape
         count = total - start if count is None else count
         self.tensors[name] = Tensor(shape=(count, *row), part_of=(parent, start * math.prod(row)))
+
+    def stack(self, name: str, port: str) -> None:
+        """What every layer of the decoder puts out at a port, the first axis: one tensor, of which
+        each part of the decoder has its own rows."""
+        shapes = [part.outputs[port].shape for part in self.parts("language")]
+        depths = [shape[0] for shape in shapes]
+        self.tensor(name, (sum(depths), *shapes[0][1:]))
+        for i, depth in enumerate(depths if len(depths) > 1 else ()):
+            self.rows(part_name(name, i, len(depths)), name, sum(depths[:i]), depth)
 
     def slice(self, name: str, parent: str, index: int) -> None:
         """One entry along the first axis."""
@@ -272,14 +340,8 @@ class GraphBuilder:
     def language(self, call: str, past: str) -> None:
         """A call of the decoder behind `past`: all else that it is given has its own name, as what
         it makes has."""
-        parts = self.parts("language")
-        if "states" in parts[-1].outputs:
-            shapes = [part.outputs["states"].shape for part in parts]
-            depths = [shape[0] for shape in shapes]
-            self.tensor(f"{call}_states", (sum(depths), *shapes[0][1:]))
-            for i, depth in enumerate(depths if len(parts) > 1 else ()):
-                numbered = part_name(f"{call}_states", i, len(parts))
-                self.rows(numbered, f"{call}_states", sum(depths[:i]), depth)
+        if "states" in self.parts("language")[-1].outputs:
+            self.stack(f"{call}_states", "states")
         made = ("kv", "hidden", "states")
         self.chain(
             "language",

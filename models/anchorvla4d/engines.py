@@ -9,15 +9,12 @@ from torch import nn
 
 from models.anchorvla4d.model import AnchorVLA4D
 from models.declared import noise_shape
-from models.networks.engines import EngineSpec, language_engines, vision_engines
+from models.networks.engines import COEFFICIENT_ROW, EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
 from models.networks.scale_dp import ddim_step, inference_timesteps
 from models.stored import plain
 from runtime.declarations import Tensor
 from runtime.graph import part_name
-
-COEFFICIENT_ROW = 64
-"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
 
 
 class ProjectEngine(nn.Module):

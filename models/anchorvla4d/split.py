@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.anchorvla4d.config import AnchorVLA4DConfig
-from models.anchorvla4d.engines import COEFFICIENT_ROW, engines_of
+from models.anchorvla4d.engines import engines_of
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.prompt import fixed_tokens, prefixes, segments
 from models.declared import camera, chunks, instruction, noise_shape, sampled, state
-from models.networks.engines import pixels_engine
+from models.networks.engines import COEFFICIENT_ROW
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.scale_dp import ddim_coefficients
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Output
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 SIMILARITY = "{}_similarity"
@@ -64,9 +63,7 @@ def split(
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     _texts(build, c, parts, grid[0] * grid[1] // 4, slots)
     pasts = build.calls(segments(c, parts, grid), c.language, "instruction")
     coefficients = ddim_coefficients(c.head)
@@ -75,19 +72,13 @@ def split(
     _pictures(build, c, pasts)
     _condition(build, c, list(fixed.values()), slots)
     _denoising(build, c, samples)
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), slots - fixed["suffix"], samples),
         outputs=chunks(
             c.normalization,
             samples,
             {SIMILARITY.format(name): Output(axes=("anchor",)) for name in c.anchor_names},
         ),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={TOKENS: model.vlm.model.embed_tokens.weight},
         slots=slots,
         fixed=fixed,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from models.anchorvla4d.config import AnchorVLA4DConfig
-from models.networks.parts import WHOLE, LayersPerPart, cut
+from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.scale_dp import FREQUENCIES
 from models.networks.spatial import mixes_views
 from models.networks.work import (
@@ -13,10 +15,10 @@ from models.networks.work import (
     attention_flops,
     language_work,
     layers_of,
+    parts_work,
     transformer,
     vision_work,
 )
-from runtime.graph import part_name
 
 
 def depths(config: AnchorVLA4DConfig) -> dict[str, int]:
@@ -47,9 +49,8 @@ def engines_work(
     for trunk, depth in depths(config).items():
         if trunk == "spatial":
             found["project"] = _project(config, grid)
-        parts = cut(depth, layers.get(trunk))
-        for i, part in enumerate(parts):
-            found[part_name(trunk, i, len(parts))] = trunk_work(config, trunk, part, grid, tokens)
+        work = partial(trunk_work, config, trunk, grid=grid, tokens=tokens)
+        found |= parts_work(trunk, depth, layers, work)
     found["condition"] = _condition(config, grid, tokens)
     found["denoise"] = _denoise(config, samples)
     return found

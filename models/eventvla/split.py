@@ -18,12 +18,10 @@ from models.eventvla.config import EventVLAConfig
 from models.eventvla.engines import engines_of
 from models.eventvla.model import EventVLA
 from models.eventvla.pictures import KEYFRAMES, PROBABILITIES, observed_names, slot_names
-from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Memory, Output, Store
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 from runtime.prompt import Segment, mrope_positions, num_tokens
 
@@ -47,9 +45,7 @@ def split(
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     _read(build, c, parts, grid, slots)
     rows = act(build, parts, fixed["suffix"])
     leaves = {}
@@ -57,16 +53,10 @@ def split(
         build.engine("events", "events", rows, {"probabilities": PROBABILITIES})
         leaves[PROBABILITIES] = Output(axes=("step",), every=1)
     build.answer("made_actions", c.normalization, leftover=False)
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), slots - fixed["suffix"]),
         outputs=chunks(c.normalization, 1, leaves),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
         stores={"pictures": _store(build, c)},
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={TOKENS: model.vlm.model.embed_tokens.weight},
         slots=slots,
         fixed=fixed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from models.errors import CheckpointError
@@ -21,6 +22,7 @@ from models.networks.config import (
     Qwen3VisionConfig,
     VisionConfig,
 )
+from models.policy_config import PolicyConfig
 from models.sources import (
     AS_IT_IS,
     Misfits,
@@ -28,6 +30,7 @@ from models.sources import (
     Stored,
     Unused,
     Weights,
+    parameter_shapes,
     some,
 )
 
@@ -108,6 +111,21 @@ def open_weights(
     tensors = [(published_name(s.name), s) for found_there in files.values() for s in found_there]
     tensors += [pair for file in beside for pair in side_tensors(file, side_files[file.name])]
     return place(path, tensors, [*files, *beside], wanted=wanted, unused_names=unused_names)
+
+
+def open_own(
+    path: Path, config: PolicyConfig, unused_names: Mapping[str, str] = MappingProxyType({})
+) -> Weights:
+    """Where each parameter of a policy in a folder of our own is read. Reads headers only.
+
+    Args:
+        unused_names: what may be there and is not read -> why.
+
+    Raises:
+        CheckpointError: no weights, files that are missing or damaged, or tensors that do not fit,
+            all of them at once.
+    """
+    return open_weights(path, parameter_shapes(config), side_files={}, unused_names=unused_names)
 
 
 def place(

@@ -37,7 +37,7 @@ from models.layouts.starvla_vlm import (
 from models.layouts.writers import Say, write_safetensors, write_torch
 from models.policy_config import QwenPolicyConfig
 from models.processor import image_fields
-from models.sources import Source, Weights, parameter_shapes
+from models.sources import Source, Weights
 from models.verbs import Synthesize
 
 STEP = 1000
@@ -117,14 +117,8 @@ def write_run(
 
 
 def open_own(path: Path, config: QwenPolicyConfig) -> Weights:
-    """Where each parameter of a policy in a folder of our own is read. Reads headers only.
-
-    Raises:
-        CheckpointError: no weights, files that are missing or damaged, or tensors that do not fit,
-            all of them at once.
-    """
-    shapes = parameter_shapes(config)
-    return hugging_face.open_weights(path, shapes, side_files={}, unused_names=UNUSED)
+    """As `hugging_face.open_own`, of a policy that stands on a Qwen-VL."""
+    return hugging_face.open_own(path, config, UNUSED)
 
 
 def check_starvla(config: QwenPolicyConfig, arguments: Synthesize) -> None:

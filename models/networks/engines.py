@@ -21,6 +21,9 @@ from runtime.declarations import Tensor
 from runtime.graph import part_name
 from runtime.image import ImageConfig
 
+COEFFICIENT_ROW = 64
+"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:

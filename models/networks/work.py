@@ -11,8 +11,9 @@ arithmetic, which a compiler fuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from models.networks.config import (
     AnyLanguageConfig,
@@ -235,10 +236,21 @@ def qwen_trunks_work(
     """Of every engine of both."""
     found: dict[str, Work] = {}
     for trunk, depth in qwen_depths(c).items():
-        parts = cut(depth, layers.get(trunk))
-        for i, part in enumerate(parts):
-            found[part_name(trunk, i, len(parts))] = qwen_trunk_work(c, trunk, part, grid, tokens)
+        work = partial(qwen_trunk_work, c, trunk, grid=grid, tokens=tokens)
+        found |= parts_work(trunk, depth, layers, work)
     return found
+
+
+def parts_work(
+    trunk: str, depth: int, layers: LayersPerPart, work: Callable[[range], Work]
+) -> dict[str, Work]:
+    """Of every engine of a trunk of so many layers.
+
+    Args:
+        work: of some of its layers.
+    """
+    parts = cut(depth, layers.get(trunk))
+    return {part_name(trunk, i, len(parts)): work(part) for i, part in enumerate(parts)}
 
 
 def mlp_resnet_work(c: MLPResNetConfig, context: int, tokens: Tokens) -> Work:

@@ -7,14 +7,11 @@ from torch import nn
 from torch.nn import functional
 
 from models.declared import noise_shape
-from models.networks.engines import EngineSpec, language_engines, vision_engines
+from models.networks.engines import COEFFICIENT_ROW, EngineSpec, language_engines, vision_engines
 from models.networks.flow_dit import euler_step
 from models.networks.parts import WHOLE, LayersPerPart
 from models.qwengr00t.model import QwenGR00T
 from runtime.declarations import Tensor
-
-COEFFICIENT_ROW = 64
-"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
 
 
 class CrossKVEngine(nn.Module):

@@ -10,16 +10,15 @@ from __future__ import annotations
 from models.chat import fixed_tokens
 from models.chat_graph import read_chat
 from models.declared import camera, chunks, instruction, noise_shape, sampled, state
-from models.networks.engines import pixels_engine
+from models.networks.engines import COEFFICIENT_ROW
 from models.networks.flow_dit import coefficients_of
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
 from models.qwengr00t.config import QwenGR00TConfig
-from models.qwengr00t.engines import COEFFICIENT_ROW, engines_of
+from models.qwengr00t.engines import engines_of
 from models.qwengr00t.model import QwenGR00T
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Tensor
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 STEPS = "steps"
@@ -44,23 +43,15 @@ def split(
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers, samples)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     read_chat(build, c.language, c.views, parts, grid, slots)
     _cross(build, c, fixed, slots)
     _sampling(build, c, samples)
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(
             c, parts, (height, width, 3), slots - list(fixed.values())[-1], samples
         ),
         outputs=chunks(c.normalization, samples),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={
             TOKENS: model.vlm.model.embed_tokens.weight,
             STEPS: model.action_head.step_tables().flatten(0, 1),

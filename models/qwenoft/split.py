@@ -10,7 +10,6 @@ from models.action_tokens import act
 from models.chat import fixed_tokens
 from models.chat_graph import read_chat
 from models.declared import camera, chunks, instruction, one_chunk
-from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
 from models.qwenoft.config import QwenOFTConfig
@@ -18,7 +17,6 @@ from models.qwenoft.engines import engines_of
 from models.qwenoft.model import QwenOFT
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 
@@ -41,22 +39,14 @@ def split(
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, grid, slots, layers)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     read_chat(build, c.language, c.views, parts, grid, slots)
     act(build, parts, fixed["suffix"])
     build.answer("made_actions", c.normalization, leftover=False)
     max_tail = slots - fixed["suffix"]
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), max_tail),
         outputs=chunks(c.normalization, samples=1),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={TOKENS: model.vlm.model.embed_tokens.weight},
         slots=slots,
         fixed=fixed,

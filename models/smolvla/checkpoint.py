@@ -5,24 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from models.layouts import hugging_face
+from models.layouts.hugging_face import open_own as open_weights
 from models.layouts.writers import Say
 from models.smolvla.config import SmolVLAConfig
-from models.sources import Weights, parameter_shapes
+from models.sources import Weights
 from models.verbs import Synthesize
+
+__all__ = ["check_writable", "open_weights", "write", "written"]
 
 written = re.compile(r"(?!)")
 """Nothing is."""
-
-
-def open_weights(path: Path, config: SmolVLAConfig) -> Weights:
-    """Where each parameter of a policy in a folder of our own is read. Reads headers only.
-
-    Raises:
-        CheckpointError: no weights, files that are missing or damaged, or tensors that do not fit,
-            all of them at once.
-    """
-    return hugging_face.open_weights(path, parameter_shapes(config), side_files={}, unused_names={})
 
 
 def check_writable(config: SmolVLAConfig, arguments: Synthesize) -> None:

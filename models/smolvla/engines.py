@@ -12,7 +12,7 @@ import torch
 from torch import Tensor as Array
 from torch import nn
 
-from models.networks.engines import EngineSpec
+from models.networks.engines import COEFFICIENT_ROW, EngineSpec
 from models.networks.expert import ActionExpert, TextModel, behind, read
 from models.networks.flow_dit import euler_step
 from models.networks.parts import WHOLE, LayersPerPart, cut
@@ -21,9 +21,6 @@ from models.smolvla.config import SmolVLAConfig
 from models.smolvla.model import SmolVLA
 from runtime.declarations import Tensor
 from runtime.graph import part_name
-
-COEFFICIENT_ROW = 64
-"""Numbers per row of the coefficient table: 256 bytes, the alignment a device wants."""
 
 
 class VisionPart(nn.Module):

@@ -10,17 +10,16 @@ table.
 from __future__ import annotations
 
 from models.declared import camera, chunks, instruction, sampled, state
-from models.networks.engines import pixels_engine
+from models.networks.engines import COEFFICIENT_ROW
 from models.networks.expert import coefficients_of
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.vision_language import rotary_settings
 from models.prompt_parts import PromptParts
 from models.smolvla.config import SmolVLAConfig
-from models.smolvla.engines import COEFFICIENT_ROW, engines_of, kv_shape
+from models.smolvla.engines import engines_of
 from models.smolvla.model import SmolVLA
-from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_places, check_slots
 from runtime.declarations import Input
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 PREFIX = "prefix"
@@ -44,26 +43,18 @@ def split(
     c = model.config
     width, height = image_size
     grid = grid_of(height, width, image)
-    _check_grid(c, grid)
+    check_places(grid, c.vision, "the tower has")
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, slots, layers, samples)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     _read(build, c, slots)
     _feel(build, c)
     _sampling(build, c)
     max_tail = slots - c.num_image_tokens
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), max_tail, samples),
         outputs=chunks(c.normalization, samples),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={TOKENS: model.vlm.model.token_table(), STEPS: model.action_head.step_table()},
         slots=slots,
         fixed=fixed,
@@ -109,10 +100,7 @@ def _read(build: GraphBuilder, c: SmolVLAConfig, slots: int) -> None:
     build.call("padding", {"ids": "instruction"}, {"mask": f"{PREFIX}_mask"}, {"counts": [count]})
     for view in c.views:
         build.image(view)
-    build.tensors[f"{PREFIX}_kv"] = kv_shape(c, slots)
-    parts = [part.outputs["kv"].shape[0] for part in build.parts("language")]
-    for i, depth in enumerate(parts if len(parts) > 1 else ()):
-        build.rows(f"{PREFIX}_kv_{i}", f"{PREFIX}_kv", sum(parts[:i]), depth)
+    build.stack(f"{PREFIX}_kv", "kv")
     build.language(PREFIX, past="")
     build.engine(
         "cross_kv",
@@ -179,17 +167,3 @@ def _sampling(build: GraphBuilder, c: SmolVLAConfig) -> None:
         build.engine("euler", f"euler_{k}", given, {"x_next": f"x_{k + 1}"})
     build.corner("made_actions", (*x[:-1], width), f"x_{count}")
     build.answer("made_actions", c.normalization)
-
-
-def _check_grid(c: SmolVLAConfig, grid: tuple[int, int]) -> None:
-    """
-    Raises:
-        ValueError: pictures are not brought to the size that the tower has places for.
-    """
-    side = c.vision.side
-    if grid != (side, side):
-        raise ValueError(
-            f"pictures give {grid[0]}x{grid[1]} patches, and the tower has places for "
-            f"{side}x{side}: set size in preprocessor_config.json to {c.vision.image_size} x "
-            f"{c.vision.image_size}"
-        )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from models.networks.parts import WHOLE, LayersPerPart, cut
+from functools import partial
+
+from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.work import (
     Layer,
     Tokens,
     Work,
     attention_flops,
     layers_of,
+    parts_work,
     swiglu,
 )
 from models.smolvla.config import SmolVLAConfig
-from runtime.graph import part_name
 
 TOWER, TEXT, EXPERT = "vlm.visual", "vlm.model.layers", "action_head.layers"
 
@@ -38,9 +40,8 @@ def engines_work(
     """
     found: dict[str, Work] = {}
     for trunk, depth in depths(config).items():
-        parts = cut(depth, layers.get(trunk))
-        for i, part in enumerate(parts):
-            found[part_name(trunk, i, len(parts))] = trunk_work(config, trunk, part, grid, tokens)
+        work = partial(trunk_work, config, trunk, grid=grid, tokens=tokens)
+        found |= parts_work(trunk, depth, layers, work)
     crossed = layers_of(_cross_shapes(config), tokens.new, has_bias=False)
     found["cross_kv"] = Work(layers=crossed, attention_flops=0, beside=0)
     return found | {

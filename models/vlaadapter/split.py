@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from models.declared import camera, chunks, instruction, one_chunk, state
 from models.networks.bridge import sections
-from models.networks.engines import pixels_engine
 from models.networks.parts import WHOLE, LayersPerPart
 from models.prompt_parts import PromptParts
-from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
+from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_places, check_slots
 from models.vlaadapter.config import VLAAdapterConfig
 from models.vlaadapter.engines import TOWERS, call_rows, engines_of
 from models.vlaadapter.model import VLAAdapter
 from runtime.declarations import Input
-from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 SUFFIX = "suffix"
@@ -43,24 +41,16 @@ def split(
     one_chunk(samples)
     width, height = image_size
     grid = grid_of(height, width, image)
-    _check_grid(c, grid)
+    check_places(grid, c.vision, "the towers have")
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, slots, layers)
-    if resize_on == "engine":
-        engines |= {"pixels": pixels_engine(image, (height, width), grid)}
-    build = GraphBuilder(engines, image, grid)
+    build = GraphBuilder.of(engines, image, image_size, resize_on)
     _read(build, c, parts, slots)
     _act(build, c, slots)
-    graph = Graph(
+    return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), slots),
         outputs=chunks(c.normalization, samples=1),
-        tensors=build.tensors,
-        stages=tuple(build.stages),
-    )
-    return Split(
-        engines=engines,
-        graph=graph,
         tables={TOKENS: model.token_table(), START: model.action_head.model.start()[None]},
         slots=slots,
         fixed=fixed,
@@ -153,17 +143,3 @@ def _act(build: GraphBuilder, c: VLAAdapterConfig, slots: int) -> None:
     given |= {"state": "policy_state", **task}
     build.engine("bridge", "bridge", given, {"actions": "made_actions"})
     build.answer("made_actions", c.normalization, leftover=False)
-
-
-def _check_grid(c: VLAAdapterConfig, grid: tuple[int, int]) -> None:
-    """
-    Raises:
-        ValueError: pictures are not brought to the size that the towers have places for.
-    """
-    side = c.vision.image_size // c.vision.patch_size
-    if grid != (side, side):
-        raise ValueError(
-            f"pictures give {grid[0]}x{grid[1]} patches, and the towers have places for "
-            f"{side}x{side}: set size in preprocessor_config.json to {c.vision.image_size} x "
-            f"{c.vision.image_size}"
-        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from models.networks.parts import WHOLE, LayersPerPart, cut
+from functools import partial
+
+from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
 from models.networks.work import (
     Layer,
@@ -11,12 +13,12 @@ from models.networks.work import (
     attention_flops,
     language_work,
     layers_of,
+    parts_work,
     picking_flops,
     transformer,
 )
 from models.vlaadapter.config import VLAAdapterConfig
 from models.vlaadapter.engines import TOWERS
-from runtime.graph import part_name
 
 BLOCKS = "action_head.model.mlp_resnet_blocks"
 
@@ -45,9 +47,8 @@ def engines_work(
     for trunk, depth in depths(config).items():
         if trunk == "language":
             found["projector"] = _projector(config.vision)
-        parts = cut(depth, layers.get(trunk))
-        for i, part in enumerate(parts):
-            found[part_name(trunk, i, len(parts))] = trunk_work(config, trunk, part, grid, tokens)
+        work = partial(trunk_work, config, trunk, grid=grid, tokens=tokens)
+        found |= parts_work(trunk, depth, layers, work)
     return found | {"task": _task(config, tokens), "bridge": _bridge(config, tokens)}
 
 
