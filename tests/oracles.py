@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.demo import CHECKPOINT
+from models.families import family_of
+from models.policy_config import PolicyConfig
 from models.random_weights import random_tensors
 from runtime.image import ImageConfig, PatchMaker, grid_of
 from runtime.prompt import encode_tail
@@ -43,11 +48,25 @@ def relative_error(got: ArrayLike, want: ArrayLike) -> float:
     return float(np.linalg.norm(got64 - want64) / np.linalg.norm(want64))
 
 
-def random_policy(config: AnchorVLA4DConfig, seed: int = 0) -> AnchorVLA4D:
+def random_policy(config: PolicyConfig, seed: int = 0) -> Any:
+    """The module of any family."""
     with torch.device("meta"):
-        model = AnchorVLA4D(config)
+        model = family_of(config).model(config)
     model.load_state_dict(dict(random_tensors(model, seed)), assign=True)
     return model.eval().requires_grad_(False)
+
+
+def beside_libraries(
+    configs: Mapping[str, PolicyConfig], tokenizer: Tokenizer, image: Callable[[str], ImageConfig]
+) -> Callable[[str], tuple[Any, Any]]:
+    """By name, made once: a random policy, and the composition that shares its weights."""
+
+    @functools.cache
+    def of(name: str) -> tuple[Any, Any]:
+        ours = random_policy(configs[name])
+        return ours, family_of(ours.config).reference(ours, tokenizer, image(name))
+
+    return of
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import runtime
 from runtime.errors import EngineError
 from tests.runtime.test_keyframes import Server
 
@@ -67,6 +68,26 @@ class Expectation:
             return False
         root, start, stop = self._span(name)
         return root == span[0] and start < span[2] and span[1] < stop
+
+
+def redone(bundle, seen, changed, other) -> set[str]:
+    """Stages of a tick in which one input changed; behind it there is nothing left to do.
+
+    Args:
+        seen: an observation.
+        changed: an input of it, or the instruction.
+        other: an observation that has it otherwise.
+    """
+    with runtime.load(bundle) as policy, policy.start(instruction=INSTRUCTIONS[0]) as episode:
+        episode.act(seen)
+        if changed == "instruction":
+            episode.say(INSTRUCTIONS[1])
+        now = seen | {name: other[name] for name in seen if name == changed}
+        episode.act(now)
+        found = set(episode.stats.last_s)
+        episode.act(now)
+        assert not episode.stats.last_s
+    return found
 
 
 class Remembered:

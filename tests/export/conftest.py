@@ -21,16 +21,16 @@ from export.config import DEMO_OPTIONS, BuildConfig
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save
 from export.engines.products import Contents, read_contents
-from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.checkpoint import write_random_checkpoint
 from models.demo import CHECKPOINT
-from models.init import statistics_of
+from models.families import CONFIGS
+from models.init import image_of, statistics_of
 from models.networks.engines import EngineSpec
+from models.policy_config import PolicyConfig
 from quant.formats import int4_blocks, int8_per_channel, pad_inputs, up_to_bfloat16
 from quant.modules import QuantLinear
 from runtime.backends.onnxruntime_module import ort
 from runtime.declarations import Tensor
-from runtime.image import ImageConfig
 from tests.once import once
 
 INPUTS, OUTPUTS, ROWS = 200, 48, 24
@@ -39,13 +39,13 @@ ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 """Largest relative error of rounding one number."""
 
 
-def write_random(folder: Path, config: AnchorVLA4DConfig) -> None:
+def write_random(folder: Path, config: PolicyConfig) -> None:
     """A checkpoint with random weights of seed 0 and the demo's tokenizer."""
     write_random_checkpoint(
         folder,
         config,
         tokenizer=CHECKPOINT / "tokenizer.json",
-        image=ImageConfig(min_pixels=1, max_pixels=512 * 512),
+        image=image_of(config),
         statistics=statistics_of(config),
         seed=0,
     )
@@ -64,6 +64,24 @@ def cut_config(checkpoint: Path, out: Path, recipe: str, **changes: Any) -> Buil
         **DEMO_OPTIONS,
     }
     return BuildConfig(**{**fields, **changes})
+
+
+def random_checkpoint(shared_folder: Path, name: str) -> Path:
+    """Of a named configuration, written once for all workers."""
+    return once(
+        shared_folder / f"{name}-checkpoint", lambda out: write_random(out, CONFIGS[name]())
+    )
+
+
+def random_bundle(shared_folder: Path, name: str) -> Path:
+    """The same in float32, exported once for all workers."""
+    folder = random_checkpoint(shared_folder, name)
+    return once(
+        shared_folder / name,
+        lambda out: build(
+            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import helper
 from tokenizers import Tokenizer
 
@@ -11,16 +10,15 @@ from export.engines import compile_check
 from export.engines.compile_check import check_compiles, is_available
 from export.engines.lower import float32_nodes, lower
 from export.engines.onnx_file import export_graph, save, write_onnx
-from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import full, shallow
 from models.anchorvla4d.prompt import prompt as prompt_parts
 from models.anchorvla4d.split import split
 from models.demo import CHECKPOINT
 from models.init import image_of
 from models.networks.layers import SelfAttention
-from models.random_weights import random_tensors
 from runtime.plans.compiler import CompileSpec, compile_apart
 from tests.export.conftest import INPUTS, ROWS, Engine, quant_linear, spec_of
+from tests.oracles import random_policy
 
 pytestmark = pytest.mark.skipif(
     not is_available(), reason="TensorRT for RTX has wheels for x86-64 Linux only"
@@ -32,12 +30,10 @@ ENGINES = ("vision", "language", "project", "spatial", "condition", "denoise")
 def full_width():
     """The published widths and image size, two layers of each network (one attends globally)."""
     config = shallow(full(), vision=2, language=1, spatial=2, head=1)
-    with torch.device("meta"):
-        model = AnchorVLA4D(config)
-    model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
+    model = random_policy(config)
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     parts = prompt_parts(config, tokenizer)
-    return split(model.eval(), parts, image_of(config), (252, 252), 112)
+    return split(model, parts, image_of(config), (252, 252), 112)
 
 
 @pytest.mark.parametrize("name", ENGINES)

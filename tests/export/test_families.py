@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import runtime
-from export.build import build
 from export.engines.counts import count
 from export.measure import Modules, golden_of, made_up
 from export.tokens import choose_tokens
@@ -19,17 +18,13 @@ from models.checkpoint import (
     load_checkpoint,
     normalizations,
     reference,
-    write_random_checkpoint,
 )
-from models.demo import CHECKPOINT
-from models.families import CONFIGS, family_of
-from models.init import image_of, statistics_of
+from models.families import family_of
 from models.networks.work import Tokens
 from runtime.declarations import from_source
 from runtime.golden import Golden
 from runtime.image import grid_of
-from tests.export.conftest import cut_config
-from tests.once import once
+from tests.export.conftest import random_bundle, random_checkpoint
 from tests.oracles import END_TO_END, relative_error
 from tests.warm_and_cold import Expectation, Pair, drive
 
@@ -47,15 +42,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def folder(name, shared_folder):
-    config = CONFIGS[name]()
-
-    def write(out):
-        write_random_checkpoint(
-            out, config, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(config),
-            statistics=statistics_of(config), seed=0,
-        )  # fmt: skip
-
-    return once(shared_folder / f"{name}-checkpoint", write)
+    return random_checkpoint(shared_folder, name)
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +51,8 @@ def checkpoint(folder):
 
 
 @pytest.fixture(scope="module")
-def bundle(name, folder, shared_folder):
-    return once(
-        shared_folder / name,
-        lambda out: build(
-            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
-        ),
-    )
+def bundle(name, shared_folder):
+    return random_bundle(shared_folder, name)
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,17 @@ import tests.qwen3
 from models.anchorvla4d.presets import demo
 from models.chat import PromptConfig
 from models.eventvla.config import EventVLAConfig
-from models.eventvla.model import EventVLA, predict
+from models.eventvla.model import predict
 from models.eventvla.pictures import observed_names, slot_names
 from models.eventvla.prompt import prompt, shown
-from models.eventvla.reference import Composition
 from models.families import to_json
 from models.fields import parse
 from models.networks.config import MLPResNetConfig
 from models.policy_config import NormalizationConfig
-from models.random_weights import random_tensors
 from runtime.functions.keyframes import EventSettings
 from runtime.image import grid_of
 from runtime.prompt import encode_tail
-from tests.oracles import IMAGE, MODULE, relative_error
+from tests.oracles import IMAGE, MODULE, beside_libraries, relative_error
 
 THOUGHT = "Your task is {instruction}. To identify the key objects for your task, locate them."
 ALOHA = ("head", "left_wrist", "right_wrist")
@@ -69,18 +67,7 @@ IMAGES = {name: IMAGE if "2.5" in name else tests.qwen3.IMAGE for name in CONFIG
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = EventVLA(CONFIGS[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, IMAGES[name])
-        return made[name]
-
-    return of
+    return beside_libraries(CONFIGS, tokenizer, IMAGES.__getitem__)
 
 
 def observed(config, num_keyframes, instruction="push the puck", seed=0, size=(64, 96)):

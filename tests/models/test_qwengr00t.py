@@ -12,12 +12,9 @@ from models.networks.config import FlowDiTConfig
 from models.policy_config import NormalizationConfig
 from models.qwengr00t.config import QwenGR00TConfig
 from models.qwengr00t.family import prompt
-from models.qwengr00t.model import QwenGR00T
-from models.qwengr00t.reference import Composition
-from models.random_weights import random_tensors
 from runtime.image import grid_of
 from runtime.prompt import encode_tail
-from tests.oracles import END_TO_END, IMAGE, patches_of, relative_error
+from tests.oracles import END_TO_END, IMAGE, beside_libraries, patches_of, relative_error
 
 SMALL = FlowDiTConfig(
     num_layers=4, num_heads=4, head_dim=8, action_dim=7, action_horizon=8, state_dim=5,
@@ -70,18 +67,7 @@ INSTRUCTIONS = ("reach", "push the puck", " ".join(6 * ["open the drawer, then c
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = QwenGR00T(CONFIGS[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, IMAGE)
-        return made[name]
-
-    return of
+    return beside_libraries(CONFIGS, tokenizer, lambda name: IMAGE)
 
 
 def observed(config, instruction, seed=0, size=(112, 112)):

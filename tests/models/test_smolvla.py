@@ -7,16 +7,11 @@ import pytest
 import torch
 
 import runtime
-from export.build import build
-from models.checkpoint import write_random_checkpoint
-from models.demo import CHECKPOINT
 from models.families import CONFIGS
-from models.init import image_of, statistics_of
+from models.init import image_of
 from models.networks.expert import times_of
-from models.random_weights import random_tensors
 from models.smolvla.family import prompt, published_prompt
 from models.smolvla.model import SmolVLA, actions
-from models.smolvla.reference import Composition
 from models.smolvla.split import split
 from models.stored import plain
 from models.synthesize import synthesize
@@ -25,10 +20,10 @@ from quant.apply import linear_layers
 from quant.fold import fold
 from quant.sites import find_sites
 from runtime.errors import ObservationError
-from tests.export.conftest import cut_config
-from tests.once import once
-from tests.oracles import END_TO_END, MODULE, relative_error
+from tests.export.conftest import random_bundle
+from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error
 from tests.quant.test_fold import made_up_statistics, rules_of
+from tests.warm_and_cold import redone
 
 TINY, THIN = CONFIGS["smolvla-tiny"](), CONFIGS["smolvla-thin"]()
 POLICIES = {
@@ -50,18 +45,7 @@ INSTRUCTIONS = ("reach", " ".join(3 * ["open the drawer, then close it"]))
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = SmolVLA(POLICIES[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, image_of(ours.config))
-        return made[name]
-
-    return of
+    return beside_libraries(POLICIES, tokenizer, lambda name: image_of(POLICIES[name]))
 
 
 def observed(config, seed=0, size=(120, 160)):
@@ -181,19 +165,7 @@ def test_published_sizes_are_those_that_lerobot_computes():
 
 @pytest.fixture(scope="module")
 def bundle(shared_folder):
-    folder = once(
-        shared_folder / "smolvla-tiny-checkpoint",
-        lambda out: write_random_checkpoint(
-            out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
-            statistics=statistics_of(TINY), seed=0,
-        ),
-    )  # fmt: skip
-    return once(
-        shared_folder / "smolvla-tiny",
-        lambda out: build(
-            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
-        ),
-    )
+    return random_bundle(shared_folder, "smolvla-tiny")
 
 
 LOOP = (*(f"euler_{k}" for k in range(4)), "made_actions", "denoised_actions", "actions")
@@ -212,18 +184,8 @@ pictures and text share; the text that call; the state its row; the noise the lo
 
 @pytest.mark.parametrize("changed", REDONE)
 def test_a_new_input_redoes_what_the_table_says_and_no_more(bundle, changed):
-    seen = observed(TINY, size=(112, 112))
-    other = observed(TINY, seed=1, size=(112, 112))
-    with runtime.load(bundle) as policy, policy.start(instruction="reach") as episode:
-        episode.act(seen)
-        if changed == "instruction":
-            episode.say("push the puck")
-        else:
-            seen[changed] = other[changed]
-        episode.act(seen)
-        assert set(episode.stats.last_s) == REDONE[changed]
-        episode.act(seen)
-        assert not episode.stats.last_s
+    seen, other = (observed(TINY, seed=seed, size=(112, 112)) for seed in (0, 1))
+    assert redone(bundle, seen, changed, other) == REDONE[changed]
 
 
 def test_a_text_that_was_longer_in_training_is_refused(bundle):

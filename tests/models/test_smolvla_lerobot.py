@@ -11,11 +11,10 @@ from tokenizers import Tokenizer
 
 from models.families import CONFIGS
 from models.init import image_of
-from models.random_weights import random_tensors
 from models.smolvla.family import prompt
-from models.smolvla.model import SmolVLA, actions
+from models.smolvla.model import actions
 from tests import lerobot_networks
-from tests.oracles import END_TO_END, TOKENIZER, relative_error
+from tests.oracles import END_TO_END, TOKENIZER, random_policy, relative_error
 
 ROOT = Path(__file__).parents[2]
 UNUSED = {
@@ -29,9 +28,7 @@ def compare(networks, name):
     """Relative errors of a few observations, and what of LeRobot's was given no weights."""
     config, tokenizer = CONFIGS[name](), Tokenizer.from_file(str(TOKENIZER))
     theirs = lerobot_networks.build(networks, config)
-    with torch.device("meta"):
-        ours = SmolVLA(config)
-    ours.load_state_dict(dict(random_tensors(ours, 0)), assign=True)
+    ours = random_policy(config)
     left = lerobot_networks.give(theirs, ours)
     parts, errors = prompt(config, tokenizer), []
     for seed, said in enumerate(("reach", "push the puck and then go home")):

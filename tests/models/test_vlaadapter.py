@@ -8,22 +8,18 @@ import pytest
 import torch
 
 import runtime
-from export.build import build
 from export.measure import Modules, golden_of, made_up
-from models.checkpoint import load_checkpoint, write_random_checkpoint
-from models.demo import CHECKPOINT
+from models.checkpoint import load_checkpoint
 from models.families import CONFIGS, family_of
-from models.init import image_of, statistics_of
+from models.init import image_of
 from models.networks.bridge import turn
-from models.random_weights import random_tensors
 from models.vlaadapter.config import PromptConfig
 from models.vlaadapter.family import prompt, published_prompt
-from models.vlaadapter.model import VLAAdapter, actions
-from models.vlaadapter.reference import Composition
+from models.vlaadapter.model import actions
 from models.vlaadapter.split import split
-from tests.export.conftest import cut_config
-from tests.once import once
-from tests.oracles import END_TO_END, MODULE, relative_error
+from tests.export.conftest import random_bundle, random_checkpoint
+from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error
+from tests.warm_and_cold import redone
 
 TINY, THIN = CONFIGS["vlaadapter-tiny"](), CONFIGS["vlaadapter-thin"]()
 POLICIES = {
@@ -45,18 +41,7 @@ INSTRUCTIONS = ("reach", "Push the PUCK", " ".join(6 * ["open the drawer, then c
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = VLAAdapter(POLICIES[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, image_of(ours.config))
-        return made[name]
-
-    return of
+    return beside_libraries(POLICIES, tokenizer, lambda name: image_of(POLICIES[name]))
 
 
 def observed(config, seed=0, size=(120, 160)):
@@ -186,19 +171,8 @@ def test_a_pair_of_neighbours_turns_by_the_angles_of_two_halves():
         assert turned[2 * pair + 1] == pytest.approx(float(b * second.cos() + a * second.sin()))
 
 
-@pytest.fixture(scope="module")
-def folder(shared_folder):
-    return once(
-        shared_folder / "vlaadapter-tiny-checkpoint",
-        lambda out: write_random_checkpoint(
-            out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
-            statistics=statistics_of(TINY), seed=0,
-        ),
-    )  # fmt: skip
-
-
-def test_parts_of_unequal_depth_put_their_layers_where_the_head_reads_them(folder):
-    checkpoint = load_checkpoint(folder)
+def test_parts_of_unequal_depth_put_their_layers_where_the_head_reads_them(shared_folder):
+    checkpoint = load_checkpoint(random_checkpoint(shared_folder, "vlaadapter-tiny"))
     golden = golden_of(checkpoint, made_up(checkpoint, (112, 112)), seed=1)
     whole, cut = (
         Modules(
@@ -212,13 +186,8 @@ def test_parts_of_unequal_depth_put_their_layers_where_the_head_reads_them(folde
 
 
 @pytest.fixture(scope="module")
-def bundle(folder, shared_folder):
-    return once(
-        shared_folder / "vlaadapter-tiny",
-        lambda out: build(
-            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
-        ),
-    )
+def bundle(shared_folder):
+    return random_bundle(shared_folder, "vlaadapter-tiny")
 
 
 VIEW = ("{}_patches", "{}_featurizer", "{}_fused_featurizer", "{}_projector", "read_{}", "{}_task")
@@ -236,18 +205,8 @@ text its own call; the state the end of the head."""
 
 @pytest.mark.parametrize("changed", REDONE)
 def test_a_new_input_redoes_what_the_table_says_and_no_more(bundle, changed):
-    seen = observed(TINY, size=(112, 112))
-    other = observed(TINY, seed=1, size=(112, 112))
-    with runtime.load(bundle) as policy, policy.start(instruction="reach") as episode:
-        episode.act(seen)
-        if changed == "instruction":
-            episode.say("push the puck")
-        else:
-            seen[changed] = other[changed]
-        episode.act(seen)
-        assert set(episode.stats.last_s) == REDONE[changed]
-        episode.act(seen)
-        assert not episode.stats.last_s
+    seen, other = (observed(TINY, seed=seed, size=(112, 112)) for seed in (0, 1))
+    assert redone(bundle, seen, changed, other) == REDONE[changed]
 
 
 def test_a_bundle_hears_capitals_as_small_letters(bundle):

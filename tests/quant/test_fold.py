@@ -16,7 +16,6 @@ from models.demo import CHECKPOINT
 from models.families import CONFIGS as ALL
 from models.families import family_of
 from models.init import image_of
-from models.random_weights import random_tensors
 from models.stored import plain
 from quant.apply import linear_layers, quantize
 from quant.calibrate import Statistics, calibrate
@@ -24,7 +23,7 @@ from quant.fold import fold, smooth_factor
 from quant.modules import QuantLinear
 from quant.recipes import KEPT, Recipe, Rule
 from quant.sites import find_sites
-from tests.oracles import relative_error
+from tests.oracles import random_policy, relative_error
 from tests.quant.test_methods import modelopts
 
 SMOOTH = Rule("*", "w8a8", "smooth")
@@ -49,10 +48,7 @@ def test_folding_changes_no_action_of_any_family(name):
     """And where a family's sites have writers, it changes their weights."""
     config = ALL[name]()
     family = family_of(config)
-    with torch.device("meta"):
-        model = family.model(config)
-    model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-    model = model.eval().requires_grad_(False)
+    model = random_policy(config)
     readers = [reader for site in find_sites(model) for reader in site.readers]
     assert sorted(readers) == sorted(linear_layers(model))
     folded = fold(model, rules_of(model), made_up_statistics(model)).model
