@@ -15,6 +15,7 @@ from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.families import CONFIGS
 from models.networks.prismatic_config import PREPARED, PrismaticVisionConfig
+from models.networks.vq_config import VQConfig
 from models.policy_config import PolicyConfig
 from models.sources import parameter_shapes
 from models.verbs import Init
@@ -85,6 +86,8 @@ def image_of(config: PolicyConfig) -> ImageConfig:
     fixed: dict[str, Any] = {}
     if isinstance(vision, PrismaticVisionConfig):
         fixed = {"size": (vision.image_size, vision.image_size), **PREPARED}
+    if isinstance(vision, VQConfig):
+        fixed = {"size": (vision.image_size, vision.image_size), "do_center_crop": True}
     return ImageConfig(
         min_pixels=1,
         max_pixels=512 * 512,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from models.networks.config import AnyLanguageConfig, AnyVisionConfig, check_backbone
-from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.config import AnyDecoderConfig, AnyEyes, AnyVisionConfig, check_backbone
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -54,9 +53,9 @@ class PolicyConfig(Protocol):
         """What these weights are, in one line; shown beside the licence."""
 
     @property
-    def vision(self) -> AnyVisionConfig | PrismaticVisionConfig: ...
+    def vision(self) -> AnyEyes: ...
     @property
-    def language(self) -> AnyLanguageConfig: ...
+    def language(self) -> AnyDecoderConfig: ...
     @property
     def normalization(self) -> NormalizationConfig: ...
     @property

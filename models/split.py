@@ -42,8 +42,9 @@ class Split:
     """Tokens per call of the language engine, S; a call's past is what the calls before it wrote,
     so of n calls P = (n - 1) S."""
     fixed: Mapping[str, int]
-    """Of each language call, in order, the tokens that every prompt has; the tail is behind those
-    of the last one."""
+    """Of each language call the tokens that every prompt has; the tail is behind those of the last
+    one here. They stand in the order of their tokens, but for one that has the tail and others
+    behind it."""
 
     @property
     def max_tail(self) -> int:
@@ -140,7 +141,9 @@ class GraphBuilder:
         """One entry along the first axis."""
         shape = self.tensors[parent].shape[1:]
         size = Tensor(shape=shape).size
-        self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
+        dtype = self.tensors[parent].dtype
+        part = (parent, index * size)
+        self.tensors[name] = Tensor(shape=shape, dtype=dtype, part_of=part)
 
     def vision_ports(self) -> list[str]:
         """What the vision tower makes of an image, whichever of its parts puts it out."""

@@ -41,6 +41,9 @@ class ImageConfig:
     """How it is brought to `size`: TensorFlow's antialiased Lanczos-3, or else Pillow's bicubic."""
     jpeg_quality: int | None = None
     """An image of another size than `size` goes through JPEG (4:2:0) first, of 1 to 100."""
+    do_center_crop: bool | None = None
+    """Whether an image keeps its aspect: its shorter side is brought to that of `size`, a square,
+    which is cut from its middle."""
     crop_area: float | None = None
     """Share of the area that is cut from the middle of an image of `size`, and stretched to it."""
 
@@ -74,7 +77,32 @@ class ImageConfig:
                 raise ValueError(f"{name} must hold three numbers, got {values!r}")
             if not all(map(_is_finite, values)) or name == "image_std" and min(values) <= 0:
                 raise ValueError(f"{name} must hold finite numbers, std above zero, got {values!r}")
+        self._check_center_crop()
         self._check_as_tensorflow()
+
+    def _check_center_crop(self) -> None:
+        if self.do_center_crop is None:
+            return
+        if self.do_center_crop is not True:
+            raise ValueError(
+                f"do_center_crop must be true or left out, got {self.do_center_crop!r}"
+            )
+        if self.size is None or self.size[0] != self.size[1]:
+            raise ValueError(
+                "do_center_crop cuts a square from the middle: size must state its height and "
+                f"width, which are the same, got {self.size}"
+            )
+        if self.as_tensorflow:
+            raise ValueError(
+                f"do_center_crop and {self.as_tensorflow[0]} are two ways to one size: state one"
+            )
+        if _whole_patches(*self.size, self) != tuple(self.size):
+            rows, columns = _whole_patches(*self.size, self)
+            raise ValueError(
+                f"do_center_crop makes images of {self.size[0]}x{self.size[1]}, which would be "
+                f"resized again, to {rows}x{columns}: state a size of whole merged patches, and "
+                "min_pixels and max_pixels that keep it"
+            )
 
     def _check_as_tensorflow(self) -> None:
         stated = self.as_tensorflow
@@ -217,6 +245,8 @@ class PatchMaker:
         """uint8 [H, W, 3] as networks see it: resized to the grid, and the middle of it where the
         settings have `crop_area`."""
         c = self.config
+        if c.do_center_crop:
+            return _middle(image, self._rows)
         for height, width in filter(None, (c.size, (self._rows, self._columns))):
             if image.shape[:2] == (height, width):
                 continue
@@ -227,6 +257,18 @@ class PatchMaker:
             else:
                 image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
         return image if c.crop_area is None else central_crop(image, c.crop_area)
+
+
+def _middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The middle of an image whose shorter side is brought to `side`, a square, as torchvision's
+    `Resize` and `CenterCrop` have it."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter != side:
+        height, width = (side * length // shorter for length in (height, width))
+        image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return image[top : top + side, left : left + side]
 
 
 def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:

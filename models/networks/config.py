@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.fields import check_divides, check_numbers
+from models.networks.phi_config import PhiConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.vq_config import VQConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,17 +215,20 @@ def _check_decoder(c: AnyLanguageConfig) -> None:
     check_numbers(c, "language")
 
 
-BACKBONES: Mapping[type, type[AnyLanguageConfig]] = {
+AnyEyes = AnyVisionConfig | PrismaticVisionConfig | VQConfig
+"""Whatever a policy sees with."""
+AnyDecoderConfig = AnyLanguageConfig | PhiConfig
+"""Whatever it reads with."""
+BACKBONES: Mapping[type, type[AnyDecoderConfig]] = {
     VisionConfig: LanguageConfig,
     Qwen3VisionConfig: Qwen3LanguageConfig,
     PrismaticVisionConfig: LanguageConfig,
+    VQConfig: PhiConfig,
 }
 """The language model that reads what a vision tower makes."""
 
 
-def check_backbone(
-    vision: AnyVisionConfig | PrismaticVisionConfig, language: AnyLanguageConfig
-) -> None:
+def check_backbone(vision: AnyEyes, language: AnyDecoderConfig) -> None:
     """
     Raises:
         ValueError: the two do not belong together.
@@ -240,7 +245,7 @@ def check_backbone(
             f"vision.out_hidden_size={vision.out_hidden_size} must equal "
             f"language.hidden_size={language.hidden_size}"
         )
-    if not isinstance(vision, PrismaticVisionConfig) and vision.spatial_merge_size != 2:
+    if isinstance(vision, AnyVisionConfig) and vision.spatial_merge_size != 2:
         raise ValueError(
             f"vision.spatial_merge_size={vision.spatial_merge_size}: prompts count a token for 2 x "
             "2 patches, as all published models do"

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.networks.language import LanguageModel
-from models.networks.parts import LanguagePart, Qwen3VisionPart, StatesPart, VisionPart, cut
+from models.networks.parts import (
+    AnyDecoder,
+    LanguagePart,
+    Qwen3VisionPart,
+    StatesPart,
+    VisionPart,
+    cut,
+)
 from models.networks.pixels import PixelsEngine
 from models.networks.qwen3_vision import Qwen3VisionTower
 from models.networks.vision import VisionTower
@@ -43,7 +49,7 @@ class VisionEngine(nn.Module):
 
 
 class LanguageEngine(nn.Module):
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: AnyDecoder) -> None:
         super().__init__()
         self.model = model
 
@@ -111,22 +117,25 @@ def _qwen3_vision_engines(
 
 
 def language_engines(
-    model: LanguageModel,
+    model: AnyDecoder,
     slots: int,
     per_part: int | None = None,
     calls: int = 2,
     *,
     every_layer: bool = False,
+    past: int | None = None,
 ) -> dict[str, EngineSpec]:
     """`slots` embeddings behind cached tokens -> their keys, values and hidden states; or, if
     `every_layer` is read, `states` of each.
 
-    A prompt that is read in so many `calls` has `slots` cached tokens for each but the last.
+    A prompt that is read in so many `calls` has `slots` cached tokens for each but the last, if
+    `past` does not say how many there are.
     What deep-stack level k adds to the hidden states is `deepstack_k`, zeros where text stands; the
     part that holds layer k reads it.
     """
     c = model.config
-    rotary = Tensor(shape=(slots, c.head_dim))
+    rotary = Tensor(shape=(slots, 2 * sum(c.mrope_section)))
+    past = (calls - 1) * slots if past is None else past
     tokens = Tensor(shape=(slots, c.hidden_size))
     parts = cut(c.num_hidden_layers, per_part)
     found = {}
@@ -144,8 +153,8 @@ def language_engines(
             module,
             {
                 "x" if i else "embeddings": tokens,
-                "past": Tensor(shape=((calls - 1) * slots, *row)),
-                "mask": Tensor(shape=(slots, calls * slots)),
+                "past": Tensor(shape=(past, *row)),
+                "mask": Tensor(shape=(slots, past + slots)),
                 "cos": rotary,
                 "sin": rotary,
             }

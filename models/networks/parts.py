@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.networks import language, qwen3_vision, spatial, vision
+from models.networks import language, phi, qwen3_vision, spatial, vision
+
+AnyDecoder = language.LanguageModel | phi.Phi
+"""They are called alike."""
 
 LayersPerPart = Mapping[str, int]
 """Layers that one engine of a trunk holds at most; one that is not named stays in one piece."""
@@ -36,7 +39,7 @@ def cut(depth: int, per_part: int | None) -> list[range]:
 class LanguagePart(nn.Module):
     """Some layers of the decoder; the last ones with the final norm."""
 
-    def __init__(self, model: language.LanguageModel, layers: range) -> None:
+    def __init__(self, model: AnyDecoder, layers: range) -> None:
         super().__init__()
         self.layers = _numbered(model.layers, layers)
         self.is_last = layers.stop == len(model.layers)
