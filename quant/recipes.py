@@ -188,12 +188,23 @@ ENDS = (
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
+    # Of a head that pools, and of one over codes of pictures, which nobody waits for.
+    "to_logits.0",
+    "showo.lm_head",
+    # Of a picture tokenizer: of what it says nothing but signs is left, so that a small error is none
+    # or is another code. A device has its own faster form of float32 products (TF32 on an Orin).
+    "vq_model.encoder.*",
 )
-PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
+PATCHES = (
+    "vlm.visual.patch_embed.proj",
+    "vision_backbone.*.patch_embed.proj",
+    "vq_model.decoder.*",
+)
 KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
+base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic, and what draws a
+picture for somebody to look at."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",
@@ -214,7 +225,7 @@ LOOP = (
     "action_head.model.transformer_blocks.*",
 )
 """What a sampler passes in every step, its modulations left out."""
-DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*")
+DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*", "showo.model.layers.*")
 """Layers of language models."""
 ATTENTION = (
     "vlm.visual.blocks.*.attn.*",
@@ -223,7 +234,11 @@ ATTENTION = (
 )
 """Of what sees."""
 UNEVEN = (
-    *(f"{layers}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj") for layers in DECODERS),
+    *(
+        f"{layers}.{name}"
+        for name in ("self_attn.o_proj", "self_attn.dense", "mlp.down_proj", "mlp.fc2")
+        for layers in DECODERS
+    ),
     "vlm.visual.blocks.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.linear_fc2",
 )
@@ -240,8 +255,8 @@ INT8_ERROR, INT4_ERROR = 25.0, 80.0
 """An int8 code is 2^-8 of its channel's range, an int4 code 2^-4 of its block's, and bfloat16 is
 2^-9 of every number: 2 and 32 times that, where the range is typical of the numbers. 12 and 33 were
 measured at worst on the demo, where outliers widen the range; twice that is allowed."""
-FLOAT32_PART = "action_head"
-"""Of this, only products with weights leave float32: its tokens are a handful, so that it costs
+FLOAT32_PART = ("action_head", "token_learner", "vq_model.encoder")
+"""Of these, only products with weights leave float32: its tokens are a handful, so that it costs
 nothing, and its rounding errors are those that the denoise loop carries on."""
 
 

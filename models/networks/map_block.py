@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.networks.layers import attend, merge_heads
+from models.networks.layers import merge_heads
 
 NORM_EPS = 1e-8
 WIDENING = 4
@@ -31,9 +31,8 @@ class MAPBlock(nn.Module):
         )
 
     def query(self) -> Tensor:
-        """What the learned row asks, [1, D]: a constant."""
-        made: Tensor = self.attn.q(self.latents)
-        return made
+        """What the learned row asks, [H, 1, d], scaled: a constant."""
+        return self.attn.query(self.latents)
 
     def forward(self, rows: Tensor, query: Tensor) -> Tensor:
         """[..., L, D] -> [..., 1, D].
@@ -54,9 +53,14 @@ class MAPAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
+    def query(self, latents: Tensor) -> Tensor:
+        asked = self._heads(self.q(latents))
+        return asked * asked.shape[-1] ** -0.5
+
     def forward(self, query: Tensor, rows: Tensor) -> Tensor:
-        q, k, v = map(self._heads, (query, *self.kv(rows).chunk(2, dim=-1)))
-        return self.proj(merge_heads(attend(q, k, v)))
+        k, v = map(self._heads, self.kv(rows).chunk(2, dim=-1))
+        shares = torch.softmax((query @ k.transpose(-2, -1)).float(), dim=-1)
+        return self.proj(merge_heads(shares.to(v.dtype) @ v))
 
     def _heads(self, rows: Tensor) -> Tensor:
         """[..., N, D] -> [..., H, N, d]."""

@@ -225,7 +225,7 @@ def bit_table(z_channels: int) -> Tensor:
 
 def bits_of(codes: Tensor, table: Tensor, c: VQConfig) -> Tensor:
     """[N] -> [z, rows, columns] of -1 and 1."""
-    return table[codes].T.reshape(-1, *c.grid)
+    return functional.embedding(codes, table).T.reshape(-1, *c.grid)
 
 
 def levels_of(pixels: Tensor) -> Tensor:

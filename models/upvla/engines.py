@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor as Array
 from torch import nn
+from torch.nn import functional
 
 from models.networks.engines import EngineSpec, language_engines
 from models.networks.parts import WHOLE, LayersPerPart
@@ -36,7 +37,8 @@ class VQEncoderEngine(nn.Module):
         self.codes = nn.Parameter(codes, requires_grad=False)
 
     def forward(self, patches: Array) -> Array:
-        return self.codes[codes_of(self.encoder(pixels_of(patches, self.config)))]
+        codes = codes_of(self.encoder(pixels_of(patches, self.config)))
+        return functional.embedding(codes, self.codes)
 
 
 class ActEngine(nn.Module):
@@ -96,7 +98,9 @@ def engines_of(model: UPVLA, slots: int, layers: LayersPerPart = WHOLE) -> dict[
             {"tokens": Tensor(shape=(v.num_patches, v.out_hidden_size))},
         ),
         **language_engines(model.decoder, slots, layers.get("language"), past=c.prompt.text_slots),
-        "act": EngineSpec(ActEngine(model), hidden, {"actions": Tensor(shape=c.chunk)}),
+        "act": EngineSpec(
+            ActEngine(model), hidden, {"actions": Tensor(shape=c.chunk)}, fixed=("query",)
+        ),
         "code_head": EngineSpec(
             CodeHeadEngine(model),
             hidden,
