@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from models.networks.config import AnyDecoderConfig, AnyEyes, AnyVisionConfig, check_backbone
+from models.networks.config import (
+    AnyDecoderConfig,
+    AnyEyes,
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    check_backbone,
+)
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -83,6 +89,8 @@ class QwenPolicyConfig(PolicyConfig, Protocol):
 
     @property
     def vision(self) -> AnyVisionConfig: ...
+    @property
+    def language(self) -> AnyLanguageConfig: ...
 
 
 def check_policy(

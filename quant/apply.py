@@ -25,6 +25,7 @@ from models.networks.map_block import MAPBlock, RootMeanSquare
 from models.networks.prismatic import LayerScale, ViT
 from models.networks.scale_dp import ScaleDP
 from models.networks.spatial import AlternatingAttention, SpatialEncoder
+from models.networks.vq import GroupNorm
 from quant.calibrate import Statistics
 from quant.codes import kept, key_of
 from quant.fold import SMOOTHED, Folded, Model, fold, smooth_factor
@@ -56,7 +57,7 @@ FLOAT_KINDS: tuple[type[nn.Module], ...] = (
     ViT,  # places of patches, and what stands before them
     LayerScale,
     BridgeBlock,  # a gate, one number
-    nn.GroupNorm,
+    GroupNorm,
     MAPBlock,  # the row that asks
     RootMeanSquare,
 )

@@ -191,8 +191,8 @@ ENDS = (
     # Of a head that pools, and of one over codes of pictures, which nobody waits for.
     "to_logits.0",
     "showo.lm_head",
-    # Of a picture tokenizer: of what it says nothing but signs is left, so that a small error is none
-    # or is another code. A device has its own faster form of float32 products (TF32 on an Orin).
+    # Of a picture tokenizer: signs alone are left of what it says, so that a small error is none or
+    # is another code. A device may have a faster form of float32 products (TF32 on an Orin).
     "vq_model.encoder.*",
 )
 PATCHES = (
@@ -225,8 +225,12 @@ LOOP = (
     "action_head.model.transformer_blocks.*",
 )
 """What a sampler passes in every step, its modulations left out."""
-DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*", "showo.model.layers.*")
+GATED = ("vlm.model.layers.*", "language_model.model.layers.*")
+"""Layers of language models whose MLP has a gate."""
+DECODERS = (*GATED, "showo.model.layers.*")
 """Layers of language models."""
+HEADS = ("action_head.*", "token_learner.*")
+"""What makes actions."""
 ATTENTION = (
     "vlm.visual.blocks.*.attn.*",
     "vision_backbone.*.blocks.*.attn.*",
@@ -234,11 +238,9 @@ ATTENTION = (
 )
 """Of what sees."""
 UNEVEN = (
-    *(
-        f"{layers}.{name}"
-        for name in ("self_attn.o_proj", "self_attn.dense", "mlp.down_proj", "mlp.fc2")
-        for layers in DECODERS
-    ),
+    *(f"{layers}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj") for layers in GATED),
+    "showo.model.layers.*.self_attn.dense",
+    "showo.model.layers.*.mlp.fc2",
     "vlm.visual.blocks.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.linear_fc2",
 )
@@ -378,7 +380,7 @@ def orin_w8_weight_only_unproved() -> Recipe:
             *where_there((f"{layers}.self_attn.*" for layers in DECODERS), "w8"),
             *where_there(ATTENTION, "w8"),
             *where_there(("info_sharing.info_sharing.proj_embed",), "w8"),
-            Rule("action_head.*", "w8"),
+            *where_there(HEADS, "w8"),
             orin_w8a8().rules[-1],
         ),
     )
@@ -418,7 +420,7 @@ def thor_fp8() -> Recipe:
     """FP8 weights and inputs for a Thor (SM 11.0); an Orin has no such arithmetic."""
     return Recipe(
         name="thor-fp8",
-        rules=(*KEPT, Rule("action_head.*", "float"), Rule("*", "fp8")),
+        rules=(*KEPT, *where_there(HEADS, "float"), Rule("*", "fp8")),
         target="thor",
         purpose="time",
         base="bfloat16",

@@ -142,6 +142,8 @@ class _File:
             where = node.name or node.output[0]
             if node.op_type in OTHER_PRODUCTS or node.domain not in ("", "ai.onnx"):
                 found.append(f"{where} is a {node.op_type}, which this audit cannot read")
+            elif node.op_type == "Conv" and node.input[1] in self.moving:
+                found.append(f"{where} is a Conv whose weight is computed")
             elif node.op_type == "Mul":
                 sources = [self._source(name)[0] for name in node.input]
                 zeros = [n for n in sources if n in self.constants and not self._values(n).any()]

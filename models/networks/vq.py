@@ -12,7 +12,8 @@ Axes: H, W = rows and columns of pixels or of what is left of them, N = codes, z
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +157,8 @@ class VQEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[3, H, W] -> [z, rows, columns]."""
         x = self.conv_in(pixels[None])
-        for level in self.down:
+        levels: Iterable[Any] = self.down
+        for level in levels:
             x = level(x)
             if hasattr(level, "downsample"):
                 x = level.downsample(x)
@@ -187,7 +189,8 @@ class VQDecoder(nn.Module):
     def forward(self, bits: Tensor) -> Tensor:
         """[z, rows, columns] -> [3, H, W]."""
         x = self.mid(self.conv_in(self.post_quant_conv(bits[None])))
-        for level in reversed(self.up):
+        levels: Iterable[Any] = reversed(self.up)
+        for level in levels:
             x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)

@@ -6,7 +6,7 @@ import dataclasses
 
 from models.networks.phi_config import PhiConfig
 from models.networks.vq_config import VQConfig
-from models.policy_config import NormalizationConfig
+from models.policy_config import NormalizationConfig, Unit
 from models.upvla.config import MAPConfig, PromptConfig, UPVLAConfig
 
 
@@ -92,10 +92,11 @@ def _small_ids(*, first_code: int, text_slots: int) -> PromptConfig:
 
 def _raw(width: int) -> NormalizationConfig:
     """Actions as the robot takes them."""
+    unit: Unit = "fraction"
     return NormalizationConfig(
         action=("identity",) * width,
         state=(),
-        action_units=("fraction",) * width,
+        action_units=(unit,) * width,
         state_units=(),
     )
 

@@ -65,7 +65,8 @@ def phi_work(name: str, c: PhiConfig, indices: range, new: int, seen: int) -> Wo
         new: tokens that pass through them.
         seen: that each of those attends to.
     """
-    width, layers = c.hidden_size, []
+    width = c.hidden_size
+    layers: list[Layer] = []
     for index in indices:
         layer = f"{name}.layers.{index}"
         shapes = {
