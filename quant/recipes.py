@@ -188,23 +188,16 @@ ENDS = (
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
-    # Of a head that pools, and of one over codes of pictures, which nobody waits for.
+    # Of a head that pools. And what chooses codes: a small error is none, or is another code.
     "to_logits.0",
     "showo.lm_head",
-    # Of a picture tokenizer: signs alone are left of what it says, so that a small error is none or
-    # is another code. A device may have a faster form of float32 products (TF32 on an Orin).
     "vq_model.encoder.*",
 )
-PATCHES = (
-    "vlm.visual.patch_embed.proj",
-    "vision_backbone.*.patch_embed.proj",
-    "vq_model.decoder.*",
-)
-KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
+PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
+KEPT = (*where_there(ENDS, "float32"), *where_there((*PATCHES, "vq_model.decoder.*"), "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic, and what draws a
-picture for somebody to look at."""
+base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic; what draws."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",
@@ -226,9 +219,8 @@ LOOP = (
 )
 """What a sampler passes in every step, its modulations left out."""
 GATED = ("vlm.model.layers.*", "language_model.model.layers.*")
-"""Layers of language models whose MLP has a gate."""
 DECODERS = (*GATED, "showo.model.layers.*")
-"""Layers of language models."""
+"""Layers of language models; before, those whose MLP has a gate."""
 HEADS = ("action_head.*", "token_learner.*")
 """What makes actions."""
 ATTENTION = (
@@ -258,8 +250,9 @@ INT8_ERROR, INT4_ERROR = 25.0, 80.0
 2^-9 of every number: 2 and 32 times that, where the range is typical of the numbers. 12 and 33 were
 measured at worst on the demo, where outliers widen the range; twice that is allowed."""
 FLOAT32_PART = ("action_head", "token_learner", "vq_model.encoder")
-"""Of these, only products with weights leave float32: its tokens are a handful, so that it costs
-nothing, and its rounding errors are those that the denoise loop carries on."""
+"""Of a head, only products with weights leave float32: its tokens are a handful, so that it costs
+nothing, and its rounding errors are those that the denoise loop carries on. Of what chooses codes
+nothing does."""
 
 
 def float32() -> Recipe:
