@@ -160,7 +160,8 @@ class Composition(nn.Module):
             found[f"{call}_hidden"] = kept["hidden"][0][0, rows]
             for i, part in enumerate(parts):
                 name = part_name(f"{call}_kv", i, len(parts))
-                found[name] = kept["kv"][0][rows, part.start : part.stop]
+                kv = kept["kv"][0][rows, part.start : part.stop]
+                found[name] = kv[: p.text_slots]
                 if part is not parts[-1]:
                     x_SD = kept["language"][part.stop - 1][0, rows]
                     found[part_name(f"{call}_x", i, len(parts))] = x_SD

@@ -2,14 +2,13 @@
 
 The instruction stands before the pictures and sees none of them, so its keys and values are kept:
 `prefix` reads it, and `suffix` reads codes and actions behind it, whose rows see one another and so
-are one call. A new picture redoes its codes and the suffix; a new instruction both calls, and no
-picture. Positions of the suffix are constants: an instruction ends where they begin. Codes of the
-pictures to come, and these pictures, are leaves that are run when they are asked for.
+are one call. Both put out keys and values of no more tokens than a text may have: nobody reads
+those of the suffix. A new picture redoes its codes and the suffix; a new instruction both calls,
+and no picture. Positions of the suffix are constants: an instruction ends where they begin. Codes
+of the pictures to come, and these pictures, are leaves that are run when they are asked for.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 from models.declared import camera, chunks, instruction, one_chunk
 from models.networks.engines import pixels_engine
@@ -21,7 +20,7 @@ from models.upvla.config import UPVLAConfig
 from models.upvla.engines import engines_of
 from models.upvla.model import UPVLA
 from runtime.declarations import Input, Output
-from runtime.graph import Graph, part_name
+from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 PREFIX, SUFFIX = "prefix", "suffix"
@@ -114,11 +113,6 @@ def _read_text(build: GraphBuilder, c: UPVLAConfig, parts: PromptParts, slots: i
     build.call("mask", said, {"mask": f"{PREFIX}_mask"}, {"num_past": 0, "num_new": len(before)})
     build.no_past()
     build.language(PREFIX, "empty_past")
-    parts_of_it = build.parts("language")
-    for i in range(len(parts_of_it)):
-        numbered = partial(part_name, index=i, count=len(parts_of_it))
-        past, kv = numbered(f"{SUFFIX}_past"), numbered(f"{PREFIX}_kv")
-        build.rows(past, kv, 0, c.prompt.text_slots)
 
 
 def _read_pictures(build: GraphBuilder, c: UPVLAConfig, parts: PromptParts, slots: int) -> None:
@@ -139,7 +133,7 @@ def _read_pictures(build: GraphBuilder, c: UPVLAConfig, parts: PromptParts, slot
         patches = build.cut(view)
         codes = {"tokens": f"{view}_tokens"}
         build.engine("vq_encoder", f"{view}_codes", {"patches": patches}, codes)
-    build.language(SUFFIX, f"{SUFFIX}_past")
+    build.language(SUFFIX, f"{PREFIX}_kv")
 
 
 def _place(
