@@ -439,6 +439,9 @@ def _run_bundle(
     episode = policy.start(**golden.given)
     episode.recall(golden.recalled)
     episode.act({**golden.observed, **golden.drawn})
+    for leaf in policy.graph.outputs.keys() - {policy.graph.target}:
+        if leaf in names:
+            episode.ask(leaf)
     return {name: policy.memory.host(name).copy() for name in names}
 
 

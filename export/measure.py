@@ -210,7 +210,7 @@ def sampling(graph: Graph) -> list[Stage]:
 
 @contextlib.contextmanager
 def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
-    """Within, the linear layers of `model` round input, weight and output to `base`.
+    """Within, linear layers and convolutions of `model` round input, weight and output to `base`.
 
     What a device does between its products, in a second way: `export.engines.lower` does it to a
     file. In float32 the numbers move by `JITTER` instead, as another order of summation moves them;
@@ -227,7 +227,7 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
             return x.to(kind).float()
         return x * (1 + JITTER * (2 * torch.rand(x.shape, generator=random) - 1))
 
-    def weight_of(layer: nn.Linear) -> Tensor:
+    def weight_of(layer: nn.Linear | nn.Conv2d) -> Tensor:
         if kind == torch.float32:  # other numbers each time
             return rounded(layer.weight)
         weight = layer.weight
@@ -237,6 +237,10 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
     def linear(layer: nn.Linear, x: Tensor) -> Tensor:
         bias = None if layer.bias is None else rounded(layer.bias)
         return rounded(functional.linear(rounded(x), weight_of(layer), bias))
+
+    def convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+        bias = None if layer.bias is None else rounded(layer.bias)
+        return rounded(layer._conv_forward(rounded(x), weight_of(layer), bias))
 
     def quantized(layer: QuantLinear, is_exact: bool, x: Tensor) -> Tensor:
         output = type(layer).forward(layer, rounded(x))
@@ -250,6 +254,8 @@ def rounding(model: nn.Module, base: str, exact: set[str]) -> Iterator[None]:
                 layer.forward = partial(quantized, layer, name in exact)  # type: ignore[method-assign]
             elif isinstance(layer, nn.Linear) and name not in exact:
                 layer.forward = partial(linear, layer)  # type: ignore[method-assign]
+            elif isinstance(layer, nn.Conv2d) and name not in exact:
+                layer.forward = partial(convolution, layer)  # type: ignore[method-assign]
             else:
                 continue
             changed.append(layer)

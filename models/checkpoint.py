@@ -30,7 +30,7 @@ from models.json_file import refuse_pointer
 from models.layouts import hugging_face, runs
 from models.layouts.hugging_face import INDEX as INDEX
 from models.layouts.hugging_face import WEIGHTS as WEIGHTS  # for whoever asks what is in one
-from models.networks.config import AnyVisionConfig
+from models.networks.config import AnyLanguageConfig, AnyVisionConfig
 from models.policy_config import PolicyConfig
 from models.processor import image_fields, read_image_config
 from models.prompt_parts import PromptParts
@@ -164,12 +164,13 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if policy.is_file() and (path / "config.json").is_file():
-        if not isinstance(config.vision, AnyVisionConfig):
+        vision, language = config.vision, config.language
+        if not (isinstance(vision, AnyVisionConfig) and isinstance(language, AnyLanguageConfig)):
             raise CheckpointError(
                 f"{path}: a config.json beside policy.json has to be a Qwen-VL's, and a "
                 f"{config.model_type} has none; remove one of the two"
             )
-        hugging_face.check_config(path / "config.json", config.vision, config.language)
+        hugging_face.check_config(path / "config.json", vision, language)
     _check_patches(preprocessor, image, config, policy.name if policy.is_file() else "config.json")
     weights = family_of(config).open_weights(path, config)
     return OpenCheckpoint(

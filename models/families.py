@@ -29,6 +29,8 @@ from models.qwenoft import config as qwenoft
 from models.qwenoft import presets as qwenoft_presets
 from models.smolvla import config as smolvla
 from models.smolvla import presets as smolvla_presets
+from models.upvla import config as upvla
+from models.upvla import presets as upvla_presets
 from models.vlaadapter import config as vlaadapter
 from models.vlaadapter import presets as vlaadapter_presets
 
@@ -39,9 +41,12 @@ if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.qwengr00t import family as _qwengr00t
     from models.qwenoft import family as _qwenoft
     from models.smolvla import family as _smolvla
+    from models.upvla import family as _upvla
     from models.vlaadapter import family as _vlaadapter
 
-    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _smolvla]
+    _checked: list[Family] = [
+        _anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _smolvla, _upvla,
+    ]  # fmt: skip
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -83,6 +88,7 @@ FAMILIES: Mapping[str, Entry] = {
     smolvla.MODEL_TYPE: Entry(
         smolvla.SmolVLAConfig, smolvla_presets.CONFIGS, "models.smolvla.family"
     ),
+    upvla.MODEL_TYPE: Entry(upvla.UPVLAConfig, upvla_presets.CONFIGS, "models.upvla.family"),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {
     name if family == anchorvla4d.MODEL_TYPE else f"{family}-{name}": make

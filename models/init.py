@@ -14,7 +14,6 @@ from models.checkpoint import INDEX, read_tokenizer, write_random_checkpoint
 from models.config_file import configuration
 from models.demo import CHECKPOINT
 from models.families import CONFIGS
-from models.networks import prismatic_config, siglip_config
 from models.networks.config import AnyVisionConfig
 from models.policy_config import PolicyConfig
 from models.sources import parameter_shapes
@@ -85,9 +84,7 @@ def image_of(config: PolicyConfig) -> ImageConfig:
     vision = config.vision
     fixed: dict[str, Any] = {}
     if not isinstance(vision, AnyVisionConfig):
-        is_siglip = isinstance(vision, siglip_config.SiglipVisionConfig)
-        prepared = siglip_config.PREPARED if is_siglip else prismatic_config.PREPARED
-        fixed = {"size": (vision.image_size, vision.image_size), **prepared}
+        fixed = {"size": (vision.image_size, vision.image_size), **vision.prepared}
     return ImageConfig(
         min_pixels=1,
         max_pixels=512 * 512,

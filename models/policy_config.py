@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from models.networks.config import AnyLanguageConfig, AnyVisionConfig, check_backbone
-from models.networks.prismatic_config import PrismaticVisionConfig
-from models.networks.siglip_config import SiglipVisionConfig
+from models.networks.config import (
+    AnyDecoderConfig,
+    AnyEyes,
+    AnyLanguageConfig,
+    AnyVisionConfig,
+    check_backbone,
+)
 from runtime.normalization import MODES
 
 Unit = Literal["m", "rad", "m/step", "rad/step", "fraction"]
@@ -55,9 +59,9 @@ class PolicyConfig(Protocol):
         """What these weights are, in one line; shown beside the licence."""
 
     @property
-    def vision(self) -> AnyVisionConfig | PrismaticVisionConfig | SiglipVisionConfig: ...
+    def vision(self) -> AnyEyes: ...
     @property
-    def language(self) -> AnyLanguageConfig: ...
+    def language(self) -> AnyDecoderConfig: ...
     @property
     def normalization(self) -> NormalizationConfig: ...
     @property
@@ -85,6 +89,8 @@ class QwenPolicyConfig(PolicyConfig, Protocol):
 
     @property
     def vision(self) -> AnyVisionConfig: ...
+    @property
+    def language(self) -> AnyLanguageConfig: ...
 
 
 def check_policy(

@@ -16,8 +16,8 @@ from models.json_file import read_object
 from runtime.image import AS_TENSORFLOW, ImageConfig
 
 _HONOURED = (
-    "patch_size", "temporal_patch_size", "merge_size", "rescale_factor", *AS_TENSORFLOW,
-    "letterbox",
+    "patch_size", "temporal_patch_size", "merge_size", "rescale_factor", "do_center_crop",
+    *AS_TENSORFLOW, "letterbox",
 )  # fmt: skip
 _VECTORS = ("image_mean", "image_std")
 _LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
@@ -33,7 +33,7 @@ _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "do_normalize": (True,),
     "resample": (_BICUBIC, "lanczos3"),  # of which the second is honoured
     # What is never done, and transformers' Qwen2-VL processor does not do either.
-    "do_center_crop": (False, None),
+    "do_center_crop": (True, False, None),  # of which the first is honoured
     "crop_size": (None,),
     "do_pad": (False, None),
     "pad_size": (None,),
@@ -84,6 +84,8 @@ def _image_config(raw: Mapping[str, Any]) -> ImageConfig:
     fields = {name: raw[name] for name in _HONOURED if name in raw} | _sizes(raw)
     if fields.get("resample") == _BICUBIC:
         del fields["resample"]  # as where nothing is said
+    if fields.get("do_center_crop") is False:
+        del fields["do_center_crop"]
     for name in _VECTORS:
         if name in raw:
             if not isinstance(raw[name], list):

@@ -20,6 +20,7 @@ from models.networks.engines import EngineSpec, pixels_engine
 from models.networks.prismatic_config import PrismaticVisionConfig
 from models.networks.siglip_config import SiglipVisionConfig
 from models.networks.vision_language import rotary_settings
+from models.networks.vq_config import VQConfig
 from models.policy_config import NormalizationConfig
 from models.prompt_parts import PromptParts
 from runtime.declarations import Input, Output, Store, Tensor
@@ -44,8 +45,9 @@ class Split:
     """Tokens per call of the language engine, S; a call's past is what the calls before it wrote,
     so of n calls P = (n - 1) S."""
     fixed: Mapping[str, int]
-    """Of each language call, in order, the tokens that every prompt has; the tail is behind those
-    of the last one."""
+    """Of each language call the tokens that every prompt has; the tail is behind those of the last
+    one here. They stand in the order of their tokens, but for one that has the tail and others
+    behind it."""
 
     @property
     def max_tail(self) -> int:
@@ -80,11 +82,11 @@ def check_slots(
 
 
 def check_places(
-    grid: tuple[int, int], vision: PrismaticVisionConfig | SiglipVisionConfig, who: str
+    grid: tuple[int, int], vision: PrismaticVisionConfig | SiglipVisionConfig | VQConfig, who: str
 ) -> None:
     """
     Args:
-        who: has places for patches, with its verb.
+        who: reads so many patches, with its verb.
 
     Raises:
         ValueError: pictures are not brought to the size that there are places for.
@@ -92,7 +94,7 @@ def check_places(
     side = vision.image_size // vision.patch_size
     if grid != (side, side):
         raise ValueError(
-            f"pictures give {grid[0]}x{grid[1]} patches, and {who} places for {side}x{side}: set "
+            f"pictures give {grid[0]}x{grid[1]} patches, and {who} {side}x{side}: set "
             f"size in preprocessor_config.json to {vision.image_size} x {vision.image_size}"
         )
 
@@ -208,7 +210,9 @@ class GraphBuilder:
         """One entry along the first axis."""
         shape = self.tensors[parent].shape[1:]
         size = Tensor(shape=shape).size
-        self.tensors[name] = Tensor(shape=shape, part_of=(parent, index * size))
+        dtype = self.tensors[parent].dtype
+        part = (parent, index * size)
+        self.tensors[name] = Tensor(shape=shape, dtype=dtype, part_of=part)
 
     def vision_ports(self) -> list[str]:
         """What the vision tower makes of an image, whichever of its parts puts it out."""

@@ -21,9 +21,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from models.networks.bridge import BridgeBlock
 from models.networks.layers import RMSNorm
+from models.networks.map_block import MAPBlock, RootMeanSquare
 from models.networks.prismatic import LayerScale, ViT
 from models.networks.scale_dp import ScaleDP
 from models.networks.spatial import AlternatingAttention, SpatialEncoder
+from models.networks.vq import GroupNorm
 from quant.calibrate import Statistics
 from quant.codes import kept, key_of
 from quant.fold import SMOOTHED, Folded, Model, fold, smooth_factor
@@ -55,6 +57,9 @@ FLOAT_KINDS: tuple[type[nn.Module], ...] = (
     ViT,  # places of patches, and what stands before them
     LayerScale,
     BridgeBlock,  # a gate, one number
+    GroupNorm,
+    MAPBlock,  # the row that asks
+    RootMeanSquare,
 )
 """Modules with weights of their own that no recipe names: norms are float32 everywhere, the others
 in float32 or the base format."""

@@ -193,16 +193,20 @@ ENDS = (
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
+    # Of a head that pools. And what chooses codes: a small error is none, or is another code.
+    "to_logits.0",
+    "showo.lm_head",
+    "vq_model.encoder.*",
 )
 PATCHES = (
     "vlm.visual.patch_embed.proj",
     "vlm.visual.embeddings.patch_embedding",
     "vision_backbone.*.patch_embed.proj",
 )
-KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
+KEPT = (*where_there(ENDS, "float32"), *where_there((*PATCHES, "vq_model.decoder.*"), "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
+base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic; what draws."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",
@@ -224,8 +228,11 @@ LOOP = (
     "action_head.layers.*",
 )
 """What a sampler passes in every step, its modulations left out."""
-DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*")
-"""Layers of language models."""
+GATED = ("vlm.model.layers.*", "language_model.model.layers.*")
+DECODERS = (*GATED, "showo.model.layers.*")
+"""Layers of language models; before, those whose MLP has a gate."""
+HEADS = ("action_head.*", "token_learner.*")
+"""What makes actions."""
 ATTENTION = (
     "vlm.visual.blocks.*.attn.*",
     "vlm.visual.encoder.layers.*.self_attn.*",
@@ -234,7 +241,9 @@ ATTENTION = (
 )
 """Of what sees."""
 UNEVEN = (
-    *(f"{layers}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj") for layers in DECODERS),
+    *(f"{layers}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj") for layers in GATED),
+    "showo.model.layers.*.self_attn.dense",
+    "showo.model.layers.*.mlp.fc2",
     "vlm.visual.blocks.*.mlp.down_proj",
     "vlm.visual.blocks.*.mlp.linear_fc2",
 )
@@ -251,9 +260,10 @@ INT8_ERROR, INT4_ERROR = 25.0, 80.0
 """An int8 code is 2^-8 of its channel's range, an int4 code 2^-4 of its block's, and bfloat16 is
 2^-9 of every number: 2 and 32 times that, where the range is typical of the numbers. 12 and 33 were
 measured at worst on the demo, where outliers widen the range; twice that is allowed."""
-FLOAT32_PART = "action_head"
-"""Of this, only products with weights leave float32: its tokens are a handful, so that it costs
-nothing, and its rounding errors are those that the denoise loop carries on."""
+FLOAT32_PART = ("action_head", "token_learner", "vq_model.encoder")
+"""Of a head, only products with weights leave float32: its tokens are a handful, so that it costs
+nothing, and its rounding errors are those that the denoise loop carries on. Of what chooses codes
+nothing does."""
 
 
 def float32() -> Recipe:
@@ -374,7 +384,7 @@ def orin_w8_weight_only_unproved() -> Recipe:
             *where_there((f"{layers}.self_attn.*" for layers in DECODERS), "w8"),
             *where_there(ATTENTION, "w8"),
             *where_there(("info_sharing.info_sharing.proj_embed",), "w8"),
-            Rule("action_head.*", "w8"),
+            *where_there(HEADS, "w8"),
             orin_w8a8().rules[-1],
         ),
     )
@@ -414,7 +424,7 @@ def thor_fp8() -> Recipe:
     """FP8 weights and inputs for a Thor (SM 11.0); an Orin has no such arithmetic."""
     return Recipe(
         name="thor-fp8",
-        rules=(*KEPT, Rule("action_head.*", "float"), Rule("*", "fp8")),
+        rules=(*KEPT, *where_there(HEADS, "float"), Rule("*", "fp8")),
         target="thor",
         purpose="time",
         base="bfloat16",

@@ -21,6 +21,8 @@ from torch import nn
 from models.networks.bridge import BridgeBlock
 from models.networks.expert import CrossLayer, LastLayer, Layer
 from models.networks.language import DecoderLayer
+from models.networks.map_block import MAPBlock
+from models.networks.phi import PhiLayer
 from models.networks.prismatic import ViTBlock
 from models.networks.scale_dp import ScaleDP, ScaleDPBlock
 from models.networks.siglip import EncoderLayer
@@ -140,6 +142,28 @@ def _bridge_block(block: BridgeBlock) -> list[Site]:
     ]
 
 
+def _phi_layer(layer: PhiLayer) -> list[Site]:
+    """Attention and MLP read one norm."""
+    return [
+        Site(
+            (*(f"self_attn.{name}_proj" for name in "qkv"), "mlp.fc1"), (Writer("input_layernorm"),)
+        ),
+        Site(("self_attn.dense",), (Writer("self_attn.v_proj"),)),
+        Site(("mlp.fc2",)),
+    ]
+
+
+def _map_block(block: MAPBlock) -> list[Site]:
+    """Outputs of `attn.kv` are keys, then values; those of the MLP's first layer what is passed on,
+    then its gate."""
+    width = block.projection.out_features
+    return [
+        Site(("attn.kv",), (Writer("projection"),)),
+        Site(("attn.proj",), (Writer("attn.kv", width),)),
+        Site(("mlp.1",), (Writer("mlp.0.project"),)),
+    ]
+
+
 def _head_block(block: ScaleDPBlock) -> list[Site]:
     """n (1 + scale) + shift: rows of the modulations are shift, scale and gate, twice."""
     width = block.attn.proj.in_features
@@ -186,6 +210,8 @@ SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
     Layer: _shared_layer,
     CrossLayer: _shared_layer,
     LastLayer: _last_layer,
+    PhiLayer: _phi_layer,
+    MAPBlock: _map_block,
     ScaleDPBlock: _head_block,
     ScaleDP: _head,
 }

@@ -41,6 +41,9 @@ class ImageConfig:
     """How it is brought to `size`: TensorFlow's antialiased Lanczos-3, or else Pillow's bicubic."""
     jpeg_quality: int | None = None
     """An image of another size than `size` goes through JPEG (4:2:0) first, of 1 to 100."""
+    do_center_crop: bool | None = None
+    """Whether an image keeps its aspect: its shorter side is brought to that of `size`, a square,
+    which is cut from its middle."""
     crop_area: float | None = None
     """Share of the area that is cut from the middle of an image of `size`, and stretched to it."""
     letterbox: Literal["top_left"] | None = None
@@ -80,11 +83,21 @@ class ImageConfig:
         self._check_preparation()
 
     def _check_preparation(self) -> None:
-        stated = self.as_tensorflow + self.as_torch
+        ways = [*filter(None, (self.as_tensorflow, self.as_torch, self._as_torchvision))]
         if self.letterbox not in (None, "top_left"):
             raise ValueError(f"letterbox must be 'top_left' or left out, got {self.letterbox!r}")
-        if self.letterbox and self.as_tensorflow:
-            raise ValueError(f"{stated[0]} and letterbox exclude each other: state one of them")
+        if self.do_center_crop not in (None, True):
+            raise ValueError(
+                f"do_center_crop must be true or left out, got {self.do_center_crop!r}"
+            )
+        if len(ways) > 1:
+            first, second = ways[0][0], ways[1][0]
+            raise ValueError(f"{first} and {second} exclude each other: state one of them")
+        if self.do_center_crop and (self.size is None or self.size[0] != self.size[1]):
+            raise ValueError(
+                "do_center_crop cuts a square from the middle: size must state its height and "
+                f"width, which are the same, got {self.size}"
+            )
         if self.resample not in (None, "lanczos3"):
             raise ValueError(f"resample must be 'lanczos3' or left out, got {self.resample!r}")
         quality, area = self.jpeg_quality, self.crop_area
@@ -92,12 +105,12 @@ class ImageConfig:
             raise ValueError(f"jpeg_quality must be a whole number of 1 to 100, got {quality!r}")
         if area is not None and not (_is_finite(area) and 0 < area <= 1):
             raise ValueError(f"crop_area must be a share above 0, at most 1, got {area!r}")
-        if stated and self.size is None:
-            raise ValueError(f"{stated[0]} needs size: the height and width of images after it")
-        if stated and self.size and _whole_patches(*self.size, self) != tuple(self.size):
+        if ways and self.size is None:
+            raise ValueError(f"{ways[0][0]} needs size: the height and width of images after it")
+        if ways and self.size and _whole_patches(*self.size, self) != tuple(self.size):
             rows, columns = _whole_patches(*self.size, self)
             raise ValueError(
-                f"{stated[0]} makes images of {self.size[0]}x{self.size[1]}, which would be "
+                f"{ways[0][0]} makes images of {self.size[0]}x{self.size[1]}, which would be "
                 f"resized again, to {rows}x{columns}: state a size of whole merged patches, and "
                 "min_pixels and max_pixels that keep it"
             )
@@ -111,6 +124,10 @@ class ImageConfig:
     def as_torch(self) -> list[str]:
         """Settings stated that have it prepared as torch does it."""
         return [] if self.letterbox is None else ["letterbox"]
+
+    @property
+    def _as_torchvision(self) -> list[str]:
+        return [] if self.do_center_crop is None else ["do_center_crop"]
 
     @property
     def patch_dim(self) -> int:
@@ -232,6 +249,8 @@ class PatchMaker:
         if c.letterbox is not None:
             size = self._rows, self._columns
             return image if image.shape[:2] == size else letterbox(image, size)
+        if c.do_center_crop:
+            return _middle(image, self._rows)
         for height, width in filter(None, (c.size, (self._rows, self._columns))):
             if image.shape[:2] == (height, width):
                 continue
@@ -242,6 +261,18 @@ class PatchMaker:
             else:
                 image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
         return image if c.crop_area is None else central_crop(image, c.crop_area)
+
+
+def _middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The middle of an image whose shorter side is brought to `side`, a square, as torchvision's
+    `Resize` and `CenterCrop` have it."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter != side:
+        height, width = (side * length // shorter for length in (height, width))
+        image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return image[top : top + side, left : left + side]
 
 
 def similarity(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> float:

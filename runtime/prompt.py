@@ -189,7 +189,7 @@ def _axes(sections: Sequence[int], interleaved: bool) -> NDArray[np.int64]:
 
 
 def attention_mask(
-    num_past: int | Sequence[int], past_slots: int, num_new: int, slots: int
+    num_past: int | Sequence[int], past_slots: int, num_new: int, slots: int, num_open: int = 0
 ) -> NDArray[np.float32]:
     """Causal mask [S, P + S] for `num_new` of S slots behind `num_past` of P cached ones.
 
@@ -197,12 +197,14 @@ def attention_mask(
 
     Args:
         num_past: of several equal blocks of cached ones, those at the start of each.
+        num_open: new ones at the start that see all new ones, those behind them too.
     """
     mask = np.full((slots, past_slots + slots), MASKED, np.float32)
     row = np.arange(slots)
     mask[row, past_slots + row] = 0.0
     mask[:num_new, _filled(num_past, past_slots)] = 0.0
     mask[:num_new, past_slots : past_slots + num_new][np.tril_indices(num_new)] = 0.0
+    mask[:num_open, past_slots : past_slots + num_new] = 0.0
     return mask
 
 

@@ -3,7 +3,7 @@
 In: an ONNX file. Out: FLOPs of its matrix products by what they multiply, bytes of its constants
 as stored, and bytes of its ports. Shapes are those of ONNX's own inference. Nothing here knows
 what a policy is: `models.networks.work` computes the same from a configuration, and each is held
-against the other. Only products count: MatMul and Gemm, which are all that our engines are
+against the other. Only products count: MatMul, Gemm and Conv, which are all that our engines are
 written with (`export.engines.products` refuses others). A multiplication and an addition are two
 FLOPs.
 """
@@ -23,6 +23,7 @@ BITS: dict[int, int] = {
     TensorProto.INT64: 64, TensorProto.DOUBLE: 64,
 }  # fmt: skip
 """Of one number in a file."""
+PRODUCTS = ("MatMul", "Gemm", "Conv")
 BETWEEN = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that may stand between a DequantizeLinear and the product that reads it."""
 
@@ -69,7 +70,7 @@ def count(path: Path) -> Counts:
     moving = _moving(graph)
     flops = {"float": 0, "int8": 0, "attention": 0}
     for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm"):
+        if node.op_type in PRODUCTS:
             flops[_kind(node, made, moving)] += _flops(node, shapes, path)
     return Counts(
         float_flops=flops["float"],
@@ -120,6 +121,8 @@ def _flops(node: NodeProto, shapes: dict[str, list[int]], path: Path) -> int:
             f"{path}: product {node.name or node.output[0]} has no shape that ONNX can infer: "
             f"{left} -> {out}"
         )
+    if node.op_type == "Conv":
+        return 2 * math.prod(out) * math.prod(shapes[node.input[1]][1:])
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return 2 * math.prod(out) * left[-2 if transposed else -1]
 

@@ -31,7 +31,7 @@ FLOATS: dict[int, Base] = {
 CODES: dict[int, str] = {TensorProto.INT8: "w8", TensorProto.INT4: "w4"}
 PASSING_OPS = {"Cast", "Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Expand"}
 OTHER_PRODUCTS = {
-    "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM",
+    "Attention", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM",
     "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN",
 }  # fmt: skip
 """They add up products of weights too, and no engine of ours is written with them."""
@@ -94,7 +94,7 @@ class _File:
 
     def product(self, node: NodeProto) -> Product | None:
         """None for one of two activations, and for other operators."""
-        if node.op_type not in ("MatMul", "Gemm"):
+        if node.op_type not in ("MatMul", "Gemm", "Conv"):
             return None
         index = next((i for i in (1, 0) if node.input[i] not in self.moving), None)
         if index is None:
@@ -142,6 +142,8 @@ class _File:
             where = node.name or node.output[0]
             if node.op_type in OTHER_PRODUCTS or node.domain not in ("", "ai.onnx"):
                 found.append(f"{where} is a {node.op_type}, which this audit cannot read")
+            elif node.op_type == "Conv" and node.input[1] in self.moving:
+                found.append(f"{where} is a Conv whose weight is computed")
             elif node.op_type == "Mul":
                 sources = [self._source(name)[0] for name in node.input]
                 zeros = [n for n in sources if n in self.constants and not self._values(n).any()]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.fields import check_divides, check_numbers
+from models.networks.phi_config import PhiConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
 from models.networks.siglip_config import SiglipVisionConfig
+from models.networks.vq_config import VQConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,19 +223,21 @@ def _check_decoder(c: AnyLanguageConfig) -> None:
     check_numbers(c, "language")
 
 
-BACKBONES: Mapping[type, type[AnyLanguageConfig]] = {
+AnyEyes = AnyVisionConfig | PrismaticVisionConfig | SiglipVisionConfig | VQConfig
+"""Whatever a policy sees with."""
+AnyDecoderConfig = AnyLanguageConfig | PhiConfig
+"""Whatever it reads with."""
+BACKBONES: Mapping[type, type[AnyDecoderConfig]] = {
     VisionConfig: LanguageConfig,
     Qwen3VisionConfig: Qwen3LanguageConfig,
     PrismaticVisionConfig: LanguageConfig,
     SiglipVisionConfig: LlamaConfig,
+    VQConfig: PhiConfig,
 }
 """The language model that reads what a vision tower makes."""
 
 
-def check_backbone(
-    vision: AnyVisionConfig | PrismaticVisionConfig | SiglipVisionConfig,
-    language: AnyLanguageConfig,
-) -> None:
+def check_backbone(vision: AnyEyes, language: AnyDecoderConfig) -> None:
     """
     Raises:
         ValueError: the two do not belong together.

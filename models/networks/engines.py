@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.networks.language import LanguageModel
-from models.networks.parts import LanguagePart, Qwen3VisionPart, StatesPart, VisionPart, cut
+from models.networks.parts import (
+    AnyDecoder,
+    LanguagePart,
+    Qwen3VisionPart,
+    StatesPart,
+    VisionPart,
+    cut,
+    first_rows,
+)
 from models.networks.pixels import PixelsEngine
 from models.networks.qwen3_vision import Qwen3VisionTower
 from models.networks.vision import VisionTower
@@ -46,9 +53,9 @@ class VisionEngine(nn.Module):
 
 
 class LanguageEngine(nn.Module):
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: AnyDecoder, kept: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.kept = model, kept
 
     def forward(
         self,
@@ -59,7 +66,8 @@ class LanguageEngine(nn.Module):
         sin: torch.Tensor,
         *deepstack: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(embeddings, past, mask, cos, sin, *deepstack)
+        kv, hidden = self.model(embeddings, past, mask, cos, sin, *deepstack)
+        return first_rows(kv, self.kept), hidden
 
 
 def vision_engines(
@@ -114,22 +122,25 @@ def _qwen3_vision_engines(
 
 
 def language_engines(
-    model: LanguageModel,
+    model: AnyDecoder,
     slots: int,
     per_part: int | None = None,
     calls: int = 2,
     *,
     every_layer: bool = False,
+    past: int | None = None,
 ) -> dict[str, EngineSpec]:
     """`slots` embeddings behind cached tokens -> their keys, values and hidden states; or, if
     `every_layer` is read, `states` of each.
 
-    A prompt that is read in so many `calls` has `slots` cached tokens for each but the last.
+    A prompt that is read in so many `calls` has `slots` cached tokens for each but the last. If
+    `past` says how many there are, keys and values are put out of as many first tokens alone.
     What deep-stack level k adds to the hidden states is `deepstack_k`, zeros where text stands; the
     part that holds layer k reads it.
     """
     c = model.config
-    rotary = Tensor(shape=(slots, c.head_dim))
+    rotary = Tensor(shape=(slots, 2 * sum(c.mrope_section)))
+    num_past, num_kept = ((calls - 1) * slots, slots) if past is None else (past, past)
     tokens = Tensor(shape=(slots, c.hidden_size))
     parts = cut(c.num_hidden_layers, per_part)
     found = {}
@@ -141,19 +152,20 @@ def language_engines(
             states = {"states": Tensor(shape=(len(layers), slots, c.hidden_size))}
             hidden = states if is_last else states | hidden
         else:
-            module = LanguageEngine(model) if len(parts) == 1 else LanguagePart(model, layers)
+            whole = len(parts) == 1
+            module = LanguageEngine(model, past) if whole else LanguagePart(model, layers, past)
             hidden = {"hidden": tokens} if is_last else hidden
         found[part_name("language", i, len(parts))] = EngineSpec(
             module,
             {
                 "x" if i else "embeddings": tokens,
-                "past": Tensor(shape=((calls - 1) * slots, *row)),
-                "mask": Tensor(shape=(slots, calls * slots)),
+                "past": Tensor(shape=(num_past, *row)),
+                "mask": Tensor(shape=(slots, num_past + slots)),
                 "cos": rotary,
                 "sin": rotary,
             }
             | {f"deepstack_{k}": tokens for k in range(model.num_deepstack) if k in layers},
-            {"kv": Tensor(shape=(slots, *row)), **hidden},
+            {"kv": Tensor(shape=(num_kept, *row)), **hidden},
         )
     return found
 

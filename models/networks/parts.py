@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.networks import language, qwen3_vision, spatial, vision
+from models.networks import language, phi, qwen3_vision, spatial, vision
+
+AnyDecoder = language.LanguageModel | phi.Phi
+"""They are called alike."""
 
 LayersPerPart = Mapping[str, int]
 """Layers that one engine of a trunk holds at most; one that is not named stays in one piece."""
@@ -36,8 +39,13 @@ def cut(depth: int, per_part: int | None) -> list[range]:
 class LanguagePart(nn.Module):
     """Some layers of the decoder; the last ones with the final norm."""
 
-    def __init__(self, model: language.LanguageModel, layers: range) -> None:
+    def __init__(self, model: AnyDecoder, layers: range, kept: int | None = None) -> None:
+        """
+        Args:
+            kept: of how many first tokens keys and values are put out; all if it is left out.
+        """
         super().__init__()
+        self.kept = kept
         self.layers = _numbered(model.layers, layers)
         self.is_last = layers.stop == len(model.layers)
         self.norm = model.norm if self.is_last else nn.Identity()
@@ -54,7 +62,12 @@ class LanguagePart(nn.Module):
         """As `LanguageModel.forward`; `x` [..., S, D], `past`, `deepstack` and the result of these
         layers."""
         kv, states = language.run_layers(self.layers.values(), x, past, mask, cos, sin, deepstack)
-        return kv, self.norm(states[-1])
+        return first_rows(kv, self.kept), self.norm(states[-1])
+
+
+def first_rows(kv: Tensor, count: int | None) -> Tensor:
+    """Keys and values [..., S, layers, 2, K, d] of so many tokens."""
+    return kv if count is None else kv.narrow(-5, 0, count)
 
 
 class StatesPart(LanguagePart):

@@ -49,6 +49,11 @@ class PixelsEngine(nn.Module):
                 f"an image is prepared as {'torch' if image.as_torch else 'TensorFlow'} does it "
                 f"({', '.join(stated)}), which engines do not: let the host resize it"
             )
+        if image.do_center_crop and size[0] != size[1]:
+            raise ValueError(
+                "the middle is cut from images that are not square, which engines do not: let the "
+                "host resize it"
+            )
         if image.size not in (None, (rows, columns)):
             raise ValueError(
                 f"an image is brought to {image.size[0]}x{image.size[1]} and then to "

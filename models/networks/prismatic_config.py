@@ -9,11 +9,6 @@ from typing import Any, ClassVar
 
 from models.fields import MAX_NUMBER, check_divides, check_numbers
 
-PREPARED: Mapping[str, Any] = {"resample": "lanczos3", "jpeg_quality": 95, "crop_area": 0.9}
-"""How the OpenVLA family's pictures are brought to size, as fields of `runtime.image.ImageConfig`:
-as its evaluation does it, to be like the training's, where pictures came as JPEG and were cropped.
-Source: VLA-Adapter at snapshot 838a36d, experiments/robot/openvla_utils.py."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:
@@ -56,6 +51,15 @@ class PrismaticVisionConfig:
     image_size: int = 224
     """Side of the square that a picture is brought to."""
     patch_size: int = 14
+    prepared: ClassVar[Mapping[str, Any]] = {
+        "resample": "lanczos3",
+        "jpeg_quality": 95,
+        "crop_area": 0.9,
+    }
+    """How the OpenVLA family's pictures are brought to size, as fields of
+    `runtime.image.ImageConfig`: as its evaluation does it, to be like the training's, where
+    pictures came as JPEG and were cropped.
+    Source: VLA-Adapter at snapshot 838a36d, experiments/robot/openvla_utils.py."""
     temporal_patch_size: ClassVar[int] = 1
     spatial_merge_size: ClassVar[int] = 1
     num_deepstack: ClassVar[int] = 0

@@ -9,10 +9,6 @@ from typing import Any, ClassVar
 
 from models.fields import check_divides, check_numbers
 
-PREPARED: Mapping[str, Any] = {"letterbox": "top_left"}
-"""How pictures are brought to size, as fields of `runtime.image.ImageConfig`.
-Source: LeRobot 0.6.1, policies/common/vla_utils.py, `resize_with_pad`."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiglipVisionConfig:
@@ -29,6 +25,9 @@ class SiglipVisionConfig:
     patch_size: int = 16
     scale_factor: int = 4
     """Patches along the side of a token's square."""
+    prepared: ClassVar[Mapping[str, Any]] = {"letterbox": "top_left"}
+    """How pictures are brought to size, as fields of `runtime.image.ImageConfig`.
+    Source: LeRobot 0.6.1, policies/common/vla_utils.py, `resize_with_pad`."""
     temporal_patch_size: ClassVar[int] = 1
     spatial_merge_size: ClassVar[int] = 1
     """Patches come in raster order."""

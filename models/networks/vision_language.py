@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.networks.config import (
+    AnyDecoderConfig,
     AnyLanguageConfig,
     AnyVisionConfig,
     Qwen3VisionConfig,
@@ -101,7 +102,7 @@ def patches_of(
     return made, grid
 
 
-def rotary_settings(config: AnyLanguageConfig) -> dict[str, Any]:
+def rotary_settings(config: AnyDecoderConfig) -> dict[str, Any]:
     """Settings of `runtime.prompt.mrope_tables`, and of the host function that calls it."""
     settings = {"theta": config.rope_theta, "sections": list(config.mrope_section)}
     return settings | ({"interleaved": True} if config.mrope_interleaved else {})

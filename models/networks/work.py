@@ -38,6 +38,9 @@ class Layer:
     rows: int
     """Vectors that it multiplies."""
     has_bias: bool = True
+    taps: int = 1
+    """Vectors of its input that make one of its inputs: those of a convolution overlap, and lie in
+    memory once."""
 
     @property
     def num_weights(self) -> int:
@@ -72,7 +75,7 @@ class Work:
     def scratch_numbers(self) -> int:
         """About what lives at once inside a call: a layer's input, its output and the residual, or
         scores before and after the softmax. A compiler may take less or more."""
-        rows = (x.rows * (2 * x.num_inputs + x.num_outputs) for x in self.layers)
+        rows = (x.rows * (2 * x.num_inputs // x.taps + x.num_outputs) for x in self.layers)
         return max(max(rows), 2 * self.largest_scores)
 
     @property
@@ -284,6 +287,12 @@ def layers_of(
         Layer(name=name, num_inputs=k, num_outputs=n, rows=rows, has_bias=has_bias)
         for name, (k, n) in shapes.items()
     )
+
+
+def convolution(name: str, width: int, out: int, rows: int, size: int) -> Layer:
+    """A square one, of so many places of its output."""
+    taps = size**2
+    return Layer(name=name, num_inputs=taps * width, num_outputs=out, rows=rows, taps=taps)
 
 
 def swiglu(name: str, width: int, hidden: int) -> dict[str, tuple[int, int]]:

@@ -43,7 +43,7 @@ def split(
     c = model.config
     width, height = image_size
     grid = grid_of(height, width, image)
-    check_places(grid, c.vision, "the tower has")
+    check_places(grid, c.vision, "the tower has places for")
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, slots, layers, samples)

@@ -41,7 +41,7 @@ def split(
     one_chunk(samples)
     width, height = image_size
     grid = grid_of(height, width, image)
-    check_places(grid, c.vision, "the towers have")
+    check_places(grid, c.vision, "the towers have places for")
     fixed = fixed_tokens(c, parts, grid)
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, slots, layers)

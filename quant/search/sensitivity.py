@@ -70,9 +70,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "projector.*",
     ),
     "language.qkv": _decoder("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "language.o": _decoder("self_attn.o_proj"),
-    "language.gate_up": _decoder("mlp.gate_proj", "mlp.up_proj"),
-    "language.down": _decoder("mlp.down_proj"),
+    "language.o": _decoder("self_attn.o_proj", "self_attn.dense"),
+    "language.gate_up": _decoder("mlp.gate_proj", "mlp.up_proj", "mlp.fc1"),
+    "language.down": _decoder("mlp.down_proj", "mlp.fc2"),
     "spatial.project": ("info_sharing.info_sharing.proj_embed",),
     "spatial.attention": ("info_sharing.info_sharing.self_attention_blocks.*.attn.*",),
     "spatial.mlp": ("info_sharing.info_sharing.self_attention_blocks.*.mlp.*",),
@@ -87,6 +87,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
             f"action_head.model.mlp_resnet_blocks.*.{name}"
             for name in ("q_proj", "?_self", "?_adapter", "?_task", "o_proj")
         ),
+        "token_learner.attn.*",
+        "token_learner.projection",
     ),
     "head.mlp": (
         "action_head.blocks.*.mlp.*",
@@ -94,6 +96,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "action_head.layers.*.mlp.*",
         "action_head.model.fc1",
         "action_head.model.mlp_resnet_blocks.*.ffn.1",
+        "token_learner.mlp.*",
     ),
     "keyframes": ("keyframe_head.*",),
 }

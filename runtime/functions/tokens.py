@@ -38,6 +38,8 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sections: tuple[int, ...]
     optional: int = 0
     """Of the segments, pairs at the end of which the first `count` are there."""
+    stop: int | None = None
+    """The position behind the last token, where that is known and not the first one's."""
     interleaved: bool = False
     """Whether the sections take turns, see `prompt.mrope_tables`."""
     behind: int = 0
@@ -50,6 +52,10 @@ class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_past: int | tuple[int, ...]
     """Tokens before it; of a past of several equal blocks, those at the start of each."""
     num_new: int
+    num_open: int = 0
+    """Of the new ones, those at the start that see all of them."""
+    text_is_past: bool = False
+    """Whether the text is not among the new ones, but behind those of the past."""
     optional: tuple[int, ...] = ()
     """Of the new ones, tokens of each piece at the end of which the first `count` are there."""
 
@@ -133,7 +139,10 @@ def _rotary(params: Rotary, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
         tail = [len(values["ids"])] if "ids" in values else []
         there = [*fixed, *optional[: 2 * _count(values)]]
-        positions, _ = prompt.mrope_positions([*there, *tail, params.behind], params.start)
+        start = params.start
+        if params.stop is not None:
+            start = params.stop - prompt.num_tokens([*there, *tail])
+        positions, _ = prompt.mrope_positions([*there, *tail, params.behind], start)
         cos, sin = prompt.mrope_tables(
             positions,
             theta=params.theta,
@@ -159,8 +168,12 @@ def _check_rotary(params: Rotary, ports: Ports) -> str:
     if params.interleaved and (len(params.sections) != 3 or 3 * max(params.sections[1:]) > half):
         return f"sections {list(params.sections)} cannot take turns"
     width = 2 * half
-    if params.behind < 0:
-        return f"{params.behind} tokens behind the text"
+    if params.stop is not None and (params.start or params.stop < count):
+        return f"{count} tokens from {params.start} on do not end at position {params.stop}"
+    if params.stop is not None and not all(isinstance(s, int) for s in params.segments):
+        return "a position behind the last token, of segments that are not all text"
+    if params.behind < 0 or params.behind and params.stop is not None:
+        return f"{params.behind} tokens behind the text, which ends at {params.stop}"
     if params.behind:
         rows = (params.behind,)
     elif len(rows) != 2 or count > rows[0]:
@@ -170,10 +183,14 @@ def _check_rotary(params: Rotary, ports: Ports) -> str:
 
 def _mask(params: Mask, resources: Resources) -> HostFunction:
     def run(values: Values, out: Arrays) -> None:
-        count = params.num_new + len(values.get("ids", ()))
+        count, before, text = params.num_new, params.num_past, len(values.get("ids", ()))
+        if params.text_is_past:
+            before = sum(_each(before)) + text
+        else:
+            count += text
         slots, columns = out["mask"].shape
         past = columns - slots
-        out["mask"][:] = prompt.attention_mask(params.num_past, past, count, slots)
+        out["mask"][:] = prompt.attention_mask(before, past, count, slots, params.num_open)
         absent = sum(params.optional[_count(values) :])
         prompt.hide(out["mask"], past, range(params.num_new - absent, params.num_new))
 
@@ -181,8 +198,14 @@ def _mask(params: Mask, resources: Resources) -> HostFunction:
 
 
 def _check_mask(params: Mask, ports: Ports) -> str:
-    rows, count = ports["mask"].shape, params.num_new + _text(ports)
-    blocks = _each(params.num_past)
+    text, blocks = _text(ports), _each(params.num_past)
+    if params.text_is_past:
+        if len(blocks) > 1:
+            return f"a text behind a past of {len(blocks)} blocks"
+        blocks, text = (blocks[0] + text,), 0
+    rows, count = ports["mask"].shape, params.num_new + text
+    if not 0 <= params.num_open <= params.num_new:
+        return f"{params.num_open} of {params.num_new} tokens cannot see all of them"
     if ("count" in ports) != bool(params.optional) or sum(params.optional) > params.num_new:
         return f"optional {list(params.optional)} of {params.num_new} tokens need a count"
     if len(rows) != 2 or count > rows[0]:

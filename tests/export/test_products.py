@@ -277,7 +277,7 @@ NOT_INT8 = "expected [48] along axis 1 in blocks of 1: one for each output"
         ("w8", unsigned_codes, [f"{LAYER} is uint8 in float32, the recipe says w8 in float32"]),
         ("float", lambda graph: put_constant(graph, "layer.weight", np.ones((OUTPUTS, INPUTS))),
          [f"{LAYER} is unknown, the recipe says float32"]),
-        ("w8", convolution, ["engine: layer/Conv is a Conv, which this audit cannot read"]),
+        ("w8", convolution, ["engine: kernel is float32, and of no known layer"]),
         ("w8", foreign, ["engine: layer/Odd is a MatMul, which this audit cannot read"]),
         # An input's Q and its DQ.
         ("w8a8", unlike_scales,
@@ -370,7 +370,7 @@ WEIGHT = np.ones((4, 4), np.float32)
 @pytest.mark.parametrize(
     "op_type",
     [
-        *("Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"),
+        *("Attention", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"),
         *("LSTM", "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN"),
     ],
 )
@@ -378,6 +378,16 @@ def test_whatever_else_adds_up_products_is_said(op_type, tmp_path):
     node = helper.make_node(op_type, ["x", "w"], ["y"])
     contents = contents_by_hand(tmp_path, node, w=WEIGHT)
     assert contents == Contents((), (f"y is a {op_type}, which this audit cannot read",))
+
+
+def test_a_convolution_has_a_weight_as_any_product_has(tmp_path):
+    kernel = np.ones((5, 4, 1, 1), np.float16)
+    node = helper.make_node("Conv", ["x", "kernel"], ["y"])
+    product = Product("kernel", (5, 4, 1, 1), Precision("float16", "float16"))
+    assert contents_by_hand(tmp_path, node, kernel=kernel) == Contents((product,))
+    node = helper.make_node("Conv", ["w", "x"], ["y"])
+    contents = contents_by_hand(tmp_path, node, w=WEIGHT)
+    assert "y is a Conv whose weight is computed" in contents.faults
 
 
 @pytest.mark.parametrize("domain", ["", "ai.onnx"])

@@ -162,6 +162,31 @@ def test_mask_shows_what_came_before_and_lets_padding_see_itself():
     assert np.isfinite(np.float16(alone)).all() and (alone[alone != 0] < -1e4).all()
 
 
+def test_mask_opens_rows_and_counts_a_text_to_the_past():
+    """2 of 4 new tokens see all new ones; a text of 3 stands behind 1 of the past."""
+    params = {"num_past": 1, "num_new": 4, "num_open": 2, "text_is_past": True}
+    seen = run("mask", params, {"ids": (5, 6, 7)}, "mask", (5, 6 + 5)) == 0
+    past, new = {0, 1, 2, 3}, [6, 7, 8, 9]
+    want = [{*past, *new}, {*past, *new}, {*past, 6, 7, 8}, {*past, *new}, {10}]
+    assert [set(np.flatnonzero(row).tolist()) for row in seen] == want
+    without = run("mask", {**params, "num_open": 0}, {"ids": ()}, "mask", (5, 6 + 5)) == 0
+    assert set(np.flatnonzero(without[0]).tolist()) == {0, 6}
+
+
+def test_rotary_ends_where_it_is_told_to():
+    """A text of 2 behind 3 tokens, up to position 9: positions 4 to 8."""
+    params = {"segments": [3], "start": 0, "stop": 9, "theta": 100.0, "sections": [2, 0, 0]}
+    out = {name: np.full((7, 4), 7, np.float32) for name in ("cos", "sin")}
+    make("rotary", params)({"ids": (1, 2)}, out)
+    for row in range(5):
+        angles = [(4 + row) * power for power in (1, 0.1)] * 2
+        assert out["cos"][row] == pytest.approx([math.cos(a) for a in angles], abs=2e-6)
+        assert out["sin"][row] == pytest.approx([math.sin(a) for a in angles], abs=2e-6)
+    assert (out["cos"][5:] == 1).all() and (out["sin"][5:] == 0).all()
+    make("rotary", params)({}, out)
+    assert out["cos"][0][0] == pytest.approx(math.cos(6), abs=2e-6)
+
+
 def test_mask_shows_the_start_of_every_block_of_a_past():
     params, shape = {"num_past": [0, 2, 1], "num_new": 1}, (5, 9 + 5)
     seen = run("mask", params, {"ids": (5,)}, "mask", shape) == 0
@@ -348,6 +373,11 @@ CALLS = [
      {"weights": block(3, 14)}, True, {"weights": block(3, 12)}, "6 tokens do not fit 'weights'"),
     ("mask", {"num_past": [0, 4], "num_new": 2}, {}, {"mask": block(5, 13)}, True,
      {"mask": block(5, 11)}, "5 tokens do not fit 'mask'"),
+    ("mask", {"num_past": 1, "num_new": 2, "text_is_past": True}, {}, {"mask": block(2, 6)}, True,
+     {"mask": block(2, 5)}, "2 tokens do not fit 'mask'"),
+    ("rotary", {**ROTARY, "segments": [6], "start": 0, "stop": 9}, {},
+     {"cos": block(9, 4), "sin": block(9, 4)}, True,
+     {"cos": block(8, 4), "sin": block(8, 4)}, "9 tokens do not fit 'cos'"),
     ("mask", {"num_past": [0, 2], "num_new": 2}, {}, {"mask": block(5, 9)}, True,
      {"mask": block(5, 10)}, r"mask \[5, 10\] does not show a past of 2 blocks alike"),
     ("pooling", {"num_spatial": 2, "num_prefix": [5, 1], "num_suffix": 2}, {},
@@ -445,6 +475,41 @@ def test_a_call_is_checked_before_it_is_made(name, params, inputs, fits, text, m
             "-1 tokens behind the text",
         ),
         ("mask", {"num_past": [], "num_new": 2}, {}, {"mask": block(5, 9)}, "of 0 blocks alike"),
+        (
+            "mask",
+            {"num_past": [1, 1], "num_new": 2, "text_is_past": True},
+            {},
+            {"mask": block(5, 9)},
+            "a text behind a past of 2 blocks",
+        ),
+        (
+            "mask",
+            {"num_past": 1, "num_new": 2, "num_open": 3},
+            {},
+            {"mask": block(5, 9)},
+            "3 of 2 tokens cannot see all of them",
+        ),
+        (
+            "rotary",
+            {**ROTARY, "start": 1, "stop": 20},
+            {},
+            {"cos": block(9, 4), "sin": block(9, 4)},
+            "tokens from 1 on do not end at position 20",
+        ),
+        (
+            "rotary",
+            {**ROTARY, "segments": [4], "start": 0, "stop": 3},
+            {},
+            {"cos": block(9, 4), "sin": block(9, 4)},
+            "do not end at position 3",
+        ),
+        (
+            "rotary",
+            {**ROTARY, "segments": [[2, 2]], "start": 0, "stop": 20},
+            {},
+            {"cos": block(9, 4), "sin": block(9, 4)},
+            "not all text",
+        ),
         ("constant", {"values": ["x"]}, {}, {"value": block(1)}, "no array of numbers"),
         ("constant", {"values": [1, [2]]}, {}, {"value": block(1)}, "no array of numbers"),
     ],

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from runtime.errors import ObservationError
@@ -207,6 +208,9 @@ def test_an_image_of_another_grid_is_refused():
         PatchMaker(config, (8, 8))(noise(480, 640), out)
 
 
+SQUARE = {"min_pixels": 1, "max_pixels": 56**2, "size": (56, 56), "do_center_crop": True}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -219,11 +223,46 @@ def test_an_image_of_another_grid_is_refused():
         ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0, "0", 0)}, "must hold finite numbers"),
         ({"min_pixels": 1, "max_pixels": 1, "image_mean": (0, True, 0)}, "hold finite numbers"),
         ({"min_pixels": 1, "max_pixels": 1, "rescale_factor": "1"}, "rescale_factor must be a fin"),
+        ({**SQUARE, "size": None}, "do_center_crop cuts a square from the middle: size must"),
+        ({**SQUARE, "size": (56, 28)}, r"which are the same, got \(56, 28\)"),
+        ({**SQUARE, "do_center_crop": False}, "do_center_crop must be true or left out, got False"),
+        ({**SQUARE, "jpeg_quality": 90}, "jpeg_quality and do_center_crop exclude each other"),
+        ({**SQUARE, "size": (60, 60)}, "images of 60x60, which would be resized again, to 56x56"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ImageConfig(**fields)
+
+
+MIDDLE = ImageConfig(
+    min_pixels=1, max_pixels=64 * 64, patch_size=16, merge_size=1, temporal_patch_size=1,
+    size=(64, 64), do_center_crop=True, image_mean=(0.5,) * 3, image_std=(0.5,) * 3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (100, 64), (480, 640), (91, 200), (40, 30)])
+@pytest.mark.parametrize("picture", [noise, gradient])
+def test_the_middle_of_an_image_is_that_of_transformers(picture, size):
+    """Sizes that leave as many pixels on both sides: elsewhere transformers cuts otherwise."""
+    image = picture(*size)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    want = processor(images=[Image.fromarray(image)], return_tensors="np")["pixel_values"][0]
+    out = np.empty((16, MIDDLE.patch_dim), np.float32)
+    PatchMaker(MIDDLE, grid_of(*size, MIDDLE))(image, out)
+    cut = want.reshape(3, 4, 16, 4, 16).transpose(1, 3, 0, 2, 4).reshape(16, -1)
+    assert np.array_equal(out, cut)
+
+
+@pytest.mark.parametrize(("length", "start"), [(65, 0), (66, 1), (67, 2), (69, 2), (71, 4)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_middle_is_where_torchvision_has_it(axis, length, start):
+    """Half of what is left, rounded half to even, is in front: its `CenterCrop`."""
+    image = noise(*((length, 64) if axis == 0 else (64, length)))
+    want = image.take(range(start, start + 64), axis)
+    assert np.array_equal(PatchMaker(MIDDLE, (4, 4)).fitted(image), want)
 
 
 def test_similarity_is_the_cosine_of_mean_features():
