@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from models.fields import MAX_NUMBER, check_divides, check_numbers
 
+TOWERS = ("featurizer", "fused_featurizer")
+"""Both, by their published names."""
 PREPARED: Mapping[str, Any] = {"resample": "lanczos3", "jpeg_quality": 95, "crop_area": 0.9}
 """How the OpenVLA family's pictures are brought to size, as fields of `runtime.image.ImageConfig`:
 as its evaluation does it, to be like the training's, where pictures came as JPEG and were cropped.

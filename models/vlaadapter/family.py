@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from models.chat import INSTRUCTION
+from models.prismatic_chat import PUBLISHED_TAIL
 from models.prompt_parts import PromptParts, encoded
 from models.vlaadapter.checkpoint import check_writable, open_weights, write, written
 from models.vlaadapter.config import VLAAdapterConfig
@@ -24,9 +25,6 @@ __all__ = [
     "folded_layers", "inputs", "model", "open_weights", "predictor", "prompt", "published_prompt",
     "reference", "shapes", "split", "trunk_work", "write", "written",
 ]  # fmt: skip
-
-PUBLISHED_TAIL = 40
-"""Tokens that Qwen2.5's tokenizer makes of the text with a usual instruction."""
 
 
 def shapes(config: VLAAdapterConfig) -> VLAAdapter:

@@ -14,8 +14,8 @@ from models.demo import CHECKPOINT
 from models.families import CONFIGS
 from models.init import image_of, statistics_of
 from models.networks.bridge import turn
+from models.prismatic_chat import PromptConfig
 from models.random_weights import random_tensors
-from models.vlaadapter.config import PromptConfig
 from models.vlaadapter.family import prompt, published_prompt
 from models.vlaadapter.model import VLAAdapter, actions
 from models.vlaadapter.reference import Composition
