@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from .. import prompt
+from ..depth import DepthPatchMaker
 from ..image import ImageConfig, PatchMaker
 from ..prompt import Segment
 from .function import Arrays, Function, HostFunction, Ports, Resources, Values, misfit
@@ -19,6 +20,19 @@ class Patches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grid: tuple[int, int]
     """Patches of the exported image, rows and columns."""
     image: ImageConfig
+
+
+class DepthPatches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a depth map becomes patches, see `runtime.depth`."""
+
+    grid: tuple[int, int]
+    """Patches of the exported map, rows and columns."""
+    image: ImageConfig
+    """Of the pictures beside it."""
+    scale_m: float
+    """Above zero."""
+    missing: float
+    """What a pixel of which nothing was measured becomes, 0 (far) to 1 (near)."""
 
 
 class Embed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +54,15 @@ class Rotary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the segments, pairs at the end of which the first `count` are there."""
     interleaved: bool = False
     """Whether the sections take turns, see `prompt.mrope_tables`."""
+
+
+class Behind(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rotary angles of tokens behind a prompt: as many as the tables have rows."""
+
+    num_before: int
+    """Tokens of the prompt, a text's not counted."""
+    theta: float
+    sections: tuple[int, ...]
 
 
 class Mask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,11 +114,35 @@ def _patches(params: Patches, resources: Resources) -> HostFunction:
 
 
 def _check_patches(params: Patches, ports: Ports) -> str:
-    c, (rows, columns) = params.image, params.grid
-    count = rows * columns * (ports["image"].shape[0] if len(ports["image"].shape) == 4 else 1)
+    shape = ports["image"].shape
+    return _check_grid(params.grid, params.image, shape[0] if len(shape) == 4 else 1, ports)
+
+
+def _depth_patches(params: DepthPatches, resources: Resources) -> HostFunction:
+    make = DepthPatchMaker(
+        params.image, params.grid, scale_m=params.scale_m, missing=params.missing
+    )
+
+    def run(values: Values, out: Arrays) -> None:
+        make(values["depth"], out["patches"])
+
+    return run
+
+
+def _check_depth_patches(params: DepthPatches, ports: Ports) -> str:
+    if not 0 < params.scale_m < float("inf"):
+        return f"scale_m is {params.scale_m}, a finite number above 0 is wanted"
+    if not 0 <= params.missing <= 1:
+        return f"missing is {params.missing}, 0 (far) to 1 (near) is wanted"
+    return _check_grid(params.grid, params.image, 1, ports)
+
+
+def _check_grid(grid: tuple[int, int], c: ImageConfig, count: int, ports: Ports) -> str:
+    """Of so many pictures."""
+    rows, columns = grid
     if rows % c.merge_size or columns % c.merge_size or min(rows, columns) < 1:
         return f"a grid of {rows}x{columns} patches does not merge by {c.merge_size}"
-    return misfit("patches", ports, (count, c.patch_dim))
+    return misfit("patches", ports, (rows * columns * count, c.patch_dim))
 
 
 def _embed(params: Embed, resources: Resources) -> HostFunction:
@@ -157,6 +204,24 @@ def _check_rotary(params: Rotary, ports: Ports) -> str:
     if len(rows) != 2 or count > rows[0]:
         return _too_many(count, "cos", rows)
     return misfit("cos", ports, (rows[0], width)) or misfit("sin", ports, (rows[0], width))
+
+
+def _behind(params: Behind, resources: Resources) -> HostFunction:
+    def run(values: Values, out: Arrays) -> None:
+        start = params.num_before + len(values["ids"])
+        positions, _ = prompt.mrope_positions([len(out["cos"])], start)
+        out["cos"][:], out["sin"][:] = prompt.mrope_tables(
+            positions, theta=params.theta, sections=params.sections
+        )
+
+    return run
+
+
+def _check_behind(params: Behind, ports: Ports) -> str:
+    if params.num_before < 0:
+        return f"num_before is {params.num_before}, 0 or more is wanted"
+    wanted = ports["cos"].shape[0], 2 * sum(params.sections)
+    return misfit("cos", ports, wanted) or misfit("sin", ports, wanted)
 
 
 def _mask(params: Mask, resources: Resources) -> HostFunction:
@@ -265,6 +330,10 @@ FUNCTIONS: Mapping[str, Function] = {
         params=Patches, make=_patches, check=_check_patches,
         inputs={"image": ("image", "video")}, outputs=("patches",),
     ),
+    "depth_patches": Function(
+        params=DepthPatches, make=_depth_patches, check=_check_depth_patches,
+        inputs={"depth": ("depth",)}, outputs=("patches",),
+    ),
     "embed": Function(
         params=Embed, make=_embed, check=_check_embed,
         inputs=_IDS, optional=("ids",), outputs=("embeddings",),
@@ -272,6 +341,9 @@ FUNCTIONS: Mapping[str, Function] = {
     "rotary": Function(
         params=Rotary, make=_rotary, check=_check_rotary,
         inputs=_PLACED, optional=("ids", "count"), outputs=("cos", "sin"),
+    ),
+    "rotary_behind": Function(
+        params=Behind, make=_behind, check=_check_behind, inputs=_IDS, outputs=("cos", "sin"),
     ),
     "mask": Function(
         params=Mask, make=_mask, check=_check_mask,
