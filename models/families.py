@@ -27,6 +27,8 @@ from models.qwengr00t import config as qwengr00t
 from models.qwengr00t import presets as qwengr00t_presets
 from models.qwenoft import config as qwenoft
 from models.qwenoft import presets as qwenoft_presets
+from models.sgvla import config as sgvla
+from models.sgvla import presets as sgvla_presets
 from models.vlaadapter import config as vlaadapter
 from models.vlaadapter import presets as vlaadapter_presets
 
@@ -36,9 +38,12 @@ if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.family import Family
     from models.qwengr00t import family as _qwengr00t
     from models.qwenoft import family as _qwenoft
+    from models.sgvla import family as _sgvla
     from models.vlaadapter import family as _vlaadapter
 
-    _checked: list[Family] = [_anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter]
+    _checked: list[Family] = [
+        _anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _sgvla,
+    ]  # fmt: skip
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
 """Fields that transformers writes into every config.json of its own."""
@@ -77,6 +82,7 @@ FAMILIES: Mapping[str, Entry] = {
     vlaadapter.MODEL_TYPE: Entry(
         vlaadapter.VLAAdapterConfig, vlaadapter_presets.CONFIGS, "models.vlaadapter.family"
     ),
+    sgvla.MODEL_TYPE: Entry(sgvla.SGVLAConfig, sgvla_presets.CONFIGS, "models.sgvla.family"),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {
     name if family == anchorvla4d.MODEL_TYPE else f"{family}-{name}": make

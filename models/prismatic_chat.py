@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.chat import INSTRUCTION
+from models.prompt_parts import PromptParts
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 PUBLISHED_TAIL = 40
@@ -32,6 +33,21 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if self.text.count(INSTRUCTION) != 1:
             raise ValueError(f"prompt.text must hold {INSTRUCTION} once, got {self.text!r}")
+
+
+def prismatic_parts(
+    first: tuple[int, ...], num_pictures: int, text: str, end_ids: tuple[int, ...] = ()
+) -> PromptParts:
+    """Nothing stands between two pictures.
+
+    Args:
+        first: ids in front of the first one.
+        end_ids: behind the text.
+    """
+    others = [()] * (num_pictures - 1)
+    return PromptParts(
+        before=(first, *others), image_end=(), tail=text, end_ids=end_ids, lowercase=True
+    )
 
 
 def call_of(picture: str) -> str:

@@ -185,15 +185,21 @@ ENDS = (
     "action_head.model.timestep_encoder.*",
     "action_head.model.transformer_blocks.*.norm1.linear",
     "action_head.model.proj_out_1",
+    "action_head.action_out_proj",
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
+    # Of auxiliary heads: what they say is read as it is.
+    "*_head.fc2",
+    "joint_head.out",
 )
 PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
-KEPT = (*where_there(ENDS, "float32"), *where_there(PATCHES, "float"))
+CONVOLUTIONS = ("segmentation_head.*",)
+KEPT = (*where_there(ENDS, "float32"), *where_there((*PATCHES, *CONVOLUTIONS), "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic."""
+base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic; and those of a
+mask, which no action waits for."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",
@@ -212,6 +218,7 @@ LOOP = (
     "action_head.blocks.*.attn.*",
     "action_head.blocks.*.mlp.*",
     "action_head.model.transformer_blocks.*",
+    "action_head.layers.*",
 )
 """What a sampler passes in every step, its modulations left out."""
 DECODERS = ("vlm.model.layers.*", "language_model.model.layers.*")

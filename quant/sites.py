@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from models.networks.auxiliary_heads import JointBlock
 from models.networks.bridge import BridgeBlock
-from models.networks.language import DecoderLayer
+from models.networks.language import DecoderLayer, SharingLayer
 from models.networks.prismatic import ViTBlock
 from models.networks.scale_dp import ScaleDP, ScaleDPBlock
 from models.networks.spatial import SpatialBlock
@@ -86,6 +87,13 @@ def _decoder_layer(layer: DecoderLayer) -> list[Site]:
     ]
 
 
+def _sharing_layer(layer: SharingLayer) -> list[Site]:
+    """What attention puts out is made of another network's values too, or that network reads these:
+    a factor stays in front of the readers."""
+    qkv, out, *rest = _decoder_layer(layer)
+    return [qkv, Site(out.readers), *rest]
+
+
 def _vision_block(block: VisionBlock) -> list[Site]:
     return [*_fused_attention("norm1", block.attn.qkv), *_gated("norm2")]
 
@@ -96,7 +104,7 @@ def _merger(merger: PatchMerger) -> list[Site]:
     return [Site(("mlp.0",), (Writer("ln_q"),), joined), Site(("mlp.2",))]
 
 
-def _vit_block(block: SpatialBlock | ViTBlock) -> list[Site]:
+def _vit_block(block: SpatialBlock | ViTBlock | JointBlock) -> list[Site]:
     return [
         *_fused_attention("norm1", block.attn.qkv),
         Site(("mlp.fc1",), (Writer("norm2"),)),
@@ -153,10 +161,12 @@ def _gated(norm: str) -> list[Site]:
 
 SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
     DecoderLayer: _decoder_layer,
+    SharingLayer: _sharing_layer,
     VisionBlock: _vision_block,
     PatchMerger: _merger,
     SpatialBlock: _vit_block,
     ViTBlock: _vit_block,
+    JointBlock: _vit_block,
     BridgeBlock: _bridge_block,
     ScaleDPBlock: _head_block,
     ScaleDP: _head,

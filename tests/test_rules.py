@@ -357,7 +357,7 @@ def test_what_serves_every_family_names_none():
 
 
 def test_a_planted_family_is_caught():
-    assert FAMILIES == ["anchorvla4d", "eventvla", "qwengr00t", "qwenoft", "vlaadapter"]
+    assert FAMILIES == ["anchorvla4d", "eventvla", "qwengr00t", "qwenoft", "sgvla", "vlaadapter"]
     assert naming("from models.anchorvla4d.model import AnchorVLA4D") and naming("AnchorVLA4D run")
     assert not naming("import runtime  # anchorvla-runtime, `anchorvla run`")
 

@@ -71,6 +71,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.attention": (
         "action_head.blocks.*.attn.*",
         "action_head.model.transformer_blocks.*.attn1.*",
+        "action_head.layers.*.self_attn.*",
         *(
             f"action_head.model.mlp_resnet_blocks.*.{name}"
             for name in ("q_proj", "?_self", "?_adapter", "?_task", "o_proj")
@@ -79,10 +80,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "head.mlp": (
         "action_head.blocks.*.mlp.*",
         "action_head.model.transformer_blocks.*.ff.*",
+        "action_head.layers.*.mlp.*",
         "action_head.model.fc1",
         "action_head.model.mlp_resnet_blocks.*.ffn.1",
     ),
     "keyframes": ("keyframe_head.*",),
+    "auxiliary": ("position_head.fc1", "grasp_head.fc1", "pose_head.fc1", "joint_head.*"),
 }
 """Layers that get one format together; with `KEPT` they are all that any policy has."""
 CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}
