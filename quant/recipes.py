@@ -192,14 +192,17 @@ ENDS = (
     # Of auxiliary heads: what they say is read as it is.
     "*_head.fc2",
     "joint_head.out",
+    "segmentation_head.doublings.*",
 )
-PATCHES = ("vlm.visual.patch_embed.proj", "vision_backbone.*.patch_embed.proj")
-CONVOLUTIONS = ("segmentation_head.*",)
-KEPT = (*where_there(ENDS, "float32"), *where_there((*PATCHES, *CONVOLUTIONS), "float"))
+CONVOLUTIONS = (
+    "vlm.visual.patch_embed.proj",
+    "vision_backbone.*.patch_embed.proj",
+    "segmentation_head.halving",
+)
+KEPT = (*where_there(ENDS, "float32"), *where_there(CONVOLUTIONS, "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic; and those of a
-mask, which no action waits for."""
+base: convolutions, of which the patch embedding is 0.2 % of the vision tower's arithmetic."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",

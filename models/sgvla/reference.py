@@ -64,8 +64,7 @@ class Composition(nn.Module):
         self.first = dinov2(c.vision.featurizer, c.vision)
         self.second = siglip(c.vision.fused_featurizer, c.vision)
         self.language = _qwen2(c.language, c.language, c.language.vocab_size)
-        self.expert: Any = _qwen2(c.head, c.language, 1)
-        self.expert.embed_tokens = nn.Identity()
+        self.expert = _without_tokens(_qwen2(c.head, c.language, 1))
         width, seen = c.language.hidden_size, c.vision.embed_dim
         with torch.device("meta"):
             self.projector = nn.ModuleDict(
@@ -319,6 +318,12 @@ def _qwen2(
         model = Qwen2Model(settings)
     # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
     model.rotary_emb = Qwen2RotaryEmbedding(settings)
+    return model
+
+
+def _without_tokens(model: Any) -> Any:
+    """It is given rows."""
+    model.embed_tokens = nn.Identity()
     return model
 
 
