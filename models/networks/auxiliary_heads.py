@@ -9,6 +9,8 @@ rows and columns of a map, C = its channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,44 +87,57 @@ class MaskDecoder(nn.Module):
             widths: channels in front of each doubling; behind the last one there is one channel.
         """
         super().__init__()
-        self.halving = nn.Conv2d(width, widths[0], 3, stride=2, padding=1)
+        self.halving = Halving(width, widths[0])
         pairs = zip(widths, (*widths[1:], 1), strict=True)
-        self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(before, behind, 4, stride=2, padding=1) for before, behind in pairs
-        )
+        self.doublings = nn.ModuleList(Doubling(before, behind) for before, behind in pairs)
 
     def forward(self, rows_ND: Tensor) -> Tensor:
         """[N, D], with an even number of patches a side -> [H, W]."""
         side = round(len(rows_ND) ** 0.5)
-        x_HWC = halved(rows_ND.unflatten(0, (side, side)), self.halving.weight, self.halving.bias)
-        layers = (m for m in self.doublings if isinstance(m, nn.ConvTranspose2d))
-        for layer in layers:
-            x_HWC = doubled(functional.relu(x_HWC), layer.weight, layer.bias)
+        x_HWC = self.halving(rows_ND.unflatten(0, (side, side)))
+        for layer in self.doublings:
+            x_HWC = layer(functional.relu(x_HWC))
         return x_HWC[..., 0]
 
 
-def halved(x_HWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3 x 3 convolution of stride 2 with a margin of 1, [H / 2, W / 2, out]."""
-    height, width, _ = x_HWC.shape
-    padded = functional.pad(x_HWC, (0, 0, 1, 1, 1, 1))
-    seen = [padded[y : y + height : 2, x : x + width : 2] for y in range(3) for x in range(3)]
-    rows = torch.stack(seen, dim=-1).flatten(0, 1).flatten(1)
-    made = functional.linear(rows, weight.flatten(1), bias)
-    return made.unflatten(0, (height // 2, width // 2))
+class Halving(nn.Conv2d):
+    """A 3 x 3 convolution of stride 2 with a margin of 1, channels last."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, 3, stride=2, padding=1)
+
+    def forward(self, x_HWC: Tensor) -> Tensor:
+        """[H, W, in] -> [H / 2, W / 2, out]."""
+        height, width, _ = x_HWC.shape
+        padded = functional.pad(x_HWC, (0, 0, 1, 1, 1, 1))
+        seen = [padded[y : y + height : 2, x : x + width : 2] for y in range(3) for x in range(3)]
+        rows = torch.stack(seen, dim=-1).flatten(0, 1).flatten(1)
+        made = functional.linear(rows, self.weight.flatten(1), self.bias)
+        return made.unflatten(0, (height // 2, width // 2))
 
 
-def doubled(x_HWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A transposed 4 x 4 convolution of stride 2 with a margin of 1, [2 H, 2 W, out].
+class Doubling(nn.ConvTranspose2d):
+    """A transposed 4 x 4 convolution of stride 2 with a margin of 1, channels last.
 
     Each place gives four rows and columns, of which the middle two fall on its own two places, and
     the outer ones on its neighbours'.
     """
-    height, width, _ = x_HWC.shape
-    made = x_HWC.flatten(0, 1) @ weight.flatten(1)
-    pieces = made.unflatten(1, (-1, 4, 4)).unflatten(0, (height, width))  # [H, W, out, 4, 4]
-    tall = _overlapped(pieces.permute(0, 3, 1, 4, 2))  # [2 H, W, 4, out]
-    whole = _overlapped(tall.permute(1, 2, 0, 3)).transpose(0, 1)
-    return whole if bias is None else whole + bias
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, 4, stride=2, padding=1)
+
+    def forward(self, x_HWC: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """[H, W, in] -> [2 H, 2 W, out].
+
+        Args:
+            output_size: of the base class; it has but one.
+        """
+        height, width, _ = x_HWC.shape
+        made = x_HWC.flatten(0, 1) @ self.weight.flatten(1)
+        pieces = made.unflatten(1, (-1, 4, 4)).unflatten(0, (height, width))  # [H, W, out, 4, 4]
+        tall = _overlapped(pieces.permute(0, 3, 1, 4, 2))  # [2 H, W, 4, out]
+        whole = _overlapped(tall.permute(1, 2, 0, 3)).transpose(0, 1)
+        return whole if self.bias is None else whole + self.bias
 
 
 def _overlapped(pieces: Tensor) -> Tensor:

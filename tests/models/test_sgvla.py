@@ -15,7 +15,7 @@ from models.checkpoint import load_checkpoint, write_random_checkpoint
 from models.demo import CHECKPOINT
 from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
-from models.networks.auxiliary_heads import JointTransformer, doubled, halved
+from models.networks.auxiliary_heads import Doubling, Halving, JointTransformer
 from models.random_weights import random_tensors
 from models.sgvla.config import DepthConfig, LeavesConfig
 from models.sgvla.family import prompt, published_prompt
@@ -170,13 +170,16 @@ def test_what_is_asked_is_put_in_small_letters_and_the_text_is_one(policies, tok
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (6, 4)])
 def test_convolutions_equal_those_of_torch(size):
     random = torch.Generator().manual_seed(0)
-    x, bias = (torch.randn(*shape, generator=random) for shape in ((*size, 5), (7,)))
-    narrow = torch.randn(7, 5, 3, 3, generator=random)
-    wide = torch.randn(5, 7, 4, 4, generator=random)
-    want = functional.conv2d(x.permute(2, 0, 1), narrow, bias, stride=2, padding=1)
-    assert relative_error(halved(x, narrow, bias), want.permute(1, 2, 0)) <= MODULE
-    want = functional.conv_transpose2d(x.permute(2, 0, 1), wide, bias, stride=2, padding=1)
-    assert relative_error(doubled(x, wide, bias), want.permute(1, 2, 0)) <= MODULE
+    x = torch.randn(*size, 5, generator=random)
+    first = x.permute(2, 0, 1)
+    for layer, oracle in (
+        (Halving(5, 7), functional.conv2d),
+        (Doubling(5, 7), functional.conv_transpose2d),
+    ):
+        layer.load_state_dict(dict(random_tensors(layer, 0)))
+        with torch.no_grad():
+            want = oracle(first, layer.weight, layer.bias, stride=2, padding=1)
+            assert relative_error(layer(x), want.permute(1, 2, 0)) <= MODULE
 
 
 def test_each_joint_has_a_token_of_its_own_and_the_order_of_rows_does_not_count():
