@@ -351,6 +351,15 @@ def test_leaves_of_a_bundle_are_those_of_the_libraries(policy, folder):
             assert relative_error(episode.ask(leaf), want[leaf]) <= END_TO_END, leaf
 
 
+def test_a_bundle_s_own_check_asks_for_leaves(policy):
+    """Those of another observation lie where it looks."""
+    with policy.start(instruction="reach") as episode:
+        episode.act(small(seed=9))
+        for leaf in LEAVES:
+            episode.ask(leaf)
+    assert {verdict.name for verdict in policy.check() if verdict.passed} >= set(LEAVES)
+
+
 def test_the_bundle_says_what_its_leaves_are(bundle):
     outputs = json.loads((bundle / "manifest.json").read_text())["graph"]["outputs"]
     assert list(outputs) == ["actions", *LEAVES]
