@@ -434,7 +434,7 @@ def _open_bundle(folder: Path, subject: Subject) -> Policy:
 def _run_bundle(
     policy: Policy, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Tensors of an observation, by the runtime."""
+    """Tensors of an observation, by the runtime; leaves are asked for."""
     golden = Golden.from_arrays(policy.graph, inputs)
     episode = policy.start(**golden.given)
     episode.recall(golden.recalled)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -61,9 +61,9 @@ def made_up(checkpoint: Checkpoint, image_size: tuple[int, int], *, seed: int = 
 
     def streams(moment: int) -> dict[str, NDArray[Any]]:
         """Pictures of each moment and camera; the state is what it is."""
-        cameras = [name for name, declared in robot.items() if declared.kind == "image"]
+        cameras = [name for name, declared in robot.items() if declared.kind in MADE_UP]
         made: dict[str, NDArray[Any]] = {
-            name: _made_up_image(1000 * number + 10 * seed + moment, image_size)
+            name: MADE_UP[robot[name].kind](1000 * number + 10 * seed + moment, image_size)
             for number, name in enumerate(cameras)
         }
         return made | {name: state for name in robot.keys() - set(cameras)}
@@ -275,3 +275,20 @@ def _made_up_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
     image = coarse[rows][:, columns] + random.normal(0, 12, (height, width, 3))
     return image.clip(0, 255).astype(np.uint8)
+
+
+def _made_up_depth(seed: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Flat patches at some decimetres to some metres, and pixels of which nothing was measured."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    width, height = size
+    coarse = random.uniform(0.3, 4.0, (8, 8))
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    depth_m = coarse[rows][:, columns] + random.normal(0, 0.01, (height, width))
+    return np.where(random.random((height, width)) < 0.05, 0, depth_m).astype(np.float32)
+
+
+MADE_UP: Mapping[str, Callable[[int, tuple[int, int]], NDArray[Any]]] = {
+    "image": _made_up_image,
+    "depth": _made_up_depth,
+}
+"""What a camera shows, by the kind of input."""

@@ -23,6 +23,11 @@ def camera(shape: tuple[int, int, int]) -> Input:
     return Input(kind="image", source="robot", shape=shape, dtype="uint8", pace="tick")
 
 
+def depth(shape: tuple[int, int]) -> Input:
+    """A depth map of every tick, [H, W] in metres, 0 where nothing was measured."""
+    return Input(kind="depth", source="robot", shape=shape, dtype="float32", pace="tick", unit="m")
+
+
 def instruction(parts: PromptParts, max_tail: int) -> Input:
     """What the operator says, behind the pictures."""
     return Input(

@@ -27,6 +27,8 @@ from models.qwengr00t import config as qwengr00t
 from models.qwengr00t import presets as qwengr00t_presets
 from models.qwenoft import config as qwenoft
 from models.qwenoft import presets as qwenoft_presets
+from models.sgvla import config as sgvla
+from models.sgvla import presets as sgvla_presets
 from models.smolvla import config as smolvla
 from models.smolvla import presets as smolvla_presets
 from models.upvla import config as upvla
@@ -40,12 +42,13 @@ if TYPE_CHECKING:  # and so mypy sees that each family is one
     from models.family import Family
     from models.qwengr00t import family as _qwengr00t
     from models.qwenoft import family as _qwenoft
+    from models.sgvla import family as _sgvla
     from models.smolvla import family as _smolvla
     from models.upvla import family as _upvla
     from models.vlaadapter import family as _vlaadapter
 
     _checked: list[Family] = [
-        _anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _smolvla, _upvla,
+        _anchorvla4d, _qwengr00t, _qwenoft, _eventvla, _vlaadapter, _smolvla, _upvla, _sgvla,
     ]  # fmt: skip
 
 HUGGING_FACE = ("architectures", "transformers_version", "torch_dtype", "text_config")
@@ -89,6 +92,7 @@ FAMILIES: Mapping[str, Entry] = {
         smolvla.SmolVLAConfig, smolvla_presets.CONFIGS, "models.smolvla.family"
     ),
     upvla.MODEL_TYPE: Entry(upvla.UPVLAConfig, upvla_presets.CONFIGS, "models.upvla.family"),
+    sgvla.MODEL_TYPE: Entry(sgvla.SGVLAConfig, sgvla_presets.CONFIGS, "models.sgvla.family"),
 }
 CONFIGS: Mapping[str, Callable[[], PolicyConfig]] = {
     name if family == anchorvla4d.MODEL_TYPE else f"{family}-{name}": make

@@ -231,6 +231,13 @@ class GraphBuilder:
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
         return patches
 
+    def cut_depth(self, name: str, *, scale_m: float, missing: float) -> str:
+        """Patches of a depth map, `{name}_patches`; see `runtime.depth`."""
+        patches, settings = f"{name}_patches", {"scale_m": scale_m, "missing": missing}
+        self.tensor(patches, self.patches_shape)
+        self.call("depth_patches", {"depth": name}, {"patches": patches}, self.patches | settings)
+        return patches
+
     def image(self, name: str) -> None:
         """Patches of an image, and their vision tokens with what else the vision engine makes."""
         patches = self.cut(name)

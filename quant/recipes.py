@@ -197,16 +197,23 @@ ENDS = (
     "to_logits.0",
     "showo.lm_head",
     "vq_model.encoder.*",
+    # Of auxiliary heads: what they say is read as it is.
+    "*_head.fc2",
+    "joint_head.out",
+    "segmentation_head.doublings.*",
 )
-PATCHES = (
+CONVOLUTIONS = (
     "vlm.visual.patch_embed.proj",
     "vlm.visual.embeddings.patch_embedding",
     "vision_backbone.*.patch_embed.proj",
+    "segmentation_head.halving",
+    "vq_model.decoder.*",
 )
-KEPT = (*where_there(ENDS, "float32"), *where_there((*PATCHES, "vq_model.decoder.*"), "float"))
+KEPT = (*where_there(ENDS, "float32"), *where_there(CONVOLUTIONS, "float"))
 """What no recipe quantizes. float32: small layers whose errors reach the actions undiminished, at
 both ends of the networks; the first denoise step multiplies an error of the last one by 204. In the
-base: the patch embedding, a convolution, 0.2 % of the vision tower's arithmetic; what draws."""
+base: convolutions, of which the patch embedding is 0.2 % of the vision tower's arithmetic; what
+draws."""
 
 SMALL = (
     "info_sharing.info_sharing.proj_embed",

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from models.networks.auxiliary_heads import JointBlock
 from models.networks.bridge import BridgeBlock
 from models.networks.expert import CrossLayer, LastLayer, Layer
-from models.networks.language import DecoderLayer
+from models.networks.language import DecoderLayer, SharingLayer
 from models.networks.map_block import MAPBlock
 from models.networks.phi import PhiLayer
 from models.networks.prismatic import ViTBlock
@@ -90,6 +91,13 @@ def _decoder_layer(layer: DecoderLayer) -> list[Site]:
     ]
 
 
+def _sharing_layer(layer: SharingLayer) -> list[Site]:
+    """What attention puts out is made of another network's values too, or that network reads these:
+    a factor stays in front of the readers."""
+    qkv, out, *rest = _decoder_layer(layer)
+    return [qkv, Site(out.readers), *rest]
+
+
 def _vision_block(block: VisionBlock) -> list[Site]:
     return [*_fused_attention("norm1", block.attn.qkv), *_gated("norm2")]
 
@@ -100,7 +108,7 @@ def _merger(merger: PatchMerger) -> list[Site]:
     return [Site(("mlp.0",), (Writer("ln_q"),), joined), Site(("mlp.2",))]
 
 
-def _vit_block(block: SpatialBlock | ViTBlock) -> list[Site]:
+def _vit_block(block: SpatialBlock | ViTBlock | JointBlock) -> list[Site]:
     return [
         *_fused_attention("norm1", block.attn.qkv),
         Site(("mlp.fc1",), (Writer("norm2"),)),
@@ -201,10 +209,12 @@ def _gated(norm: str) -> list[Site]:
 
 SITES: Mapping[type[nn.Module], Callable[[Any], list[Site]]] = {
     DecoderLayer: _decoder_layer,
+    SharingLayer: _sharing_layer,
     VisionBlock: _vision_block,
     PatchMerger: _merger,
     SpatialBlock: _vit_block,
     ViTBlock: _vit_block,
+    JointBlock: _vit_block,
     BridgeBlock: _bridge_block,
     EncoderLayer: _encoder_layer,
     Layer: _shared_layer,

@@ -261,6 +261,11 @@ def _take_vector(
         )
     if given.shape != shape:
         raise ObservationError(f"{name} must be {wanted}, got {list(given.shape)}")
+    if is_depth and given.dtype.kind != "f":
+        raise ObservationError(
+            f"{name} must be metres in floating point, got {given.dtype}, as depth cameras count "
+            "their units: multiply by one, 0.001 for millimetres"
+        )
     taken = _float32(given)
     if not np.isfinite(taken).all():
         seen = "" if is_depth else f": {taken.tolist()}"

@@ -358,7 +358,8 @@ def test_what_serves_every_family_names_none():
 
 def test_a_planted_family_is_caught():
     assert FAMILIES == [
-        "anchorvla4d", "eventvla", "qwengr00t", "qwenoft", "smolvla", "upvla", "vlaadapter",
+        "anchorvla4d", "eventvla", "qwengr00t", "qwenoft", "sgvla", "smolvla", "upvla",
+        "vlaadapter",
     ]  # fmt: skip
     assert naming("from models.anchorvla4d.model import AnchorVLA4D") and naming("AnchorVLA4D run")
     assert not naming("import runtime  # anchorvla-runtime, `anchorvla run`")

@@ -267,24 +267,32 @@ def drive(pair: Pair, image, state, *, num_sequences: int, steps: int, pool: int
     """Random events of every kind.
 
     Args:
-        image: seed -> a picture.
+        image: seed -> a picture. Depth maps are drawn here.
         state: a vector that the policy takes; its first number is moved.
         pool: different pictures that there are.
     """
     random = np.random.default_rng(0)
     cameras = [n for n in pair.of_source("robot") if pair.declared[n]["kind"] == "image"]
+    depths = [n for n in pair.of_source("robot") if pair.declared[n]["kind"] == "depth"]
     vectors = [n for n in pair.of_source("robot") if pair.declared[n]["kind"] == "vector"]
     latches = pair.of_source("latch")
 
     def picture():
         return image(int(random.integers(pool)))
 
+    def depth(name):
+        drawn = np.random.default_rng(int(random.integers(pool)))
+        depth_m = drawn.uniform(0.2, 4, pair.declared[name]["shape"]).astype(np.float32)
+        return np.where(drawn.random(depth_m.shape) < 0.1, np.float32(0), depth_m)
+
     def words():
         return str(random.choice(INSTRUCTIONS))
 
     seen = {name: picture() for name in cameras} | dict.fromkeys(vectors, state)
+    seen |= {name: depth(name) for name in depths}
     kinds = ["frame", "say", "repeat", "fail"]
     kinds += ["see"] * bool(pair.of_source("delay"))
+    kinds += ["depth"] * bool(depths)
     kinds += ["latch"] * bool(latches) + ["state"] * bool(vectors) + ["leftover"] * bool(pair.left)
     for _ in range(num_sequences):
         latched = {name: picture() for name in latches}
@@ -293,6 +301,9 @@ def drive(pair: Pair, image, state, *, num_sequences: int, steps: int, pool: int
             match random.choice(kinds):
                 case "frame":
                     seen[str(random.choice(cameras))] = picture()
+                case "depth":
+                    name = str(random.choice(depths))
+                    seen[name] = depth(name)
                 case "say":
                     pair.give(instruction=words())
                 case "latch":

@@ -40,10 +40,11 @@ from models.layouts.prismatic_settings import (
 )
 from models.layouts.writers import Say, write_safetensors, write_sharded, write_torch
 from models.networks.config import BridgeConfig
+from models.prismatic_chat import PromptConfig
 from models.random_weights import random_tensor
 from models.sources import Source, Weights
 from models.verbs import Synthesize
-from models.vlaadapter.config import PromptConfig, VLAAdapterConfig
+from models.vlaadapter.config import VLAAdapterConfig
 
 LAYOUT = "prismatic"
 MARK = "_name_or_path"

@@ -19,6 +19,7 @@ K = step of the sampler, M = modulation row, B = blocks that attend to the langu
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,15 @@ from models.networks.layers import attend, merge_heads
 
 FREQUENCIES = 256
 """Of the embedding of a step's time."""
+
+
+class Sampled(Protocol):
+    """The steps of a sampler."""
+
+    @property
+    def num_inference_timesteps(self) -> int: ...
+    @property
+    def num_timestep_buckets(self) -> int: ...
 
 
 class FlowDiT(nn.Module):
@@ -310,7 +320,7 @@ class ReluMLP(nn.Module):
         return self.layer2(functional.relu(self.layer1(x)))
 
 
-def inference_times(config: FlowDiTConfig) -> Tensor:
+def inference_times(config: Sampled) -> Tensor:
     """Times of the steps, [K] whole numbers: 0 is noise, all buckets would be actions."""
     steps, buckets = config.num_inference_timesteps, config.num_timestep_buckets
     return torch.tensor([int(k / steps * buckets) for k in range(steps)])
@@ -328,7 +338,7 @@ def _in_float64(layer: nn.Linear, x: Tensor, columns: slice = slice(None)) -> Te
     return functional.linear(x.to(weight.device, torch.float64), weight, bias)
 
 
-def coefficients_of(config: FlowDiTConfig) -> Tensor:
+def coefficients_of(config: Sampled) -> Tensor:
     """Of each step, [K, 2]: how long it is, and how long the way to the actions is from where it
     starts."""
     steps = config.num_inference_timesteps

@@ -8,6 +8,7 @@ Oracles: `transformers` `Qwen2_5_VLTextModel` and `Qwen3VLTextModel`; parameter 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,47 @@ from models.networks.config import AnyLanguageConfig
 from models.networks.layers import RMSNorm, SwiGLU, attend, rotate
 
 
+class DecoderSizes(Protocol):
+    """What a layer is made of."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+
+
 class LanguageModel(nn.Module):
     """The decoder stack and its token table."""
 
-    def __init__(self, config: AnyLanguageConfig, num_deepstack: int = 0) -> None:
+    def __init__(
+        self,
+        config: AnyLanguageConfig,
+        num_deepstack: int = 0,
+        *,
+        layer: type[DecoderLayer] | None = None,
+    ) -> None:
         """
         Args:
             num_deepstack: levels of deep-stack features that the vision tower gives.
+            layer: kind of the layers, if not the plain one.
         """
         super().__init__()
+        layer = layer or DecoderLayer
         self.config, self.num_deepstack = config, num_deepstack
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -95,7 +125,7 @@ def stacked(states: Sequence[Tensor], norm: nn.Module) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: AnyLanguageConfig) -> None:
+    def __init__(self, config: DecoderSizes) -> None:
         super().__init__()
         self.self_attn = GroupedAttention(config)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=False)
@@ -110,10 +140,15 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), kv
 
 
+class SharingLayer(DecoderLayer):
+    """One that attends to keys and values of another network, or whose own another one reads: they
+    are scaled for both, or for none."""
+
+
 class GroupedAttention(nn.Module):
     """Grouped-query attention; keys and values are never repeated for the heads that share them."""
 
-    def __init__(self, config: AnyLanguageConfig) -> None:
+    def __init__(self, config: DecoderSizes) -> None:
         super().__init__()
         self.kv_heads = config.num_key_value_heads
         self.group = config.num_attention_heads // config.num_key_value_heads

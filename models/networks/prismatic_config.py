@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from models.fields import MAX_NUMBER, check_divides, check_numbers
 
+TOWERS = ("featurizer", "fused_featurizer")
+"""Both, by their published names."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:

@@ -5,31 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.chat import INSTRUCTION, check_views
+from models.chat import check_views
 from models.fields import check_divides
 from models.networks.config import BridgeConfig, LanguageConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
 from models.policy_config import NormalizationConfig, check_policy
+from models.prismatic_chat import PromptConfig
 
 MODEL_TYPE = "vlaadapter"
-SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig:
-    """The pictures stand behind its first token, and the learned queries behind its end."""
-
-    before: str = "<|im_start|>"
-    """A token of its own."""
-    text: str = (
-        f"system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        f"What action should the robot take to {INSTRUCTION}?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    """`{instruction}` is replaced, in small letters."""
-
-    def __post_init__(self) -> None:
-        if self.text.count(INSTRUCTION) != 1:
-            raise ValueError(f"prompt.text must hold {INSTRUCTION} once, got {self.text!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +26,7 @@ class VLAAdapterConfig:
     views: tuple[str, ...] = ("frame", "wrist")
     """Cameras, in the order in which the prompt shows their pictures."""
     prompt: PromptConfig = PromptConfig()
+    """The learned queries stand behind its end."""
     model_type: str = MODEL_TYPE
     license: str = "unstated"
     """Licence of the weights; shown by every tool that touches them."""

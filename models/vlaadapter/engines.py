@@ -14,43 +14,12 @@ from torch import nn
 
 from models.networks.bridge import Bridge, ProprioProjector
 from models.networks.engines import EngineSpec, language_engines
-from models.networks.parts import WHOLE, LayersPerPart, cut
-from models.networks.prismatic import Projector, ViT, placed, prefix_names, run_blocks
+from models.networks.parts import WHOLE, LayersPerPart
+from models.networks.prismatic_engines import prismatic_engines
+from models.prismatic_chat import call_rows
 from models.vlaadapter.config import VLAAdapterConfig
 from models.vlaadapter.model import VLAAdapter
 from runtime.declarations import Tensor
-from runtime.graph import part_name
-
-TOWERS = ("featurizer", "fused_featurizer")
-
-
-class TowerPart(nn.Module):
-    """Some blocks of a tower, or all: the first with what embeds patches."""
-
-    def __init__(self, tower: ViT, blocks: range) -> None:
-        super().__init__()
-        self.config = tower.config
-        self.is_first, self.is_last = blocks.start == 0, blocks.stop == len(tower.blocks)
-        if self.is_first:
-            self.patch_embed = tower.patch_embed
-            for name in ("pos_embed", *prefix_names(tower.config)):
-                setattr(self, name, getattr(tower, name))
-        self.blocks = nn.ModuleDict({str(index): tower.blocks[index] for index in blocks})
-
-    def forward(self, x: Array) -> Array:
-        if self.is_first:
-            x = placed(self, self.config, self.patch_embed(x))
-        x = run_blocks(self.blocks.values(), x)
-        return x[..., self.config.num_prefix_tokens :, :] if self.is_last else x
-
-
-class ProjectorEngine(nn.Module):
-    def __init__(self, projector: Projector) -> None:
-        super().__init__()
-        self.projector = projector
-
-    def forward(self, featurizer: Array, fused_featurizer: Array) -> Array:
-        return self.projector(torch.cat([featurizer, fused_featurizer], dim=-1))
 
 
 class TaskEngine(nn.Module):
@@ -86,15 +55,8 @@ def engines_of(
 ) -> dict[str, EngineSpec]:
     """All engines by name."""
     c = model.config
-    found: dict[str, EngineSpec] = {}
-    for name in TOWERS:
-        found |= _tower(name, getattr(model.vision_backbone, name), c, layers.get(name))
-    num_patches, depth = c.vision.num_patches, c.language.num_hidden_layers
-    seen = {
-        name: Tensor(shape=(num_patches, getattr(c.vision, name).hidden_size)) for name in TOWERS
-    }
-    tokens = {"tokens": Tensor(shape=(num_patches, c.vision.out_hidden_size))}
-    found["projector"] = EngineSpec(ProjectorEngine(model.projector), seen, tokens)
+    depth = c.language.num_hidden_layers
+    found = prismatic_engines(model.vision_backbone, model.projector, layers)
     found |= language_engines(
         model.decoder, slots, layers.get("language"), len(c.views) + 1, every_layer=True
     )
@@ -119,29 +81,5 @@ def engines_of(
 
 def task_rows(c: VLAAdapterConfig) -> tuple[int, ...]:
     """Of each view's call, how many rows are the task's: the last patch is not."""
-    *others, last = call_rows(c)
+    *others, last = call_rows(c.views, c.vision.num_patches)
     return (*others, last - 1)
-
-
-def call_rows(c: VLAAdapterConfig) -> tuple[int, ...]:
-    """Tokens of each view's call: the first has the prompt's first token too."""
-    return tuple(c.vision.num_patches + (number == 0) for number in range(len(c.views)))
-
-
-def _tower(
-    name: str, tower: ViT, c: VLAAdapterConfig, per_part: int | None
-) -> dict[str, EngineSpec]:
-    """Patches of a picture -> what the tower says of each, `features`."""
-    num_patches, width = c.vision.num_patches, tower.config.hidden_size
-    between = Tensor(shape=(tower.config.num_prefix_tokens + num_patches, width))
-    parts = cut(len(tower.blocks), per_part)
-    return {
-        part_name(name, i, len(parts)): EngineSpec(
-            TowerPart(tower, blocks),
-            {"x": between} if i else {"patches": Tensor(shape=(num_patches, c.vision.patch_dim))},
-            {"features": Tensor(shape=(num_patches, width))}
-            if blocks is parts[-1]
-            else {"x_next": between},
-        )
-        for i, blocks in enumerate(parts)
-    }

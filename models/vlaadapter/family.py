@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from models.chat import INSTRUCTION
+from models.prismatic_chat import PUBLISHED_TAIL, prismatic_parts
 from models.prompt_parts import PromptParts, encoded
 from models.vlaadapter.checkpoint import check_writable, open_weights, write, written
 from models.vlaadapter.config import VLAAdapterConfig
@@ -24,9 +25,6 @@ __all__ = [
     "folded_layers", "inputs", "model", "open_weights", "predictor", "prompt", "published_prompt",
     "reference", "shapes", "split", "trunk_work", "write", "written",
 ]  # fmt: skip
-
-PUBLISHED_TAIL = 40
-"""Tokens that Qwen2.5's tokenizer makes of the text with a usual instruction."""
 
 
 def shapes(config: VLAAdapterConfig) -> VLAAdapter:
@@ -61,12 +59,6 @@ def reference(model: VLAAdapter, tokenizer: Tokenizer, image: ImageConfig) -> An
 
 def _parts(config: VLAAdapterConfig, first: tuple[int, ...], text: str) -> PromptParts:
     """The queries are ids behind the vocabulary's: all but the last one, which is never read."""
-    others = [()] * (len(config.views) - 1)
     start = config.language.vocab_size
-    return PromptParts(
-        before=(first, *others),
-        image_end=(),
-        tail=text,
-        end_ids=tuple(range(start, start + config.head.num_queries - 1)),
-        lowercase=True,
-    )
+    queries = tuple(range(start, start + config.head.num_queries - 1))
+    return prismatic_parts(first, len(config.views), text, queries)

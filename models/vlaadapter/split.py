@@ -12,15 +12,16 @@ from __future__ import annotations
 from models.declared import camera, chunks, instruction, one_chunk, state
 from models.networks.bridge import sections
 from models.networks.parts import WHOLE, LayersPerPart
+from models.prismatic_chat import SUFFIX, call_of, call_rows, call_tokens
+from models.prismatic_graph import read_prismatic
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_places, check_slots
 from models.vlaadapter.config import VLAAdapterConfig
-from models.vlaadapter.engines import TOWERS, call_rows, engines_of
+from models.vlaadapter.engines import engines_of
 from models.vlaadapter.model import VLAAdapter
 from runtime.declarations import Input
 from runtime.image import ImageConfig, grid_of
 
-SUFFIX = "suffix"
 START = "start"
 """Where the rows of all actions begin, a constant."""
 
@@ -46,7 +47,7 @@ def split(
     check_slots(fixed, parts, grid, slots)
     engines = engines_of(model, slots, layers)
     build = GraphBuilder.of(engines, image, image_size, resize_on)
-    _read(build, c, parts, slots)
+    read_prismatic(build, c.vision, c.language, c.views, parts, slots, build.cut)
     _act(build, c, slots)
     return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), slots),
@@ -57,17 +58,11 @@ def split(
     )
 
 
-def call_of(view: str) -> str:
-    """The call that reads a view."""
-    return f"read_{view}"
-
-
 def fixed_tokens(
     config: VLAAdapterConfig, parts: PromptParts, grid: tuple[int, int]
 ) -> dict[str, int]:
     """Of each view's call; the text has the last one to itself."""
-    views = zip(config.views, call_rows(config), strict=True)
-    return {call_of(view): count for view, count in views} | {SUFFIX: 0}
+    return call_tokens(config.views, config.vision.num_patches)
 
 
 def declare_inputs(
@@ -83,42 +78,13 @@ def declare_inputs(
     return {**views, "instruction": instruction(parts, max_tail), "state": state(config)}
 
 
-def _read(build: GraphBuilder, c: VLAAdapterConfig, parts: PromptParts, slots: int) -> None:
-    """Pictures and instruction -> what every layer makes of them, `{call}_states`."""
-    shape = (slots, c.language.hidden_size)
-    for number, view in enumerate(c.views):
-        call, first = call_of(view), parts.before[0] if number == 0 else ()
-        build.tensor(f"{call}_embeddings", shape)
-        if first:
-            build.rows(f"{call}_first", f"{call}_embeddings", 0, len(first))
-            build.embed(f"{call}_first", first)
-        build.rows(f"{view}_tokens", f"{call}_embeddings", len(first), c.vision.num_patches)
-        if len(first) + c.vision.num_patches < slots:
-            build.rows(f"{call}_rest", f"{call}_embeddings", len(first) + c.vision.num_patches)
-            build.embed(f"{call}_rest", ())
-    build.tensor(f"{SUFFIX}_embeddings", shape)
-    build.call(
-        "embed", {"ids": "instruction"}, {"embeddings": f"{SUFFIX}_embeddings"}, {"table": TOKENS}
-    )
-    calls = {call_of(view): [n] for view, n in zip(c.views, call_rows(c), strict=True)}
-    pasts = build.calls({**calls, SUFFIX: []}, c.language, "instruction")
-    for view in c.views:
-        patches = build.cut(view)
-        for name in TOWERS:
-            seen = {"features": f"{view}_{name}"}
-            build.chain(name, f"{view}_{name}", {"patches": patches}, seen)
-        seen = {name: f"{view}_{name}" for name in TOWERS}
-        build.engine("projector", f"{view}_projector", seen, {"tokens": f"{view}_tokens"})
-    for call, past in zip([*calls, SUFFIX], pasts, strict=True):
-        build.language(call, past)
-
-
 def _act(build: GraphBuilder, c: VLAAdapterConfig, slots: int) -> None:
     """What the layers made, and the state -> the chunk."""
     head_dim = c.language.hidden_size // c.head.num_heads
+    rows = call_rows(c.views, c.vision.num_patches)
     task: dict[str, str] = {}
     start = 0
-    for number, (view, count) in enumerate(zip(c.views, call_rows(c), strict=True)):
+    for number, (view, count) in enumerate(zip(c.views, rows, strict=True)):
         angles = {port: f"{view}_task_{port}" for port in ("cos", "sin")}
         for tensor in angles.values():
             build.tensor(tensor, (slots, head_dim))
@@ -134,8 +100,8 @@ def _act(build: GraphBuilder, c: VLAAdapterConfig, slots: int) -> None:
         task[f"task_{number}"] = f"{view}_task_kv"
         start += count
     build.tensor("start", (c.head.action_horizon, c.language.hidden_size))
-    rows = {"table": START, "ids": [0] * c.head.action_horizon}
-    build.call("embed", {}, {"embeddings": "start"}, rows)
+    start_rows = {"table": START, "ids": [0] * c.head.action_horizon}
+    build.call("embed", {}, {"embeddings": "start"}, start_rows)
     build.tensor("places", (c.head.num_queries, slots))
     build.call("places", {"ids": "instruction"}, {"places": "places"}, {"num_new": 0})
     build.policy_state(c.normalization)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from models.networks.parts import WHOLE, LayersPerPart
-from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
+from models.networks.prismatic_work import prismatic_depths, prismatic_work, tower_work
 from models.networks.work import (
     Layer,
     Tokens,
@@ -15,18 +15,15 @@ from models.networks.work import (
     layers_of,
     parts_work,
     picking_flops,
-    transformer,
 )
 from models.vlaadapter.config import VLAAdapterConfig
-from models.vlaadapter.engines import TOWERS
 
 BLOCKS = "action_head.model.mlp_resnet_blocks"
 
 
 def depths(config: VLAAdapterConfig) -> dict[str, int]:
     """Layers of each trunk that may be cut."""
-    towers = {name: getattr(config.vision, name).num_blocks for name in TOWERS}
-    return {**towers, "language": config.language.num_hidden_layers}
+    return prismatic_depths(config.vision) | {"language": config.language.num_hidden_layers}
 
 
 def engines_work(
@@ -43,12 +40,9 @@ def engines_work(
         tokens: of a language call.
         samples: one, see `models.declared.one_chunk`.
     """
-    found: dict[str, Work] = {}
-    for trunk, depth in depths(config).items():
-        if trunk == "language":
-            found["projector"] = _projector(config.vision)
-        work = partial(trunk_work, config, trunk, grid=grid, tokens=tokens)
-        found |= parts_work(trunk, depth, layers, work)
+    decoder = partial(trunk_work, config, "language", grid=grid, tokens=tokens)
+    found = prismatic_work(config.vision, layers)
+    found |= parts_work("language", config.language.num_hidden_layers, layers, decoder)
     return found | {"task": _task(config, tokens), "bridge": _bridge(config, tokens)}
 
 
@@ -58,7 +52,7 @@ def trunk_work(
     """Some layers of a trunk in an engine of their own."""
     if trunk == "language":
         return language_work("language_model.model", config.language, layers, tokens)
-    return _tower(trunk, getattr(config.vision, trunk), config.vision, layers)
+    return tower_work(trunk, config.vision, layers)
 
 
 def folded_layers(config: VLAAdapterConfig) -> tuple[Layer, ...]:
@@ -66,38 +60,6 @@ def folded_layers(config: VLAAdapterConfig) -> tuple[Layer, ...]:
     width = config.language.hidden_size
     shapes = {"action_head.model.fc1": (config.head.action_dim * width, width)}
     return layers_of(shapes, 1)
-
-
-def _tower(name: str, c: ViTConfig, vision: PrismaticVisionConfig, blocks: range) -> Work:
-    num_patches, width = vision.num_patches, c.hidden_size
-    rows, where = num_patches + c.num_prefix_tokens, f"vision_backbone.{name}"
-    layers: list[Layer] = []
-    beside, tables = (4 + 2 * c.layer_scale) * width * len(blocks), 0
-    if blocks.start == 0:
-        layers += layers_of({f"{where}.patch_embed.proj": (vision.patch_dim, width)}, num_patches)
-        beside += rows * width
-        if (c.image_mean, c.image_std) != (vision.image_mean, vision.image_std):
-            tables = 2 * vision.patch_dim
-    for index in blocks:
-        block = transformer(f"{where}.blocks.{index}", width, c.intermediate_size)
-        layers += layers_of(block, rows)
-    scores = attention_flops(c.num_heads, rows, rows, width // c.num_heads)
-    return Work(
-        layers=tuple(layers),
-        attention_flops=scores * len(blocks),
-        largest_scores=c.num_heads * rows**2,
-        beside=beside,
-        tables=tables,
-    )
-
-
-def _projector(c: PrismaticVisionConfig) -> Work:
-    shapes = {
-        "projector.fc1": (c.embed_dim, 4 * c.embed_dim),
-        "projector.fc2": (4 * c.embed_dim, c.out_hidden_size),
-        "projector.fc3": (c.out_hidden_size, c.out_hidden_size),
-    }
-    return Work(layers=layers_of(shapes, c.num_patches), attention_flops=0, beside=0)
 
 
 def _task(config: VLAAdapterConfig, tokens: Tokens) -> Work:

@@ -21,8 +21,8 @@ from runtime.declarations import Input, Source
 from runtime.inputs import draw_noise
 
 Streams = Mapping[str, NDArray[Any]]
-"""By the name of the policy's input: uint8 [H, W, 3] RGB of a camera, float32 [S] in robot units of
-a vector."""
+"""By the name of the policy's input: uint8 [H, W, 3] RGB of a camera, float32 [H, W] metres of its
+depth, float32 [S] in robot units of a vector."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +74,7 @@ def shown(
     }
     made: dict[str, Callable[[str, Input], NDArray[Any]]] = {
         "image": lambda name, given: pictures[given.source](name, given),
+        "depth": lambda name, given: pictures[given.source](name, given),
         "text": lambda name, given: np.array(seen.instruction),
         "vector": lambda name, given: (
             remembered[name] if given.source == "memory" else seen.now[name].astype(np.float32)

@@ -99,6 +99,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "token_learner.mlp.*",
     ),
     "keyframes": ("keyframe_head.*",),
+    "auxiliary": ("position_head.fc1", "grasp_head.fc1", "pose_head.fc1", "joint_head.*"),
 }
 """Layers that get one format together; with `KEPT` they are all that any policy has."""
 CANDIDATES: dict[Format, Method] = {"float": "plain", "w8a8": "tokens", "w4": "awq"}

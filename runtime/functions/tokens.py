@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from .. import prompt
+from ..depth import DepthPatchMaker
 from ..image import ImageConfig, PatchMaker
 from ..prompt import Segment
 from .function import Arrays, Function, HostFunction, Ports, Resources, Values, misfit
@@ -19,6 +20,19 @@ class Patches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grid: tuple[int, int]
     """Patches of the exported image, rows and columns."""
     image: ImageConfig
+
+
+class DepthPatches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a depth map becomes patches, see `runtime.depth`."""
+
+    grid: tuple[int, int]
+    """Patches of the exported map, rows and columns."""
+    image: ImageConfig
+    """Of the pictures beside it."""
+    scale_m: float
+    """Above zero."""
+    missing: float
+    """What a pixel of which nothing was measured becomes, 0 (far) to 1 (near)."""
 
 
 class Embed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,11 +113,35 @@ def _patches(params: Patches, resources: Resources) -> HostFunction:
 
 
 def _check_patches(params: Patches, ports: Ports) -> str:
-    c, (rows, columns) = params.image, params.grid
-    count = rows * columns * (ports["image"].shape[0] if len(ports["image"].shape) == 4 else 1)
+    shape = ports["image"].shape
+    return _check_grid(params.grid, params.image, shape[0] if len(shape) == 4 else 1, ports)
+
+
+def _depth_patches(params: DepthPatches, resources: Resources) -> HostFunction:
+    make = DepthPatchMaker(
+        params.image, params.grid, scale_m=params.scale_m, missing=params.missing
+    )
+
+    def run(values: Values, out: Arrays) -> None:
+        make(values["depth"], out["patches"])
+
+    return run
+
+
+def _check_depth_patches(params: DepthPatches, ports: Ports) -> str:
+    if not 0 < params.scale_m < float("inf"):
+        return f"scale_m is {params.scale_m}, a finite number above 0 is wanted"
+    if not 0 <= params.missing <= 1:
+        return f"missing is {params.missing}, 0 (far) to 1 (near) is wanted"
+    return _check_grid(params.grid, params.image, 1, ports)
+
+
+def _check_grid(grid: tuple[int, int], c: ImageConfig, count: int, ports: Ports) -> str:
+    """Of so many pictures."""
+    rows, columns = grid
     if rows % c.merge_size or columns % c.merge_size or min(rows, columns) < 1:
         return f"a grid of {rows}x{columns} patches does not merge by {c.merge_size}"
-    return misfit("patches", ports, (count, c.patch_dim))
+    return misfit("patches", ports, (rows * columns * count, c.patch_dim))
 
 
 def _embed(params: Embed, resources: Resources) -> HostFunction:
@@ -296,6 +334,10 @@ FUNCTIONS: Mapping[str, Function] = {
     "patches": Function(
         params=Patches, make=_patches, check=_check_patches,
         inputs={"image": ("image", "video")}, outputs=("patches",),
+    ),
+    "depth_patches": Function(
+        params=DepthPatches, make=_depth_patches, check=_check_depth_patches,
+        inputs={"depth": ("depth",)}, outputs=("patches",),
     ),
     "embed": Function(
         params=Embed, make=_embed, check=_check_embed,

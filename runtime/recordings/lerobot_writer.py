@@ -183,7 +183,16 @@ class _Dataset:
 
 
 def _vectors(recording: Recording) -> dict[str, str]:
-    """Feature -> stream."""
+    """Feature -> stream.
+
+    Raises:
+        RecordingError: a stream of depth, which a dataset would hold as a video.
+    """
+    for name, stream in recording.streams.items():
+        if stream.values.ndim == 3:
+            raise RecordingError(
+                f"stream {name!r} is depth, which is not written to datasets; leave it out"
+            )
     return {
         STATE if name == STATE_STREAM else f"observation.{name}": name
         for name, stream in recording.streams.items()

@@ -34,7 +34,7 @@ _REQUIRED = tuple(key for key in _SCALAR_KINDS if key not in _OPTIONAL)
 _STREAM = "stream"
 """Arrays of a stream are called stream/NAME/KEY."""
 _STREAM_KEYS = ({"values", "at_s"}, {"png", "png_offsets", "at_s", "frame_ids"})
-"""Of a vector, and of a camera."""
+"""Of a vector or of depth, and of a camera."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,18 +46,20 @@ class Stream:
     """
 
     values: NDArray[Any]
-    """uint8 [N, H, W, 3] RGB of a camera, or float32 [N, S] in robot units, all finite."""
+    """uint8 [N, H, W, 3] RGB of a camera, float32 [N, S] in robot units, or float32 [N, H, W] of
+    depth in metres, 0 where nothing was measured; all finite."""
     at_s: NDArray[np.float64]
     """[N] when each was captured, in seconds on one clock; never backwards."""
     frame_ids: NDArray[np.int64] | None = None
-    """[N] of a camera, None of a vector: the same number is the same picture."""
+    """[N] of a camera, None of a vector or of depth: the same number is the same picture."""
 
     def __post_init__(self) -> None:
         is_camera = self.values.dtype == np.uint8 and self.values.ndim == 4
-        is_vector = self.values.dtype == np.float32 and self.values.ndim == 2
+        is_vector = self.values.dtype == np.float32 and self.values.ndim in (2, 3)
         if not (is_vector or (is_camera and self.values.shape[3] == 3)):
             raise RecordingError(
-                "values must be uint8 [N, H, W, 3] of a camera or float32 [N, S] of a vector, "
+                "values must be uint8 [N, H, W, 3] of a camera, float32 [N, S] of a vector or "
+                "float32 [N, H, W] of depth, "
                 f"got {self.values.dtype} {list(self.values.shape)}; record it again"
             )
         _check_finite(self.values, "")

@@ -79,7 +79,8 @@ class ReplayedRobot:
 
 
 def _sensor(stream: Stream) -> Sensor:
-    kind: Kind = "vector" if stream.frame_ids is None else "image"
+    kinds: dict[int, Kind] = {4: "image", 3: "depth", 2: "vector"}
+    kind = kinds[stream.values.ndim]
     return Sensor(kind, stream.values.shape[1:], str(stream.values.dtype))
 
 

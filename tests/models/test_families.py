@@ -56,7 +56,7 @@ def test_trunks_and_layers_are_those_of_the_module(name):
     family = family_of(config)
     with torch.device("meta"):
         model = family.model(config)
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
     assert set(layer_names(config)) == {n for n, m in model.named_modules() if isinstance(m, kinds)}
     works = family.engines_work(config, (4, 4), Tokens.padded(8))
     assert family.depths(config).keys() <= works.keys()

@@ -13,7 +13,7 @@ from models.checkpoint import load_checkpoint
 from models.families import CONFIGS, family_of
 from models.init import image_of
 from models.networks.bridge import turn
-from models.vlaadapter.config import PromptConfig
+from models.prismatic_chat import PromptConfig
 from models.vlaadapter.family import prompt, published_prompt
 from models.vlaadapter.model import actions
 from models.vlaadapter.split import split

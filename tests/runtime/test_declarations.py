@@ -286,6 +286,10 @@ def test_a_leaf_comes_at_its_rate_and_when_it_is_asked_for(tmp_path, every):
         ({"camera": 1}, "camera must be a numpy array, got int"),
         ({"lens": 1}, "no input 'lens'; what may be given here is: camera, joints, latent, depth"),
         ({"depth": np.full((6, 5), -0.5)}, "depth holds -0.5 m, a depth is at least 0"),
+        (
+            {"depth": np.ones((6, 5), np.uint16)},
+            "depth must be metres .*, got uint16",
+        ),
         ({"joints": [1, 2]}, r"joints must be \[3\], got \[2\]"),
         ({"latent": np.zeros((3, 2))}, r"latent must be \[2, 3\], got \[3, 2\]"),
         ({"first": 1}, r"'first' cannot be given here: give it at the start or with give"),

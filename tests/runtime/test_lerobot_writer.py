@@ -18,7 +18,7 @@ from runtime.control.recorder import Recorder
 from runtime.errors import OutputError, RecordingError
 from runtime.recordings.lerobot import read_lerobot
 from runtime.recordings.read import read_recordings
-from runtime.recordings.recording import load_recording, save_recording
+from runtime.recordings.recording import evenly, load_recording, save_recording
 from runtime.robots.robot import Limits
 from tests.drawn_frames import NUM_FRAMES, identify, write_episode
 from tests.lerobot_reader import PYTHON
@@ -156,6 +156,8 @@ def test_runs_that_are_no_recordings_say_why(tmp_path):
         ({"rate_hz": 20.0}, "unlike the episodes before, in steps per second"),
         ({"actions": np.zeros((NUM_FRAMES, 3), np.float32), "action_names": None},
          "unlike the episodes before, in action"),
+        ({"streams": {"far": evenly(np.ones((NUM_FRAMES, 6, 8), np.float32), 10.0)}},
+         "stream 'far' is depth, which is not written to datasets"),
     ],
 )  # fmt: skip
 def test_what_is_no_episode_of_the_dataset_is_refused_and_nothing_is_left(

@@ -18,6 +18,7 @@ from runtime.recordings.recording import (
     load_recording,
     save_recording,
 )
+from runtime.robots.replay import ReplayedRobot
 
 NUM_FRAMES = 5
 FRAMES = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 12, 16, 3), np.uint8)
@@ -141,11 +142,25 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
     assert os.listdir(saved.parent) == [saved.name]
 
 
+def test_depth_comes_back_and_is_shown_as_depth(tmp_path):
+    depth = np.linspace(0, 3, 5 * 12 * 16, dtype=np.float32).reshape(5, 12, 16)
+    streams = make_recording().streams
+    save_recording(
+        make_recording(streams={**streams, "far": evenly(depth, 10.0)}), tmp_path / "a.npz"
+    )
+    loaded = load_recording(tmp_path / "a.npz")
+    assert np.array_equal(loaded.streams["far"].values, depth)
+    assert loaded.streams["far"].frame_ids is None
+    far = ReplayedRobot(loaded).inputs["far"]
+    assert (far.kind, far.shape, far.dtype) == ("depth", (12, 16), "float32")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": FRAMES.astype(np.float32)}, r"values must be uint8 \[N, H, W, 3\] of a camera "
-         r"or float32 \[N, S\] of a vector, got float32 \[5, 12, 16, 3\]; record it again"),
+        ({"values": FRAMES.astype(np.float32)}, r"values must be uint8 \[N, H, W, 3\] of a camera, "
+         r"float32 \[N, S\] of a vector or float32 \[N, H, W\] of depth, got float32 "
+         r"\[5, 12, 16, 3\]; record it again"),
         ({"values": FRAMES[..., :2]}, r"got uint8 \[5, 12, 16, 2\]"),
         ({"values": STATES.astype(np.float64)}, r"got float64 \[5, 4\]"),
         ({"values": STATES[:, 0]}, r"got float32 \[5\]"),

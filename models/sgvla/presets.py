@@ -1,0 +1,115 @@
+"""Named configurations: each a function that returns a complete one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from models.networks.config import LanguageConfig
+from models.networks.flow_expert_config import FlowExpertConfig
+from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.published import dinosiglip_224, qwen2_5_0_5b
+from models.policy_config import NormalizationConfig
+from models.sgvla.config import LeavesConfig, SGVLAConfig
+
+
+def fetch() -> SGVLAConfig:
+    """As the authors describe it, for a Fetch: 7 arm joints, head pan and tilt, torso lift,
+    gripper, base forward and yaw."""
+    language = qwen2_5_0_5b()
+    return SGVLAConfig(
+        vision=dinosiglip_224(language.hidden_size),
+        language=language,
+        head=FlowExpertConfig(
+            num_hidden_layers=language.num_hidden_layers,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            head_dim=64,
+            action_dim=13,
+            action_horizon=8,
+        ),
+        normalization=NormalizationConfig(
+            action=("q99",) * 13,
+            state=(),
+            action_units=(
+                *("rad/step",) * 9, "m/step", "fraction", "m/step", "rad/step",
+            ),
+            state_units=(),
+        ),
+        license="none (no weights are published)",
+    )  # fmt: skip
+
+
+def thin() -> SGVLAConfig:
+    """The published widths with few layers and a small vocabulary."""
+    base = fetch()
+    return dataclasses.replace(
+        base,
+        vision=dataclasses.replace(
+            base.vision,
+            featurizer=dataclasses.replace(base.vision.featurizer, depth=3),
+            fused_featurizer=dataclasses.replace(base.vision.fused_featurizer, depth=3),
+        ),
+        language=dataclasses.replace(base.language, num_hidden_layers=3, vocab_size=512),
+        head=dataclasses.replace(base.head, num_hidden_layers=3, num_inference_timesteps=3),
+        license="none (random weights)",
+    )
+
+
+def tiny() -> SGVLAConfig:
+    """Every structure of it at widths of 32 to 128, for pictures of 56 x 56: two cameras with
+    depth."""
+    published = dinosiglip_224(128)
+    vision = PrismaticVisionConfig(
+        featurizer=dataclasses.replace(
+            published.featurizer, depth=3, hidden_size=64, intermediate_size=128, num_heads=4
+        ),
+        fused_featurizer=dataclasses.replace(
+            published.fused_featurizer, depth=3, hidden_size=96, intermediate_size=160, num_heads=4
+        ),
+        out_hidden_size=128,
+        image_size=56,
+    )
+    language = LanguageConfig(
+        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        rope_theta=100.0,
+        mrope_section=(16, 0, 0),
+    )
+    return SGVLAConfig(
+        vision=vision,
+        language=language,
+        head=FlowExpertConfig(
+            num_hidden_layers=3,
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            action_dim=5,
+            action_horizon=4,
+            num_inference_timesteps=4,
+        ),
+        normalization=NormalizationConfig(
+            action=("q99",) * 5,
+            state=(),
+            action_units=("rad/step",) * 4 + ("fraction",),
+            state_units=(),
+        ),
+        leaves=LeavesConfig(
+            hidden_size=32,
+            num_joints=3,
+            joint_hidden_size=32,
+            joint_intermediate_size=48,
+            mask_widths=(24, 16),
+        ),
+        license="Apache-2.0",
+    )
+
+
+CONFIGS = {"fetch": fetch, "thin": thin, "tiny": tiny}

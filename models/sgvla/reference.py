@@ -1,0 +1,378 @@
+"""The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
+
+DINOv2, SigLIP and Qwen2 come from `transformers`, and the expert is a second `Qwen2Model` behind
+the cache of the first; the auxiliary heads are `torch.nn` alone. None of our modules runs here. One
+thing is the runtime's: how a colour picture is brought to size, for it is TensorFlow's way, to the
+bit, and no other library has it. The weights are those of a given `SGVLA`, shared and not copied.
+
+Axes: N = patches of one picture, P = picture, L = token, T = action in the chunk, A = action
+dimension, D = width. The libraries want a batch axis; it is 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.qwen2 import Qwen2Config, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from models.networks.config import LanguageConfig
+from models.networks.flow_expert_config import FlowExpertConfig
+from models.networks.heard import Heard, Listener, stacked
+from models.networks.parts import LayersPerPart, cut
+from models.networks.transformers_prismatic import (
+    DINO,
+    SIGLIP,
+    composed_tower_name,
+    dinov2,
+    siglip,
+)
+from models.networks.transformers_qwen import share_weights
+from models.sgvla.config import LeavesConfig
+from models.sgvla.model import SGVLA
+from runtime.graph import part_name
+from runtime.image import ImageConfig, PatchMaker
+
+
+class Inputs(NamedTuple):
+    """What `Composition.forward` takes, in order."""
+
+    pixel_values: Tensor
+    """[P, 6, H, W]: each picture as the first tower wants it, and as the second does."""
+    input_ids: Tensor
+    """[1, L] of the prompt alone."""
+    noise: Tensor
+    """[T, A] float32 standard normal."""
+
+
+class Composition(nn.Module):
+    def __init__(self, model: SGVLA, tokenizer: Tokenizer, image: ImageConfig) -> None:
+        """Share the weights of `model`."""
+        super().__init__()
+        c = model.config
+        self.config, self.tokenizer, self.image = c, tokenizer, image
+        self.first = dinov2(c.vision.featurizer, c.vision)
+        self.second = siglip(c.vision.fused_featurizer, c.vision)
+        self.language = _qwen2(c.language, c.language, c.language.vocab_size)
+        self.expert = _without_tokens(_qwen2(c.head, c.language, 1))
+        width, seen = c.language.hidden_size, c.vision.embed_dim
+        with torch.device("meta"):
+            self.projector = nn.ModuleDict(
+                {
+                    "fc1": nn.Linear(seen, 4 * seen),
+                    "fc2": nn.Linear(4 * seen, c.vision.out_hidden_size),
+                    "fc3": nn.Linear(c.vision.out_hidden_size, c.vision.out_hidden_size),
+                }
+            )
+            inside = c.head.hidden_size
+            self.encode = nn.ModuleList(
+                [
+                    nn.Linear(c.head.action_dim, inside),
+                    nn.Linear(2 * inside, inside),
+                    nn.Linear(inside, inside),
+                ]
+            )
+            self.decode = nn.Linear(inside, c.head.action_dim)
+            sizes = {"position": c.leaves.position_dim, "grasp": 1, "object_pose": 7}
+            self.vectors = nn.ModuleDict(
+                {
+                    name: nn.Sequential(
+                        nn.Linear(width, c.leaves.hidden_size),
+                        nn.GELU(),
+                        nn.Linear(c.leaves.hidden_size, size),
+                    )
+                    for name, size in sizes.items()
+                }
+            )
+            self.joints = Joints(c.leaves, width)
+            self.mask = _mask(c.leaves.mask_widths, width)
+        self.published = share_weights(self, model, composed_name)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, noise: Tensor) -> Tensor:
+        """One observation, see `Inputs` -> [T, A] float32 in policy units."""
+        prompt = self.read(pixel_values, input_ids)
+        count = self.config.head.num_inference_timesteps
+        x_TA = noise
+        for k in range(count):
+            bucket = int(k / float(count) * self.config.head.num_timestep_buckets)
+            x_TA = x_TA + self.velocity(x_TA, bucket, prompt.past_key_values) / count
+        return x_TA
+
+    def read(self, pixel_values: Tensor, input_ids: Tensor) -> Any:
+        """Pictures behind the first token, and the text: what the language model makes of them."""
+        first, second = pixel_values.chunk(2, dim=1)
+        prefix = self.first.config.num_register_tokens + 1
+        towers = (
+            self.first(first).last_hidden_state[:, prefix:],
+            self.second(second).last_hidden_state,
+        )
+        x = torch.cat(towers, dim=-1).flatten(0, 1)[None]
+        fc1, fc2, fc3 = (self.projector[name] for name in ("fc1", "fc2", "fc3"))
+        patches_1ND = fc3(functional.gelu(fc2(functional.gelu(fc1(x)))))
+        text_1LD = self.language.embed_tokens(input_ids)
+        rows = [text_1LD[:, :1], patches_1ND, text_1LD[:, 1:]]
+        return self.language(inputs_embeds=torch.cat(rows, dim=1), use_cache=True)
+
+    def velocity(self, x_TA: Tensor, bucket: int, past: Any) -> Tensor:
+        """Of the actions at a time, [T, A]."""
+        half = self.config.head.hidden_size // 2
+        angles = bucket * torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+        time = torch.cat([angles.sin(), angles.cos()]).expand(len(x_TA), -1)
+        first, second, third = self.encode
+        rows = third(functional.silu(second(torch.cat([first(x_TA), time], dim=-1))))
+        sees_all = torch.zeros(1, 1, len(x_TA), past.get_seq_length() + len(x_TA))
+        out = self.expert(
+            inputs_embeds=rows[None],
+            attention_mask=sees_all,
+            past_key_values=copy.deepcopy(past),
+            use_cache=True,
+        )
+        made: Tensor = self.decode(out.last_hidden_state)[0]
+        return made
+
+    def leaves(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+        """What the auxiliary heads say, by the names of our outputs."""
+        return self._leaves(self.read(pixel_values, input_ids).last_hidden_state)
+
+    def prepare(
+        self, *, instruction: str, noise: NDArray[np.float32], **seen: NDArray[Any]
+    ) -> Inputs:
+        """Everything that happens before the networks.
+
+        Args:
+            instruction: one line of text; what is asked is put in small letters.
+            noise: [T, A] standard normal.
+            seen: by the names of the configuration: pictures uint8 [H, W, 3] RGB, and depth maps
+                float32 [H, W] in metres.
+        """
+        c = self.config
+        side = c.vision.image_size // c.vision.patch_size
+        fit = PatchMaker(self.image, (side, side)).fitted
+        text = c.prompt.before + c.prompt.text.replace("{instruction}", instruction.lower())
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        shown = []
+        for name in c.pictures:
+            if name in c.views:
+                pixels = torch.from_numpy(fit(seen[name]).copy()).permute(2, 0, 1) / 255
+            else:
+                pixels = self._nearness(torch.from_numpy(seen[name])).expand(3, -1, -1)
+            for tower in (c.vision.featurizer, c.vision.fused_featurizer):
+                mean, std = (
+                    torch.tensor(v)[:, None, None] for v in (tower.image_mean, tower.image_std)
+                )
+                shown.append((pixels - mean) / std)
+        pixel_values = torch.stack(shown).unflatten(0, (len(c.pictures), 2)).flatten(1, 2)
+        return Inputs(pixel_values, torch.tensor([ids]), torch.from_numpy(noise).float())
+
+    def _nearness(self, depth_m: Tensor) -> Tensor:
+        """A depth map as a picture from 0 to 1, of the size that the towers see."""
+        c, side = self.config.depth, self.config.vision.image_size
+        share = math.sqrt(self.image.crop_area or 1)
+        sides = torch.diag(torch.tensor([share, share], dtype=torch.float64))
+        middle = torch.cat([sides, torch.zeros(2, 1, dtype=torch.float64)], dim=1)
+        grid = functional.affine_grid(middle[None], [1, 1, side, side], align_corners=False)
+        at = depth_m.double()[None, None]
+        shown = functional.grid_sample(at, grid, mode="nearest", align_corners=False)[0, 0]
+        near = 1 - torch.tanh(shown / c.scale_m)
+        return torch.where(shown > 0, near, torch.tensor(c.missing).double()).float()
+
+    def listen(self) -> dict[str, list[Tensor]]:
+        """Hooks that keep what the modules of a tick put out."""
+        heard: dict[str, list[Tensor]] = {}
+        listener = Listener(heard)
+        first: Any = self.first
+        for name, blocks in (
+            ("featurizer", first.encoder.layer),
+            ("fused_featurizer", self.second.encoder.layers),
+        ):
+            for block in blocks:
+                listener.keep(name, block)
+        listener.keep("tokens", self.projector["fc3"])
+        for layer in self.language.layers[1:]:
+            listener.keep_input("language", layer, lambda given: given[0])
+        listener.keep("hidden", self.language, lambda out: out.last_hidden_state)
+        listener.keep("kv", self.language, lambda out: stacked(out.past_key_values))
+        listener.keep_input("x", self.encode[0], lambda given: given[0])
+        listener.keep("velocity", self.decode)
+        return heard
+
+    def placed(
+        self,
+        kept: Heard,
+        grid: tuple[int, int],
+        layers: LayersPerPart,
+        fixed: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """What was kept, under the names of our graph and in its layout, without padded rows."""
+        c = self.config
+        found: dict[str, Tensor] = {}
+        towers = {"featurizer": c.vision.featurizer, "fused_featurizer": c.vision.fused_featurizer}
+        for number, picture in enumerate(c.pictures):
+            count = c.vision.num_patches
+            rows = slice(number * count, (number + 1) * count)
+            found[f"{picture}_tokens"] = kept["tokens"][0][0, rows]
+            for name, tower in towers.items():
+                parts = cut(tower.num_blocks, layers.get(name))
+                blocks = kept[name]
+                found[f"{picture}_{name}"] = blocks[-1][number, tower.num_prefix_tokens :]
+                for i, part in enumerate(parts[:-1]):
+                    x_ND = blocks[part.stop - 1][number]
+                    found[part_name(f"{picture}_{name}_x", i, len(parts))] = x_ND
+        found |= self._decoder(kept, layers, fixed) | self._leaves(kept["hidden"][0])
+        found |= {f"x_{k}": x for k, x in enumerate(kept["x"])}
+        return found | {f"predicted_{k}": v[0] for k, v in enumerate(kept["velocity"])}
+
+    def _leaves(self, hidden_1LD: Tensor) -> dict[str, Tensor]:
+        c, count = self.config, self.config.vision.num_patches
+        rows_PND = hidden_1LD[0, 1 : 1 + len(c.pictures) * count].unflatten(0, (-1, count))
+        rows = rows_PND.flatten(0, 1)
+        found = {name: head(rows.mean(0)) for name, head in self.vectors.items()}
+        found["grasp"] = torch.special.expit(found["grasp"])
+        found["joints"] = self.joints(rows[None])[0]
+        side = c.vision.image_size // c.vision.patch_size
+        picture = rows_PND[c.pictures.index(c.leaves.mask_view)]
+        map_1DHW = picture.T.unflatten(1, (side, side))[None]
+        return found | {"segmentation": self.mask(map_1DHW)[0, 0]}
+
+    def _decoder(
+        self, kept: Heard, layers: LayersPerPart, fixed: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Keys, values and states of the calls."""
+        parts = cut(self.config.language.num_hidden_layers, layers.get("language"))
+        starts = [0, *itertools.accumulate(list(fixed.values())[:-1])]
+        found: dict[str, Tensor] = {}
+        for call, start, stop in zip(fixed, starts, [*starts[1:], None], strict=True):
+            rows = slice(start, stop)
+            found[f"{call}_hidden"] = kept["hidden"][0][0, rows]
+            for i, part in enumerate(parts):
+                kv = kept["kv"][0][rows, part.start : part.stop]
+                found[part_name(f"{call}_kv", i, len(parts))] = kv
+                if part is not parts[-1]:
+                    x_SD = kept["language"][part.stop - 1][0, rows]
+                    found[part_name(f"{call}_x", i, len(parts))] = x_SD
+        return found
+
+
+class Joints(nn.Module):
+    """A token for each joint in front of projected rows."""
+
+    def __init__(self, c: LeavesConfig, width: int) -> None:
+        super().__init__()
+        inside = c.joint_hidden_size
+        self.tokens = nn.Embedding(c.num_joints, inside)
+        self.project = nn.Linear(width, inside)
+        layer = nn.TransformerEncoderLayer(
+            inside, c.joint_heads, c.joint_intermediate_size, dropout=0.0,
+            activation="gelu", batch_first=True, norm_first=True,
+        )  # fmt: skip
+        self.encoder = nn.TransformerEncoder(
+            layer, c.joint_layers, norm=nn.LayerNorm(inside), enable_nested_tensor=False
+        )
+        self.out = nn.Linear(inside, 1)
+
+    def forward(self, rows_1ND: Tensor) -> Tensor:
+        """[1, N, D] -> [1, joints]."""
+        tokens = self.tokens.weight[None]
+        x = self.encoder(torch.cat([tokens, self.project(rows_1ND)], dim=1))
+        made: Tensor = self.out(x[:, : tokens.shape[1]])[..., 0]
+        return made
+
+
+def _mask(widths: tuple[int, ...], width: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(width, widths[0], 3, stride=2, padding=1)]
+    for before, behind in zip(widths, (*widths[1:], 1), strict=True):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(before, behind, 4, stride=2, padding=1)]
+    return nn.Sequential(*layers)
+
+
+def _qwen2(
+    c: LanguageConfig | FlowExpertConfig, language: LanguageConfig, vocab_size: int
+) -> Qwen2Model:
+    """
+    Args:
+        language: whose positions these are.
+    """
+    more: Any = {"head_dim": c.head_dim}  # which its annotations leave out
+    settings = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        num_hidden_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads,
+        rms_norm_eps=c.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
+        **more,
+    )
+    with torch.device("meta"):
+        model = Qwen2Model(settings)
+    # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
+    model.rotary_emb = Qwen2RotaryEmbedding(settings)
+    return model
+
+
+def _without_tokens(model: Any) -> Any:
+    """It is given rows."""
+    model.embed_tokens = nn.Identity()
+    return model
+
+
+PARTS: Mapping[str, str] = {
+    "language_model.model.": "language.",
+    "action_head.layers.": "expert.layers.",
+    "action_head.norm.": "expert.norm.",
+    "action_head.action_encoder.layer1.": "encode.0.",
+    "action_head.action_encoder.layer2.": "encode.1.",
+    "action_head.action_encoder.layer3.": "encode.2.",
+    "action_head.action_out_proj.": "decode.",
+    "projector.": "projector.",
+    "position_head.fc1.": "vectors.position.0.",
+    "position_head.fc2.": "vectors.position.2.",
+    "grasp_head.fc1.": "vectors.grasp.0.",
+    "grasp_head.fc2.": "vectors.grasp.2.",
+    "pose_head.fc1.": "vectors.object_pose.0.",
+    "pose_head.fc2.": "vectors.object_pose.2.",
+    "joint_head.mask_tokens.": "joints.tokens.",
+    "joint_head.blocks.": "joints.encoder.layers.",
+    "joint_head.norm.": "joints.encoder.norm.",
+    "joint_head.": "joints.",
+    "segmentation_head.halving.": "mask.0.",
+}
+"""How a name of ours begins, and how it begins here."""
+JOINTS = {
+    "attn.qkv.weight": "self_attn.in_proj_weight",
+    "attn.qkv.bias": "self_attn.in_proj_bias",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "linear1",
+    "mlp.fc2": "linear2",
+}
+"""Pieces of the names inside a block of the joints' transformer."""
+
+
+def composed_name(name: str) -> str:
+    """What the tensor of our policy called `name` is called in a `Composition`."""
+    for begin, other, pieces in (
+        ("vision_backbone.featurizer.", "first.", DINO),
+        ("vision_backbone.fused_featurizer.", "second.", SIGLIP),
+    ):
+        if name.startswith(begin):
+            return other + composed_tower_name(name.removeprefix(begin), pieces)
+    if name.startswith("segmentation_head.doublings."):
+        _, _, number, which = name.split(".")
+        return f"mask.{2 * int(number) + 2}.{which}"
+    begin = next(part for part in PARTS if name.startswith(part))
+    made = PARTS[begin] + name.removeprefix(begin)
+    if begin == "joint_head.blocks.":
+        for ours, theirs in JOINTS.items():
+            made = made.replace(ours, theirs)
+    return made
