@@ -146,7 +146,7 @@ bench: setup ## time the runtime beside the plain composition, interleaved in on
 	$(PY) -m export bench --results docs/results
 
 bench-changes: setup ## a tick in which one input changed, beside one of everything and what transformers composes (15 minutes on 2 cores)
-	$(PY) -m export bench-changes vlaadapter-thin smolvla-thin --results docs/results $(ARGS)
+	$(PY) -m export bench-changes vlaadapter-thin sgvla-thin upvla-thin smolvla-thin --results docs/results $(ARGS)
 	$(PY) -m export results
 
 bench-pictures: setup ## a tick with 1, 4 and 8 different pictures, warm, recomputed and as transformers composes it, beside the limit of any cache (10 minutes on 2 cores)

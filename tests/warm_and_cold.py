@@ -26,10 +26,18 @@ class Expectation:
     def __init__(self, bundle: Path) -> None:
         self.graph = json.loads((bundle / "manifest.json").read_text())["graph"]
         memories = [given["memory"] for given in self.graph["inputs"].values() if "memory" in given]
-        leaves = {next(iter(self.graph["outputs"])), *(memory["output"] for memory in memories)}
-        self.needed = set().union(*map(self._ancestors, leaves))
+        due = {next(iter(self.graph["outputs"])), *(memory["output"] for memory in memories)}
+        self.needed = set().union(*map(self._ancestors, due))
+        self.leaves = {n: self._ancestors(n) - self.needed for n in self.graph["outputs"]}
+        """Of each output, stages that run if somebody asks for it, and for no action."""
+        for name in due:
+            del self.leaves[name]
 
     def stages(self, changed: set[str]) -> set[str]:
+        """Of a tick that asks for no leaf."""
+        return self.reached(changed) & self.needed
+
+    def reached(self, changed: set[str]) -> set[str]:
         dirty_memory: list[tuple[str, int, int]] = []
         dirty: set[str] = set()
         for stage in self.graph["stages"]:
@@ -41,7 +49,7 @@ class Expectation:
             if touched:
                 dirty.add(stage["name"])
                 dirty_memory += [self._span(t) for t in stage["outputs"].values()]
-        return dirty & self.needed
+        return dirty
 
     def _ancestors(self, leaf: str) -> set[str]:
         wanted, found = [leaf], set()
@@ -160,6 +168,9 @@ class Pair:
         self.has_memory = any("memory" in given for given in self.declared.values())
         self.num_kept = 0
         """Keyframes shown, summed over the acts."""
+        self.stale = set().union(*expectation.leaves.values())
+        """Stages of leaves that have not run since what they read changed."""
+        self.num_asked = 0
 
     def of_source(self, *sources):
         return [name for name, given in self.declared.items() if given["source"] in sources]
@@ -199,8 +210,19 @@ class Pair:
             before = len(self.kept.bank)
             self.kept.server.ask(cold.leaves[self.kept.output], self.kept.now)
             self.num_kept += before
+        self.stale |= self.expectation.reached(self.changed) - self.expectation.needed
         self.changed.clear()
         self.tick += 1
+
+    def ask(self, leaf):
+        """Behind an act: alike, and only what that leaf needs and nobody ran since."""
+        warm = self.episodes[0].ask(leaf)
+        ran = set(self.warm.interpreter.last_run)
+        self.cold.interpreter.forget()
+        assert warm.tobytes() == self.episodes[1].ask(leaf).tobytes(), f"{leaf} went stale"
+        assert ran == self.stale & self.expectation.leaves[leaf]
+        self.stale -= ran
+        self.num_asked += 1
 
     def fail(self, seen, random):
         """The warm one breaks off at one of the stages that the tick needs, if it needs any."""
@@ -292,13 +314,13 @@ def drive(pair: Pair, image, state, *, num_sequences: int, steps: int, pool: int
     seen |= {name: depth(name) for name in depths}
     kinds = ["frame", "say", "repeat", "fail"]
     kinds += ["see"] * bool(pair.of_source("delay"))
-    kinds += ["depth"] * bool(depths)
+    kinds += ["depth"] * bool(depths) + ["ask"] * 2 * bool(pair.expectation.leaves)
     kinds += ["latch"] * bool(latches) + ["state"] * bool(vectors) + ["leftover"] * bool(pair.left)
     for _ in range(num_sequences):
         latched = {name: picture() for name in latches}
         pair.start(int(random.integers(3)), instruction=words(), **latched)
         for _ in range(steps):
-            match random.choice(kinds):
+            match kind := random.choice(kinds):
                 case "frame":
                     seen[str(random.choice(cameras))] = picture()
                 case "depth":
@@ -321,3 +343,5 @@ def drive(pair: Pair, image, state, *, num_sequences: int, steps: int, pool: int
                 case "fail":
                     pair.fail(seen, random)
             pair.act(seen)
+            if kind == "ask":
+                pair.ask(str(random.choice([*pair.expectation.leaves])))

@@ -3,7 +3,8 @@
 One process, rows interleaved. Per configuration `eager` and `compiled`: the composition of public
 libraries, plain and under torch.compile, which knows no ticks; `all`: our runtime with nothing kept
 and every input new; `tick`: everything new that the robot and the sampler change in every tick; and
-each input alone. Beside each stand the FLOPs that its engines compute, padding included.
+each input alone. Beside each stand the FLOPs that its engines compute, padding included. `leaf`:
+an output that no action needs, asked for behind a tick of everything, and what runs for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from export.evidence.bench import Timed, interleaved, machine, slug
 from export.evidence.changes_table import changes_table
 from export.evidence.config import ChangesConfig
-from export.evidence.limits import Tick, engine_flops
+from export.evidence.limits import Tick, engine_flops, leaf_flops
 from export.evidence.subject import Subject, check_names
 from export.tokens import MADE_UP_INSTRUCTION
 from runtime.cli.progress import Progress
@@ -52,9 +53,11 @@ def bench_changes(config: ChangesConfig) -> Figures:
         check_output(path, FIGURES)
     console, lines = Console(), Progress(sys.stderr)
     subjects = [Subject.make(name, config.work, config.image, console) for name in config.configs]
-    ticks = [tick for subject in subjects for tick in ticks_of(subject)]
-    rows = {tick.name: tick.run for tick in ticks}
-    before = {tick.name: tick.prepare for tick in ticks}
+    episodes = [Changing(subject) for subject in subjects]
+    ticks = [tick for episode in episodes for tick in ticks_of(episode)]
+    leaves = [leaf for episode in episodes for leaf in leaves_of(episode)]
+    rows: dict[str, Callable[[], Any]] = {row.name: row.run for row in (*ticks, *leaves)}
+    before = {row.name: row.prepare for row in (*ticks, *leaves)}
     lines.step("actions beside those of the libraries")
     errors = {tick.name: tick.error() for tick in ticks}
     for subject in subjects:
@@ -81,6 +84,7 @@ def bench_changes(config: ChangesConfig) -> Figures:
             figures(tick, timed) | {"error": errors[tick.name], "stages": tick.stages}
             for tick in ticks
         ],
+        "leaves": [leaf_figures(leaf, timed) for leaf in leaves],
     }
     if path is not None:
         write_file(path, json.dumps(found, indent=1) + "\n", FIGURES)
@@ -96,7 +100,7 @@ class Changing:
     def __init__(self, subject: Subject) -> None:
         policy = subject.policy
         golden = Golden.of(policy.bundle)
-        self.policy, self._count = policy, itertools.count(1)
+        self.subject, self.policy, self._count = subject, policy, itertools.count(1)
         self._golden = dict(golden.observed)
         self.texts = [n for n, i in from_source(policy.inputs, "operator").items() if i.prompt]
         self.told = dict.fromkeys(self.texts, INSTRUCTIONS[0])
@@ -124,18 +128,25 @@ class Changing:
         """[T, A] in robot units."""
         return self._episode.act(self._given).actions
 
+    def ask(self, leaf: str) -> NDArray[Any]:
+        """An output of the last observation."""
+        return self._episode.ask(leaf)
+
 
 @dataclass(eq=False)
 class Ticking:
     """A kind of tick of a configuration."""
 
-    subject: Subject
     episode: Changing
     kind: str
     changed: frozenset[str]
     is_cold: bool = False
     stages: int = 0
     """Calls of engines that the last one ran."""
+
+    @property
+    def subject(self) -> Subject:
+        return self.episode.subject
 
     @property
     def name(self) -> str:
@@ -163,15 +174,59 @@ class Ticking:
         return self.subject.error(actions, self.episode.told)
 
 
-def ticks_of(subject: Subject) -> Iterator[Ticking]:
+@dataclass(eq=False)
+class Asking:
+    """A leaf of a configuration, asked for behind a tick of everything."""
+
+    episode: Changing
+    leaf: str
+
+    @property
+    def subject(self) -> Subject:
+        return self.episode.subject
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject.name}/leaf {self.leaf}"
+
+    def prepare(self) -> None:
+        """A tick, which is not timed."""
+        self.episode.change(frozenset(self.episode.inputs))
+        self.episode.act()
+
+    def run(self) -> NDArray[Any]:
+        return self.episode.ask(self.leaf)
+
+
+def ticks_of(episode: Changing) -> Iterator[Ticking]:
     """Everything, what changes in every tick, and each input alone."""
-    episode = Changing(subject)
-    inputs = subject.policy.inputs
+    inputs = episode.policy.inputs
     every = frozenset(n for n in episode.inputs if inputs[n].pace == "tick")
-    yield Ticking(subject, episode, "all", frozenset(episode.inputs), is_cold=True)
-    yield Ticking(subject, episode, "tick", every)
+    yield Ticking(episode, "all", frozenset(episode.inputs), is_cold=True)
+    yield Ticking(episode, "tick", every)
     for name in episode.inputs:
-        yield Ticking(subject, episode, name, frozenset({name}))
+        yield Ticking(episode, name, frozenset({name}))
+
+
+def leaves_of(episode: Changing) -> list[Asking]:
+    """All outputs but the actions."""
+    graph = episode.policy.graph
+    return [Asking(episode, name) for name in graph.outputs if name != graph.target]
+
+
+def leaf_figures(asking: Asking, timed: Mapping[str, Timed]) -> Figures:
+    """Its time, also as a share of a usual tick's, and what is computed for it."""
+    mine, tick = timed[asking.name], timed[f"{asking.subject.name}/tick"]
+    flops = leaf_flops(asking.subject.sized, asking.leaf)
+    return {
+        "name": asking.name,
+        "config": asking.subject.name,
+        "leaf": asking.leaf,
+        "ms": round(mine.p50, 3),
+        "p99_ms": round(mine.p99, 3),
+        "of_a_tick": round(mine.p50 / tick.p50, 4),
+        "gflops": {network: round(n / 1e9, 3) for network, n in flops.items()},
+    }
 
 
 def figures(tick: Ticking, timed: Timed) -> Figures:

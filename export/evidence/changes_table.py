@@ -34,6 +34,8 @@ def changes_table(found: Figures) -> str:
     for name, config in found["configs"].items():
         rows = [row for row in found["changes"] if row["config"] == name]
         lines += ["", *_of(name, config, rows)]
+        leaves = [row for row in found["leaves"] if row["config"] == name]
+        lines += ["", *_leaves(leaves)] if leaves else []
     return "\n".join([*lines, ""])
 
 
@@ -61,6 +63,18 @@ def _of(name: str, config: Figures, rows: Sequence[Figures]) -> list[str]:
             f"| {sum(row['gflops'].values()):.3g} | "
             + " | ".join(f"{row['speedup'][other]:.2f} x" for other in against)
             + f" | {row['error']:.1e} |"
+            for row in rows
+        ),
+    ]
+
+
+def _leaves(rows: Sequence[Figures]) -> list[str]:
+    return [
+        "| leaf, asked for behind a tick | ms | of a usual tick | GFLOP |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| `{row['leaf']}` | {row['ms']:.2f} ({row['p99_ms']:.2f}) "
+            f"| {100 * row['of_a_tick']:.1f} % | {sum(row['gflops'].values()):.3g} |"
             for row in rows
         ),
     ]

@@ -71,6 +71,17 @@ def engine_flops(policy: SizedPolicy, tick: Tick) -> dict[str, int]:
     return found
 
 
+def leaf_flops(policy: SizedPolicy, leaf: str) -> dict[str, int]:
+    """Of the engines that run for a leaf alone, behind a tick that did not ask for it, by
+    network."""
+    graph, works, found = policy.graph, policy.work(), dict[str, int]()
+    for i in sorted({*graph.needed_for(leaf)} - {*graph.needed_for(graph.target)}):
+        stage = graph.stages[i]
+        if stage.engine is not None:
+            _add(found, graph, stage, works[stage.engine].flops)
+    return found
+
+
 def _add(found: dict[str, int], graph: Graph, stage: Stage, flops: int) -> None:
     network = graph.networks[stage.engine or ""]
     found[network] = found.get(network, 0) + flops

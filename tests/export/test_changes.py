@@ -7,15 +7,17 @@ import pytest
 
 from export.engines.counts import count
 from export.evidence import bench
-from export.evidence.changes import INSTRUCTIONS, Changing, bench_changes, ticks_of
+from export.evidence.changes import INSTRUCTIONS, Changing, bench_changes, leaves_of, ticks_of
 from export.evidence.changes_table import changes_table, render_changes
 from export.evidence.config import ChangesConfig
-from export.evidence.limits import Tick, engine_flops
+from export.evidence.limits import Tick, engine_flops, leaf_flops
 from export.evidence.subject import Subject
 from tests.oracles import END_TO_END
 
-NAME = "qwengr00t-tiny"
-KINDS = ["all", "tick", "frame", "wrist", "state", "instruction", "noise"]
+NAME = "sgvla-tiny"
+CAMERAS = ["head", "hand", "head_depth", "hand_depth"]
+KINDS = ["all", "tick", *CAMERAS, "instruction", "noise"]
+LEAVES = ["position", "grasp", "object_pose", "joints", "segmentation"]
 SIDE, ROUNDS = 112, 3
 
 
@@ -72,7 +74,7 @@ def test_every_kind_is_timed_and_its_actions_are_the_libraries(measured):
 
 def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(measured):
     _, found, subject = measured
-    for tick in ticks_of(subject):
+    for tick in ticks_of(Changing(subject)):
         tick.prepare()
         tick.run()
         before = dict(subject.policy.interpreter.values)
@@ -89,10 +91,25 @@ def test_a_tick_is_what_it_is_called_and_runs_what_its_files_say(measured):
         assert differ == wanted.get(tick.kind, {tick.kind})
 
 
+def test_every_leaf_is_timed_and_runs_what_its_file_says(measured):
+    _, found, subject = measured
+    assert [row["leaf"] for row in found["leaves"]] == LEAVES
+    (tick,) = (row for row in found["changes"] if row["kind"] == "tick")
+    for asking, row in zip(leaves_of(Changing(subject)), found["leaves"], strict=True):
+        asking.prepare()
+        before = asking.run().copy()
+        flops, calls = ran(subject.policy)
+        assert calls == 1 and flops == sum(leaf_flops(subject.sized, asking.leaf).values()) > 0
+        assert 0 < row["ms"] <= row["p99_ms"]
+        assert row["of_a_tick"] == pytest.approx(row["ms"] / tick["ms"], rel=0.02, abs=1e-3)
+        asking.prepare()
+        assert not np.array_equal(asking.run(), before), "it is of the tick before"
+
+
 def test_the_actions_of_another_tick_are_not_taken_for_these(measured):
     subject = measured[2]
     episode = Changing(subject)
-    episode.change(frozenset({"state"}))
+    episode.change(frozenset({"hand"}))
     actions = episode.act()
     assert subject.error(actions, episode.told) <= END_TO_END
     assert subject.error(actions * np.float32(1.001), episode.told) > END_TO_END
@@ -114,6 +131,10 @@ def test_the_table_shows_what_was_measured(measured):
             f"| {sum(row['gflops'].values()):.3g} | {row['speedup']['all']:.2f} x "
             f"| {row['error']:.1e} |"
         )
+        assert line in table
+    for row in found["leaves"]:
+        share = f"{100 * row['of_a_tick']:.1f} %"
+        line = f"| `{row['leaf']}` | {row['ms']:.2f} ({row['p99_ms']:.2f}) | {share} |"
         assert line in table
     assert "torch.compile" not in table and f"{ROUNDS} ticks" in table
     compiled = {**found, "changes": [dict(r) for r in found["changes"]]}

@@ -76,6 +76,7 @@ def test_warm_equals_cold_and_only_what_changed_runs(policies, bundle, checkpoin
     pool = 8 if pair.remembered else 1000  # pictures that come again are what a store is for
     drive(pair, image, state, num_sequences=count, steps=8 if pair.has_memory else 5, pool=pool)
     assert not pair.has_memory or pair.num_kept > count, "no picture was kept: nothing was tried"
+    assert not pair.expectation.leaves or pair.num_asked > count // 2, "no leaf was asked for"
 
 
 def test_the_runtime_s_actions_are_those_of_libraries_in_robot_units(policies, checkpoint):

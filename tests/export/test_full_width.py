@@ -14,6 +14,7 @@ from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.anchorvla4d.presets import full, shallow
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT
+from models.families import CONFIGS
 from runtime import read_bundle
 from runtime.plans.build import build as compile_plans
 from tests.export.conftest import write_random
@@ -28,8 +29,8 @@ RECIPES = (
     "orin-mixed",
     "cpu-int8",
 )
-QUICK = ("orin-fp16-safe", "orin-w8a8", "orin-w4a16")
-"""Every format and both half-precision bases; the others are marked `full`."""
+QUICK = ("orin-fp16-safe", "orin-w8a8")
+"""Int8 and both half-precision bases; the others take as long and are marked `full`."""
 LARGEST_SHARE = {"orin-w8a8": 0.32, "orin-w8a8-static": 0.32, "orin-w4a16": 0.26}
 """Of float32's bytes. With one layer of each network the condition, which stays in the base format,
 is a tenth of all weights."""
@@ -127,4 +128,20 @@ def test_every_part_compiles(checkpoint_in_parts, recipe, tmp_path):
     counts = Counter(manifest.graph.networks.values())
     assert counts["language"] == 2 and counts["vision"] == 2 and counts["spatial"] >= 2
     assert not manifest.failed_gates
+    compile_all(bundle)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not is_available(), reason="TensorRT for RTX has wheels for x86-64 Linux only")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("-thin")])
+def test_every_family_compiles_at_its_published_widths(name, tmp_path):
+    folder, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    write_random(folder, CONFIGS[name]())
+    make_up_episode(load_checkpoint(folder), Size(224, 112, 1), folder / "episodes")
+    export(folder, "orin-w8a8", bundle, image_size=(224, 224), tokens=None)
+    manifest = read_bundle(bundle).manifest
+    assert not manifest.failed_gates
+    assert manifest.gates["precision_audit"].kind == "pass"
+    report = bundle.with_name(f"{bundle.name}-report.html").read_text()
+    assert all(engine in report for engine in manifest.engines)
     compile_all(bundle)

@@ -18,7 +18,7 @@ from models.demo import CHECKPOINT
 from models.demo.config import DEMO_TASKS
 from runtime.policy import Policy
 
-EPISODES = 4
+EPISODES = 3
 
 
 @pytest.fixture(scope="module")

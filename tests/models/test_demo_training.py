@@ -74,6 +74,7 @@ def test_training_writes_a_checkpoint_that_loads_and_a_curve(config):
         assert any(name.startswith(part) for name in moved), part
 
 
+@pytest.mark.full  # two minutes
 def test_a_tenth_of_the_recipe_learns_something(simulator, tmp_path):
     collect(CollectConfig(out=tmp_path / "data", rollouts=CollectConfig().rollouts // 10))
     whole = TrainConfig(data=tmp_path / "data", out=tmp_path / "out")
