@@ -42,6 +42,8 @@ class Board:
     """Dense, with float32 sums."""
     target: Target
     """What recipes for it are written for."""
+    fp32_tflops: float | None = None
+    """Without tensor cores: a runtime that allows no TF32 computes float32 products so."""
     fp8_tflops: float | None = None
     """Dense, of the GPU alone."""
     memory_gb: float | None = None
@@ -54,7 +56,10 @@ class Board:
     """Weights that one engine may hold and still build; None where no limit is known."""
 
 
-FIGURES = ("bandwidth_gb_s", "int8_tops", "bf16_tflops", "fp8_tflops", "memory_gb", "power_w")
+FIGURES = (
+    "bandwidth_gb_s", "int8_tops", "bf16_tflops", "fp32_tflops", "fp8_tflops",
+    "memory_gb", "power_w",
+)  # fmt: skip
 """Fields of a board that have a source."""
 SEEN_TO_BUILD = 358_000_000
 """Bytes of 12 layers of Qwen2.5-0.5B in float16, 14 912 384 numbers each: the largest part of a
@@ -69,12 +74,14 @@ _SEEN = "measured: MemTotal of public logs; what the system takes of it is not k
 
 # Derived bf16: SMs x 2048 x clock, at the highest GPU clock of the power mode: half of the
 # datasheet's int8, which is how many products an Ampere tensor core makes of them. Derived int8:
-# INT8_GAIN times that; the datasheet's own number stands in brackets.
+# INT8_GAIN times that; the datasheet's own number stands in brackets. Derived fp32: SMs x 256 x
+# clock, a multiplication and an addition in each of 128 lanes.
 BOARDS = {
     "orin-nano-8gb": Board(
         bandwidth_gb_s=68.0,
         int8_tops=INT8_GAIN * 10.0,
         bf16_tflops=10.0,
+        fp32_tflops=1.28,
         memory_gb=7.4,
         power_w=15.0,
         target="orin",
@@ -82,6 +89,7 @@ BOARDS = {
             "bandwidth_gb_s": "datasheet (15 W)",
             "int8_tops": "derived: 1.5 times bf16 (20 in the datasheet)",
             "bf16_tflops": "derived: half of the datasheet's int8",
+            "fp32_tflops": "derived: 8 SMs at 625 MHz",
             "fp8_tflops": _NO_FP8,
             "memory_gb": _NANO_MEMORY,
             "power_w": "datasheet: its highest mode but SUPER",
@@ -92,6 +100,7 @@ BOARDS = {
         bandwidth_gb_s=102.0,
         int8_tops=INT8_GAIN * 16.5,
         bf16_tflops=16.5,
+        fp32_tflops=2.09,
         memory_gb=7.4,
         power_w=25.0,
         target="orin",
@@ -99,6 +108,7 @@ BOARDS = {
             "bandwidth_gb_s": "datasheet (25 W and MAXN SUPER)",
             "int8_tops": "derived: 1.5 times bf16 (33 in the datasheet)",
             "bf16_tflops": "derived: 8 SMs at 1.02 GHz",
+            "fp32_tflops": "derived: 8 SMs at 1.02 GHz",
             "fp8_tflops": _NO_FP8,
             "memory_gb": _NANO_MEMORY,
             "power_w": "datasheet: the 25 W mode; MAXN SUPER has no limit",
@@ -109,6 +119,7 @@ BOARDS = {
         bandwidth_gb_s=102.4,
         int8_tops=INT8_GAIN * 19.0,
         bf16_tflops=19.0,
+        fp32_tflops=2.40,
         memory_gb=16.3,
         power_w=40.0,
         target="orin",
@@ -116,6 +127,7 @@ BOARDS = {
             "bandwidth_gb_s": "datasheet, unchecked",
             "int8_tops": "derived: 1.5 times bf16 (38 in the datasheet)",
             "bf16_tflops": "derived: 8 SMs at 1.17 GHz",
+            "fp32_tflops": "derived: 8 SMs at 1.17 GHz",
             "fp8_tflops": _NO_FP8,
             "memory_gb": _SEEN,
             "power_w": "datasheet, unchecked: the 40 W mode; MAXN SUPER has no limit",
@@ -125,6 +137,7 @@ BOARDS = {
         bandwidth_gb_s=152.8,
         int8_tops=52.0,
         bf16_tflops=33.5,
+        fp32_tflops=5.32,
         memory_gb=65.9,
         power_w=60.0,
         target="orin",
@@ -132,6 +145,7 @@ BOARDS = {
             "bandwidth_gb_s": "measured (204.8 in the datasheet)",
             "int8_tops": "measured at best (FoldQuantVLA)",
             "bf16_tflops": "measured: 33.4 to 34.1",
+            "fp32_tflops": "derived: 16 SMs at 1.3 GHz",
             "fp8_tflops": _NO_FP8,
             "memory_gb": _SEEN,
             "power_w": "datasheet: the module's highest",
@@ -141,6 +155,7 @@ BOARDS = {
         bandwidth_gb_s=257.0,
         int8_tops=270.0,
         bf16_tflops=135.0,
+        fp32_tflops=8.06,
         memory_gb=131.9,
         power_w=130.0,
         target="thor",
@@ -148,6 +163,7 @@ BOARDS = {
             "bandwidth_gb_s": "measured by ApxInf (273 in the datasheet)",
             "int8_tops": "derived: twice bf16, unmeasured",
             "bf16_tflops": "measured by ApxInf",
+            "fp32_tflops": "derived: 20 SMs at 1.575 GHz",
             "fp8_tflops": "missing: nobody has measured it, and the datasheet's FP4 is sparse",
             "memory_gb": _SEEN,
             "power_w": "datasheet: MAXN",

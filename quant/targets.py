@@ -31,8 +31,10 @@ class MissingFigureError(ValueError):
 
 
 def rate_of(number_format: Format) -> str:
-    """The board's figure for products of this format: only w8a8 multiplies integers."""
-    return {"w8a8": "int8_tops", "fp8": "fp8_tflops"}.get(number_format, "bf16_tflops")
+    """The board's figure for products of this format: only w8a8 multiplies integers, and float32
+    is float32, for plans are built without TF32."""
+    rates = {"w8a8": "int8_tops", "fp8": "fp8_tflops", "float32": "fp32_tflops"}
+    return rates.get(number_format, "bf16_tflops")
 
 
 @dataclass(frozen=True, slots=True)

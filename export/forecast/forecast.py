@@ -17,6 +17,7 @@ from export.forecast.policy import SizedPolicy, cut_for_board, size_policy
 from export.forecast.stages import (
     Cost,
     StageCost,
+    leaf_costs,
     rates_used,
     stage_costs,
     total,
@@ -76,6 +77,8 @@ class Forecast:
     board_name: str
     board: Board
     stages: list[StageCost]
+    leaves: list[StageCost]
+    """What runs only if somebody asks for it."""
     warm: Cost
     """A tick with all kept that no input of every tick decides about."""
     cold: Cost
@@ -172,6 +175,7 @@ def forecast(asked: ForecastConfig) -> Forecast:
         board_name=asked.board_name,
         board=board,
         stages=stages,
+        leaves=leaf_costs(policy, recipe, board),
         warm=total(stage.cost for stage in stages if not stage.is_kept),
         cold=total(stage.cost for stage in stages if stage.needs),
         memory=memory,
@@ -242,6 +246,7 @@ def _figures(made: Forecast) -> dict[str, Any]:
         "stages": {
             stage.name: {"kept": stage.is_kept, **_cost(stage.cost)} for stage in made.stages
         },
+        "leaves": {stage.name: _cost(stage.cost) for stage in made.leaves},
         "ticks": {
             name: {**_cost(tick), "ms": _band(made.band(tick))} for name, tick in ticks.items()
         },

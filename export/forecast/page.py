@@ -42,6 +42,7 @@ UNITS = {
     "bandwidth_gb_s": "memory, GB/s",
     "int8_tops": "int8, TOPS",
     "bf16_tflops": "bfloat16, TFLOPS",
+    "fp32_tflops": "float32, TFLOPS",
     "fp8_tflops": "FP8, TFLOPS",
     "memory_gb": "memory, GB",
     "power_w": "power, W",
@@ -104,6 +105,9 @@ def _stages(made: Forecast) -> Markup:
         Column("runs", "name"),
     ]  # fmt: skip
     rows = [(counted(s.name, s.cost.calls), *_cells(made, s.cost), when(s)) for s in made.stages]
+    rows += [
+        (counted(s.name, s.cost.calls), *_cells(made, s.cost), "if asked for") for s in made.leaves
+    ]
     return table(columns, rows, total=("a warm tick", *_cells(made, made.warm), ""))
 
 

@@ -14,7 +14,12 @@ from runtime.pages.palette import INK, MUTED, RULE, SERIES, colour
 from runtime.pages.svg import label, svg
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860.0, 430.0, 66.0, 24.0, 40.0, 46.0
-ROOFS = {"int8_tops": "int8", "fp8_tflops": "FP8", "bf16_tflops": "bfloat16"}
+ROOFS = {
+    "int8_tops": "int8",
+    "fp8_tflops": "FP8",
+    "bf16_tflops": "bfloat16",
+    "fp32_tflops": "float32",
+}
 GAP = 30.0
 """Least distance of two dots with slanted names."""
 PAPER = colour("paper")

@@ -100,11 +100,24 @@ def weights_of(work: Work, rules: Mapping[str, Rule], base: Base) -> int:
 
 def stage_costs(policy: SizedPolicy, recipe: Recipe, board: Board) -> list[StageCost]:
     """Of every engine stage that the actions need, in running order; chains are one row."""
+    return _costs(policy, recipe, board, policy.graph.needed_for(policy.graph.target))
+
+
+def leaf_costs(policy: SizedPolicy, recipe: Recipe, board: Board) -> list[StageCost]:
+    """Likewise, of those that run only if somebody asks for an output that no action needs."""
+    graph = policy.graph
+    asked = {i for leaf in graph.outputs for i in graph.needed_for(leaf)}
+    return _costs(policy, recipe, board, sorted(asked - {*graph.needed_for(graph.target)}))
+
+
+def _costs(
+    policy: SizedPolicy, recipe: Recipe, board: Board, stages_at: Iterable[int]
+) -> list[StageCost]:
     graph, rules = policy.graph, recipe.decide(layer_names(policy.config))
     padded = policy.work()
     used = {call: policy.work(tokens) for call, tokens in policy.used.items()}
     rows: dict[str, list[Stage]] = {}
-    for index in graph.needed_for(graph.target):
+    for index in stages_at:
         stage = graph.stages[index]
         if stage.engine is not None:
             rows.setdefault(graph.rows[stage.name], []).append(stage)
@@ -165,4 +178,6 @@ def rates_used(policy: SizedPolicy, recipe: Recipe) -> tuple[str, ...]:
     """Figures of a board that the recipe's products run at, the fastest kind first."""
     rules = recipe.decide(layer_names(policy.config))
     found = {rate_of(rule.format) for rule in rules.values()} | {ACTIVATIONS}
-    return tuple(rate for rate in ("int8_tops", "fp8_tflops", "bf16_tflops") if rate in found)
+    return tuple(
+        rate for rate in ("int8_tops", "fp8_tflops", "bf16_tflops", "fp32_tflops") if rate in found
+    )

@@ -56,4 +56,7 @@ def _table(made: Forecast) -> Table:
     table.add_section()
     table.add_row("warm tick", *cells(made.warm), "")
     table.add_row("cold tick", *cells(made.cold), "")
+    table.add_section()
+    for leaf in made.leaves:
+        table.add_row(counted(leaf.name, leaf.cost.calls), *cells(leaf.cost), "asked")
     return table

@@ -304,6 +304,24 @@ def test_what_cannot_be_forecast_is_refused(wrong, message):
         ForecastConfig(**wrong)
 
 
+def test_float32_products_take_their_time_and_leaves_are_beside_the_tick(tmp_path, capsys):
+    """What chooses codes is float32: 1.42e12 operations a picture, 5.32e12 of them a second."""
+    asked = ForecastConfig(config="upvla-calvin", board="orin-agx-64", tokens=1048, out=tmp_path)
+    made = print_forecast(asked)
+    *lines, last = capsys.readouterr().out.splitlines()
+    codes = cost_of(made, "frame_codes")
+    assert codes.flops == pytest.approx(1.42e12, rel=0.01)
+    assert codes.roofline_ms == pytest.approx(1e3 * codes.flops / 5.32e12, rel=0.02)
+    leaves = {stage.name: stage.cost for stage in made.leaves}
+    assert leaves.keys() == {"future_codes", "future_frame"} == json.loads(last)["leaves"].keys()
+    assert leaves["future_codes"].flops == 2 * 1024 * 2048 * 8192
+    assert made.warm.flops == sum(s.cost.flops for s in made.stages if not s.is_kept)
+    assert not leaves.keys() & {stage.name for stage in made.stages}
+    assert sum(line.startswith("│ future_") and "asked" in line for line in lines) == 2
+    rows = Page((tmp_path / "upvla-calvin-orin-w8a8-agx-orin-64gb.html").read_text()).rows("Stages")
+    assert rows["future_frame"][-1] == "if asked for"
+
+
 def test_it_is_printed_with_one_json_line_and_a_page(tmp_path, capsys):
     asked = ForecastConfig(config="demo", board="orin-nano-8", out=tmp_path)
     made = print_forecast(asked)
@@ -322,7 +340,7 @@ def test_it_is_printed_with_one_json_line_and_a_page(tmp_path, capsys):
     assert set(shown.rows("Memory")) >= set(made.recipes)
     assert shown.rows("The board")["FP8, TFLOPS"][1] == "missing"
     drawn = Counter(tag for tag in shown.tags if tag in ("svg", "circle", "polyline"))
-    assert drawn["polyline"] == 2, "a roof for int8 and one for bfloat16"
+    assert drawn["polyline"] == 3, "a roof for int8, one for bfloat16 and one for float32"
     kept = [stage for stage in made.stages if stage.is_kept]
     assert drawn["circle"] == len(made.stages) - len(kept) + 2, "twins share a dot"
 
