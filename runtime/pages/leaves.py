@@ -1,0 +1,116 @@
+"""What was read of leaves in an episode: how often, what it says, and whether it came true."""
+
+from __future__ import annotations
+
+import math
+
+from ..control.foresight import Foreseen
+from ..control.trace import Leaf, Trace
+from .markup import Markup, element
+from .page import Column, sentence, table
+from .picture import figure
+from .svg import lines
+
+MOST_NOTICES = 20
+"""Rows of a table; what is more is counted."""
+
+
+def leaves_of(trace: Trace) -> list[Markup]:
+    """Of one episode."""
+    head = [
+        Column("leaf", "name"), Column("read"), Column("skipped"), Column("failed"),
+        Column("longest, ms"),
+    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = [
+        (
+            name, f"{of.count.num_run:,}", f"{of.count.num_skipped:,}", f"{of.count.num_failed:,}",
+            f"{1e3 * of.count.longest_s:.1f}",
+        )
+        for name, of in trace.leaves.items()
+    ]  # fmt: skip
+    if any(of.against for of in trace.leaves.values()):
+        head.append(Column("means", "words"))
+        rows = [(*row, of.against) for row, of in zip(rows, trace.leaves.values(), strict=True)]
+    charts = [_history(name, of) for name, of in trace.leaves.items() if of.history]
+    seen = [
+        part
+        for name, of in trace.leaves.items()
+        if of.foreseen is not None
+        for part in _foreseen(name, of.foreseen, trace.period_s)
+    ]
+    return [
+        element("h4", "Leaves"),
+        table(head, rows),
+        *([element("div", *charts, class_="small")] if charts else []),
+        *(_notices(trace) if trace.notices else []),
+        *seen,
+    ]
+
+
+def _history(name: str, of: Leaf) -> Markup:
+    """A small one over the episode."""
+    start = of.history[0][0]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for at, value in of.history:
+        for index, number in enumerate(value.ravel()):
+            label = name if value.size == 1 else str(index)
+            series.setdefault(label, []).append((at - start, float(number)))
+    return lines(
+        series, title=f"{name}, over the episode", x_title="seconds", y_title=name,
+        width=420, height=170,
+    )  # fmt: skip
+
+
+def _notices(trace: Trace) -> list[Markup]:
+    """What they contradicted, the first ones."""
+    head = [Column("seconds"), Column("notice", "name"), Column("why", "words")]
+    rows = [
+        (f"{notice.step * trace.period_s:.1f}", notice.kind, notice.words)
+        for notice in trace.notices[:MOST_NOTICES]
+    ]
+    more = len(trace.notices) - len(rows)
+    return [
+        element("h4", "What leaves contradicted"),
+        table(head, rows),
+        *([sentence(f"And {more:,} more.")] if more else []),
+    ]
+
+
+def _foreseen(name: str, of: Foreseen, period_s: float) -> list[Markup]:
+    """Pictures that were expected above those that came, and how near they were over time."""
+    if not of.num_came:
+        return []
+    pairs = of.pairs.things.values()
+    strip = [
+        figure(
+            [(pair.expected, "expected"), (pair.came, f"{of.camera} then")],
+            f"{pair.step * period_s:.1f} s, {pair.distance:.3f}",
+        )
+        for pair in pairs
+    ]
+    signals = {
+        "distance": [(look.step * period_s, look.distance) for look in of.looks],
+        "progress": [
+            (look.step * period_s, look.progress) for look in of.looks if look.progress is not None
+        ],
+    }
+    charts = [
+        lines(
+            {what: points}, title=f"{name}, {what}, over the episode", x_title="seconds",
+            y_title=what, width=420, height=170, from_zero=what == "distance",
+        )
+        for what, points in signals.items()
+        if any(map(math.isfinite, (value for _, value in points)))
+    ]  # fmt: skip
+    early = sum(pair.step < pair.due_step for pair in pairs)
+    return [
+        element("h4", f"{name}: expected above, what {of.camera} showed then below"),
+        element("div", *strip, class_="strip scroll", tabindex=0),
+        element("div", *charts, class_="small"),
+        sentence(
+            "The distance is the mean difference of both, of which black and white are 1 apart. "
+            "Progress is the share of it that was gone since the policy was asked: 1 where the "
+            "picture came as expected, 0 where nothing came nearer."
+            + (" The last pictures were not due when the episode ended." if early else "")
+        ),
+    ]
