@@ -82,9 +82,10 @@ class Foreseen:
         """For people."""
         pair = self.pairs.last
         if pair is None:
-            return "no expected picture came yet"
+            return "no picture came yet"
         share = "" if pair.progress is None else f", progress {pair.progress:.2f}"
-        return f"{self.num_came} came, the last one {pair.distance:.3f} from what came{share}"
+        pictures = "picture" if self.num_came == 1 else "pictures"
+        return f"{self.num_came} {pictures} came, the last {pair.distance:.3f} off{share}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

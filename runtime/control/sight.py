@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph
+from ..meanings import WHITE
 from .trace import Step, Trace
 
 SHOWN_S = 10.0
@@ -29,6 +30,8 @@ PACE_S = 2.0
 """The rate is measured over so long."""
 LATE = 0.5
 """Of a period: a tick that is later is told as a fault."""
+GAP_PX = 4
+"""Between two pictures that are shown as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ class Sight:
     stages: Mapping[str, float | None]
     """Milliseconds of the networks that the last thought ran; None of those it had no need of."""
     pictures: Mapping[str, NDArray[np.uint8]]
-    """What the last thought saw, by camera, [H, W, 3]; and of each leaf that foresees one the last
-    picture that was expected, and the one that came."""
+    """What the last thought saw, by camera, [H, W, 3]; and of each leaf that foresees pictures the
+    last one that was expected, above the one that came."""
     actions: Mapping[str, Sequence[tuple[float, float]]]
     """By axis: seconds from now, and the value."""
     marks: Sequence[float] = ()
@@ -247,11 +250,14 @@ def _told_by_leaves(trace: Trace) -> list[Figure]:
 
 
 def _foreseen(trace: Trace) -> dict[str, NDArray[np.uint8]]:
+    """Of each leaf that foresees pictures the last one that was due, above the one that came."""
     found: dict[str, NDArray[np.uint8]] = {}
     for name, leaf in dict(trace.leaves).items():
         pair = leaf.foreseen.pairs.last if leaf.foreseen else None
         if pair is not None:
-            found |= {f"{name}, expected": pair.expected, f"{name}, came": pair.came}
+            gap = np.full((GAP_PX, *pair.came.shape[1:]), WHITE, np.uint8)
+            words = f"{name}: expected, and what came below"
+            found[words] = np.concatenate([pair.expected, gap, pair.came])
     return found
 
 

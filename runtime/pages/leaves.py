@@ -29,7 +29,7 @@ def leaves_of(trace: Trace) -> list[Markup]:
         for name, of in trace.leaves.items()
     ]  # fmt: skip
     if any(of.against for of in trace.leaves.values()):
-        head.append(Column("means", "words"))
+        head.append(Column("checked", "words"))
         rows = [(*row, of.against) for row, of in zip(rows, trace.leaves.values(), strict=True)]
     charts = [_history(name, of) for name, of in trace.leaves.items() if of.history]
     seen = [
@@ -104,11 +104,12 @@ def _foreseen(name: str, of: Foreseen, period_s: float) -> list[Markup]:
     ]  # fmt: skip
     early = sum(pair.step < pair.due_step for pair in pairs)
     return [
-        element("h4", f"{name}: expected above, what {of.camera} showed then below"),
+        element("h4", f"{name}: expected above, what camera {of.camera} showed then below"),
         element("div", *strip, class_="strip scroll", tabindex=0),
         element("div", *charts, class_="small"),
         sentence(
-            "The distance is the mean difference of both, of which black and white are 1 apart. "
+            "Below each pair are time and distance, which is the mean difference of both pictures; "
+            "black and white are 1 apart. "
             "Progress is the share of it that was gone since the policy was asked: 1 where the "
             "picture came as expected, 0 where nothing came nearer."
             + (" The last pictures were not due when the episode ended." if early else "")

@@ -367,7 +367,7 @@ def test_what_comes_as_expected_is_no_distance_away_and_all_of_the_way(execute, 
             assert look.progress == pytest.approx(1 - (due - look.step) / 8)
     steps = [look.step for look in foreseen.looks]
     assert steps == sorted(steps)
-    assert foreseen.words.startswith(f"{len(asked)} came, the last one ")
+    assert foreseen.words.startswith(f"{len(asked)} pictures came, the last 0.0")
 
 
 @pytest.mark.parametrize(
@@ -498,16 +498,17 @@ def test_an_operator_sees_what_leaves_say():
     )  # fmt: skip
     told = [{figure.name: figure for figure in sight.figures} for sight in seen]
     assert told[4]["leaves"].words == "none" and not told[4]["leaves"].is_bad
-    assert told[4]["future"].words == "no expected picture came yet"
+    assert told[4]["future"].words == "no picture came yet"
     assert told[-1]["leaves"].words.startswith(
         "grasp missed 1; the last one: leaf grasp: 'grip' is"
     )
     assert told[-1]["leaves"].is_bad
-    assert told[-1]["future"].words.startswith("8 came, the last one 0.000 from what came, progre")
+    assert told[-1]["future"].words == "8 pictures came, the last 0.000 off, progress 1.00"
     assert list(seen[4].pictures) == ["frame"]
-    assert list(seen[-1].pictures) == ["frame", "future, expected", "future, came"]
-    assert (seen[-1].pictures["future, expected"] == 36).all()
-    assert (seen[-1].pictures["future, came"] == 36).all()
+    assert list(seen[-1].pictures) == ["frame", "future: expected, and what came below"]
+    both = seen[-1].pictures["future: expected, and what came below"]
+    assert both.shape == (6 + 4 + 6, 8, 3)
+    assert (both[:6] == 36).all() and (both[6:10] == 255).all() and (both[10:] == 36).all()
 
 
 def test_leaves_that_mean_nothing_are_read_and_nothing_more():
