@@ -119,3 +119,8 @@ def drive(policy, robot=None, *, num_steps=100, leaves=None, execute=EXECUTE, **
     thinker = options.pop("thinker", InlineThinker)(policy, clock)
     robot = robot or Arm(num_steps, raw=ARM)
     return run_episode(policy, robot, config, clock=clock, thinker=thinker, **options)
+
+
+def shade(value, dtype=np.float32, shape=(6, 8, 3)):
+    """A leaf that is a picture of one shade, or of one that is a function of the step."""
+    return lambda step: np.full(shape, value(step) if callable(value) else value, dtype)
