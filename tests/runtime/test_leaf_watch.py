@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from runtime.control.guard import Stopped
-from runtime.control.leaf_watch import LeafChecks
+from runtime.control.leaf_watch import LeafChecks, LeafWatch
+from runtime.control.leaves import LeafCount, Reading
 from runtime.control.recorder import Recorder
 from runtime.control.replay import replay
 from runtime.control.sight import EpisodeScene
 from runtime.control.thinker import InlineThinker, ThreadThinker
+from runtime.control.trace import Leaf
 from runtime.declarations import Output
 from runtime.errors import RobotError
 from runtime.meanings import Grasp, JointPositions
@@ -214,6 +216,12 @@ def test_only_where_it_shall_a_lost_perception_stops_the_robot(tmp_path):
     assert len(drive(policy, flight=tmp_path).steps) == 100
 
 
+def test_a_missed_grasp_never_stops_the_robot():
+    policy = TellingPolicy(lambda step: step >= 20, grasp=empty, joints=seen_as_felt())
+    trace = drive(policy, checks=LeafChecks(on_perception="stop"))
+    assert len(trace.steps) == 100 and [n.is_stop for n in trace.notices] == [False]
+
+
 def test_a_robot_that_is_stopped_slows_down_and_may_not_think(tmp_path):
     """Position limits: from full speed it takes several steps to stand."""
     joint = {
@@ -321,23 +329,71 @@ def test_of_several_grippers_the_named_one_counts():
     assert steps_of(drive(policy, robot), "grasp missed") == []
 
 
-def test_behind_a_reset_readings_begin_anew():
-    thinkers = []
+def drive_with_resets(policy, at_steps, **options):
+    """The policy begins again behind these actions."""
+    thinkers, sent = [], []
 
     def thinker(policy, clock):
         thinkers.append(InlineThinker(policy, clock))
         return thinkers[0]
 
     def on_step(step):
-        if float(step.late_s) == 0 and len(counted) in (14, 30):
+        sent.append(step)
+        if len(sent) in at_steps:
             thinkers[0].reset()
-        counted.append(step)
 
-    counted = []
+    return drive(policy, thinker=thinker, on_step=on_step, num_steps=60, **options)
+
+
+def test_behind_a_reset_readings_begin_anew():
     policy = TellingPolicy(joints=seen_as_felt(elbow=1.0))
-    trace = drive(policy, thinker=thinker, on_step=on_step, num_steps=60)
+    trace = drive_with_resets(policy, (15, 31))
     # Looks at 0, 4, 8, 12, then at 15, 19, 23, 27, and at 31, 35, 39, 43, 47.
     assert steps_of(trace, "perception") == [47]
+
+
+def test_behind_a_reset_nothing_is_expected_of_before():
+    trace = drive_with_resets(TellingPolicy(future=shade(0)), (15,))
+    pairs = trace.leaves["future"].foreseen
+    # Asked at 0 and 4 and due at 8 and 12; at 8 and 12 and never; at 15, 19 ... 59, of which the
+    # last one is not heard of.
+    assert pairs.num_came == 2 + 11
+    assert [p.asked_step for p in pairs.pairs.things.values()][:2] == [0, 15]
+
+
+@pytest.fixture
+def heard():
+    """A watch whose leaf is astray in every reading; questions; and readings by number."""
+    told, arm = [], Arm(2, raw=ARM)
+    checks, seen = LeafChecks(astray_readings=1), arm.reset()
+    leaves = {"joints": Leaf(LeafCount())}
+    watch = LeafWatch(OUTPUTS, leaves, arm.description, checks, tell=told.append)
+
+    def ask(number):
+        watch.ask(number, 10 * number, seen)
+
+    def hear(number):
+        watch.hear(Reading("joints", np.full(3, 1.0), number, 0.0, 0.0, 0.0, 0.0))
+        return [notice.step for notice in told]
+
+    return watch, ask, hear
+
+
+def test_a_reading_of_before_a_reset_says_nothing(heard):
+    watch, ask, hear = heard
+    ask(1)
+    watch.reset()
+    assert hear(1) == []
+    ask(2)
+    assert hear(2) == [20]
+
+
+def test_observations_of_long_ago_are_not_kept(heard):
+    _, ask, hear = heard
+    for number in range(1, 9):
+        ask(number)
+    assert hear(1) == hear(4) == []
+    assert hear(5) == [50]
 
 
 def test_ten_thousand_steps_keep_few_pictures_and_every_number():
