@@ -83,7 +83,7 @@ class Foreseen:
         pair = self.pairs.last
         if pair is None:
             return "no picture came yet"
-        share = "" if pair.progress is None else f", progress {pair.progress:.2f}"
+        share = "" if pair.progress is None else f", progress {round(pair.progress, 2) + 0.0:.2f}"
         pictures = "picture" if self.num_came == 1 else "pictures"
         return f"{self.num_came} {pictures} came, the last {pair.distance:.3f} off{share}"
 
@@ -147,7 +147,7 @@ class Foresight:
                 self._foreseen.looks.append(Look(step, distance, progress))
             if is_due:
                 self._came(expected, step, shown, distance, progress)
-        self._open = [e for e in self._open if not is_last and step < e.due_step]
+        self._open = [e for e in self._open if step < e.due_step]
 
     def is_due(self, step: int) -> bool:
         """Whether a picture of this control step is wanted."""

@@ -98,6 +98,7 @@ def _foreseen(name: str, of: Foreseen, period_s: float) -> list[Markup]:
         lines(
             {what: points}, title=f"{name}, {what}, over the episode", x_title="seconds",
             y_title=what, width=420, height=170, from_zero=what == "distance",
+            least_span=1.0 if what == "progress" else 0.0,
         )
         for what, points in signals.items()
         if any(map(math.isfinite, (value for _, value in points)))

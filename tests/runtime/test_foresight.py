@@ -82,6 +82,17 @@ def test_progress_is_the_share_of_the_way_that_is_done(shades, expected, progres
         assert pair.progress == pytest.approx(progress)
 
 
+def test_no_progress_is_none_either_way():
+    policy = TellingPolicy(future=shade(200))
+    robot = Arm(12, shades=lambda step: 50, raw=ARM)
+    robot.recording.streams["frame"].values.setflags(write=True)
+    robot.recording.streams["frame"].values[8, 0, 0] = 40
+    trace = drive(policy, robot, num_steps=9, execute=8)
+    foreseen = trace.leaves["future"].foreseen
+    assert foreseen.looks[0].progress < 0
+    assert foreseen.words.endswith("progress 0.00")
+
+
 def test_at_the_end_what_was_not_due_is_compared_with_the_last_picture():
     policy = TellingPolicy(future=shade(200))
     trace = drive(policy, Arm(100, raw=ARM), num_steps=10)
