@@ -415,7 +415,7 @@ def test_ten_thousand_steps_keep_few_pictures_and_every_number():
 
 def test_an_operator_sees_what_leaves_say():
     scene, seen = EpisodeScene(graph(), clock=lambda: 0.0), []
-    policy = TellingPolicy(lambda step: step >= 2, grasp=empty, future=shade(lambda s: s + 8))
+    policy = TellingPolicy(lambda step: step >= 2, grasp=empty, future=shade(lambda s: s + 9))
     drive(
         policy, watch=scene.begin("one", ("pan", "grip")), num_steps=40,
         on_step=lambda step: seen.append(scene.look()),
@@ -427,12 +427,12 @@ def test_an_operator_sees_what_leaves_say():
         "grasp missed 1; the last one: leaf grasp: 'grip' is"
     )
     assert told[-1]["leaves"].is_bad
-    assert told[-1]["future"].words == "8 pictures came, the last 0.000 off, progress 1.00"
+    assert told[-1]["future"].words == "8 pictures came, the last 0.004 off, progress 0.89"
     assert list(seen[4].pictures) == ["frame"]
     assert list(seen[-1].pictures) == ["frame", "future: expected, and what came below"]
     both = seen[-1].pictures["future: expected, and what came below"]
     assert both.shape == (6 + 4 + 6, 8, 3)
-    assert (both[:6] == 36).all() and (both[6:10] == 255).all() and (both[10:] == 36).all()
+    assert (both[:6] == 37).all() and (both[6:10] == 255).all() and (both[10:] == 36).all()
 
 
 def test_leaves_that_mean_nothing_are_read_and_nothing_more():
