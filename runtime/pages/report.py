@@ -25,7 +25,7 @@ from ..policy import Policy
 from ..storage.files import PAGE, write_file
 from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
-from .leaves import leaves_of
+from .leaf_checks import checks_of
 from .markup import Markup, element
 from .page import Column, cards, chart, document, note, panel, section, sentence, table
 from .picture import frame
@@ -264,7 +264,8 @@ def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
         element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
         *(_strip(trace, camera) for camera in trace.films),
         *(_charts(run, units, scale) if trace.steps else []),
-        *(leaves_of(trace) if trace.leaves else []),
+        *(_leaves(trace) if trace.leaves else []),
+        *checks_of(trace),
     )  # fmt: skip
 
 
@@ -286,6 +287,42 @@ def _charts(run: Run, units: Sequence[str], scale: Sequence[float]) -> list[Mark
             )
         ),
     ]  # fmt: skip
+
+
+def _leaves(trace: Trace) -> list[Markup]:
+    """What was read between thoughts: how often, and small ones over the episode."""
+    head = [
+        Column("leaf", "name"), Column("read"), Column("skipped"), Column("failed"),
+        Column("longest, ms"),
+    ]  # fmt: skip
+    rows = [
+        (
+            name, f"{of.count.num_run:,}", f"{of.count.num_skipped:,}", f"{of.count.num_failed:,}",
+            f"{1e3 * of.count.longest_s:.1f}",
+        )
+        for name, of in trace.leaves.items()
+    ]  # fmt: skip
+    charts = []
+    for name, of in trace.leaves.items():
+        if not of.history:
+            continue
+        start = of.history[0][0]
+        series: dict[str, list[tuple[float, float]]] = {}
+        for at, value in of.history:
+            for index, number in enumerate(value.ravel()):
+                label = name if value.size == 1 else str(index)
+                series.setdefault(label, []).append((at - start, float(number)))
+        charts.append(
+            lines(
+                series, title=f"{name}, over the episode", x_title="seconds", y_title=name,
+                width=420, height=170,
+            )
+        )  # fmt: skip
+    return [
+        element("h4", "Leaves"),
+        table(head, rows),
+        *([element("div", *charts, class_="small")] if charts else []),
+    ]
 
 
 def _strip(trace: Trace, camera: str) -> Markup:

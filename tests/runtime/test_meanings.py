@@ -15,7 +15,7 @@ from runtime.control.clock import VirtualClock
 from runtime.declarations import Output, Tensor
 from runtime.graph import GraphError, Stage
 from runtime.meanings import FutureImage, Grasp, JointPositions
-from runtime.pages.leaves import MOST_NOTICES, leaves_of
+from runtime.pages.leaf_checks import MOST_NOTICES, checks_of
 from runtime.recordings.recording import Recording, evenly, save_recording
 from tests.families import CHUNK, INPUTS, SIDE, golden_of, toy_graph, write_bundle
 from tests.pages import Page, broken_promises
@@ -179,7 +179,7 @@ def pairs_in(page):
 
 
 def drawn(trace):
-    return Page("<main>" + "".join(leaves_of(trace)) + "</main>")
+    return Page("<main>" + "".join(checks_of(trace)) + "</main>")
 
 
 def test_the_page_shows_what_was_expected_above_what_came():
@@ -227,6 +227,5 @@ def test_more_notices_than_anybody_reads_are_counted():
     assert page.text.count("grasp missed") == MOST_NOTICES and "And 5 more." in page.text
 
 
-def test_leaves_without_a_meaning_have_no_column_for_it():
-    page = drawn(drive(TellingPolicy(plain=lambda step: [1.0]), num_steps=8))
-    assert page.sections[""][0] == ["leaf", "read", "skipped", "failed", "longest, ms"]
+def test_leaves_without_a_meaning_are_not_spoken_of():
+    assert checks_of(drive(TellingPolicy(plain=lambda step: [1.0]), num_steps=8)) == []

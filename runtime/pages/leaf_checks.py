@@ -1,13 +1,13 @@
-"""What was read of leaves in an episode: how often, what it says, and whether it came true."""
+"""What leaves of an episode are held against, what they contradict, and which pictures came."""
 
 from __future__ import annotations
 
 import math
 
 from ..control.foresight import Foreseen
-from ..control.trace import Leaf, Trace
+from ..control.trace import Trace
 from .markup import Markup, element
-from .page import Column, sentence, table
+from .page import Column, facts, sentence, table
 from .picture import figure
 from .svg import lines
 
@@ -15,23 +15,11 @@ MOST_NOTICES = 20
 """Rows of a table; what is more is counted."""
 
 
-def leaves_of(trace: Trace) -> list[Markup]:
-    """Of one episode."""
-    head = [
-        Column("leaf", "name"), Column("read"), Column("skipped"), Column("failed"),
-        Column("longest, ms"),
-    ]  # fmt: skip
-    rows: list[tuple[str, ...]] = [
-        (
-            name, f"{of.count.num_run:,}", f"{of.count.num_skipped:,}", f"{of.count.num_failed:,}",
-            f"{1e3 * of.count.longest_s:.1f}",
-        )
-        for name, of in trace.leaves.items()
-    ]  # fmt: skip
-    if any(of.against for of in trace.leaves.values()):
-        head.append(Column("checked", "words"))
-        rows = [(*row, of.against) for row, of in zip(rows, trace.leaves.values(), strict=True)]
-    charts = [_history(name, of) for name, of in trace.leaves.items() if of.history]
+def checks_of(trace: Trace) -> list[Markup]:
+    """Of one episode; nothing if no leaf declares a meaning."""
+    against = {name: of.against for name, of in trace.leaves.items() if of.against}
+    if not against:
+        return []
     seen = [
         part
         for name, of in trace.leaves.items()
@@ -39,26 +27,11 @@ def leaves_of(trace: Trace) -> list[Markup]:
         for part in _foreseen(name, of.foreseen, trace.period_s)
     ]
     return [
-        element("h4", "Leaves"),
-        table(head, rows),
-        *([element("div", *charts, class_="small")] if charts else []),
+        element("h4", "What leaves are held against"),
+        facts(against),
         *(_notices(trace) if trace.notices else []),
         *seen,
     ]
-
-
-def _history(name: str, of: Leaf) -> Markup:
-    """A small one over the episode."""
-    start = of.history[0][0]
-    series: dict[str, list[tuple[float, float]]] = {}
-    for at, value in of.history:
-        for index, number in enumerate(value.ravel()):
-            label = name if value.size == 1 else str(index)
-            series.setdefault(label, []).append((at - start, float(number)))
-    return lines(
-        series, title=f"{name}, over the episode", x_title="seconds", y_title=name,
-        width=420, height=170,
-    )  # fmt: skip
 
 
 def _notices(trace: Trace) -> list[Markup]:
