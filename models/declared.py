@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from models.policy_config import NormalizationConfig, PolicyConfig
 from models.prompt_parts import PromptParts
 from runtime.declarations import Input, Output, Prompt
+from runtime.meanings import FutureImage, Grasp, JointPositions
 
 ACTIONS = "actions"
 """The graph's target: a chunk in robot units."""
@@ -118,3 +119,36 @@ def chunks(
             axes=("sample", "step", "action"), units=units, statistics="action"
         )
     return outputs
+
+
+def grasp(gripper: str = "") -> Output:
+    """A leaf [1]: how likely the gripper holds something, and no logit.
+
+    Args:
+        gripper: which axis of a robot description, where several are grippers.
+    """
+    means = Grasp(gripper=gripper)
+    return Output(axes=("probability",), units=("fraction",), means=means)
+
+
+def joint_positions(names: Sequence[str]) -> Output:
+    """A leaf [J] in rad: where joints are in the picture that is seen.
+
+    Args:
+        names: as a robot description calls them; an empty text for one that nobody can compare,
+            and nothing but these where nobody knows the names.
+    """
+    means = JointPositions(names=tuple(names)) if any(names) else None
+    return Output(axes=("joint",), units=("rad",) * len(names), means=means)
+
+
+def future_image(camera: str, steps: int, *, is_middle: bool = False) -> Output:
+    """A leaf [H, W, 3] from 0 to 255: what a camera will show.
+
+    Args:
+        camera: the input.
+        steps: control steps from the picture that is seen.
+        is_middle: whether pictures of that camera are cut from the middle, and not squeezed.
+    """
+    means = FutureImage(camera=camera, steps=steps, is_middle=is_middle)
+    return Output(axes=("row", "column", "channel"), means=means)

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 from . import anchor
 from .backends.registry import BACKENDS, plan_errors
@@ -36,6 +37,7 @@ from .cli.command import finish, wants_debug
 from .cli.progress import PERIOD_S, Progress
 from .control.delay import Delay
 from .control.heartbeat import of_process
+from .control.leaf_watch import Answers, LeafChecks
 from .control.leaves import parse_leaves
 from .control.loop import CHUNKS, LoopConfig, run_episode
 from .control.recorder import Recorder
@@ -125,6 +127,7 @@ def _run(options: argparse.Namespace) -> int:
         max_steps=options.max_steps,
         chunks=options.chunks,
         leaves=parse_leaves(options.leaf),
+        checks=LeafChecks(on_perception=options.on_perception),
     )
     if options.report is not None:
         check_output(options.report, PAGE)
@@ -205,7 +208,7 @@ def _drive(
         f"age of actions when sent: {age.p50:.1f} ms median, {age.p99:.1f} ms p99 of {age.n}; "
         f"{numbers.num_overtaken} actions dropped for their age, {numbers.num_misses} misses"
     )
-    line |= {"interventions": dict(numbers.interventions)}
+    line |= {"interventions": dict(numbers.interventions), "noticed": dict(numbers.noticed)}
     print(json.dumps(_compact(line)))
     return 0
 
@@ -390,6 +393,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=HERTZ",
         help="read this output so often in time that is left over; NAME=HERTZ,SECONDS skips it "
         "where it would come later than that",
+    )
+    run.add_argument(
+        "--on-perception",
+        choices=get_args(Answers),
+        default="warn",
+        help="what to do if a leaf sees joints elsewhere than they are felt (default warn)",
     )
     run.add_argument("--max-steps", type=int, default=1000, help="actions per episode at most")
     run.add_argument("--anchor", action="append", default=[], metavar="POLICY", help=anchor.WORDS)

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from .meanings import Meaning, check_meaning
+
 ALIGNMENT = 256
 """Bytes, of every tensor that owns memory: TensorRT needs it, and a CPU sees the same addresses."""
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1}
@@ -151,6 +153,8 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     others, in policy units, where a range is 2 long."""
     every: int = 0
     """A leaf that is computed in every so many ticks; 0 if only when it is asked for."""
+    means: Meaning | None = None
+    """Of a leaf: what a control loop may hold it against."""
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,6 +228,28 @@ def check_outputs(
             raise DeclarationError(f"output {name!r}: step_s is {output.step_s}, above 0 is wanted")
         if output.every < 0:
             raise DeclarationError(f"output {name!r}: every is {output.every}, 0 or more is wanted")
+        _check_means(name, outputs, inputs, tensors[name])
+
+
+def _check_means(
+    name: str, outputs: Mapping[str, Output], inputs: Mapping[str, Input], tensor: Tensor
+) -> None:
+    output = outputs[name]
+    if output.means is None:
+        return
+    if name == next(iter(outputs)):
+        raise DeclarationError(f"output {name!r}: what a tick is for is no leaf that means a thing")
+    cameras = from_source(inputs, "robot")
+    try:
+        check_meaning(
+            output.means,
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            units=output.units,
+            cameras={n: i.shape for n, i in cameras.items() if i.kind == "image"},
+        )
+    except ValueError as error:
+        raise DeclarationError(f"output {name!r}: {error}") from None
 
 
 def _check_input(

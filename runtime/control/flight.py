@@ -2,8 +2,8 @@
 
 A record is a JSON file: why it stopped, the interventions so far, and for each tick the time, the
 action that was asked for, what was sent, and what the guard objected to; and what leaves of the
-policy were read meanwhile, large ones by their size alone. What JSON has no number
-for stands as text: "nan", "inf", "-inf".
+policy were read meanwhile, large ones by their size alone, and what they contradicted. What JSON
+has no number for stands as text: "nan", "inf", "-inf".
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from ..storage.files import Kind, write_file
 from .leaves import SMALL, Reading
+from .trace import Notice
 
 MARK = "anchorvla flight record"
 FLIGHT = Kind("a flight record of this project", (MARK.encode(),))
@@ -33,7 +34,8 @@ class FlightRecord:
         self.robot = robot
         self._ticks: deque[tuple[float, Any, Any, tuple[str, ...], Mapping[str, float]]]
         self._ticks = deque(maxlen=NUM_TICKS)
-        self._leaves: deque[Reading] = deque(maxlen=NUM_TICKS)
+        self._leaves: deque[dict[str, Any]] = deque(maxlen=NUM_TICKS)
+        self._notices: deque[Notice] = deque(maxlen=NUM_TICKS)
 
     def note(
         self, at: float, asked: Any, sent: Any, kinds: tuple[str, ...], stamps: Mapping[str, float]
@@ -42,8 +44,20 @@ class FlightRecord:
         self._ticks.append((at, asked, sent, kinds, stamps))
 
     def heard(self, reading: Reading) -> None:
-        """A leaf that was read. Its array is kept, not copied."""
-        self._leaves.append(reading)
+        """A leaf that was read. The array of a small one is kept, not copied."""
+        value, words = reading.value, f"{list(reading.value.shape)} {reading.value.dtype}"
+        self._leaves.append(
+            {
+                "name": reading.name,
+                "looked_at_s": reading.looked_at,
+                "read_at_s": reading.read_at,
+                "value": value if value.size <= SMALL else words,
+            }
+        )
+
+    def noticed(self, notice: Notice) -> None:
+        """What a leaf contradicts."""
+        self._notices.append(notice)
 
     def __len__(self) -> int:
         return len(self._ticks)
@@ -58,16 +72,15 @@ class FlightRecord:
             "reason": reason,
             "interventions": dict(interventions),
             "ticks": ticks,
-            "leaves": [
+            "leaves": [_plain(leaf) for leaf in self._leaves],
+            "notices": [
                 {
-                    "name": reading.name,
-                    "looked_at_s": _plain(reading.looked_at),
-                    "read_at_s": _plain(reading.read_at),
-                    "value": _plain(reading.value)
-                    if reading.value.size <= SMALL
-                    else f"{list(reading.value.shape)} {reading.value.dtype}",
+                    "kind": notice.kind,
+                    "leaf": notice.leaf,
+                    "looked_at_s": _plain(notice.looked_at),
+                    "words": notice.words,
                 }
-                for reading in self._leaves
+                for notice in self._notices
             ],
         }
 

@@ -129,7 +129,7 @@ class Guard:
         self._stamps: Mapping[str, float] = first.at
         self._problems: set[str] = set()
         self._num_misses, self._fresh_at, self._is_held = 0, now, False
-        self._stopping = ""
+        self._stopping = self._halted = ""
         if self._limiter is None or self._watch is None:
             return
         felt = self._watch.felt(first)
@@ -150,6 +150,15 @@ class Guard:
         it back, a new episode neither."""
         self._told = why
 
+    def halt(self, kind: str, why: str) -> None:
+        """Slow down and stop in this episode, from the next `act` on. In the thread of `act`.
+
+        Args:
+            kind: what it is counted as.
+            why: for people.
+        """
+        self._halted, self._stopping = kind, self._stopping or f"{kind}: {why}"
+
     def observe(self, now: float) -> Observation:
         """The robot's newest observation, looked at."""
         self.seen = seen = self._robot.observe()
@@ -161,8 +170,8 @@ class Guard:
 
     def may_think(self, now: float) -> bool:
         """Whether a thought may start on the last observation; why not is counted."""
-        if self._told:
-            self.interventions[f"no thought: {OPERATOR}"] += 1
+        if why := OPERATOR if self._told else self._halted:
+            self.interventions[f"no thought: {why}"] += 1
             return False
         if self._watch is None:
             return True
@@ -211,6 +220,8 @@ class Guard:
         if self._limiter is not None and self._is_timed:
             self._limiter.paused(num_dropped)
         kinds = self._faults(now)
+        if self._halted:
+            kinds.add(self._halted)
         if self._told:
             kinds.add(OPERATOR)
             self._stopping = self._stopping or self._told

@@ -20,6 +20,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..declarations import Output
+from ..meanings import check_value
 
 NUM_COSTS = 50
 """A leaf is taken to last as long as the longest of so many."""
@@ -79,7 +80,7 @@ class LeafCount:
     num_skipped: int = 0
     """Times that it was due and could not be there in time."""
     num_failed: int = 0
-    """Times that it raised; the robot does not stop for that."""
+    """Times that it raised, or was nothing that it can be; the robot does not stop for that."""
     error: str = ""
     """The last one's."""
     longest_s: float = 0.0
@@ -113,7 +114,15 @@ class _Schedule:
 class Leaves:
     """The schedules of an episode's leaves. One thread at a time."""
 
-    def __init__(self, rates: Mapping[str, LeafRate]) -> None:
+    def __init__(
+        self, rates: Mapping[str, LeafRate], outputs: Mapping[str, Output] | None = None
+    ) -> None:
+        """
+        Args:
+            rates: how often each is read.
+            outputs: of the policy, for what leaves mean.
+        """
+        self._means = {n: o.means for n, o in (outputs or {}).items() if n in rates and o.means}
         self._schedules = {name: _Schedule(rate) for name, rate in rates.items()}
         self.counts = {name: LeafCount() for name in rates}
 
@@ -149,6 +158,14 @@ class Leaves:
             if schedule.due_s <= now + _SAME_S and now + cost_s <= until + _SAME_S:
                 ready.append((schedule.due_s, name))
         return min(ready)[1] if ready else None
+
+    def check(self, name: str, value: NDArray[Any]) -> None:
+        """
+        Raises:
+            ValueError: the leaf cannot mean what it is declared to: its shape, or its numbers.
+        """
+        if (means := self._means.get(name)) is not None:
+            check_value(means, value)
 
     def ran(self, name: str, took_s: float) -> float:
         """It was read; when it was due."""

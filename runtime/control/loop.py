@@ -25,14 +25,16 @@ from typing import Any, get_args
 import numpy as np
 
 from ..anchor import AnchorPolicies, keeps_first
-from ..declarations import from_source, seen_later
+from ..declarations import Output, from_source, seen_later
 from ..robots.description import Description
 from ..robots.robot import Observation, Robot, check_fits
 from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
 from .delay import Delay, Wanted, choose_chunks, measure_delay, measure_leaves
+from .film import Film
 from .guard import Guard
 from .heartbeat import Heartbeat, of_process
+from .leaf_watch import LeafChecks, LeafWatch
 from .leaves import LeafRate, Leaves, Reading, check_leaves
 from .recorder import Recorder, Unrecorded
 from .thinker import (
@@ -47,7 +49,7 @@ from .thinker import (
     Thought,
     ThreadThinker,
 )
-from .trace import Film, Leaf, Step, Trace
+from .trace import Leaf, Notice, Step, Trace
 
 CHUNKS: tuple[Wanted, ...] = get_args(Wanted)
 
@@ -74,6 +76,8 @@ class LoopConfig:
 
     leaves: Mapping[str, LeafRate] = field(default_factory=dict)
     """Outputs that no action needs, by name, which are read in time that is left over."""
+    checks: LeafChecks = LeafChecks()
+    """From when on what they mean contradicts the robot, and what is done then."""
 
     def __post_init__(self) -> None:
         if self.chunks not in CHUNKS:
@@ -99,6 +103,7 @@ def run_episode(
     delay: Delay | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     on_leaf: Callable[[Reading], None] = lambda reading: None,
+    on_notice: Callable[[Notice], None] = lambda notice: None,
     watch: Callable[[Trace, Callable[[str], None]], None] = lambda trace, stop: None,
     limits: Description | None = None,
     flight: Path | None = None,
@@ -123,6 +128,7 @@ def run_episode(
         delay: what thoughts take, where it was measured already: `Trace.delay`.
         on_step: called after every action, inside the loop: what it does takes its time.
         on_leaf: likewise of every leaf that was read, in the control step after it.
+        on_notice: likewise of what a leaf contradicts, such as a grasp that missed, to try again.
         watch: called before the robot moves, with the trace as it grows and `Guard.stop`. Other
             threads may read the one and call the other.
         limits: what the robot may do; its own attribute `description`, if it has one, by default.
@@ -141,7 +147,8 @@ def run_episode(
     """
     clock, notes = clock or MonotonicClock(), recorder or Unrecorded()
     watched, heart = notes.watch(policy), heartbeat or of_process()
-    check_leaves(config.leaves, getattr(policy, "outputs", {}))
+    outputs: Mapping[str, Output] = getattr(policy, "outputs", {})
+    check_leaves(config.leaves, outputs)
     if thinker is None:
         thinker = (InlineThinker if config.chunks == "sync" else ThreadThinker)(watched, clock)
     with heart.watching(policy) as heard, contextlib.closing(thinker):
@@ -161,11 +168,15 @@ def run_episode(
                 thinker, executor, robot, guard, clock, trace, notes, heard, *seen, on_leaf=on_leaf
             )
             loop.choose(policy, config, told, reanchors=not keeps_first(anchor_policy))
-            loop.gauge(policy, config, told)
+            loop.gauge(policy, config, outputs, told)
             notes.begin(robot, first, guard.description, loop=asdict(config), chunks=trace.chunks)
             loop.start(seed=seed, anchor_policy=anchor_policy, given=told)
             if thinker.leaves is not None:
                 trace.leaves = {n: Leaf(count) for n, count in thinker.leaves.counts.items()}
+                loop.leaf_watch = LeafWatch(
+                    outputs, trace.leaves, guard.description, config.checks,
+                    tell=loop.noticed(on_notice),
+                )  # fmt: skip
             armed_s = clock()
             guard.begin(first, armed_s)
             notes.arm(armed_s)
@@ -173,7 +184,9 @@ def run_episode(
                 _drive(loop, config, on_step)
         finally:
             guard.rest()
-    _film(trace, robot.observe())
+    last = robot.observe()
+    _film(trace, last)
+    loop.leaf_watch.end(last)
     trace.success = robot.success
     trace.interventions = dict(guard.interventions)
     notes.result(success=trace.success)
@@ -213,6 +226,7 @@ class _Loop:
     last_seen: int = -1
     """The last step of which the policy saw something."""
     on_leaf: Callable[[Reading], None] = lambda reading: None
+    leaf_watch: LeafWatch = field(default_factory=LeafWatch)
 
     def choose(
         self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any], *, reanchors: bool
@@ -240,11 +254,17 @@ class _Loop:
         if self.trace.chunks != "sync":
             executor.expect(self.trace.delay.steps(config.rate_hz))
 
-    def gauge(self, policy: ActingPolicy, config: LoopConfig, told: Mapping[str, Any]) -> None:
+    def gauge(
+        self,
+        policy: ActingPolicy,
+        config: LoopConfig,
+        outputs: Mapping[str, Output],
+        told: Mapping[str, Any],
+    ) -> None:
         """Measure what each leaf takes, so that none begins that would last too long."""
         if not config.leaves:
             return
-        self.thinker.leaves = leaves = Leaves(config.leaves)
+        self.thinker.leaves = leaves = Leaves(config.leaves, outputs)
         self.start(seed=0, anchor_policy=None, given=told)
         seen = {name: self.trace.first.values[name] for name in self.wanted}
         measure_leaves(self.thinker, leaves, policy.inputs, seen, clock=self.clock)
@@ -275,6 +295,7 @@ class _Loop:
         if self.num_resets != (num_resets := self.thinker.num_resets):
             self.executor.reset()
             self.notes.reset()
+            self.leaf_watch.reset()
             self.num_resets = num_resets
         is_due = self.executor.wants(step)
         if is_due or self.seen_later:
@@ -284,9 +305,11 @@ class _Loop:
             if not self.guard.may_think(looked_at):
                 return fresh
             self.show(step, seen, is_asked=is_due)
+            self.leaf_watch.look(step, seen)
         if is_due:
             _film(self.trace, seen)
             question = self.executor.ask(step)
+            self.leaf_watch.ask(question.number, step, seen)
             self.notes.ask(question.number)
             values = {name: seen.values[name] for name in self.wanted}
             values |= {name: question.leftover(self.executor.horizon) for name in self.leftovers}
@@ -307,6 +330,19 @@ class _Loop:
         self.trace.leaves[reading.name].add(reading)
         self.guard.record.heard(reading)
         self.on_leaf(reading)
+        self.leaf_watch.hear(reading)
+
+    def noticed(self, on_notice: Callable[[Notice], None]) -> Callable[[Notice], None]:
+        """Takes what a leaf contradicts."""
+
+        def tell(notice: Notice) -> None:
+            self.trace.notices.append(notice)
+            self.guard.record.noticed(notice)
+            if notice.is_stop:
+                self.guard.halt(notice.kind, notice.words)
+            on_notice(notice)
+
+        return tell
 
     def poll(self, events: Callable[[], list[Event]]) -> Thought | None:
         """Take events; the last thought that counts."""
@@ -352,11 +388,14 @@ def _drive(loop: _Loop, config: LoopConfig, on_step: Callable[[Step], None]) -> 
         step += 1 if waits else 1 + dropped
         began_s = loop.clock()
         fresh = loop.think(step)
+        if loop.leaf_watch.wants(step):
+            loop.leaf_watch.look(step, robot.observe())
         loop.notes.glance(robot.observe)
         action_A = executor.action(step)
         trace.num_overtaken, trace.num_stale = executor.num_overtaken, executor.num_stale
         now = loop.clock()
         verdict = guard.act(action_A, now=now, num_dropped=dropped)
+        loop.leaf_watch.sent(step, now, verdict.sent)
         loop.notes.tick(
             step=step, began_s=began_s, late_s=late_s, dropped=dropped, acted_s=now,
             age_s=now - loop.looked_at, fresh=fresh, due=action_A, command=verdict.sent,

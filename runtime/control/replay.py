@@ -28,6 +28,7 @@ from ..robots.description import Description
 from ..robots.robot import Limits, Observation, Sensor
 from .chunks import ChunkExecutor
 from .guard import Guard, Stopped
+from .leaf_watch import PERCEPTION
 from .thinker import ActingEpisode, ActingPolicy
 
 METHODS = ("say", "give", "latch", "see")
@@ -210,6 +211,8 @@ def _command(journal: Journal, done: Replay) -> None:
     for number, tick in enumerate(journal.ticks):
         robot.show(int(tick["look"]), tick)
         _think_again(executor, guard, tick, done)
+        if PERCEPTION in journal.interventions[int(tick["said"])]:
+            guard.halt(PERCEPTION, "as it was recorded")  # leaves are not read again
         action_A = executor.action(int(tick["step"]))
         done.due.append(action_A)
         try:

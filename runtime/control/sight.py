@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph
+from ..meanings import WHITE
 from .trace import Step, Trace
 
 SHOWN_S = 10.0
@@ -29,6 +30,8 @@ PACE_S = 2.0
 """The rate is measured over so long."""
 LATE = 0.5
 """Of a period: a tick that is later is told as a fault."""
+GAP_PX = 4
+"""Between two pictures that are shown as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Sight:
     stages: Mapping[str, float | None]
     """Milliseconds of the networks that the last thought ran; None of those it had no need of."""
     pictures: Mapping[str, NDArray[np.uint8]]
-    """What the last thought saw, by camera, [H, W, 3]."""
+    """What the last thought saw, by camera, [H, W, 3]; and of each leaf that foresees pictures the
+    last one that was expected, above the one that came."""
     actions: Mapping[str, Sequence[tuple[float, float]]]
     """By axis: seconds from now, and the value."""
     marks: Sequence[float] = ()
@@ -152,7 +156,10 @@ class EpisodeScene:
             title=self._name,
             figures=self._figures(trace, steps, thought),
             stages=of_networks(self._graph, thought.stages_s) if thought else {},
-            pictures={name: picture for name, picture in pictures.items() if picture is not None},
+            pictures={
+                **{name: picture for name, picture in pictures.items() if picture is not None},
+                **_foreseen(trace),
+            },
             actions={
                 axis: [(t, row[a]) for t, row in zip(at, rows_NA, strict=True)]
                 for a, axis in enumerate(self._axes)
@@ -182,6 +189,7 @@ class EpisodeScene:
                 trace.num_misses > 0,
             ),
             Figure("interventions", counted(trace.interventions), bool(dict(trace.interventions))),
+            *_told_by_leaves(trace),
         ]
 
     def _rate_hz(self, num_ticks: int) -> float | None:
@@ -223,6 +231,34 @@ def quantiles_ms(seconds: Iterable[float]) -> str:
     """Median and p99 in words."""
     p50, p99 = np.percentile(np.fromiter(seconds, float), [50, 99]) * 1e3
     return f"median {p50:.1f}, p99 {p99:.1f}"
+
+
+def _told_by_leaves(trace: Trace) -> list[Figure]:
+    """What leaves with a meaning say."""
+    leaves = dict(trace.leaves)
+    if not any(leaf.against for leaf in leaves.values()):
+        return []
+    noticed = list(trace.notices)
+    words = counted(Counter(notice.kind for notice in noticed))
+    if noticed:
+        words += f"; the last one: {noticed[-1].words}"
+    foreseen = {name: leaf.foreseen for name, leaf in leaves.items() if leaf.foreseen}
+    return [
+        Figure("leaves", words, bool(noticed)),
+        *(Figure(name, of.words) for name, of in foreseen.items()),
+    ]
+
+
+def _foreseen(trace: Trace) -> dict[str, NDArray[np.uint8]]:
+    """Of each leaf that foresees pictures the last one that was due, above the one that came."""
+    found: dict[str, NDArray[np.uint8]] = {}
+    for name, leaf in dict(trace.leaves).items():
+        pair = leaf.foreseen.pairs.last if leaf.foreseen else None
+        if pair is not None:
+            gap = np.full((GAP_PX, *pair.came.shape[1:]), WHITE, np.uint8)
+            words = f"{name}: expected, and what came below"
+            found[words] = np.concatenate([pair.expected, gap, pair.came])
+    return found
 
 
 def _delay(trace: Trace, thought: Step | None) -> str:

@@ -270,6 +270,7 @@ class Thinker(abc.ABC):
             return None
         try:
             value, took_s = self._asked(name)
+            leaves.check(name, value)
         except Exception as error:  # what no action needs stops no robot; it is counted
             leaves.failed(name, error, self._clock() - begin)
             return None

@@ -1,10 +1,11 @@
 """What happened in an episode of a control loop.
 
-A = action dimension, H, W = image height and width.
+A = action dimension.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from ..episode import Stats
 from ..robots.robot import Observation
 from .delay import Chunks, Delay
+from .film import Film
+from .foresight import Foreseen
 from .leaves import SMALL, LeafCount, Reading
 
 
@@ -38,39 +41,22 @@ class Step:
     """What the guard had to say, by kind."""
 
 
-class Film:
-    """Pictures of an episode of any length: few, evenly spread, and the last one.
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A leaf contradicts the robot."""
 
-    When more than `capacity` are kept, every second one goes, and from then on every second one is
-    not taken.
-    """
-
-    def __init__(self, capacity: int = 16) -> None:
-        self.capacity = capacity
-        self._kept: dict[int, NDArray[np.uint8]] = {}
-        self._last: tuple[int, NDArray[np.uint8]] | None = None
-        self._stride = 1
-
-    def add(self, step: int, image: NDArray[np.uint8]) -> None:
-        """Of a later step than the last, uint8 [H, W, 3]; what is kept is a copy."""
-        picture = image.copy()
-        self._last = step, picture
-        if step % self._stride:
-            return
-        self._kept[step] = picture
-        while len(self._kept) > self.capacity:
-            self._stride *= 2
-            self._kept = {s: p for s, p in self._kept.items() if s % self._stride == 0}
-
-    @property
-    def pictures(self) -> dict[int, NDArray[np.uint8]]:
-        """By step, in order; at most `capacity` and the last one."""
-        return self._kept | dict([self._last] if self._last else [])
-
-    @property
-    def last(self) -> NDArray[np.uint8] | None:
-        """The last one, if there is any."""
-        return self._last[1] if self._last else None
+    kind: str
+    """`grasp missed`: a closed gripper holds nothing, so whoever drives may try again.
+    `perception`: joints are seen elsewhere than they are felt."""
+    leaf: str
+    step: int
+    """Control step of the observation that it was read from."""
+    looked_at: float
+    """When somebody looked for that, in seconds of the loop's clock."""
+    words: str
+    """For people."""
+    is_stop: bool = False
+    """Whether the guard stops the robot for it."""
 
 
 @dataclass(slots=True)
@@ -83,6 +69,16 @@ class Leaf:
     history: list[tuple[float, NDArray[Any]]] = field(default_factory=list)
     """Of a leaf of at most `SMALL` numbers: when somebody looked for what it was read from, in
     seconds of the loop's clock, and the numbers."""
+    against: str = ""
+    """What it is held against, or why it is not, for people; empty if it declares no meaning."""
+    foreseen: Foreseen | None = None
+    """Of a leaf that is a picture to come."""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        parts = [self.count.words, self.against, self.foreseen.words if self.foreseen else ""]
+        return "; ".join(filter(None, parts))
 
     def add(self, reading: Reading) -> None:
         self.last = reading
@@ -120,6 +116,8 @@ class Trace:
     """What the guard had to say, by kind."""
     leaves: dict[str, Leaf] = field(default_factory=dict)
     """What was read between thoughts, by name."""
+    notices: list[Notice] = field(default_factory=list)
+    """What leaves contradict, in order."""
     success: bool | None = None
     stats: Stats | None = None
 
@@ -129,13 +127,19 @@ class Trace:
         stores = {} if self.stats is None else self.stats.stores
         return [
             *(f"guard: {kind}, {count} times" for kind, count in self.interventions.items()),
-            *(f"leaf {name}: {leaf.count.words}" for name, leaf in self.leaves.items()),
+            *(f"leaf {name}: {leaf.words}" for name, leaf in self.leaves.items()),
+            *(f"{kind}, {count} times" for kind, count in self.noticed.items()),
             *(
                 f"store {store}: {of.hits} results copied, {of.misses} computed, {of.entries} of "
                 f"{of.most_entries} held in {(of.num_bytes + of.value_bytes) / 1e6:.1f} MB"
                 for store, of in stores.items()
             ),
         ]
+
+    @property
+    def noticed(self) -> Counter[str]:
+        """Notices by kind."""
+        return Counter(notice.kind for notice in self.notices)
 
     @property
     def num_misses(self) -> int:

@@ -54,7 +54,8 @@ class Watch:
                     f"{', '.join(sorted(pictures)) or 'none'}; use the name of an input"
                 )
         self._measured = {n: a.measured for n, a in enumerate(description.axes) if a.measured}
-        last = max((measured.index for measured in self._measured.values()), default=-1)
+        counted = [*self._measured.values(), *description.joints.values()]
+        last = max((measured.index for measured in counted), default=-1)
         if description.state is not None:
             state = inputs.get(description.state)
             if state is None or state.kind != "vector" or state.shape[0] <= last:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
 import time
 from collections import Counter
@@ -13,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..board.machine import read_machine
 from ..bundle import Bundle
@@ -29,16 +25,16 @@ from ..policy import Policy
 from ..storage.files import PAGE, write_file
 from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
+from .leaf_checks import checks_of
 from .markup import Markup, element
 from .page import Column, cards, chart, document, note, panel, section, sentence, table
+from .picture import frame
 from .show import draw, file_bytes, networks
 from .svg import bars, lines
 
 FRAMES = 9
 """Pictures in a film strip, besides the anchor."""
 SHOWN_MS = 0.02
-THUMBNAIL_PX = 240
-"""Longer side of such a picture: twice what a screen shows of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +65,8 @@ class Summary:
     """Episodes whose robot can tell success; a replayed one cannot."""
     interventions: Mapping[str, int]
     """Of the guard, by kind; none where it let everything pass."""
+    noticed: Mapping[str, int]
+    """What leaves contradicted, by kind."""
 
 
 def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
@@ -99,6 +97,7 @@ def summarize(graph: Graph, traces: Sequence[Trace]) -> Summary:
         num_successes=sum(trace.success is True for trace in traces),
         num_judged=sum(trace.success is not None for trace in traces),
         interventions=sum((Counter(trace.interventions) for trace in traces), Counter[str]()),
+        noticed=sum((trace.noticed for trace in traces), Counter[str]()),
     )
 
 
@@ -266,6 +265,7 @@ def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
         *(_strip(trace, camera) for camera in trace.films),
         *(_charts(run, units, scale) if trace.steps else []),
         *(_leaves(trace) if trace.leaves else []),
+        *checks_of(trace),
     )  # fmt: skip
 
 
@@ -329,22 +329,9 @@ def _strip(trace: Trace, camera: str) -> Markup:
     """What one camera saw: in the first observation, and then."""
     pictures = list(trace.films[camera].pictures.items())
     picks = np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).astype(int)
-    strip = [_frame(trace.first.values[camera], "anchor")]
-    strip += [_frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
+    strip = [frame(trace.first.values[camera], "anchor")]
+    strip += [frame(p, f"{i * trace.period_s:.1f} s") for i, p in (pictures[k] for k in picks)]
     return element("div", *strip, class_="strip scroll", tabindex=0)
-
-
-def _frame(image: NDArray[np.uint8], words: str) -> Markup:
-    stream, picture = io.BytesIO(), Image.fromarray(image)
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    picture.save(stream, "PNG")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return element(
-        "figure",
-        element("img", alt=words, src=f"data:image/png;base64,{data}"),
-        element("figcaption", words),
-        class_="anchor" if words == "anchor" else None,
-    )
 
 
 def _engines(bundle: Bundle) -> Markup:

@@ -60,6 +60,8 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     measured: Measured | None = None
     joint: str | None = None
     """Its name in the URDF, which gives what is left out here."""
+    closed: Literal["low", "high"] = "low"
+    """Of a gripper: the end of its range at which it is closed."""
 
 
 class Norm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +107,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """By the name of the input; a camera that is not here is not watched."""
     state: str | None = None
     """Name of the input whose numbers `Axis.measured` counts."""
+    joints: Mapping[str, Measured] = {}
+    """Joints that turn and are no axis of an action, by name: where their positions are felt, to
+    rad."""
     arming: Arming = Arming()
     max_spread: float | None = None
     """How far a chunk may be from the other samples of its tick, in policy units, where a range is
@@ -121,6 +126,18 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(axis.name for axis in self.axes)
+
+    @property
+    def encoders(self) -> dict[str, Measured]:
+        """Where each joint is felt, to rad, by its name: those of `joints`, and axes that turn by
+        their name and by that in the URDF."""
+        found = {
+            name: axis.measured
+            for axis in self.axes
+            for name in (axis.name, axis.joint)
+            if name and axis.unit == "rad" and axis.measured is not None
+        }
+        return found | dict(self.joints)
 
 
 def read_description(path: Path) -> Description:
@@ -208,6 +225,7 @@ def _problems(whole: Description) -> Iterator[str]:
         for problem in (*_wrong_numbers(axis), *_wrong_bounds(axis), *_left_open(axis, normed)):
             yield f"axis {axis.name!r}: {problem}"
         yield from _unmeasured(axis, whole)
+    yield from _wrong_joints(whole)
     for name, camera in whole.cameras.items():
         if not 0 < camera.rate_hz <= 1000:
             yield f"camera {name!r}: rate_hz must be in (0, 1000], got {camera.rate_hz:g}"
@@ -222,6 +240,20 @@ def _problems(whole: Description) -> Iterator[str]:
         )
     if whole.period_s is not None and not 1e-3 <= whole.period_s <= 10:
         yield f"period_s must be in [0.001, 10], got {whole.period_s:g}"
+
+
+def _wrong_joints(whole: Description) -> Iterator[str]:
+    taken = {name for axis in whole.axes for name in (axis.name, axis.joint)}
+    for name, measured in whole.joints.items():
+        if not name or name in taken:
+            yield f"joints: {name!r} needs a name that no axis has; an axis says it in measured"
+        if whole.state is None or measured.index < 0:
+            yield f"joint {name!r}: counts the numbers of an input; name it as state"
+        if not 0 < abs(measured.scale) < math.inf:
+            yield f"joint {name!r}: has scale {measured.scale:g}, expected not 0"
+    for axis in whole.axes:
+        if axis.closed != "low" and axis.control != "gripper":
+            yield f"axis {axis.name!r}: closed is of grippers, this is a {axis.control}"
 
 
 def _wrong_norm(norm: Norm, whole: Description) -> Iterator[str]:

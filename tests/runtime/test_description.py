@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.robots.description import read_description
+from runtime.robots.description import Measured, read_description
 from runtime.robots.metaworld import LIMITS
 from runtime.robots.urdf import read_urdf
 
@@ -128,6 +128,11 @@ def test_a_step_needs_a_workspace_that_it_cannot_drift_out_of(tmp_path, change, 
         ({"stamps": "ros"}, "Invalid enum value 'ros'"),
         ({"urdf": "nowhere.urdf"}, "nowhere.urdf: cannot be read"),
         ({"urdf": 3}, "robot.json: Expected `str"),
+        ({"joints": {"a": {"index": 1}}}, "joints: 'a' needs a name that no axis has"),
+        ({"joints": {"": {"index": 1}}}, "joints: '' needs a name that no axis has"),
+        ({"joints": {"b": {"index": -1}}}, "joint 'b': counts the numbers of an input; name it"),
+        ({"joints": {"b": {"index": 1, "scale": 0}}}, "joint 'b': has scale 0, expected not 0"),
+        ({"axes": [{**AXIS, "closed": "high"}]}, "'a': closed is of grippers, this is a position"),
     ],
 )  # fmt: skip
 def test_a_description_that_cannot_be_is_refused(tmp_path, change, message):
@@ -150,6 +155,15 @@ def test_a_gripper_needs_a_range_only(tmp_path):
         read(tmp_path, {**WHOLE, "axes": [AXIS, without(gripper, "low", "high")]})
     with pytest.raises(ValueError, match="'g': its first command is judged by where it stands"):
         read(tmp_path, {**WHOLE, "axes": [AXIS, {**gripper, "velocity": 1}]})
+
+
+def test_encoders_go_by_the_names_of_axes_and_joints_that_turn(tmp_path):
+    slide = {**STEP, "name": "slide"}
+    joints = {"elbow": {"index": 3, "scale": 0.5, "offset": 0.25}}
+    arm = read(tmp_path, {**WHOLE, "axes": [AXIS, slide], "joints": joints})
+    elbow = Measured(index=3, scale=0.5, offset=0.25)
+    assert arm.encoders == {"a": arm.axes[0].measured, "elbow": elbow}
+    assert [*read(tmp_path, joined(joint=PAN)).encoders] == ["a", PAN]
 
 
 def joined(**change):

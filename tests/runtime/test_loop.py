@@ -9,8 +9,8 @@ import pytest
 
 import models.demo
 from runtime.control.clock import VirtualClock, ticks
+from runtime.control.film import Film
 from runtime.control.loop import LoopConfig, run_episode
-from runtime.control.trace import Film
 from runtime.episode import Answer
 from runtime.errors import EngineError, RobotError
 from runtime.recordings.recording import Recording, evenly, load_recording

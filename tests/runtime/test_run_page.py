@@ -13,8 +13,9 @@ from PIL import Image
 from models.demo import EPISODES
 from runtime.board.machine import PowerMode, read_machine
 from runtime.bundle import FileEntry
+from runtime.control.film import Film
 from runtime.control.loop import LoopConfig, run_episode
-from runtime.control.trace import Film, Step, Trace
+from runtime.control.trace import Step, Trace
 from runtime.pages.benchmark import measure
 from runtime.pages.imitation import Run, action_charts, dimension_errors, error_table
 from runtime.pages.report import draw_page, processor_name
