@@ -56,8 +56,9 @@ def bench_changes(config: ChangesConfig) -> Figures:
     episodes = [Changing(subject) for subject in subjects]
     ticks = [tick for episode in episodes for tick in ticks_of(episode)]
     leaves = [leaf for episode in episodes for leaf in leaves_of(episode)]
-    rows: dict[str, Callable[[], Any]] = {row.name: row.run for row in (*ticks, *leaves)}
-    before = {row.name: row.prepare for row in (*ticks, *leaves)}
+    measured: list[Ticking | Asking] = [*ticks, *leaves]
+    rows: dict[str, Callable[[], Any]] = {row.name: row.run for row in measured}
+    before = {row.name: row.prepare for row in measured}
     lines.step("actions beside those of the libraries")
     errors = {tick.name: tick.error() for tick in ticks}
     for subject in subjects:
@@ -214,7 +215,7 @@ def leaves_of(episode: Changing) -> list[Asking]:
     return [Asking(episode, name) for name in graph.outputs if name != graph.target]
 
 
-def leaf_figures(asking: Asking, timed: Mapping[str, Timed]) -> Figures:
+def leaf_figures(asking: Asking, timed: Timed) -> Figures:
     """Its time, also as a share of a usual tick's, and what is computed for it."""
     mine, tick = timed[asking.name], timed[f"{asking.subject.name}/tick"]
     flops = leaf_flops(asking.subject.sized, asking.leaf)

@@ -48,6 +48,9 @@ class LeavesConfig:
     """Open: order of the last four numbers of the object's pose, which are not brought to length 1.
     The first three are x, y, z in metres."""
     num_joints: int = 12
+    joint_names: tuple[str, ...] = ()
+    """As the robot description calls them; an empty text for one that is not felt. With names the
+    joints as they are seen are held against the encoders. The authors name none."""
     joint_hidden_size: int = 256
     """Open: as the next three, of the transformer over joints' tokens and projected rows."""
     joint_intermediate_size: int = 1024
@@ -80,6 +83,11 @@ class LeavesConfig:
         for name, number in counted.items():
             if number < 1:
                 raise ValueError(f"leaves.{name} must be at least 1, got {number}")
+        if self.joint_names and len(self.joint_names) != self.num_joints:
+            raise ValueError(
+                f"leaves.joint_names must name {self.num_joints} joints or none, got "
+                f"{len(self.joint_names)}: an empty text is a joint without a name"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

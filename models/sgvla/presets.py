@@ -104,6 +104,7 @@ def tiny() -> SGVLAConfig:
         leaves=LeavesConfig(
             hidden_size=32,
             num_joints=3,
+            joint_names=("shoulder", "", "wrist"),
             joint_hidden_size=32,
             joint_intermediate_size=48,
             mask_widths=(24, 16),

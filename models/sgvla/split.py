@@ -8,7 +8,16 @@ where pictures stand, and nothing that acts reads any of them.
 
 from __future__ import annotations
 
-from models.declared import camera, chunks, depth, instruction, noise_shape, sampled
+from models.declared import (
+    camera,
+    chunks,
+    depth,
+    grasp,
+    instruction,
+    joint_positions,
+    noise_shape,
+    sampled,
+)
 from models.networks.engines import COEFFICIENT_ROW
 from models.networks.flow_dit import coefficients_of
 from models.networks.parts import WHOLE, LayersPerPart
@@ -101,9 +110,9 @@ def declare_leaves(config: SGVLAConfig) -> dict[str, Output]:
     quaternion = tuple(f"q{part}" for part in c.quaternion)
     return {
         "position": Output(axes=("axis",), units=("m",) * c.position_dim),
-        "grasp": Output(axes=("probability",), units=("fraction",)),
+        "grasp": grasp(),
         "object_pose": Output(axes=("pose",), units=("m",) * 3 + quaternion),
-        "joints": Output(axes=("joint",), units=("rad",) * c.num_joints),
+        "joints": joint_positions(c.joint_names or ("",) * c.num_joints),
         "segmentation": Output(axes=("row", "column")),
     }
 

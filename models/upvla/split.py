@@ -10,7 +10,7 @@ of the pictures to come, and these pictures, are leaves that are run when they a
 
 from __future__ import annotations
 
-from models.declared import camera, chunks, instruction, one_chunk
+from models.declared import camera, chunks, future_image, instruction, one_chunk
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.vision_language import rotary_settings
 from models.prompt_parts import PromptParts
@@ -140,5 +140,5 @@ def _foresee(build: GraphBuilder, c: UPVLAConfig) -> dict[str, Output]:
         build.slice(f"{view}_future_codes", FUTURE_CODES, number)
         given, made = {"codes": f"{view}_future_codes"}, {"picture": future(view)}
         build.engine("vq_decoder", future(view), given, made)
-        leaves[future(view)] = Output(axes=("row", "column", "channel"))
+        leaves[future(view)] = future_image(view, c.head.action_horizon, is_middle=True)
     return leaves

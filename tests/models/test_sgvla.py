@@ -21,6 +21,7 @@ from models.sgvla.config import DepthConfig, LeavesConfig
 from models.sgvla.family import prompt, published_prompt
 from models.sgvla.model import SGVLA, predict
 from models.sgvla.reference import Composition
+from models.sgvla.split import declare_leaves
 from models.verbs import Synthesize
 from quant.sites import find_sites
 from runtime.errors import ObservationError
@@ -362,6 +363,12 @@ def test_the_bundle_says_what_its_leaves_are(bundle):
     assert list(outputs) == ["actions", *LEAVES]
     assert outputs["object_pose"]["units"] == ["m", "m", "m", "qw", "qx", "qy", "qz"]
     assert outputs["joints"]["units"] == ["rad"] * 3 and "every" not in outputs["joints"]
+    assert outputs["grasp"]["means"] == {"is": "grasp"}
+    assert outputs["joints"]["means"]["names"] == ["shoulder", "", "wrist"]
+    assert [name for name, output in outputs.items() if "means" in output] == ["grasp", "joints"]
+    unnamed = dataclasses.replace(TINY.leaves, joint_names=())
+    found = declare_leaves(dataclasses.replace(TINY, leaves=unnamed))
+    assert found["joints"].means is None and len(found["joints"].units) == 3
 
 
 @pytest.mark.parametrize(
@@ -415,6 +422,7 @@ def test_several_samples_are_cut_into_the_same_engines(folder):
         ({"leaves.mask_widths": ()}, "leaves.mask_widths must be one at least"),
         ({"leaves.joint_heads": 5}, "leaves.joint_heads=5 must divide"),
         ({"leaves.num_joints": 0}, "leaves.num_joints must be at least 1"),
+        ({"leaves.joint_names": ("a", "b")}, "must name 3 joints or none, got 2"),
         ({"prompt.text": "do it"}, "prompt.text must hold"),
         ({"model_type": "vlaadapter"}, "model_type must be 'sgvla'"),
     ],

@@ -270,6 +270,8 @@ def test_what_is_foreseen_is_made_when_somebody_asks(bundle, policies, tokenizer
             assert picture.shape == (16, 16, 3) and 0 <= picture.min() < picture.max() <= 255
             assert relative_error(picture, oracle.picture(want[0])) <= END_TO_END
     assert {policy.graph.outputs[name].every for name in FORESEEN} == {0}
+    means = policy.graph.outputs["future_frame"].means
+    assert (means.camera, means.steps, means.is_middle) == ("frame", TINY.head.action_horizon, True)
 
 
 def test_an_instruction_that_has_no_room_is_refused(bundle):
