@@ -93,8 +93,8 @@ def open_run(path: Path) -> Run:
         shapes = {name: stored.shape for name, stored in tensors}
         _refuse_others(files[0], shapes)
         words = path / PHI / TOKENIZER
-        tokenizer = _tokenizer(words)
-        config = _policy(path, shapes, settings, tokenizer.token_to_id(TEXT_END))
+        tokenizer, bos = _tokenizer(words)
+        config = _policy(path, shapes, settings, bos)
         _check_stated(settings, config)
         _check_tokens(words, tokenizer, config.prompt.pad)
     except CheckpointError:
@@ -194,8 +194,9 @@ def _policy(path: Path, shapes: Shapes, settings: Settings, bos: int) -> UPVLACo
     )
 
 
-def _tokenizer(file: Path) -> Tokenizer:
-    """
+def _tokenizer(file: Path) -> tuple[Tokenizer, int]:
+    """And the id of what stands around a text.
+
     Raises:
         ValueError: it is missing or no tokenizer, or does not know what stands around a text.
     """
@@ -208,9 +209,10 @@ def _tokenizer(file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{file}: not a tokenizer: {error}") from None
-    if tokenizer.token_to_id(TEXT_END) is None:
+    bos = tokenizer.token_to_id(TEXT_END)
+    if bos is None:
         raise ValueError(f"{file}: has no token {TEXT_END!r}; take that of {PHI_FROM}")
-    return tokenizer
+    return tokenizer, bos
 
 
 def _check_tokens(file: Path, tokenizer: Tokenizer, wanted: int) -> None:
