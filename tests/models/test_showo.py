@@ -286,7 +286,7 @@ REFUSED = [
     (text(WORDS, "{}"), "phi-1_5/tokenizer.json: not a tokenizer"),
     (text(WORDS, POINTER), "tokenizer.json: a git-lfs pointer"),
     (text(f"{VQ}/{BIN}", POINTER), f"{BIN}: a git-lfs pointer, not weights"),
-    (text(ROLLOUT, "a: &x [1]\nb: *x\n"), "upvla_model.yaml: an alias in line 2; write out what it"),
+    (text(ROLLOUT, "a: &x [1]\nb: *x\n"), "upvla_model.yaml: an alias in line 2; write out what "),
     (every(MODEL, lambda s: {f"module.{n}": s[n] for n in s}), "names wrapped by torch's Distribu"),
     (every(MODEL, lambda s: {n: s[n] for n in s if "token_l" not in n}), "holds no token_learner."),
     (every(MODEL, lambda s: {n: s[n] for n in s if "k_layern" not in n and "q_layern" not in n}),
