@@ -46,6 +46,7 @@ MAY_WRITE = {
     "models/anchorvla4d/checkpoint.py": "into the folder that `temporary` gives",
     "models/anchorvla4d/megatron_writer.py": "into the folder that `temporary` gives",
     "models/layouts/prismatic_writer.py": "into the folder that `temporary` gives",
+    "models/layouts/showo_writer.py": "into the folder that `temporary` gives",
     "models/layouts/starvla_writer.py": "into the folder that `temporary` gives",
     "models/layouts/writers.py": "into the folder that `temporary` gives",
     "models/synthesize.py": "into the folder that `temporary` gives",

@@ -14,7 +14,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from models.layouts import lerobot_settings, prismatic_settings, starvla_config
+from models.layouts import (
+    lerobot_settings,
+    prismatic_settings,
+    showo_settings,
+    starvla_config,
+)
 from models.policy_config import PolicyConfig
 from runtime.image import ImageConfig
 
@@ -49,6 +54,7 @@ LAYOUTS = (
     Layout(starvla_config.is_in, "models.layouts.starvla"),
     Layout(prismatic_settings.is_in, "models.layouts.prismatic"),
     Layout(lerobot_settings.is_in, "models.layouts.lerobot"),
+    Layout(showo_settings.is_in, "models.layouts.showo"),
 )
 
 

@@ -128,7 +128,7 @@ def _check_events(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{path}: an alias in line {line}; starVLA writes none")
+            raise ValueError(f"{path}: an alias in line {line}; write out what it stands for")
         if isinstance(event, yaml.CollectionStartEvent):
             is_key[-1] = not is_key[-1]
             is_mapping = isinstance(event, yaml.MappingStartEvent)

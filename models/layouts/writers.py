@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import torch
@@ -79,12 +80,21 @@ def write_sharded(path: Path, tensors: Mapping[str, Source], mark: str, say: Say
     (path / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def write_torch(path: Path, tensors: Mapping[str, Source]) -> None:
-    """One file with a dictionary of tensors, as `torch.save` writes it."""
-    state = lay_out(path, {name: (s.shape, s.dtype) for name, s in tensors.items()})
+def write_torch(
+    path: Path, tensors: Mapping[str, Source], others: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
+    """One file with a dictionary of tensors, as `torch.save` writes it.
+
+    Args:
+        others: that are no weights, as whole numbers are.
+    """
+    shapes = {name: (s.shape, s.dtype) for name, s in tensors.items()}
+    state = lay_out(path, shapes | {name: (tuple(t.shape), t.dtype) for name, t in others.items()})
     with path.open("r+b") as file:
         for name, source in tensors.items():
             fill(file, state[name], read_finite(source))
+        for name, value in others.items():
+            fill(file, state[name], value)
 
 
 def lay_out(

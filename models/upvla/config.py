@@ -12,12 +12,19 @@ from models.networks.vq_config import VQConfig
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "upvla"
+ADDED = (
+    "[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>",
+    "<|v2v|>", "<|lvg|>",
+)  # fmt: skip
+"""What Show-o adds to a tokenizer, in this order; codes of pictures follow, and a mask's id."""
+TEXT_SLOTS = 64
+"""Tokens of a text, at most, where nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
-    """Ids of what stands around text and codes. The defaults are Show-o's, which adds them to the
-    50295 tokens of Phi-1.5 in this order."""
+    """Ids of what stands around text and codes. The defaults are Show-o's, behind the 50295 tokens
+    of Phi-1.5."""
 
     task: int = 50300
     """`<|t2i|>`, in front of all."""
@@ -32,7 +39,7 @@ class PromptConfig:
     first_code: int = 50305
     max_text: int = 577
     """Tokens up to the pictures, padding included: where the pictures' positions begin."""
-    text_slots: int = 64
+    text_slots: int = TEXT_SLOTS
     """Of them, those that an instruction may take here, with what stands around it."""
 
     def __post_init__(self) -> None:
@@ -47,6 +54,30 @@ class PromptConfig:
     def before(self) -> tuple[int, ...]:
         """In front of the instruction."""
         return self.task, self.bos
+
+
+def prompt_behind(num_tokens: int, *, bos: int, max_text: int, num_rows: int) -> PromptConfig:
+    """The prompt where Show-o's ids follow those of a tokenizer.
+
+    Args:
+        num_tokens: of the tokenizer.
+        bos: in front of a text, and behind it.
+        max_text: see `PromptConfig`.
+        num_rows: of pictures and actions, which a text may not outnumber.
+    """
+    ids = {token: num_tokens + place for place, token in enumerate(ADDED)}
+    return PromptConfig(
+        task=ids["<|t2i|>"],
+        bos=bos,
+        eos=bos,
+        pad=ids["[PAD]"],
+        image_start=ids["<|soi|>"],
+        image_end=ids["<|eoi|>"],
+        action=ids["<|lvg|>"],
+        first_code=num_tokens + len(ADDED),
+        max_text=max_text,
+        text_slots=min(TEXT_SLOTS, max_text, num_rows),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import dataclasses
 from models.networks.phi_config import PhiConfig
 from models.networks.vq_config import VQConfig
 from models.policy_config import NormalizationConfig, Unit
-from models.upvla.config import MAPConfig, PromptConfig, UPVLAConfig
+from models.upvla.config import MAPConfig, PromptConfig, UPVLAConfig, prompt_behind
 
 
 def calvin() -> UPVLAConfig:
@@ -22,7 +22,7 @@ def calvin() -> UPVLAConfig:
             vocab_size=58498,
         ),
         head=MAPConfig(action_dim=7, action_horizon=10),
-        normalization=_raw(7),
+        normalization=raw_actions(7),
         license="unstated (UP-VLA has no licence file); see the checkpoint's own card",
     )
 
@@ -39,9 +39,9 @@ def thin() -> UPVLAConfig:
             image_size=64,
         ),
         language=dataclasses.replace(
-            base.language, num_hidden_layers=3, vocab_size=512 + base.vision.codebook_size
+            base.language, num_hidden_layers=3, vocab_size=441 + base.vision.codebook_size
         ),
-        prompt=_small_ids(first_code=512, text_slots=24),
+        prompt=_small_ids(num_rows=16 + 2 + 10),
         license="none (random weights)",
     )
 
@@ -64,33 +64,22 @@ def tiny() -> UPVLAConfig:
             hidden_size=64,
             intermediate_size=128,
             num_attention_heads=4,
-            vocab_size=512 + 16,
+            vocab_size=441 + 16,
             rope_theta=100.0,
         ),
-        head=MAPConfig(action_dim=4, action_horizon=3, num_heads=2),
-        normalization=_raw(4),
-        prompt=_small_ids(first_code=512, text_slots=40),
+        head=MAPConfig(action_dim=7, action_horizon=3),
+        normalization=raw_actions(7),
+        prompt=_small_ids(num_rows=64 + 2 + 3),
         license="Apache-2.0",
     )
 
 
-def _small_ids(*, first_code: int, text_slots: int) -> PromptConfig:
-    """For a small tokenizer: its ids are below those of the prompt."""
-    return PromptConfig(
-        task=504,
-        bos=424,
-        eos=424,
-        pad=505,
-        image_start=506,
-        image_end=507,
-        action=508,
-        first_code=first_code,
-        max_text=96,
-        text_slots=text_slots,
-    )
+def _small_ids(num_rows: int) -> PromptConfig:
+    """Behind the 430 tokens of the demo's tokenizer."""
+    return prompt_behind(430, bos=424, max_text=96, num_rows=num_rows)
 
 
-def _raw(width: int) -> NormalizationConfig:
+def raw_actions(width: int) -> NormalizationConfig:
     """Actions as the robot takes them."""
     unit: Unit = "fraction"
     return NormalizationConfig(

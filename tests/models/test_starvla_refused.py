@@ -129,7 +129,7 @@ def test_every_other_framework_is_refused_by_its_name(run, name):
         ),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: !mine 1", "could not determine a constructor for the tag '!mine'"),
-        ("a: &x [1]\nb: *x", "an alias in line 2; starVLA writes none"),
+        ("a: &x [1]\nb: *x", "an alias in line 2; write out what it stands for"),
         ("a: &x {b: 1}\nc:\n  <<: *x", "an alias in line 3"),
         ("a: 1\nb: {c: [1, 2], d: 3}\na: 2", "'a' a second time in line 3"),
         ("a: {b: 1, c: 2, b: 3}", "'b' a second time in line 1"),

@@ -13,10 +13,12 @@ from models.demo import CHECKPOINT
 from models.families import CONFIGS
 from models.init import image_of, statistics_of
 from models.networks.vision_language import patches_of
+from models.networks.work import Tokens
 from models.random_weights import random_tensors
 from models.upvla.family import prompt, published_prompt
 from models.upvla.model import UPVLA, actions
 from models.upvla.reference import Composition
+from models.upvla.work import engines_work
 from runtime.prompt import attention_mask, mrope_tables
 from tests.export.conftest import cut_config
 from tests.once import once
@@ -37,7 +39,7 @@ POLICIES = {
             image_size=32,
         ),
         language=dataclasses.replace(TINY.language, partial_rotary_factor=1.0),
-        head=dataclasses.replace(TINY.head, num_heads=8),
+        head=dataclasses.replace(TINY.head, num_heads=2),
     ),
     "published widths": THIN,
 }
@@ -204,6 +206,8 @@ def test_published_sizes_are_those_that_were_counted():
         model = UPVLA(calvin)
     for part, count in ((model.vq_model.encoder, 55439171), (model.vq_model.decoder, 39947833)):
         assert sum(p.numel() for p in part.parameters()) == count
+    encoder = engines_work(calvin, calvin.vision.grid, Tokens(new=1100, seen=1164))["vq_encoder"]
+    assert 1.42e12 <= encoder.flops < 1.43e12, "as it was counted on the authors' own encoder"
     assert calvin.vision.codebook_size == 8192 and calvin.vision.num_patches == 1024
     assert calvin.num_rows == 1036
     p = calvin.prompt
@@ -287,13 +291,13 @@ def test_an_instruction_that_has_no_room_is_refused(bundle):
         ({"vision.ch": 48}, "must divide vision.ch=48"),
         ({"vision.image_size": 17}, "must divide vision.image_size=17"),
         ({"vision.z_channels": 17}, "z_channels must be at most 16"),
-        ({"vision.z_channels": 5}, "32 codes from prompt.first_code=512"),
+        ({"vision.z_channels": 5}, "32 codes from prompt.first_code=440"),
         ({"vision.out_hidden_size": 32}, "must equal"),
         ({"language.num_attention_heads": 3}, "language.num_attention_heads=3 must divide"),
         ({"language.partial_rotary_factor": 0.3}, "partial_rotary_factor must leave pairs"),
         ({"language.layer_norm_eps": 2.0}, "layer_norm_eps must be below 1"),
         ({"head.num_heads": 5}, "head.num_heads=5 must divide"),
-        ({"head.action_dim": 5}, "normalization.action has 4 modes"),
+        ({"head.action_dim": 5}, "normalization.action has 7 modes"),
         ({"prompt.text_slots": 97}, "prompt.text_slots must be from 4 to max_text=96"),
         ({"prompt.text_slots": 80}, "must be at most the 69 rows"),
         ({"views": ("frame", "frame")}, "each once"),
