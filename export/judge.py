@@ -434,11 +434,13 @@ def _open_bundle(folder: Path, subject: Subject) -> Policy:
 def _run_bundle(
     policy: Policy, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Tensors of an observation, by the runtime."""
+    """Tensors of an observation, by the runtime; leaves are asked for."""
     golden = Golden.from_arrays(policy.graph, inputs)
     episode = policy.start(**golden.given)
     episode.recall(golden.recalled)
     episode.act({**golden.observed, **golden.drawn})
+    for leaf in policy.graph.outputs:
+        episode.ask(leaf)
     return {name: policy.memory.host(name).copy() for name in names}
 
 

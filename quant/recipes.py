@@ -193,6 +193,8 @@ ENDS = (
     # Of a regression head.
     "action_head.model.fc2",
     "proprio_projector.*",
+    # Of readouts: what they say is read as it is.
+    "readouts.*",
 )
 PATCHES = (
     "vlm.visual.patch_embed.proj",

@@ -46,6 +46,7 @@ from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages import replay_command
 from .pages.benchmark import measure
 from .pages.imitation import Run
+from .pages.leaves import all_errors, error_words, unit_of
 from .pages.live import command as live
 from .pages.live.page import LivePage
 from .pages.report import summarize, write_report
@@ -185,6 +186,8 @@ def _drive(
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
         for words in trace.words:
             print(f"  {words}")
+        for leaf, errors in all_errors([trace]).items():
+            print(f"  leaf {leaf}: {error_words(errors, policy.outputs[leaf])}")
         if recorder is not None:
             print(f"  recorded: {recorder.path}, {recorder.words}")
     numbers = summarize(policy.graph, [run.trace for run in runs])
@@ -206,6 +209,11 @@ def _drive(
         f"{numbers.num_overtaken} actions dropped for their age, {numbers.num_misses} misses"
     )
     line |= {"interventions": dict(numbers.interventions)}
+    if found := all_errors([run.trace for run in runs]):
+        line["leaf_errors"] = {
+            leaf: asdict(errors) | {"unit": unit_of(policy.outputs[leaf]).strip()}
+            for leaf, errors in found.items()
+        }
     print(json.dumps(_compact(line)))
     return 0
 

@@ -27,13 +27,13 @@ import numpy as np
 from ..anchor import AnchorPolicies, keeps_first
 from ..declarations import from_source, seen_later
 from ..robots.description import Description
-from ..robots.robot import Observation, Robot, check_fits
+from ..robots.robot import Observation, Robot, check_fits, truths_of
 from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
 from .delay import Delay, Wanted, choose_chunks, measure_delay, measure_leaves
 from .guard import Guard
 from .heartbeat import Heartbeat, of_process
-from .leaves import LeafRate, Leaves, Reading, check_leaves
+from .leaves import LeafRate, Leaves, Reading, check_leaves, check_truths
 from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
@@ -133,7 +133,8 @@ def run_episode(
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
-            thoughts as long as they are here, or the policy has no such leaf; nothing moves then.
+            thoughts as long as they are here, or the policy has no such leaf, or the robot knows
+            one in another unit; nothing moves then.
         RobotError: the robot does not fit the policy or its limits, or cannot go on.
         Stopped: the guard stopped it.
         ObservationError: it shows something the policy cannot take.
@@ -244,6 +245,7 @@ class _Loop:
         """Measure what each leaf takes, so that none begins that would last too long."""
         if not config.leaves:
             return
+        check_truths(config.leaves, getattr(policy, "outputs", {}), truths_of(self.robot))
         self.thinker.leaves = leaves = Leaves(config.leaves)
         self.start(seed=0, anchor_policy=None, given=told)
         seen = {name: self.trace.first.values[name] for name in self.wanted}
@@ -290,7 +292,8 @@ class _Loop:
             self.notes.ask(question.number)
             values = {name: seen.values[name] for name in self.wanted}
             values |= {name: question.leftover(self.executor.horizon) for name in self.leftovers}
-            self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
+            truths = {} if self.thinker.leaves is None else truths_of(self.robot)
+            self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at, truths))
         while self.trace.chunks == "sync" and self.executor.is_waiting:
             fresh = self.poll(self.thinker.wait) or fresh
         return fresh
