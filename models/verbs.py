@@ -23,7 +23,7 @@ class Init:
 
     config: Positional[str]
     """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    three-anchors, xlerobot, or FAMILY-NAME of another family."""
+    readouts, three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -92,7 +92,7 @@ class Synthesize:
 
     config: str
     """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    three-anchors, xlerobot, or FAMILY-NAME of another family."""
+    readouts, three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     layout: Literal["hf", "authors", "starvla", "prismatic"] | None = None
