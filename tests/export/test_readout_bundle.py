@@ -11,8 +11,10 @@ from models.checkpoint import load_checkpoint
 from models.demo import EPISODES
 from models.demo.config import GOAL
 from runtime.recordings.recording import load_recording
-from tests.oracles import END_TO_END, relative_error
 
+NEAR_CM = 1e-3
+"""Numbers up to 100 have steps of 8e-6 in float32; 128 products and two layers in front add up to
+some ten times that."""
 WORDS = ("touch the red marker", "touch the blue marker", "press the button from above")
 
 
@@ -60,12 +62,12 @@ def test_the_leaf_is_torch_s_layer_on_what_transformers_makes_of_the_prompt(poli
                 )  # fmt: skip
                 want = (layer.weight @ heard[-1][-1] + layer.bias).detach()
                 assert got.shape == (3,) and got.dtype == np.float32
-                assert relative_error(got, want) <= END_TO_END
-                assert relative_error(got, read[GOAL.name]) <= END_TO_END
+                assert np.abs(got - want.numpy()).max() <= NEAR_CM
+                assert np.abs(got - read[GOAL.name]).max() <= NEAR_CM
                 seen.append(got)
     # Every picture and every instruction moves it by far more than that.
-    apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
-    assert min(apart) > 100 * END_TO_END * np.linalg.norm(seen[0])
+    apart = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(apart) > 10 * NEAR_CM
 
 
 def test_a_tick_runs_no_stage_for_it_and_acts_the_same_bits(policy):

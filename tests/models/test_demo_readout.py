@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_a_feature_that_never_varies_says_nothing():
     assert weight[:, 1].tolist() == pytest.approx([1, 1, 1], abs=1e-3)
 
 
+@pytest.mark.full
 def test_only_the_leaf_is_added_and_a_second_time_gives_the_same_bits(data, tmp_path):
     folder = tmp_path / "policy"
     shutil.copytree(CHECKPOINT, folder)
@@ -70,13 +72,25 @@ def test_only_the_leaf_is_added_and_a_second_time_gives_the_same_bits(data, tmp_
     assert measured["tasks"].keys() == set(TASKS) and measured["seed0"] == 10_000
 
 
-def test_who_trains_anew_gets_the_leaf_too(data, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("models.demo.train.readout", asked.append)
-    steps = {"see_steps": 1, "all_steps": 1, "head_steps": 1, "scenes": 2, "head_batch": 2}
-    whole = TrainConfig(data=data, out=tmp_path / "out", tasks=TASKS, **steps)
+def test_who_trains_anew_gets_the_leaf_too(tmp_path, monkeypatch):
+    done = []
+
+    class Training:
+        def __init__(self, lesson, out):
+            self.out = out
+
+        def run(self, console):
+            done.append(self.out)
+
+    monkeypatch.setattr("models.demo.train.Touch", lambda config: config)
+    monkeypatch.setattr("models.demo.train.Trainer", Training)
+    monkeypatch.setattr("models.demo.train.readout", done.append)
+    whole = TrainConfig(data=tmp_path / "data", out=tmp_path / "out", tasks=TASKS)
     train(whole)
-    assert asked == [ReadoutConfig(data=data, out=whole.out, tasks=TASKS)]
+    assert done == [whole.out, ReadoutConfig(data=whole.data, out=whole.out, tasks=TASKS)]
+    done.clear()
+    train(replace(whole, without_anchor=True))  # it never sees a marker
+    assert done == [whole.out]
     assert all(is_own(CHECKPOINT / name) for name in ("readouts.safetensors", MEASURED))
 
 
