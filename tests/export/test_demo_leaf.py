@@ -13,7 +13,6 @@ from runtime.control.clock import VirtualClock
 from runtime.control.leaves import LeafRate
 from runtime.control.loop import LoopConfig, run_episode
 from runtime.control.thinker import InlineThinker
-from runtime.pages.leaves import leaf_errors
 from runtime.robots.metaworld import MetaWorldRobot
 from tests.export.conftest import cut_config
 from tests.once import once
@@ -30,8 +29,9 @@ def traces(simulator, shared_folder):
     config = LoopConfig(rate_hz=20.0, leaves={GOAL.name: LeafRate(rate_hz=2.0)})
     found = {}
     with runtime.load(bundle) as policy:
-        for task in DEMO_TASKS:
-            robot, clock = MetaWorldRobot(task=task, seed=NUM_TRAINING_SEEDS), VirtualClock()
+        for number, task in enumerate(DEMO_TASKS):  # a seed is one layout for all markers
+            seed = NUM_TRAINING_SEEDS + 100 * number
+            robot, clock = MetaWorldRobot(task=task, seed=seed), VirtualClock()
             thinkers = [InlineThinker(policy, clock) for _ in range(EPISODES)]
             found[task] = [
                 run_episode(policy, robot, config, clock=clock, thinker=t) for t in thinkers
@@ -47,15 +47,25 @@ def test_it_is_read_twice_a_second_and_never_skipped(traces):
         assert count.num_skipped == count.num_failed == 0
 
 
-@pytest.mark.parametrize("task", DEMO_TASKS)
-def test_it_is_as_near_as_held_out_and_nearer_than_the_mean(traces, task):
-    """One in twenty held-out questions is beyond the p95. If episodes are, two of three have a
-    chance of 0.7 % to be. Who always says the task's mean of the data is much further off."""
-    row = json.loads((CHECKPOINT / "readout.json").read_text())["tasks"][task]
-    leaves = [trace.leaves[GOAL.name] for trace in traces[task]]
-    errors = leaf_errors(leaves)
-    assert errors is not None and errors.num > 10
-    assert errors.median <= row["p95_cm"]
-    truths = np.stack([reading.truth for leaf in leaves for reading in leaf.history])
-    mean = np.median(np.linalg.norm(truths - np.array(row["mean_cm"]), axis=1))
-    assert errors.median < mean / 2
+TOUCHES = tuple(task for task in DEMO_TASKS if task.startswith("touch"))
+
+
+@pytest.mark.parametrize("tasks", [TOUCHES, DEMO_TASKS[-1:]], ids=["touch", "button"])
+def test_it_is_as_near_as_held_out_and_nearer_than_the_mean(traces, tasks):
+    """Each episode by its median: readings of one are alike, and who errs drives longer.
+
+    One in twenty held-out questions is beyond the p95. If one in twenty episodes is, five of nine
+    have a chance of 4e-5 to be, and two of three one of 0.7 %. Who always says the task's mean of
+    the data is much further off.
+    """
+    measured = json.loads((CHECKPOINT / "readout.json").read_text())["tasks"]
+    errors, constants = [], []
+    for task in tasks:
+        for trace in traces[task]:
+            leaf = trace.leaves[GOAL.name]
+            errors.append(np.median(leaf.errors))
+            constants.append(np.linalg.norm(leaf.last.truth - np.array(measured[task]["mean_cm"])))
+    assert len(errors) == EPISODES * len(tasks)
+    told = f"{np.round(errors, 1)} cm off, the mean {np.round(constants, 1)}"
+    assert np.median(errors) <= max(measured[task]["p95_cm"] for task in tasks), told
+    assert np.median(errors) < np.median(constants) / 2, told
