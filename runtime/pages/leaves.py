@@ -7,7 +7,8 @@ leaf was read from. An error is the distance of the two, in the leaf's unit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,21 @@ def error_words(errors: LeafErrors, output: Output) -> str:
         f"{errors.median:.2g}{unit} off in the median, {errors.p95:.2g}{unit} p95 of "
         f"{errors.num} readings"
     )
+
+
+def error_lines(trace: Trace, outputs: Mapping[str, Output]) -> list[str]:
+    """Of an episode, a line for each leaf that somebody knew the truth of."""
+    found = all_errors([trace])
+    return [f"leaf {name}: {error_words(errors, outputs[name])}" for name, errors in found.items()]
+
+
+def errors_as_json(traces: Sequence[Trace], outputs: Mapping[str, Output]) -> dict[str, Any]:
+    """`leaf_errors` by leaf, with their units; nothing where nobody knew the truth."""
+    found = {
+        name: asdict(errors) | {"unit": unit_of(outputs[name]).strip()}
+        for name, errors in all_errors(traces).items()
+    }
+    return {"leaf_errors": found} if found else {}
 
 
 def unit_of(output: Output) -> str:
