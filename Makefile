@@ -39,7 +39,7 @@ STAMP := $(VENV)/.stamp
 DATA  := build/demo-data/button-press-topdown.npz
 BLINKS := build/blinks/touch-what-blinked-999.npz
 
-.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-changes bench-pictures eval delays gate planted w8a8 sensitivity success recall mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo train-recall fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
+.PHONY: help setup demo test help-times test-full test-depth test-full-size test-gpu bench-gpu check storm cameras mutants export forecast run bench bench-changes bench-pictures eval delays gate planted w8a8 sensitivity success recall mesa libusb sshd chromium board-tools virtual-board virtual-flash power-cuts record-demo train-demo readout-demo train-recall fuzz-server fuzz-release keys sign flash flash-os rollback status openpi-episodes test-lerobot test-ansible test-ros2 bench-loop soak-loop soak-ticks robot-wheel wheelhouse resolve test-aarch64 device-test clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t16
@@ -203,6 +203,9 @@ chromium: ## install the headless browser in which the live page is tested, wher
 
 train-demo: setup mesa $(DATA) ## train the demo policy into build/demo-trained (40 minutes on 2 cores)
 	$(PY) -m models.demo train $(ARGS)
+
+readout-demo: setup mesa $(DATA) ## fit the leaf of the policy in build/demo-trained anew; its other weights stay (a minute)
+	$(PY) -m models.demo readout $(ARGS)
 
 build/demo-seed1/model.safetensors: $(DATA)
 	$(PY) -m models.demo train --seed 1 --out $(@D)

@@ -7,7 +7,7 @@ import sys
 from export.build import build
 from export.config import DEMO_OPTIONS, BuildConfig, DemoConfig
 from models.demo import CHECKPOINT, EPISODES
-from models.demo.config import DEMO_TASKS
+from models.demo.config import DEMO_TASKS, GOAL
 from runtime.__main__ import main as anchorvla
 from runtime.errors import RobotError
 from runtime.robots.rendering import rendering_backend
@@ -15,6 +15,8 @@ from runtime.storage.files import DRAWING, PAGE, check_output
 
 UNSEEN_SEED = 10_000
 """Training uses seeds below it."""
+LEAF_HZ = 2.0
+"""How often the policy is asked where it believes the thing to be that the instruction names."""
 
 
 def demo(config: DemoConfig) -> int:
@@ -36,6 +38,7 @@ def demo(config: DemoConfig) -> int:
     )
     anchorvla(["show", str(bundle), "--svg", str(drawing), "--brief"])
     run = ["run", str(bundle), "--episodes", str(EPISODES), "--rate-hz", str(config.rate_hz)]
+    run += ["--leaf", f"{GOAL.name}={LEAF_HZ:g}"]
     if config.live and _can_render():
         run += ["--tasks", *DEMO_TASKS, "--num-episodes", str(config.episodes)]
         run += ["--seed", str(UNSEEN_SEED)]

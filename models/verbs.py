@@ -22,8 +22,8 @@ class Init:
     """
 
     config: Positional[str]
-    """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    three-anchors, xlerobot, or FAMILY-NAME of another family."""
+    """A config.json of your own, or a named configuration: demo, full, least, proxy,
+    readouts, thin, three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     seed: int = 0
@@ -44,8 +44,8 @@ class Config:
     """
 
     name: Positional[str | None] = None
-    """Named configuration to write: demo, full, least, proxy, thin, three-anchors, xlerobot, or
-    FAMILY-NAME of another family."""
+    """Named configuration to write: demo, full, least, proxy, readouts, thin, three-anchors,
+    xlerobot, or FAMILY-NAME of another family."""
     out: Path | None = None
     """File to write, which must not be there yet."""
     check: Path | None = None
@@ -91,8 +91,8 @@ class Synthesize:
     """
 
     config: str
-    """A config.json of your own, or a named configuration: demo, full, least, proxy, thin,
-    three-anchors, xlerobot, or FAMILY-NAME of another family."""
+    """A config.json of your own, or a named configuration: demo, full, least, proxy,
+    readouts, thin, three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
     layout: Literal["hf", "authors", "starvla", "prismatic", "showo"] | None = None

@@ -197,10 +197,11 @@ ENDS = (
     "to_logits.0",
     "showo.lm_head",
     "vq_model.encoder.*",
-    # Of auxiliary heads: what they say is read as it is.
+    # Of auxiliary heads and readouts: what they say is read as it is.
     "*_head.fc2",
     "joint_head.out",
     "segmentation_head.doublings.*",
+    "readouts.*",
 )
 CONVOLUTIONS = (
     "vlm.visual.patch_embed.proj",

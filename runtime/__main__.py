@@ -48,6 +48,7 @@ from .errors import PowerModeWarning, RecordingError, UnmeasuredWarning
 from .pages import replay_command
 from .pages.benchmark import measure
 from .pages.imitation import Run
+from .pages.leaves import error_lines, errors_as_json
 from .pages.live import command as live
 from .pages.live.page import LivePage
 from .pages.report import summarize, write_report
@@ -186,7 +187,7 @@ def _drive(
         delay = trace.delay
         verdict = {True: "success", False: "no success", None: "replayed"}[trace.success]
         print(f"\r{name}: {len(trace.steps)} steps, {trace.num_dropped} dropped, {verdict}")
-        for words in trace.words:
+        for words in (*trace.words, *error_lines(trace, policy.outputs)):
             print(f"  {words}")
         if recorder is not None:
             print(f"  recorded: {recorder.path}, {recorder.words}")
@@ -209,6 +210,7 @@ def _drive(
         f"{numbers.num_overtaken} actions dropped for their age, {numbers.num_misses} misses"
     )
     line |= {"interventions": dict(numbers.interventions), "noticed": dict(numbers.noticed)}
+    line |= errors_as_json([run.trace for run in runs], policy.outputs)
     print(json.dumps(_compact(line)))
     return 0
 

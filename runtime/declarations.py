@@ -144,6 +144,8 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """What each axis of the tensor counts, where that has a name."""
     units: tuple[str, ...] = ()
     """Per entry of the last axis."""
+    names: tuple[str, ...] = ()
+    """Likewise what it is called, where it has a name."""
     step_s: float | None = None
     """Seconds from one entry of the first axis to the next; None where nobody stated them."""
     statistics: str = ""
@@ -219,11 +221,12 @@ def check_outputs(
         shape = tensors[name].shape
         if output.axes and len(output.axes) != len(shape):
             raise DeclarationError(f"output {name!r} is {list(shape)}, its axes are {output.axes}")
-        if output.units and len(output.units) != shape[-1]:
-            raise DeclarationError(
-                f"output {name!r} has {len(output.units)} units for {shape[-1]} entries of its "
-                "last axis"
-            )
+        for what in ("units", "names"):
+            count = len(getattr(output, what))
+            if count not in (0, shape[-1]):
+                raise DeclarationError(
+                    f"output {name!r} has {count} {what} for {shape[-1]} entries of its last axis"
+                )
         if output.step_s is not None and not 0 < output.step_s < 3600:
             raise DeclarationError(f"output {name!r}: step_s is {output.step_s}, above 0 is wanted")
         if output.every < 0:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import runtime
 from export.build import build
 from export.config import BuildConfig
+from models.anchorvla4d.checkpoint import READOUTS
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.presets import shallow
 from models.checkpoint import WEIGHTS, load_checkpoint
@@ -60,7 +61,7 @@ def copy_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
     """The shipped checkpoint with weights that `change` has edited in place."""
     weights = {n: w.clone() for n, w in load_checkpoint(CHECKPOINT).model.state_dict().items()}
     change(weights)
-    shutil.copytree(CHECKPOINT, folder)
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns(READOUTS))
     save_file(weights, folder / WEIGHTS)
     return folder
 

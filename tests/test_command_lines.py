@@ -118,6 +118,7 @@ IN_THE_WAY = {
     "models config": ("config demo --out OUT/config.json", "config.json"),
     "models.demo blinks": ("blinks --episodes 1 --out OUT", "touch-what-blinked-0.npz"),
     "models.demo collect": ("collect --tasks touch-red --out OUT", "touch-red.npz"),
+    "models.demo readout": ("readout --out OUT", "readout.json"),
     "models.demo record": ("record --out OUT", "touch-green-2.npz"),
     "models.demo remember": ("remember --out OUT", "model.safetensors"),
     "models.demo train": ("train --out OUT", "model.safetensors"),

@@ -52,6 +52,7 @@ MAY_WRITE = {
     "models/synthesize.py": "into the folder that `temporary` gives",
     "models/imported.py": "into the folder that `temporary` gives",
     "models/demo/collect.py": "into what `replacing` gives",
+    "models/demo/readout.py": "into what `replacing` gives",
     "models/demo/training.py": "into what `replacing` gives",
 }
 """Modules that write or remove by themselves, and why nobody's file is lost to them."""

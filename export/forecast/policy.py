@@ -32,7 +32,7 @@ from runtime.graph import Graph
 from runtime.image import ImageConfig, grid_of
 
 INSTRUCTION = "put the spoon on the towel"
-OWN_TOKENIZER = ("demo", "proxy", "three-anchors")
+OWN_TOKENIZER = ("demo", "proxy", "readouts", "three-anchors")
 """Configurations with the vocabulary of the shipped policy."""
 
 

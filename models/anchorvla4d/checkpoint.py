@@ -17,21 +17,25 @@ from models.errors import CheckpointError
 from models.layouts import hugging_face
 from models.layouts.hugging_face import INDEX
 from models.layouts.qwen_config import Spelling, qwen_config
-from models.layouts.writers import Say, write_sharded, write_torch
+from models.layouts.writers import Say, write_safetensors, write_sharded, write_torch
 from models.sources import Source, Weights, parameter_shapes
 from models.verbs import Synthesize
 
+READOUTS = "readouts.safetensors"
+"""What was fitted to finished weights lies beside them: their file stays as it was trained."""
 SIDE_FILES = {
+    READOUTS: "readouts.",
     "action_head.pt": "action_head.",
     "info_sharing.pt": "info_sharing.",
     "vit_memory.pt": "vit_memory.",
     "cross_state.pt": "",
 }
-"""What the authors' tool writes beside the safetensors -> how our names of it begin. The last two
-belong to other policies of theirs: here they are empty, or their tensors are too many."""
+"""What lies beside the safetensors -> how our names of it begin. But for the readouts the authors'
+tool writes them. The last two belong to other policies of theirs: here they are empty, or their
+tensors are too many."""
 UNUSED = {"vlm.lm_head.weight": "speaks words, of which this policy says none"}
 written = re.compile(
-    r"config\.json|(action_head|info_sharing)\.pt|model-\d{5}-of-\d{5}\.safetensors"
+    r"config\.json|(action_head|info_sharing)\.pt|readouts\.safetensors|model-\d{5}-of-\d{5}\.safetensors"
     rf"|{re.escape(INDEX)}|{re.escape(megatron.TRACKER)}"
     rf"|iter_\d{{7}}(/mp_rank_\d{{2,}}(/{re.escape(megatron.FILE)})?)?"
 )
@@ -92,6 +96,9 @@ def write(
     for part in ("action_head", "info_sharing"):
         write_torch(folder / f"{part}.pt", parts[part])
         say(f"{part}.pt: {(folder / f'{part}.pt').stat().st_size / 1e9:.2f} GB")
+    if "readouts" in parts:
+        write_safetensors(folder / READOUTS, parts["readouts"])
+        say(f"{READOUTS}: {(folder / READOUTS).stat().st_size / 1e3:.0f} kB")
 
 
 def _parts(weights: Weights, spelling: Spelling) -> dict[str, dict[str, Source]]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.declared import ACTIONS, DENOISED, SPREAD
 from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig, VisionConfig
+from models.networks.readout_config import ReadoutConfig, check_readouts
 from models.policy_config import NormalizationConfig, check_policy
 
 MODEL_TYPE = "anchorvla4d"
 MOST_ANCHORS = 16
 """More are damage: a tick would be spent on pictures of the past."""
+SIMILARITY = "{}_similarity"
+"""A leaf for each anchor: how like it the frame is."""
+_TAKEN = ("instruction", "state", "noise", "leftover", ACTIONS, DENOISED, SPREAD)
+"""Names of inputs and outputs beside those of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +62,8 @@ class AnchorVLA4DConfig:
     prompt: PromptConfig = PromptConfig()
     anchors: int = 1
     """Pictures that the prompt shows before the frame, each a latch of its own."""
+    readouts: tuple[ReadoutConfig, ...] = ()
+    """What may be asked for beside the actions; nothing by default."""
     model_type: str = MODEL_TYPE
     license: str = "unstated"
     """Licence of the weights; shown by every tool that touches them."""
@@ -66,6 +74,8 @@ class AnchorVLA4DConfig:
         check_policy(self, MODEL_TYPE, dimensions="head.{kind}_dim={width}")
         if not 1 <= self.anchors <= MOST_ANCHORS:
             raise ValueError(f"anchors must be from 1 to {MOST_ANCHORS}, got {self.anchors}")
+        similarities = map(SIMILARITY.format, self.anchor_names)
+        check_readouts(self.readouts, {*self.views, *similarities, *_TAKEN})
 
     @property
     def anchor_names(self) -> tuple[str, ...]:
@@ -88,10 +98,12 @@ class AnchorVLA4DConfig:
     @property
     def other_networks(self) -> dict[str, str]:
         views = f", {self.anchors} anchors and the frame" if self.anchors > 1 else ""
-        return {
+        found = {
             "spatial": f"{self.spatial.depth} layers of width {self.spatial.dim}{views}",
             "head": f"{self.head.depth} layers of width {self.head.n_emb}",
         }
+        readouts = [f"{r.name} ({' '.join(r.elements)}) in {r.unit}" for r in self.readouts]
+        return found | ({"readouts": ", ".join(readouts)} if readouts else {})
 
     @property
     def special_tokens(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from models.anchorvla4d.model import AnchorVLA4D
 from models.declared import noise_shape
 from models.networks.engines import COEFFICIENT_ROW, EngineSpec, language_engines, vision_engines
 from models.networks.parts import WHOLE, LayersPerPart, SpatialPart, cut
+from models.networks.readouts import readout_engines
 from models.networks.scale_dp import ddim_step, inference_timesteps
 from models.stored import plain
 from runtime.declarations import Tensor
@@ -145,6 +146,7 @@ def engines_of(
             },
             {"x_next": x},
         ),
+        **readout_engines(c.readouts, model.readouts, slots, c.language.hidden_size),
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.networks.readouts import readout_layers
 from models.networks.scale_dp import ScaleDP, ddim_coefficients, ddim_step, inference_timesteps
 from models.networks.spatial import SpatialEncoder
 from models.networks.vision_language import VisionLanguage, patches_of
@@ -33,6 +34,7 @@ class AnchorVLA4D(nn.Module):
             config.spatial, config.vision.patch_dim, config.language.hidden_size
         )
         self.action_head = ScaleDP(config.head, config.language.hidden_size)
+        self.readouts = readout_layers(config.readouts, config.language.hidden_size)
 
     def forward(
         self,

@@ -7,6 +7,7 @@ import dataclasses
 from models.anchorvla4d.config import AnchorVLA4DConfig, PromptConfig
 from models.networks.config import LanguageConfig, ScaleDPConfig, SpatialConfig, VisionConfig
 from models.networks.published import qwen2_5_vl_3b
+from models.networks.readout_config import ReadoutConfig
 from models.policy_config import NormalizationConfig
 
 
@@ -146,6 +147,17 @@ def three_anchors() -> AnchorVLA4DConfig:
     return dataclasses.replace(demo(), anchors=3)
 
 
+def readouts() -> AnchorVLA4DConfig:
+    """`demo` with a leaf of each kind that readouts can be of."""
+    return dataclasses.replace(
+        demo(),
+        readouts=(
+            ReadoutConfig(name="goal", elements=("x", "y", "z"), unit="cm"),
+            ReadoutConfig(name="brightness", elements=("mean",), unit="fraction", reads="frame"),
+        ),
+    )
+
+
 CONFIGS = {
     "full": full,
     "xlerobot": xlerobot,
@@ -154,4 +166,5 @@ CONFIGS = {
     "least": least,
     "demo": demo,
     "three-anchors": three_anchors,
+    "readouts": readouts,
 }

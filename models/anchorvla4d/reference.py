@@ -75,6 +75,9 @@ class Composition(nn.Module):
                 num_views=config.anchors + 1,
             )
             self.head = Head(config.head, config.language.hidden_size)
+            self.readouts = nn.ModuleDict(
+                {r.name: nn.Linear(config.language.hidden_size, r.width) for r in config.readouts}
+            )
         self.scheduler = ddim_scheduler(config.head)
         self.timesteps: list[int] = self.scheduler.timesteps.tolist()
         self.published = {composed_name(name): name for name in model.state_dict()}
@@ -187,7 +190,9 @@ class Composition(nn.Module):
             layers: of our trunks, as they are cut.
             fixed: tokens of our language calls, as `models.split.Split.fixed`.
         """
-        return heard.placed(kept, self.config, grid, layers, fixed)
+        hidden_LD, behind = kept["hidden"][0][0], sum(fixed.values())
+        readouts = self._readouts(hidden_LD, torch.arange(behind - grid[0] * grid[1] // 4, behind))
+        return heard.placed(kept, self.config, grid, layers, fixed) | readouts
 
     def input_ids(self, image_tokens: int, instruction: str) -> list[int]:
         """The whole prompt as token ids, `image_tokens` pads standing for each image."""
@@ -205,6 +210,26 @@ class Composition(nn.Module):
         """From camera images to [T, A] float32 actions in policy units; see `prepare`."""
         actions_TA: NDArray[np.float32] = self(*self.prepare(**observed)).cpu().numpy()
         return actions_TA
+
+    @torch.no_grad()
+    def read(self, **observed: Any) -> dict[str, NDArray[np.float32]]:
+        """Every readout of an observation, by name; see `prepare`."""
+        given = self.prepare(**observed)
+        hidden_LD = self.qwen(
+            input_ids=given.input_ids,
+            position_ids=given.position_ids,
+            pixel_values=given.pixel_values,
+            image_grid_thw=given.image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state[0]
+        shown = (given.input_ids[0] == self.image_pad_id).nonzero()[:, 0]
+        found = self._readouts(hidden_LD, shown.chunk(len(self._shown()))[-1])
+        return {name: value.numpy() for name, value in found.items()}
+
+    def _readouts(self, hidden_LD: Tensor, frame: Tensor) -> dict[str, Tensor]:
+        """From hidden states of the whole prompt; `frame` are the places of its image tokens."""
+        rows = {"end": hidden_LD[-1], "frame": hidden_LD[frame].mean(dim=0)}
+        return {r.name: self.readouts[r.name](rows[r.reads]) for r in self.config.readouts}
 
     def _shown(self) -> list[str]:
         """Pictures in the order of the prompt."""
@@ -340,6 +365,7 @@ PARTS = {
     "vlm.model.": "qwen.language_model.",
     "info_sharing.": "spatial.",
     "action_head.": "head.",
+    "readouts.": "readouts.",
 }
 """How a published name begins, and how it begins here."""
 

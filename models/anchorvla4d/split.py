@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.anchorvla4d.config import AnchorVLA4DConfig
+from models.anchorvla4d.config import SIMILARITY, AnchorVLA4DConfig
 from models.anchorvla4d.engines import engines_of
 from models.anchorvla4d.model import AnchorVLA4D
 from models.anchorvla4d.prompt import fixed_tokens, prefixes, segments
 from models.declared import camera, chunks, instruction, noise_shape, sampled, state
 from models.networks.engines import COEFFICIENT_ROW
 from models.networks.parts import WHOLE, LayersPerPart
+from models.networks.readouts import engine_name, mean_of, readout_outputs
 from models.networks.scale_dp import ddim_coefficients
 from models.prompt_parts import PromptParts
 from models.split import TOKENS, GraphBuilder, ResizeOn, Split, check_slots
 from runtime.declarations import Input, Output
 from runtime.image import ImageConfig, grid_of
 
-SIMILARITY = "{}_similarity"
-"""A leaf for each anchor: how like it the frame is."""
 PREFIXES = "prefixes_hidden"
 """Hidden states of the calls of several anchors, in one piece."""
 
@@ -72,12 +71,15 @@ def split(
     _pictures(build, c, pasts)
     _condition(build, c, list(fixed.values()), slots)
     _denoising(build, c, samples)
+    head, image_rows = len(parts.before[-1]), grid[0] * grid[1] // 4
+    _readouts(build, c, range(head, head + image_rows), slots)
     return build.split(
         inputs=declare_inputs(c, parts, (height, width, 3), slots - fixed["suffix"], samples),
         outputs=chunks(
             c.normalization,
             samples,
-            {SIMILARITY.format(name): Output(axes=("anchor",)) for name in c.anchor_names},
+            {SIMILARITY.format(name): Output(axes=("anchor",)) for name in c.anchor_names}
+            | readout_outputs(c.readouts),
         ),
         tables={TOKENS: model.vlm.model.embed_tokens.weight},
         slots=slots,
@@ -226,3 +228,23 @@ def _denoising(build: GraphBuilder, c: AnchorVLA4DConfig, samples: int) -> None:
         leaf = SIMILARITY.format(name)
         build.tensor(leaf, (1,))
         build.call("cosine", {"a": f"{name}_tokens", "b": "frame_tokens"}, {"value": leaf})
+
+
+def _readouts(build: GraphBuilder, c: AnchorVLA4DConfig, frame: range, slots: int) -> None:
+    """Leaves: the rows of the last call that each reads, and its engine.
+
+    Args:
+        frame: rows of its image tokens.
+    """
+    for readout in c.readouts:
+        weights = f"{readout.name}_rows"
+        build.tensor(weights, (1, slots))
+        if readout.reads == "end":
+            behind = {"num_new": frame.stop}
+            build.call("places", {"ids": "instruction"}, {"places": weights}, behind)
+        else:
+            values = {"values": mean_of(frame, slots).tolist()}
+            build.call("constant", {}, {"value": weights}, values)
+        name = engine_name(readout)
+        given = {"weights": weights, "hidden": "suffix_hidden"}
+        build.engine(name, name, given, {"value": readout.name})

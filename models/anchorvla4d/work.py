@@ -6,6 +6,7 @@ from functools import partial
 
 from models.anchorvla4d.config import AnchorVLA4DConfig
 from models.networks.parts import WHOLE, LayersPerPart
+from models.networks.readouts import readout_work
 from models.networks.scale_dp import FREQUENCIES
 from models.networks.spatial import mixes_views
 from models.networks.work import (
@@ -53,7 +54,9 @@ def engines_work(
         found |= parts_work(trunk, depth, layers, work)
     found["condition"] = _condition(config, grid, tokens)
     found["denoise"] = _denoise(config, samples)
-    return found
+    return found | readout_work(
+        config.readouts, "readouts", tokens.new, config.language.hidden_size
+    )
 
 
 def trunk_work(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 VERBS = {
     "collect": ("models.demo.config:CollectConfig", "models.demo.collect:collect"),
     "train": ("models.demo.config:TrainConfig", "models.demo.train:train"),
+    "readout": ("models.demo.config:ReadoutConfig", "models.demo.readout:readout"),
     "record": ("models.demo.config:RecordConfig", "models.demo.record:record"),
     "blinks": ("models.demo.config:BlinksConfig", "models.demo.blinks:record_blinks"),
     "remember": ("models.demo.config:RememberConfig", "models.demo.memory:remember"),

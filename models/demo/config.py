@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from models.demo import CHECKPOINT
+from models.networks.readout_config import ReadoutConfig as Readout
 from runtime.robots.metaworld import TASKS
 
 DEMO_TASKS = ("touch-red", "touch-green", "touch-blue", "button-press-topdown")
 SEEDS_PER_TASK = 1000
 NUM_TRAINING_SEEDS = 10_000
 """Seeds from there on are for evaluation."""
+GOAL = Readout(name="goal", elements=("x", "y", "z"), unit="cm", reads="end")
+"""The leaf that says where the marker or button is that the instruction names, in the frame of the
+state's hand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +171,39 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_training(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutConfig:
+    """A leaf for a trained demo policy: where what the instruction names is.
+
+    example: python -m models.demo readout --out build/demo-trained
+    """
+
+    data: Path = Path("build/demo-data")
+    """Folder written by `models.demo.collect`."""
+
+    out: Path = Path("build/demo-trained")
+    """Checkpoint folder that gets it; `model.safetensors` stays as it is."""
+
+    tasks: tuple[str, ...] = DEMO_TASKS
+    """Files of the data folder to learn from."""
+
+    frames: int = 6000
+    """To learn from, spread evenly."""
+
+    ridge: float = 0.01
+    """Weight of the penalty, where every feature has a variance of 1."""
+
+    episodes: int = 25
+    """Of each task to judge by, of the seeds from 10000 on."""
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.episodes) < 1 or not 0 < self.ridge < 1:
+            raise ValueError(
+                f"frames and episodes must be positive and ridge in (0, 1), got {self.frames}, "
+                f"{self.episodes}, {self.ridge}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

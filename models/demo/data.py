@@ -46,6 +46,8 @@ class Data:
     """[F, T, A] in policy units."""
     goals: Tensor
     """[E, K, 3] standardised; NaN where the scene does not pose the task."""
+    goal_mean_m: NDArray[np.float32]
+    """[3], what 0 means in `goals`."""
     goal_spread_m: NDArray[np.float32]
     """[3], what 1 means in `goals`."""
     episode: NDArray[np.int64]
@@ -60,6 +62,14 @@ class Data:
     """Of each task."""
     statistics: dict[str, Any]
     """Contents of `dataset_statistics.json`."""
+
+    def standardised(self, goals_m: NDArray[np.float32]) -> Tensor:
+        """[..., 3] metres as `goals` has them."""
+        return torch.from_numpy((goals_m - self.goal_mean_m) / self.goal_spread_m)
+
+    def metres(self, goals: Tensor) -> Tensor:
+        """The other way."""
+        return goals * torch.from_numpy(self.goal_spread_m) + torch.from_numpy(self.goal_mean_m)
 
     def episodes(self, *, held_out: bool) -> NDArray[np.int64]:
         """Roll-outs to train on, or those to judge by."""
@@ -112,7 +122,7 @@ def load_data(folder: Path, tasks: tuple[str, ...], policy: AnchorVLA4DConfig) -
     episode = np.concatenate([r["episode"] + at for r, at in zip(loaded, starts[:-1], strict=True)])
     own_goals = joined["goals_m"]
     goals = np.concatenate([_goals(raw, k, tasks) for k, raw in enumerate(loaded)])
-    spread_m = own_goals.std(axis=0) + np.float32(1e-3)
+    mean_m, spread_m = own_goals.mean(axis=0), own_goals.std(axis=0) + np.float32(1e-3)
     statistics = {ROBOT: _statistics(joined["states"], joined["chunks"])}
     state, action = normalizations(policy, statistics[ROBOT], ROBOT)
     return Data(
@@ -120,7 +130,8 @@ def load_data(folder: Path, tasks: tuple[str, ...], policy: AnchorVLA4DConfig) -
         images=torch.from_numpy(joined["images"]),
         states=torch.from_numpy(state.to_policy(joined["states"])),
         chunks=torch.from_numpy(action.to_policy(joined["chunks"])),
-        goals=torch.from_numpy((goals - own_goals.mean(axis=0)) / spread_m),
+        goals=torch.from_numpy((goals - mean_m) / spread_m),
+        goal_mean_m=mean_m,
         goal_spread_m=spread_m,
         episode=episode,
         first=np.searchsorted(episode, np.arange(starts[-1] + 1)),

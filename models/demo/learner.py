@@ -89,6 +89,11 @@ class Learner:
         """What fusion and head start from, [Q, bins, W]; one question a frame."""
         return self._pool(self._spatial(batch), self._language(batch))
 
+    @torch.no_grad()
+    def last(self, batch: Batch) -> Tensor:
+        """[Q, D], hidden state of the last token of each question's prompt."""
+        return self._language(batch)[:, -1]
+
     def _language(self, batch: Batch) -> Tensor:
         """Hidden states of every question's prompt, [Q, L, D]; an anchor's prefix is run once."""
         model, vision = self.model.vlm.model, self.model.vlm.visual

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from models.anchorvla4d.presets import demo
 from models.demo import CHECKPOINT
-from models.demo.config import TrainConfig
+from models.demo.config import ReadoutConfig, TrainConfig
 from models.demo.data import IMAGE, Batch, load_data, make_batch
 from models.demo.learner import Learner
+from models.demo.readout import readout
 from models.demo.training import Lesson, Stage, Trainer, check_out
 
 NEAR_M = 0.10
@@ -126,3 +127,5 @@ def train(config: TrainConfig) -> None:
     """
     check_out(config.out)
     Trainer(Touch(config), config.out).run(Console())
+    if not config.without_anchor:  # it has no idea where a marker was
+        readout(ReadoutConfig(data=config.data, out=config.out, tasks=config.tasks))

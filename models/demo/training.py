@@ -37,6 +37,7 @@ STATE = "state.pt"
 FILES = (
     "config.json", "preprocessor_config.json", "dataset_statistics.json", "tokenizer.json",
     "curve.json", "loss.svg", "held-out.svg", "model.safetensors", STATE,
+    "readouts.safetensors", "readout.json",
 )  # fmt: skip
 DESCRIPTION = "trained by models/demo/"
 REPORT_STEPS = 100

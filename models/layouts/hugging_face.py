@@ -100,7 +100,8 @@ def open_weights(
 
     Args:
         wanted: shape of each.
-        side_files: files of torch beside the safetensors -> how our names of what is in it begin.
+        side_files: files beside them, of torch or safetensors too -> how our names of what is in it
+            begin.
         unused_names: of ours, what may be there and is not read -> why.
 
     Raises:
@@ -241,7 +242,10 @@ def check_config(
 
 
 def side_tensors(file: Path, begin: str) -> Iterator[tuple[str, Stored]]:
-    """The tensors of a file of torch, under our names."""
+    """The tensors of a file of safetensors or of torch, under our names."""
+    if file.suffix == ".safetensors":
+        yield from ((begin + stored.name, stored) for stored in stored_safetensors(file))
+        return
     for place, item in stored_torch(file):
         if not isinstance(item, Stored):
             raise CheckpointError(

@@ -17,10 +17,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..declarations import Output
 from ..meanings import check_value
+from ..robots.robot import Truth
 
 NUM_COSTS = 50
 """A leaf is taken to last as long as the longest of so many."""
@@ -70,6 +72,13 @@ class Reading:
     read_at: float
     """When it was there."""
     took_s: float
+    truth: NDArray[Any] | None = None
+    """What it should be, of the leaf's shape and units, as a simulator knew it at `looked_at`."""
+
+    @property
+    def error(self) -> float | None:
+        """Distance of the value from the truth, in the leaf's units; None where nobody knows."""
+        return None if self.truth is None else float(np.linalg.norm(self.value - self.truth))
 
 
 @dataclass(slots=True)
@@ -218,4 +227,26 @@ def check_leaves(wanted: Iterable[str], outputs: Mapping[str, Output]) -> None:
             what = "is what every tick is for" if name == target else "is no output of this policy"
             raise ValueError(
                 f"leaf {name!r} {what}; it can be asked for {', '.join(leaves) or 'no other'}"
+            )
+
+
+def check_truths(
+    wanted: Iterable[str], outputs: Mapping[str, Output], truths: Mapping[str, Truth]
+) -> None:
+    """
+    Args:
+        wanted: leaves that the policy has.
+        truths: what a simulator knows.
+
+    Raises:
+        ValueError: a leaf and what the simulator calls so are in different units.
+    """
+    for name in wanted:
+        if name in truths and outputs[name].units != truths[name].units:
+            ours, theirs = (
+                " ".join(units) or "no unit" for units in (outputs[name].units, truths[name].units)
+            )
+            raise ValueError(
+                f"leaf {name!r} is in {ours}, and what the robot knows by that name in {theirs}: "
+                "convert it in the robot's truths, or give it another name there"
             )

@@ -27,7 +27,7 @@ import numpy as np
 from ..anchor import AnchorPolicies, keeps_first
 from ..declarations import Output, from_source, seen_later
 from ..robots.description import Description
-from ..robots.robot import Observation, Robot, check_fits
+from ..robots.robot import Observation, Robot, check_fits, truths_of
 from .chunks import ChunkExecutor
 from .clock import Clock, MonotonicClock, ticks
 from .delay import Delay, Wanted, choose_chunks, measure_delay, measure_leaves
@@ -35,7 +35,7 @@ from .film import Film
 from .guard import Guard
 from .heartbeat import Heartbeat, of_process
 from .leaf_watch import LeafChecks, LeafWatch
-from .leaves import LeafRate, Leaves, Reading, check_leaves
+from .leaves import LeafRate, Leaves, Reading, check_leaves, check_truths
 from .recorder import Recorder, Unrecorded
 from .thinker import (
     ActingPolicy,
@@ -139,7 +139,8 @@ def run_episode(
 
     Raises:
         ValueError: `config.execute` is more than a chunk holds, or `config.chunks` cannot be with
-            thoughts as long as they are here, or the policy has no such leaf; nothing moves then.
+            thoughts as long as they are here, or the policy has no such leaf, or the robot knows
+            one in another unit; nothing moves then.
         RobotError: the robot does not fit the policy or its limits, or cannot go on.
         Stopped: the guard stopped it.
         ObservationError: it shows something the policy cannot take.
@@ -264,6 +265,7 @@ class _Loop:
         """Measure what each leaf takes, so that none begins that would last too long."""
         if not config.leaves:
             return
+        check_truths(config.leaves, outputs, truths_of(self.robot))
         self.thinker.leaves = leaves = Leaves(config.leaves, outputs)
         self.start(seed=0, anchor_policy=None, given=told)
         seen = {name: self.trace.first.values[name] for name in self.wanted}
@@ -313,7 +315,8 @@ class _Loop:
             self.notes.ask(question.number)
             values = {name: seen.values[name] for name in self.wanted}
             values |= {name: question.leftover(self.executor.horizon) for name in self.leftovers}
-            self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at))
+            truths = {} if self.thinker.leaves is None else truths_of(self.robot)
+            self.thinker.ask(Observed(question.number, values, seen.observed_at, looked_at, truths))
         while self.trace.chunks == "sync" and self.executor.is_waiting:
             fresh = self.poll(self.thinker.wait) or fresh
         return fresh

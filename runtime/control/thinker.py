@@ -15,7 +15,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ..anchor import AnchorPolicies
 from ..declarations import Input, from_source
 from ..episode import Answer, Stats
 from ..errors import EngineError, EpisodeError
+from ..robots.robot import Truth
 from .clock import Clock
 from .leaves import Leaves, Reading
 
@@ -66,6 +67,8 @@ class Observed:
     """When it was taken, in seconds of the robot's clock."""
     looked_at: float
     """When somebody looked, in seconds of the loop's clock."""
+    truths: Mapping[str, Truth] = field(default_factory=dict)
+    """What a simulator knew then, by the name of a leaf; the policy never sees it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -276,7 +279,9 @@ class Thinker(abc.ABC):
             return None
         due_at = leaves.ran(name, took_s)
         self._inbox.put(spare)  # perhaps another; what came meanwhile goes first
-        return Reading(name, value, seen.number, seen.looked_at, due_at, begin + took_s, took_s)
+        truth = seen.truths[name].value if name in seen.truths else None
+        looked_at, read_at = seen.looked_at, begin + took_s
+        return Reading(name, value, seen.number, looked_at, due_at, read_at, took_s, truth)
 
     def _started(self, start: _Start) -> Started:
         self._seen = None

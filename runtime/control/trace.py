@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +65,8 @@ class Leaf:
     count: LeafCount
     last: Reading | None = None
     """The last one that was read."""
-    history: list[tuple[float, NDArray[Any]]] = field(default_factory=list)
-    """Of a leaf of at most `SMALL` numbers: when somebody looked for what it was read from, in
-    seconds of the loop's clock, and the numbers."""
+    history: list[Reading] = field(default_factory=list)
+    """All of a leaf of at most `SMALL` numbers, in order."""
     against: str = ""
     """What it is held against, or why it is not, for people; empty if it declares no meaning."""
     foreseen: Foreseen | None = None
@@ -83,7 +81,12 @@ class Leaf:
     def add(self, reading: Reading) -> None:
         self.last = reading
         if reading.value.size <= SMALL:
-            self.history.append((reading.looked_at, reading.value))
+            self.history.append(reading)
+
+    @property
+    def errors(self) -> list[float]:
+        """Distances from what a simulator knew, in the leaf's units; empty where none did."""
+        return [error for reading in self.history if (error := reading.error) is not None]
 
 
 @dataclass(slots=True)

@@ -41,6 +41,7 @@ margin:0 0 16px}.panel p{margin:12px 0 0}.panel>p:first-child{margin-top:0}
 .scroll{overflow-x:auto}.scroll:focus-visible{outline:2px solid var(--series-0)}
 svg{display:block}.wide svg{min-width:calc(.7*var(--drawn,0px))}.wide+.wide{margin-top:18px}
 .small{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(320px,100%),1fr));gap:14px}
+.scroll+.small,.scroll+.wide{margin-top:16px}
 .strip{display:flex;gap:5px;margin:0 0 14px}.strip figure{margin:0;flex:1 0 72px}
 .strip img{width:100%;display:block;border-radius:5px}.strip img+img{margin-top:4px}
 .strip .anchor img{outline:3px solid var(--series-1);outline-offset:-3px}

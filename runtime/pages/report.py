@@ -16,7 +16,7 @@ from ..board.machine import read_machine
 from ..bundle import Bundle
 from ..control.loop import LoopConfig
 from ..control.trace import Step, Trace
-from ..declarations import from_source
+from ..declarations import Output, from_source
 from ..engine import Backend
 from ..functions.calls import constants
 from ..graph import Graph
@@ -26,6 +26,7 @@ from ..storage.files import PAGE, write_file
 from .benchmark import Quantiles, Timing
 from .imitation import EXPLAINED, Run, action_charts, error_table
 from .leaf_checks import checks_of
+from .leaves import show_errors, show_leaves
 from .markup import Markup, element
 from .page import Column, cards, chart, document, note, panel, section, sentence, table
 from .picture import frame
@@ -134,6 +135,7 @@ def draw_page(
     numbers = summarize(graph, [run.trace for run in runs])
     units, scale = action_scales(policy)
     errors = error_table(runs, units)
+    known = show_errors([run.trace for run in runs], policy.outputs)
     parts = [
         sentence(_provenance(policy)),
         note(f"Weights: {manifest.description or 'undescribed'}. Licence: {manifest.license}."),
@@ -146,9 +148,10 @@ def draw_page(
         section("What is recomputed when", chart(draw(graph))),
         section("What the guard changed", *_interventions(numbers)),
         *([section("Predicted against recorded", *errors, sentence(EXPLAINED))] if errors else []),
+        *([section("Leaves against what the simulator knew", *known)] if known else []),
         element("h2", "Episodes"),
         *(
-            _episode(run, units, scale)
+            _episode(run, units, scale, policy.outputs)
             for run in sorted(runs, key=lambda run: run.trace.success is None)
         ),
         section("Engines", _engines(policy.bundle)),
@@ -256,7 +259,9 @@ def action_scales(policy: Policy) -> tuple[Sequence[str], Sequence[float]]:
     return units, scale
 
 
-def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
+def _episode(
+    run: Run, units: Sequence[str], scale: Sequence[float], outputs: Mapping[str, Output]
+) -> Markup:
     trace = run.trace
     verdict = {True: "success", False: "no success", None: "replayed: nobody can tell success"}
     words = f" \u00b7 {run.name} \u00b7 {verdict[trace.success]} \u00b7 {len(trace.steps)} steps"
@@ -264,7 +269,7 @@ def _episode(run: Run, units: Sequence[str], scale: Sequence[float]) -> Markup:
         element("h3", f"\u201c{trace.instruction}\u201d", element("span", words, class_="sub")),
         *(_strip(trace, camera) for camera in trace.films),
         *(_charts(run, units, scale) if trace.steps else []),
-        *(_leaves(trace) if trace.leaves else []),
+        *(show_leaves(trace, outputs) if trace.leaves else []),
         *checks_of(trace),
     )  # fmt: skip
 
@@ -287,42 +292,6 @@ def _charts(run: Run, units: Sequence[str], scale: Sequence[float]) -> list[Mark
             )
         ),
     ]  # fmt: skip
-
-
-def _leaves(trace: Trace) -> list[Markup]:
-    """What was read between thoughts: how often, and small ones over the episode."""
-    head = [
-        Column("leaf", "name"), Column("read"), Column("skipped"), Column("failed"),
-        Column("longest, ms"),
-    ]  # fmt: skip
-    rows = [
-        (
-            name, f"{of.count.num_run:,}", f"{of.count.num_skipped:,}", f"{of.count.num_failed:,}",
-            f"{1e3 * of.count.longest_s:.1f}",
-        )
-        for name, of in trace.leaves.items()
-    ]  # fmt: skip
-    charts = []
-    for name, of in trace.leaves.items():
-        if not of.history:
-            continue
-        start = of.history[0][0]
-        series: dict[str, list[tuple[float, float]]] = {}
-        for at, value in of.history:
-            for index, number in enumerate(value.ravel()):
-                label = name if value.size == 1 else str(index)
-                series.setdefault(label, []).append((at - start, float(number)))
-        charts.append(
-            lines(
-                series, title=f"{name}, over the episode", x_title="seconds", y_title=name,
-                width=420, height=170,
-            )
-        )  # fmt: skip
-    return [
-        element("h4", "Leaves"),
-        table(head, rows),
-        *([element("div", *charts, class_="small")] if charts else []),
-    ]
 
 
 def _strip(trace: Trace, camera: str) -> Markup:

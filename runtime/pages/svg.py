@@ -150,6 +150,85 @@ def lines(
     return svg(width, height, parts, title=title)
 
 
+def plane(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    width: float = 860,
+    height: float = 320,
+    least_span: float = 0.0,
+    links: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
+) -> Markup:
+    """Places in a plane, in one scale for x and y.
+
+    The first series is drawn as crosses in rings, the others as dots. What is not finite has no
+    place; it is left out and counted.
+
+    Args:
+        least_span: of the axis that is seen less of.
+        links: places that belong together, joined by a thin line.
+    """
+    given = [p for points in series.values() for p in points]
+    points = [p for p in given if all(map(math.isfinite, p))] or [(0.0, 0.0)]
+    left, right, bottom = 54.0, 12.0, 36.0
+    keys, top = legend(list(series), left, 12, width)
+    height, top = height + top - 12, top + 30
+    wide, high = width - left - right, height - top - bottom
+    (x_low, x_high), (y_low, y_high) = ((min(a), max(a)) for a in zip(*points, strict=True))
+    x_mid, y_mid = (x_low + x_high) / 2, (y_low + y_high) / 2
+    least = max(least_span, 1e-6)
+    unit = max((x_high - x_low) / wide, (y_high - y_low) / high, least / min(wide, high)) * 1.2
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            round(left + wide / 2 + (x - x_mid) / unit, 1),
+            round(top + high / 2 - (y - y_mid) / unit, 1),
+        )
+
+    parts = [*keys, label(6, top - 8, y_title, size=11, fill=MUTED)]
+    for tick in _ticks_within(x_mid, wide * unit, wide / 60):
+        x = place(tick, y_mid)[0]
+        parts.append(element("line", x1=x, x2=x, y1=top, y2=top + high, stroke=RULE))
+        parts.append(label(x, height - 20, f"{tick:g}", size=11, fill=MUTED, anchor="middle"))
+    for tick in _ticks_within(y_mid, high * unit, high / 60):
+        y = place(x_mid, tick)[1]
+        parts.append(element("line", x1=left, x2=width - right, y1=y, y2=y, stroke=RULE))
+        parts.append(label(left - 8, y + 4, f"{tick:g}", size=11, fill=MUTED, anchor="end"))
+    parts.append(label(width - right, height - 4, x_title, size=11, fill=MUTED, anchor="end"))
+    if lost := sum(not all(map(math.isfinite, p)) for p in given):
+        words = f"not drawn: {lost} that are no number"
+        parts.append(label(left, height - 4, words, size=11, fill=MUTED))
+    for one, other in links:
+        if all(map(math.isfinite, (*one, *other))):
+            (x1, y1), (x2, y2) = place(*one), place(*other)
+            parts.append(element("line", x1=x1, x2=x2, y1=y1, y2=y2, stroke=EDGE))
+    for number, found in enumerate(series.values()):
+        there = [place(*p) for p in found if all(map(math.isfinite, p))]
+        parts += (_dots if number else _crosses)(there, SERIES[number % len(SERIES)])
+    return svg(width, height, parts, title=title)
+
+
+def _ticks_within(middle: float, span: float, count: float) -> list[float]:
+    low, high = middle - span / 2, middle + span / 2
+    ticks = _round_ticks(low, high, max(2, round(count)))
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _crosses(places: Sequence[tuple[float, float]], ink: str) -> list[Markup]:
+    parts = []
+    for x, y in places:
+        parts.append(element("circle", cx=x, cy=y, r=8, fill="none", stroke=ink, stroke_width=2))
+        parts.append(element("line", x1=x - 12, x2=x + 12, y1=y, y2=y, stroke=ink))
+        parts.append(element("line", x1=x, x2=x, y1=y - 12, y2=y + 12, stroke=ink))
+    return parts
+
+
+def _dots(places: Sequence[tuple[float, float]], ink: str) -> list[Markup]:
+    return [element("circle", cx=x, cy=y, r=4, fill=ink, fill_opacity=0.6) for x, y in places]
+
+
 def legend(names: Sequence[str], left: float, y: float, right: float) -> tuple[list[Markup], float]:
     """Names in the colours of their series, in as many rows as they need.
 

@@ -24,7 +24,7 @@ from .blink import REACHED_M, Blink, BlinkEpisode
 from .description import Description, read_description
 from .metaworld_view import View
 from .rendering import choose_backend
-from .robot import Limits, Observation, Sensor
+from .robot import Limits, Observation, Sensor, Truth
 
 _MARKER_SPACING_M = 0.09
 """Between the markers of a scene: more than that."""
@@ -260,6 +260,10 @@ class MetaWorldRobot:
         self._require_reset("goal_m")
         at = self._env._target_pos if self._blink is None else self._blink.goal_m
         return np.asarray(at, np.float32)
+
+    def truths(self) -> dict[str, Truth]:
+        """`goal`: where the task is achieved, x, y, z in cm. See `robot.Knowing`."""
+        return {"goal": Truth(100 * self.goal_m, ("cm",) * 3)}
 
     @property
     def blink(self) -> BlinkEpisode | None:

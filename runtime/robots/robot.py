@@ -96,6 +96,16 @@ class Sensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What a simulator knows of something that a leaf of a policy says."""
+
+    value: NDArray[np.float32]
+    """Of the leaf's shape."""
+    units: tuple[str, ...]
+    """Per entry of the last axis."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Limits:
     """What the robot carries out: every action is clipped to it.
 
@@ -204,6 +214,20 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Free what the robot holds. Calling it twice is fine."""
+
+
+class Knowing(Protocol):
+    """A simulator that can be held against a policy's leaves; no robot has to be one."""
+
+    def truths(self) -> Mapping[str, Truth]:
+        """What holds now, in an episode, by the name of the leaf: for reports, and never for a
+        policy."""
+
+
+def truths_of(robot: Robot) -> Mapping[str, Truth]:
+    """What a robot knows, if it is a simulator that tells."""
+    tells = getattr(robot, "truths", None)
+    return {} if tells is None else tells()
 
 
 class Wanted(Protocol):

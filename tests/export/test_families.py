@@ -31,6 +31,7 @@ from tests.warm_and_cold import Expectation, Pair, drive
 NAMES = [
     "qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "vlaadapter-tiny",
     "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny",
+    pytest.param("readouts", marks=pytest.mark.full),
 ]  # fmt: skip
 SIZE = (112, 112)
 

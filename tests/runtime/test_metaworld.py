@@ -344,3 +344,14 @@ def test_the_expert_keeps_the_limits_that_the_simulator_ships_and_a_leap_does_no
         for sign in (1, -1, 1):
             guard.act(sign * leap_A, now=0.0)
         assert guard.interventions["acceleration"] >= 1
+
+
+@pytest.mark.parametrize("task", ["touch-blue", "button-press-topdown"])
+def test_what_the_simulator_knows_is_the_goal_in_centimetres(task):
+    with make_robot(task=task, seed=3) as robot:
+        robot.reset()
+        truth = robot.truths()["goal"]
+        assert truth.units == ("cm",) * 3
+        assert truth.value == pytest.approx(100 * robot.goal_m)
+        marker = robot.markers_m.get("blue")
+        assert marker is None or truth.value == pytest.approx(100 * marker)
