@@ -22,6 +22,7 @@ BORDERS: Mapping[Pace, str] = {
     "control": SERIES[3],
 }
 """Per pace; its fill is the colour of its name."""
+DASHES = "4 3"
 SEVERAL = ""
 """Lane of what depends on several inputs."""
 ORDER = ("image", "video", "depth", "text", "vector", "leftover", "noise")
@@ -125,9 +126,13 @@ def _tensors(graph: Graph) -> list[tuple[str, ...]]:
 
 def _paced(graph: Graph, stage: Stage) -> str:
     """When it is recomputed, and whether a tick asks for it."""
-    every_tick = {graph.stages[i].name for i in graph.needed_for(graph.target)}
-    asked = "" if stage.name in every_tick else ", if asked for"
+    asked = "" if stage.name in _unasked(graph) else ", if asked for"
     return when(graph, graph.stage_dependencies[stage.name]) + asked
+
+
+def _unasked(graph: Graph) -> set[str]:
+    """Stages that a tick runs for its actions."""
+    return {graph.stages[i].name for i in graph.needed_for(graph.target)}
 
 
 def _ranges(names: Iterable[str]) -> dict[str, list[str]]:
@@ -196,7 +201,8 @@ def _shared(graph: Graph, scratch: Mapping[str, int]) -> str:
 def draw(graph: Graph) -> Markup:
     """The graph as an SVG: inputs on the left, columns by depth, coloured by pace.
 
-    Stages that run once are left out, and a chain of calls of one engine is one box.
+    Stages that run once are left out, and a chain of calls of one engine is one box. What runs only
+    if somebody asks for it has a dashed border.
     """
     boxes, edges = _boxes(graph)
     columns = _columns(boxes, edges, tuple(graph.inputs))
@@ -209,7 +215,9 @@ def draw(graph: Graph) -> Markup:
         y += 46 * depth + (14 if depth else 0)
     width, step = 118.0, 152.0
     place = {n: (16 + columns[n] * step, tops[lanes[n]] + 46 * rows[n]) for n in columns}
-    parts = _key(graph)
+    unasked = _unasked(graph)
+    asked = {name for name, stages in boxes.items() if stages[0].name not in unasked}
+    parts = _key(graph, has_asked=bool(asked))
     for source, target in edges:
         (x1, y1), (x2, y2) = place[source], place[target]
         x1, y1, y2, turn = x1 + width, y1 + 16, y2 + 16, x2 - (step - width)
@@ -239,6 +247,7 @@ def draw(graph: Graph) -> Markup:
                 fill=colour("paper" if stages is None else kind),
                 stroke=BORDERS[kind],
                 stroke_width=2 if heavy else 1.1,
+                stroke_dasharray=DASHES if name in asked else None,
             )  # fmt: skip
         )
         words = counted(name, 1 if stages is None else len(stages))
@@ -317,7 +326,7 @@ def _lanes(graph: Graph) -> list[str]:
     return [*latches, SEVERAL, *sorted(others, key=lambda n: ORDER.index(graph.inputs[n].kind))]
 
 
-def _key(graph: Graph) -> list[Markup]:
+def _key(graph: Graph, *, has_asked: bool) -> list[Markup]:
     parts: list[Markup] = []
     x = 16.0
     by_pace: dict[Pace, list[str]] = {}
@@ -331,6 +340,11 @@ def _key(graph: Graph) -> list[Markup]:
         parts.append(element("rect", **box, fill=colour(key), stroke=BORDERS[key]))
         parts.append(label(x + 20, 19, text, fill=MUTED))
         x += 44 + CHARACTER * 12 * len(text)
+    if has_asked:
+        box = {"x": x, "y": 8, "width": 14, "height": 14, "rx": 3}
+        dashed = {"fill": "none", "stroke": MUTED, "stroke_dasharray": DASHES}
+        parts.append(element("rect", **box, **dashed))
+        parts.append(label(x + 20, 19, "if asked for", fill=MUTED))
     return parts
 
 

@@ -226,6 +226,10 @@ def test_show_says_for_every_tensor_when_it_is_recomputed(demo_bundle, tmp_path,
     svg = picture.read_text()
     assert svg.startswith("<svg") and "denoise x 10" in svg
     assert all(f">{name}<" in svg for name in graph.inputs)
+    needed = {graph.stages[i].name for i in graph.needed_for(graph.target)}
+    asked = {graph.rows[s.name] for s in graph.stages if s.name not in needed}
+    drawn = {name for name in asked if f">{name}<" in svg}
+    assert drawn and svg.count("stroke-dasharray") == len(drawn) + 1, "and one in the key"
 
 
 @pytest.mark.parametrize(
