@@ -49,7 +49,8 @@ def random_weights(
     gain_D = outlier_gain(config.language.hidden_size, seed, outlier_channels)
     sources = {}
     for name, shape in parameter_shapes(config).items():
-        gain = gain_D if outlier_channels and "layernorm" in name else None
+        is_decoder = "layernorm" in name and not name.startswith(("action_head.", "vlm.visual."))
+        gain = gain_D if outlier_channels and is_decoder else None
         read = partial(random_tensor, name, shape, seed, gain=gain, dtype=dtype)
         sources[name] = Source(name, shape, dtype, (), f"drawn from seed {seed}", read)
     return Weights(sources, ())
