@@ -213,9 +213,11 @@ def _known(config: SmolVLAConfig) -> str | None:
             language, num_hidden_layers=c.num_hidden_layers, vocab_size=c.vocab_size
         )
 
-    published = ((name, *make()) for name, make in KNOWN.items())
-    wanted = (config.vision, config.language)
-    return next((n for n, vision, language in published if (vision, like(language)) == wanted), None)
+    for name, make in KNOWN.items():
+        vision, language = make()
+        if (vision, like(language)) == (config.vision, config.language):
+            return name
+    return None
 
 
 def _multiplier(width: int, of: int) -> float:

@@ -14,6 +14,7 @@ from models.fields import check_divides
 from models.networks.config import LanguageConfig
 from models.networks.flow_expert_config import FlowExpertConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.token_head_config import TokenHeadConfig
 from models.policy_config import NormalizationConfig, check_policy
 from models.prismatic_chat import PromptConfig
 
@@ -84,13 +85,15 @@ class LeavesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SGVLAConfig:
-    """A whole SG-VLA policy with its flow-matching head."""
+    """A whole SG-VLA policy, with a flow-matching head or one of discrete tokens."""
 
     vision: PrismaticVisionConfig
     """Open: depth passes through the same towers, under the same means and deviations."""
     language: LanguageConfig
-    head: FlowExpertConfig
-    """Open: all its sizes, but for about 100 M parameters."""
+    head: FlowExpertConfig | TokenHeadConfig
+    """Open: all sizes of the first, but for about 100 M parameters. Of the second, that 256 bins
+    are those of OpenVLA, that the decoder's own table scores them, and that no other token may
+    follow."""
     normalization: NormalizationConfig
     """Open: q01 and q99 are -1 and 1 for all actions, and nothing is cut off."""
     views: tuple[str, ...] = ("head", "hand")
@@ -146,7 +149,10 @@ class SGVLAConfig:
     def other_networks(self) -> dict[str, str]:
         c = self.vision
         projected = f"{c.embed_dim} to {4 * c.embed_dim} to {c.out_hidden_size} numbers a patch"
-        head = f"{self.head.num_hidden_layers} layers of width {self.head.hidden_size}"
+        if isinstance(self.head, TokenHeadConfig):
+            head = f"{self.head.num_tokens} tokens of {self.head.num_bins}, decoded in turn"
+        else:
+            head = f"{self.head.num_hidden_layers} layers of width {self.head.hidden_size}"
         leaves = f"3 MLPs, {self.leaves.num_joints} joints, a mask {self.mask_side} pixels wide"
         return {"projector": projected, "head": head, "auxiliary heads": leaves}
 

@@ -30,7 +30,7 @@ from tests.warm_and_cold import Expectation, Pair, drive
 
 NAMES = [
     "qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "vlaadapter-tiny",
-    "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny",
+    "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny", "sgvla-tiny-tokens",
 ]  # fmt: skip
 SIZE = (112, 112)
 
