@@ -30,7 +30,8 @@ from tests.warm_and_cold import Expectation, Pair, drive
 
 NAMES = [
     "qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "vlaadapter-tiny",
-    "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny", "sgvla-tiny-tokens",
+    "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny",
+    pytest.param("sgvla-tiny-tokens", marks=pytest.mark.full),
 ]  # fmt: skip
 SIZE = (112, 112)
 

@@ -61,7 +61,9 @@ def test_outlier_channels_are_the_language_models_alone(written):
     gains = {n: t.float() for n, t in held.items() if "norm" in n and n.endswith("weight")}
     planted = {name for name, gain in gains.items() if gain.abs().max() > 3}
     layers = f"{lerobot.VLM}text_model.layers."
-    read_ones = [f"{i}.{which}_layernorm" for i in range(4) for which in ("input", "post_attention")]
+    read_ones = [
+        f"{i}.{which}_layernorm" for i in range(4) for which in ("input", "post_attention")
+    ]
     assert planted == {f"{layers}{name}.weight" for name in read_ones[:-1]}
 
 
