@@ -34,6 +34,7 @@ from quant.recipes import RECIPES
 from quant.sites import find_sites
 from runtime.backends.onnxruntime_module import ort
 from tests.oracles import END_TO_END, MODULE, relative_error
+from tests.test_command_lines import call
 
 TINY = CONFIGS["sgvla-tiny-tokens"]()
 SIZE, SLOTS = (112, 112), 100
@@ -203,6 +204,17 @@ def test_files_put_out_what_their_modules_do_and_hold_what_is_counted(
         held = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
         assert ("ArgMax" in held) == (engine != "first_token")
     assert works["next_token"].calls == 9
+
+
+def test_a_forecast_charges_every_token_with_the_decoder_s_weights(capsys, tmp_path):
+    """24 layers of 896: 14.9 M weights each, in int8, and 12 times behind the first token."""
+    words = ("--config", "sgvla-fetch-tokens", "--board", "agx-orin-64gb", "--out", str(tmp_path))
+    assert call("export", ["forecast", *words]) == 0
+    stages = json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]
+    weights = 24 * (2 * 896**2 + 2 * 896 * 128 + 3 * 896 * 4864)
+    assert stages["next_token"]["calls"] == 12
+    assert weights <= stages["next_token"]["weight_bytes"] / 12 <= 1.01 * weights
+    assert stages["chunk"]["flops"] == 0 and list(tmp_path.iterdir())
 
 
 def test_chunks_of_a_tick_would_all_be_the_same(checkpoint):
