@@ -81,17 +81,23 @@ def test_settings_are_those_that_lerobot_saves(written):
     # No tag, pictures of another size, a name, 0 for "as many as the language model".
     assert differ == {"tags", "input_features", "vlm_model_name", "num_expert_layers"}
     assert config["num_expert_layers"] == config["num_vlm_layers"] == 4
-    steps = {
-        kind: [step["registry_name"] for step in read(written / f"policy_{kind}.json")["steps"]]
+    made = {
+        kind: read(written / f"policy_{kind}.json")["steps"]
         for kind in ("preprocessor", "postprocessor")
     }
-    assert steps == {
+    assert {kind: [step["registry_name"] for step in steps] for kind, steps in made.items()} == {
         "preprocessor": [
             "rename_observations_processor", "to_batch_processor", "smolvla_new_line_processor",
             "tokenizer_processor", "device_processor", "normalizer_processor",
         ],
         "postprocessor": ["unnormalizer_processor", "device_processor"],
     }  # fmt: skip
+    before, behind = (steps[n]["config"] for steps, n in zip(made.values(), (5, 0), strict=True))
+    assert before["norm_map"] == behind["norm_map"] == config["normalization_mapping"]
+    assert before["features"] == config["input_features"] | behind["features"]
+    assert behind["features"] == config["output_features"] and before["eps"] == 1e-8
+    tokenizer = made["preprocessor"][3]["config"]
+    assert tokenizer["max_length"] == 48 and tokenizer["tokenizer_name"] == config["vlm_model_name"]
 
 
 def test_a_published_language_model_is_named_and_not_described(tmp_path, monkeypatch):
@@ -187,7 +193,10 @@ def test_a_policy_that_differs_in_every_setting_is_read_back(tmp_path, monkeypat
         TINY.head, hidden_size=60, action_horizon=5, max_action_dim=7, max_state_dim=6,
         self_attn_every_n_layers=3, num_inference_timesteps=3, min_period=0.01, max_period=2.0,
     )  # fmt: skip
-    n = dataclasses.replace(TINY.normalization, action=("q99",) * 4, state=("min_max",) * 3)
+    n = dataclasses.replace(
+        TINY.normalization, action=("q99",) * 4, state=("min_max",) * 3,
+        action_units=("rad", "rad", "m", "fraction"),
+    )  # fmt: skip
     changed = dataclasses.replace(
         TINY,
         language=language,

@@ -24,7 +24,7 @@ from models.sgvla.reference import Composition
 from quant.sites import find_sites
 from runtime.errors import ObservationError
 from tests.export.conftest import cut_config
-from tests.models.synthesized import command
+from tests.models.synthesized import command, edit_json
 from tests.once import once
 from tests.oracles import END_TO_END, MODULE, relative_error
 from tests.warm_and_cold import Expectation
@@ -445,6 +445,9 @@ def test_what_is_synthesized_is_a_folder_of_our_own_and_says_so(tmp_path, capsys
     assert command(*line) == 0  # over its own
     (tmp_path / "made" / "notes.txt").write_text("mine")
     assert command(*line) != 0 and "notes.txt is not of this command" in capsys.readouterr().err
+    (tmp_path / "made" / "notes.txt").unlink()
+    edit_json(tmp_path / "made" / "config.json", lambda raw: raw.update(model_type="qwen2_5_vl"))
+    assert command(*line) != 0 and "no synthesized weights" in capsys.readouterr().err
     assert command("init", "sgvla-tiny", "--out", tmp_path / "mine") == 0
     assert command(*line[:-1], tmp_path / "mine") != 0
     assert "no synthesized weights" in capsys.readouterr().err
