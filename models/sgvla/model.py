@@ -67,12 +67,13 @@ class SGVLA(nn.Module):
         c, width = config.leaves, config.language.hidden_size
         self.vision_backbone = PrismaticVision(config.vision)
         self.projector = Projector(config.vision)
+        layer = DecoderLayer if isinstance(config.head, TokenHeadConfig) else SharingLayer
+        self.language_model = nn.ModuleDict({"model": LanguageModel(config.language, layer=layer)})
         self.action_head: FlowExpert | TokenHead
         if isinstance(config.head, TokenHeadConfig):
-            layer, self.action_head = DecoderLayer, TokenHead(config.head)
+            self.action_head = TokenHead(config.head)
         else:
-            layer, self.action_head = SharingLayer, FlowExpert(config.head)
-        self.language_model = nn.ModuleDict({"model": LanguageModel(config.language, layer=layer)})
+            self.action_head = FlowExpert(config.head)
         self.position_head = RowsMLP(width, c.hidden_size, c.position_dim)
         self.grasp_head = RowsMLP(width, c.hidden_size, 1)
         self.pose_head = RowsMLP(width, c.hidden_size, POSE_DIM)

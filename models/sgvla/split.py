@@ -187,8 +187,8 @@ def _sample(
     for k in range(count):
         build.rows(f"step_{k}", "steps", k, 1)
         build.slice(f"coefficients_{k}", "coefficients", k)
-        given = {"x": f"x_{k}", **angles, **prompt}
+        given = {"x": f"x_{k}", "mask": prompt["mask"], **angles}
         given |= {"step": f"step_{k}", "coefficients": f"coefficients_{k}"}
-        given |= {"leftover": "leftover_actions", "weights": "leftover_weights"}
+        given |= {"leftover": "leftover_actions", "weights": "leftover_weights", **prompt}
         build.engine("euler", f"euler_{k}", given, {"x_next": f"x_{k + 1}"})
     build.answer(f"x_{count}", c.normalization)
