@@ -7,6 +7,7 @@ There is no public code. What the paper leaves open is a field, and its docstrin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from models.chat import check_views
@@ -99,7 +100,10 @@ class SGVLAConfig:
     views: tuple[str, ...] = ("head", "hand")
     """Open: the order in which the prompt shows the cameras' pictures."""
     depth_views: tuple[str, ...] = ("head_depth", "hand_depth")
-    """Open: depth maps stand behind all colour pictures, as pictures of three equal channels."""
+    """Open: depth maps pass as pictures of three equal channels."""
+    depth_order: Literal["behind", "beside"] = "behind"
+    """Open: whether the prompt shows all depth maps behind all colour pictures, or each behind the
+    picture of the same place in `views`."""
     depth: DepthConfig = DepthConfig()
     leaves: LeavesConfig = LeavesConfig()
     prompt: PromptConfig = PromptConfig()
@@ -113,6 +117,11 @@ class SGVLAConfig:
     def __post_init__(self) -> None:
         check_policy(self, MODEL_TYPE)
         check_views(self.views)
+        if self.depth_order == "beside" and len(self.views) != len(self.depth_views):
+            raise ValueError(
+                "depth_order='beside' shows a depth map behind each picture, and there are "
+                f"{len(self.depth_views)} depth_views for {len(self.views)} views"
+            )
         check_views(self.pictures)
         self.head.check_reads(self.language)
         if self.leaves.mask_view not in self.pictures:
@@ -129,7 +138,9 @@ class SGVLAConfig:
     @property
     def pictures(self) -> tuple[str, ...]:
         """In the order of the prompt."""
-        return self.views + self.depth_views
+        if self.depth_order == "behind":
+            return self.views + self.depth_views
+        return tuple(chain.from_iterable(zip(self.views, self.depth_views, strict=True)))
 
     @property
     def mask_side(self) -> int:

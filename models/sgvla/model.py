@@ -196,15 +196,16 @@ def predict(
 ) -> Predicted:
     """`SGVLA.forward` from what cameras show; see `actions`."""
     c = model.config
-    patches, grid = patches_of([observed[name] for name in c.views], image)
+    shown, grid = patches_of([observed[name] for name in c.views], image)
+    patches = dict(zip(c.views, shown, strict=True))
     make = DepthPatchMaker(image, grid, scale_m=c.depth.scale_m, missing=c.depth.missing)
     for name in c.depth_views:
         made = np.empty((grid[0] * grid[1], image.patch_dim), np.float32)
         make(observed[name], made)
-        patches.append(torch.from_numpy(made))
+        patches[name] = torch.from_numpy(made)
     given = [
         torch.from_numpy(observed[name]) if name in observed else None
         for name in ("noise", "leftover", "weights")
     ]
-    predicted: Predicted = model(patches, parts, tail_ids, *given)
+    predicted: Predicted = model([patches[name] for name in c.pictures], parts, tail_ids, *given)
     return predicted

@@ -33,6 +33,7 @@ TINY, THIN = CONFIGS["sgvla-tiny"](), CONFIGS["sgvla-thin"]()
 LEAVES = ("position", "grasp", "object_pose", "joints", "segmentation")
 POLICIES = {
     "two cameras": TINY,
+    "each depth map behind its picture": dataclasses.replace(TINY, depth_order="beside"),
     "one camera": dataclasses.replace(TINY, views=("head",), depth_views=("head_depth",)),
     "other leaves, towers and depth": dataclasses.replace(
         TINY,
@@ -362,6 +363,26 @@ def test_the_bundle_says_what_its_leaves_are(bundle):
     assert list(outputs) == ["actions", *LEAVES]
     assert outputs["object_pose"]["units"] == ["m", "m", "m", "qw", "qx", "qy", "qz"]
     assert outputs["joints"]["units"] == ["rad"] * 3 and "every" not in outputs["joints"]
+
+
+def test_what_is_open_is_said_in_the_graph(policies, tokenizer):
+    """Order of the prompt, of the quaternion, and how actions are normalized."""
+    ours, _ = policies("each depth map behind its picture")
+    c = dataclasses.replace(
+        ours.config,
+        leaves=dataclasses.replace(TINY.leaves, quaternion="xyzw"),
+        normalization=dataclasses.replace(TINY.normalization, action=("min_max",) * 5),
+    )
+    assert c.pictures == ("head", "head_depth", "hand", "hand_depth")
+    changed = SGVLA(c)
+    changed.load_state_dict(ours.state_dict(), assign=True)
+    parts = family_of(c).split(changed, prompt(c, tokenizer), image_of(c), (112, 112), 100)
+    assert list(parts.fixed) == [*(f"read_{name}" for name in c.pictures), "suffix"]
+    assert parts.graph.outputs["object_pose"].units[3:] == ("qx", "qy", "qz", "qw")
+    (stage,) = (s for s in parts.graph.stages if s.function == "unnormalize")
+    assert stage.params["modes"] == ["min_max"] * 5
+    with pytest.raises(ValueError, match="there are 1 depth_views for 2 views"):
+        dataclasses.replace(c, depth_views=("hand_depth",))
 
 
 @pytest.mark.parametrize(
