@@ -16,7 +16,7 @@ from models.demo import CHECKPOINT
 from models.families import CONFIGS, family_of
 from models.init import image_of, statistics_of
 from models.networks.auxiliary_heads import Doubling, JointTransformer
-from models.random_weights import random_tensors, random_weights
+from models.random_weights import random_tensors
 from models.sgvla.config import DepthConfig, LeavesConfig
 from models.sgvla.family import prompt, published_prompt
 from models.sgvla.model import SGVLA, predict
@@ -24,7 +24,6 @@ from models.sgvla.reference import Composition
 from quant.sites import find_sites
 from runtime.errors import ObservationError
 from tests.export.conftest import cut_config
-from tests.models.synthesized import command, edit_json
 from tests.once import once
 from tests.oracles import END_TO_END, MODULE, relative_error
 from tests.warm_and_cold import Expectation
@@ -449,39 +448,3 @@ def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         for path, value in changes.items():
             changed(TINY, path, value)
-
-
-def test_what_is_synthesized_is_a_folder_of_our_own_and_says_so(tmp_path, capsys):
-    line = ("synthesize", "--family", "sgvla", "--config", "tiny", "--out", tmp_path / "made")
-    assert command(*line, "--seed", 5) == 0
-    assert "nobody published a sgvla: this is a folder of our own" in capsys.readouterr().out
-    loaded = load_checkpoint(tmp_path / "made")
-    assert dataclasses.replace(loaded.config, description="") == TINY
-    drawn = random_weights(TINY, 5, outlier_channels=8, dtype=torch.bfloat16)
-    state = loaded.model.state_dict()
-    assert state.keys() == drawn.keys()
-    for name, tensor in state.items():
-        assert torch.equal(tensor, drawn[name].read().float()), name
-    assert loaded.statistics == statistics_of(TINY) and loaded.image == image_of(TINY)
-    assert command(*line) == 0  # over its own
-    (tmp_path / "made" / "notes.txt").write_text("mine")
-    assert command(*line) != 0 and "notes.txt is not of this command" in capsys.readouterr().err
-    (tmp_path / "made" / "notes.txt").unlink()
-    edit_json(tmp_path / "made" / "config.json", lambda raw: raw.update(model_type="qwen2_5_vl"))
-    assert command(*line) != 0 and "no synthesized weights" in capsys.readouterr().err
-    assert command("init", "sgvla-tiny", "--out", tmp_path / "mine") == 0
-    assert command(*line[:-1], tmp_path / "mine") != 0
-    assert "no synthesized weights" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--layout", "starvla"), "a sgvla is written as --layout own only"),
-        (("--names", "newer"), "--names, --weights and --settings belong to no --layout own"),
-    ],
-)
-def test_no_layout_is_written_that_nobody_published(tmp_path, capsys, words, said):
-    line = ("synthesize", "--family", "sgvla", "--config", "tiny", *words)
-    assert command(*line, "--out", tmp_path / "out") == 2
-    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
