@@ -49,8 +49,12 @@ def random_weights(
     gain_D = outlier_gain(config.language.hidden_size, seed, outlier_channels)
     sources = {}
     for name, shape in parameter_shapes(config).items():
-        # Not of queries and keys, which are normalised head by head.
-        is_planted = "layernorm" in name and ".layers." in name and shape == gain_D.shape
+        # The decoder's own: not of queries and keys, which are normalised head by head.
+        is_planted = (
+            "layernorm" in name
+            and shape == gain_D.shape
+            and not name.startswith(("action_head.", "vlm.visual."))
+        )
         gain = gain_D if outlier_channels and is_planted else None
         read = partial(random_tensor, name, shape, seed, gain=gain, dtype=dtype)
         sources[name] = Source(name, shape, dtype, (), f"drawn from seed {seed}", read)

@@ -16,7 +16,13 @@ from models.checkpoint import POLICY, read_tokenizer, write_surroundings
 from models.config_file import configuration
 from models.families import FAMILIES, family_of, read_config, to_json
 from models.init import image_of, statistics_of
-from models.layouts import prismatic_writer, showo_writer, starvla_writer
+from models.layouts import (
+    lerobot_writer,
+    own_writer,
+    prismatic_writer,
+    showo_writer,
+    starvla_writer,
+)
 from models.random_weights import random_weights
 from models.verbs import Synthesize
 from runtime.board.machine import peak_bytes
@@ -24,7 +30,7 @@ from runtime.errors import OutputError
 from runtime.storage.folders import check_disk, exclusive, publish, temporary
 
 DESCRIPTION = "synthesized, seeded random weights"
-RUN_WRITERS = (starvla_writer, prismatic_writer, showo_writer)
+RUN_WRITERS = (starvla_writer, prismatic_writer, lerobot_writer, showo_writer, own_writer)
 """Each tells by a mark of its own what it wrote."""
 BESIDE = {POLICY, "preprocessor_config.json", "dataset_statistics.json", "tokenizer.json"}
 

@@ -95,10 +95,13 @@ class Synthesize:
     readouts, thin, three-anchors, xlerobot, or FAMILY-NAME of another family."""
     out: Path
     """Folder to write; one that this command wrote is replaced, anything else refused."""
-    layout: Literal["hf", "authors", "starvla", "prismatic", "showo"] | None = None
-    """Safetensors as transformers writes them, shards of Megatron, a run folder of starVLA, or a
-    folder as VLA-Adapter publishes one, or as trainings on Show-o leave one. May be left out where
-    a family has one."""
+    layout: Literal["hf", "authors", "starvla", "prismatic", "lerobot", "showo", "own"] | None = (
+        None
+    )
+    """Safetensors as transformers writes them, shards of Megatron, a run folder of starVLA, a
+    folder as VLA-Adapter publishes one, one as LeRobot saves it or as trainings on Show-o leave
+    it, or one of our own for a family that nobody published. May be left out where a family has
+    one."""
     family: str | None = None
     """Whose configuration `config` names, where it is a name."""
     seed: int = 0

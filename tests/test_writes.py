@@ -45,6 +45,8 @@ MAY_WRITE = {
     "models/checkpoint.py": "into the folder that `temporary` gives",
     "models/anchorvla4d/checkpoint.py": "into the folder that `temporary` gives",
     "models/anchorvla4d/megatron_writer.py": "into the folder that `temporary` gives",
+    "models/layouts/lerobot_writer.py": "into the folder that `temporary` gives",
+    "models/layouts/own_writer.py": "into the folder that `temporary` gives",
     "models/layouts/prismatic_writer.py": "into the folder that `temporary` gives",
     "models/layouts/showo_writer.py": "into the folder that `temporary` gives",
     "models/layouts/starvla_writer.py": "into the folder that `temporary` gives",

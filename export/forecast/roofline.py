@@ -30,8 +30,9 @@ Place = Callable[[float, float], tuple[float, float]]
 
 
 def roofline_svg(made: Forecast) -> Markup:
-    """Stages at their intensity and at FLOPs over roofline time; a line down for the band."""
-    stages = [stage for stage in made.stages if stage.cost.roofline_ms]
+    """Stages at their intensity and at FLOPs over roofline time; a line down for the band. One
+    without products has no place."""
+    stages = [stage for stage in made.stages if stage.cost.roofline_ms and stage.cost.flops]
     roofs = {rate: value for rate in made.rates if (value := getattr(made.board, rate)) is not None}
     points = {stage.name: _point(stage) for stage in stages}
     place, x_decades, y_decades = _scales(

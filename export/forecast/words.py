@@ -141,11 +141,11 @@ def gb(num_bytes: float) -> str:
 
 
 def cells(cost: Cost) -> list[str]:
-    """Of a stage, between its name and when it runs."""
+    """Of a stage, between its name and when it runs. One that only looks up has no products."""
     time = cost.roofline_ms
     return [
         digits(cost.flops / 1e9),
-        f"{cost.useful_flops / cost.flops:.0%}",
+        f"{cost.useful_flops / cost.flops:.0%}" if cost.flops else "",
         digits(cost.weight_bytes / 1e6),
         digits(cost.port_bytes / 1e6),
         digits(cost.intensity),

@@ -4,7 +4,8 @@ In: the folder: config.json, model.safetensors, policy_preprocessor.json and
 policy_postprocessor.json with the numbers of their normalizers beside them, and the tokenizer.json
 of the language model, which LeRobot fetches by its name. Out: a policy's configuration, its image
 settings, statistics, and where each parameter is read. Nothing in a file is run, and what is
-believed without being seen is said (`Run.said`).
+believed without being seen is said (`Run.said`). What no file of LeRobot's says may stand in one of
+our own (`OWN`).
 
 Of the language model only keys and values are used, so the last layer's other weights, its final
 norm and its LM head are stored and never read.
@@ -16,11 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.errors import CheckpointError
+from models.fields import parse
 from models.init import image_of
+from models.json_file import read_object
 from models.layouts import hugging_face
 from models.layouts.lerobot_settings import (
     CONFIG,
@@ -66,6 +70,27 @@ EMBODIMENT = "lerobot"
 """What the robot is called: a folder does not say."""
 MULTIPLE = 256
 """Of the width of the expert's MLPs."""
+OWN = "anchorvla.json"
+"""May lie beside config.json."""
+STATISTICS = (
+    ("state", "observation.state", PREPROCESSOR, "normalizer_processor"),
+    ("action", "action", POSTPROCESSOR, "unnormalizer_processor"),
+)
+"""Of each vector its key, the file that is read, and the registered name of the step in it."""
+NUMBERS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Own:
+    """What a file of one's own may say, each for itself."""
+
+    vision: SiglipVisionConfig | None = None
+    """Of the language model that config.json names, where it is none of `KNOWN`."""
+    language: LlamaConfig | None = None
+    """All its layers, or those that are used."""
+    action_units: tuple[Unit, ...] | None = None
+    """Of each number."""
+    state_units: tuple[Unit, ...] | None = None
 
 
 def open_run(path: Path) -> Run:
@@ -85,7 +110,8 @@ def open_run(path: Path) -> Run:
         stored = [tensor for tensors in held.values() for tensor in tensors]
         _refuse_others(path, [tensor.name for tensor in stored])
         tensors = [(our_name(tensor.name), tensor) for tensor in stored]
-        config = _config(path / CONFIG, settings, {name: t.shape for name, t in tensors})
+        own = _read_own(path / OWN)
+        config = _config(path / CONFIG, settings, own, {name: t.shape for name, t in tensors})
         statistics = _statistics(path)
         if not (path / TOKENIZER).is_file():
             raise ValueError(
@@ -98,13 +124,18 @@ def open_run(path: Path) -> Run:
         named = str(error).startswith(str(path))
         raise ValueError(str(error) if named else f"{path}: {error}") from None
     weights = hugging_face.place(
-        path, tensors, [*held], wanted=parameter_shapes(config), unused_names=unused_names(config)
+        path,
+        tensors,
+        [*held],
+        wanted=parameter_shapes(config),
+        unused_names={name: why for name, (_, why) in unused_tensors(config).items()},
     )
     said = [
         "policy: LeRobot's SmolVLA",
         f"cameras: {', '.join(settings.cameras)}, here {', '.join(config.views)}",
-        "units: those of the data set, which a folder does not state",
     ]
+    if own.action_units is None or own.state_units is None:
+        said.append(f"units: those of the data set, which a folder does not state; {OWN} may")
     if settings.left_out:
         said.append(f"note: {', '.join(settings.left_out)} are never seen, and left out")
     return Run(config, image_of(config), statistics, path / TOKENIZER, weights, tuple(said))
@@ -116,14 +147,45 @@ def our_name(name: str) -> str:
     return NAMES[begin] + name.removeprefix(begin) if begin else name
 
 
-def unused_names(config: SmolVLAConfig) -> dict[str, str]:
-    """Of what is stored and never read, by our names, why."""
-    last = f"vlm.model.layers.{config.language.num_hidden_layers - 1}."
-    inside = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-              "mlp.down_proj", "post_attention_layernorm")  # fmt: skip
+def their_name(name: str) -> str:
+    """What LeRobot calls our tensor of this name."""
+    theirs, ours = max(
+        (pair for pair in NAMES.items() if name.startswith(pair[1])), key=lambda pair: len(pair[1])
+    )
+    return theirs + name.removeprefix(ours)
+
+
+def unused_tensors(config: SmolVLAConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Of what is stored and never read, by our names: shape, and why."""
+    c = config.language
+    width, hidden, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
+    last = f"vlm.model.layers.{c.num_hidden_layers - 1}."
     behind = "of the language model only keys and values are used, and it is behind the last ones"
-    names = [*(f"{last}{name}" for name in inside), "vlm.model.norm", "vlm.lm_head"]
-    return {f"{name}.weight": behind for name in names}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{last}self_attn.q_proj": (heads, width),
+        f"{last}self_attn.o_proj": (width, heads),
+        f"{last}mlp.gate_proj": (hidden, width),
+        f"{last}mlp.up_proj": (hidden, width),
+        f"{last}mlp.down_proj": (width, hidden),
+        f"{last}post_attention_layernorm": (width,),
+        "vlm.model.norm": (width,),
+        "vlm.lm_head": (c.vocab_size, width),
+    }
+    return {f"{name}.weight": (shape, behind) for name, shape in shapes.items()}
+
+
+def _read_own(path: Path) -> Own:
+    """
+    Raises:
+        ValueError: a file that says something else.
+    """
+    if not path.is_file():
+        return Own()
+    try:
+        return parse(Own, read_object(path), "")
+    except ValueError as error:
+        named = str(error).startswith(str(path))
+        raise ValueError(str(error) if named else f"{path}: {error}") from None
 
 
 def _refuse_others(path: Path, names: list[str]) -> None:
@@ -139,7 +201,24 @@ def _refuse_others(path: Path, names: list[str]) -> None:
         )
 
 
-def _config(path: Path, settings: Settings, shapes: Shapes) -> SmolVLAConfig:
+def _networks(path: Path, name: str, own: Own) -> tuple[SiglipVisionConfig, LlamaConfig]:
+    """Of the language model of this name.
+
+    Raises:
+        ValueError: nobody says of which sizes it is.
+    """
+    known = KNOWN[name]() if name in KNOWN else (None, None)
+    vision, language = own.vision or known[0], own.language or known[1]
+    if vision is None or language is None:
+        raise ValueError(
+            f"{path}: vlm_model_name={name!r} is not here, only {sorted(KNOWN)}; say in {OWN} "
+            'beside it of which sizes it is: {"vision": {...}, "language": {...}}, with the '
+            "fields of a SmolVLA configuration"
+        )
+    return vision, language
+
+
+def _config(path: Path, settings: Settings, own: Own, shapes: Shapes) -> SmolVLAConfig:
     """Put together from settings, and the vocabulary from its table.
 
     Raises:
@@ -147,9 +226,7 @@ def _config(path: Path, settings: Settings, shapes: Shapes) -> SmolVLAConfig:
     """
     v = settings.values
     name, layers = v["vlm_model_name"], v["num_vlm_layers"]
-    if name not in KNOWN:
-        raise ValueError(f"{path}: vlm_model_name={name!r} is not here, only {sorted(KNOWN)}")
-    vision, language = KNOWN[name]()
+    vision, language = _networks(path, name, own)
     if v["num_expert_layers"] > 0 and v["num_expert_layers"] != layers:
         raise ValueError(
             f"{path}: num_expert_layers={v['num_expert_layers']} of num_vlm_layers={layers}: an "
@@ -163,12 +240,12 @@ def _config(path: Path, settings: Settings, shapes: Shapes) -> SmolVLAConfig:
     every = v["self_attn_every_n_layers"]
     rows, _ = sizes(shapes, "vlm.model.embed_tokens.weight", 2)
     width = int(language.hidden_size * v["expert_width_multiplier"])
-    unit: Unit = "fraction"  # whatever it is, it is passed on
+    unit: tuple[Unit, ...] = ("fraction",)  # whatever it is, it is passed on
     normalization = NormalizationConfig(
         action=(settings.modes["action"],) * settings.action_dim,
         state=(settings.modes["state"],) * settings.state_dim,
-        action_units=(unit,) * settings.action_dim,
-        state_units=(unit,) * settings.state_dim,
+        action_units=own.action_units or unit * settings.action_dim,
+        state_units=own.state_units or unit * settings.state_dim,
     )
     return SmolVLAConfig(
         vision=vision,
@@ -207,13 +284,9 @@ def _statistics(path: Path) -> dict[str, Any]:
         ValueError: a file is missing, or lacks them.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for kind, key, file, step in (
-        ("state", "observation.state", PREPROCESSOR, "normalizer_processor"),
-        ("action", "action", POSTPROCESSOR, "unnormalizer_processor"),
-    ):
+    for kind, key, file, step in STATISTICS:
         held = {s.name: s for s in stored_safetensors(state_file(path / file, step))}
-        numbers = {n: held[f"{key}.{n}"] for n in ("mean", "std", "min", "max", "q01", "q99")
-                   if f"{key}.{n}" in held}  # fmt: skip
+        numbers = {n: held[f"{key}.{n}"] for n in NUMBERS if f"{key}.{n}" in held}
         found[kind] = {name: _listed(stored) for name, stored in numbers.items()}
     return {EMBODIMENT: found}
 

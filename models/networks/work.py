@@ -76,7 +76,7 @@ class Work:
         """About what lives at once inside a call: a layer's input, its output and the residual, or
         scores before and after the softmax. A compiler may take less or more."""
         rows = (x.rows * (2 * x.num_inputs // x.taps + x.num_outputs) for x in self.layers)
-        return max(max(rows), 2 * self.largest_scores)
+        return max(max(rows, default=0), 2 * self.largest_scores)
 
     @property
     def parameters(self) -> int:

@@ -7,6 +7,7 @@ There is no public code. What the paper leaves open is a field, and its docstrin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from models.chat import check_views
@@ -14,6 +15,7 @@ from models.fields import check_divides
 from models.networks.config import LanguageConfig
 from models.networks.flow_expert_config import FlowExpertConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
+from models.networks.token_head_config import TokenHeadConfig
 from models.policy_config import NormalizationConfig, check_policy
 from models.prismatic_chat import PromptConfig
 
@@ -92,19 +94,24 @@ class LeavesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SGVLAConfig:
-    """A whole SG-VLA policy with its flow-matching head."""
+    """A whole SG-VLA policy, with a flow-matching head or one of discrete tokens."""
 
     vision: PrismaticVisionConfig
     """Open: depth passes through the same towers, under the same means and deviations."""
     language: LanguageConfig
-    head: FlowExpertConfig
-    """Open: all its sizes, but for about 100 M parameters."""
+    head: FlowExpertConfig | TokenHeadConfig
+    """Open: all sizes of the first, but for about 100 M parameters. Of the second, that 256 bins
+    are those of OpenVLA, that the decoder's own table scores them, and that no other token may
+    follow."""
     normalization: NormalizationConfig
     """Open: q01 and q99 are -1 and 1 for all actions, and nothing is cut off."""
     views: tuple[str, ...] = ("head", "hand")
     """Open: the order in which the prompt shows the cameras' pictures."""
     depth_views: tuple[str, ...] = ("head_depth", "hand_depth")
-    """Open: depth maps stand behind all colour pictures, as pictures of three equal channels."""
+    """Open: depth maps pass as pictures of three equal channels."""
+    depth_order: Literal["behind", "beside"] = "behind"
+    """Open: whether the prompt shows all depth maps behind all colour pictures, or each behind the
+    picture of the same place in `views`."""
     depth: DepthConfig = DepthConfig()
     leaves: LeavesConfig = LeavesConfig()
     prompt: PromptConfig = PromptConfig()
@@ -118,6 +125,11 @@ class SGVLAConfig:
     def __post_init__(self) -> None:
         check_policy(self, MODEL_TYPE)
         check_views(self.views)
+        if self.depth_order == "beside" and len(self.views) != len(self.depth_views):
+            raise ValueError(
+                "depth_order='beside' shows a depth map behind each picture, and there are "
+                f"{len(self.depth_views)} depth_views for {len(self.views)} views"
+            )
         check_views(self.pictures)
         self.head.check_reads(self.language)
         if self.leaves.mask_view not in self.pictures:
@@ -134,7 +146,9 @@ class SGVLAConfig:
     @property
     def pictures(self) -> tuple[str, ...]:
         """In the order of the prompt."""
-        return self.views + self.depth_views
+        if self.depth_order == "behind":
+            return self.views + self.depth_views
+        return tuple(chain.from_iterable(zip(self.views, self.depth_views, strict=True)))
 
     @property
     def mask_side(self) -> int:
@@ -154,7 +168,10 @@ class SGVLAConfig:
     def other_networks(self) -> dict[str, str]:
         c = self.vision
         projected = f"{c.embed_dim} to {4 * c.embed_dim} to {c.out_hidden_size} numbers a patch"
-        head = f"{self.head.num_hidden_layers} layers of width {self.head.hidden_size}"
+        if isinstance(self.head, TokenHeadConfig):
+            head = f"{self.head.num_tokens} tokens of {self.head.num_bins}, decoded in turn"
+        else:
+            head = f"{self.head.num_hidden_layers} layers of width {self.head.hidden_size}"
         leaves = f"3 MLPs, {self.leaves.num_joints} joints, a mask {self.mask_side} pixels wide"
         return {"projector": projected, "head": head, "auxiliary heads": leaves}
 

@@ -1,7 +1,8 @@
 """The engines of SG-VLA: towers, projector and decoder are shared ones, those of its heads are
 here.
 
-The expert is one engine, called once a step. Each auxiliary head is an engine of its own.
+The expert is one engine, called once a step; engines that decode tokens are those of
+`models.decoded_tokens`. Each auxiliary head is an engine of its own.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from torch import nn
 from torch.nn import functional
 
 from models.declared import noise_shape
+from models.decoded_tokens import prompt_ports, token_engines
 from models.networks.engines import COEFFICIENT_ROW, EngineSpec, language_engines
 from models.networks.flow_dit import euler_step
+from models.networks.flow_expert import FlowExpert
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.prismatic_engines import prismatic_engines
+from models.networks.token_head import TokenHead
 from models.prismatic_chat import call_rows
 from models.sgvla.config import SGVLAConfig
 from models.sgvla.model import POSE_DIM, SGVLA
 from runtime.declarations import Tensor
-from runtime.graph import part_name
 
 
 class EulerEngine(nn.Module):
@@ -32,14 +35,14 @@ class EulerEngine(nn.Module):
     its own: a compiler would slice the whole one in every step.
     """
 
-    def __init__(self, model: SGVLA, num_parts: int) -> None:
+    def __init__(self, head: FlowExpert, num_parts: int) -> None:
         """
         Args:
             num_parts: of the decoder.
         """
         super().__init__()
-        self.head, self.num_parts = model.action_head, num_parts
-        self.register_buffer("own", model.action_head.action_encoder.own.detach().contiguous())
+        self.head, self.num_parts = head, num_parts
+        self.register_buffer("own", head.action_encoder.own.detach().contiguous())
         self.own: Array
 
     def forward(
@@ -101,10 +104,15 @@ def engines_of(
     num_calls = len(c.pictures) + 1
     per_part = layers.get("language")
     language = language_engines(model.decoder, slots, per_part, num_calls)
+    head = model.action_head
+    if isinstance(head, TokenHead):
+        acting = token_engines(head, model.decoder, language, slots)
+    else:
+        acting = {"euler": _euler(head, c, slots, language, samples)}
     return {
         **prismatic_engines(model.vision_backbone, model.projector, layers),
         **language,
-        "euler": _euler(model, slots, language, samples),
+        **acting,
         **_leaves(model, slots),
     }
 
@@ -115,18 +123,12 @@ def picture_rows(c: SGVLAConfig) -> tuple[slice, ...]:
     return tuple(slice(stop - c.vision.num_patches, stop) for stop in stops)
 
 
-def prompt_ports(num_parts: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the expert: keys and values of the calls before the last one, and of the last one."""
-    past, new = (
-        tuple(part_name(port, i, num_parts) for i in range(num_parts)) for port in ("past", "new")
-    )
-    return past, new
-
-
-def _euler(model: SGVLA, slots: int, language: dict[str, EngineSpec], samples: int) -> EngineSpec:
-    c, (steps, _) = model.config, model.config.chunk
+def _euler(
+    head: FlowExpert, c: SGVLAConfig, slots: int, language: dict[str, EngineSpec], samples: int
+) -> EngineSpec:
+    steps, sizes = c.chunk[0], head.config
     chunk, x = (Tensor(shape=noise_shape(c, k)) for k in (1, samples))
-    rotary = Tensor(shape=(steps, c.head.head_dim))
+    rotary = Tensor(shape=(steps, sizes.head_dim))
     parts = list(language.values())
     past, new = prompt_ports(len(parts))
     ports = {
@@ -134,14 +136,14 @@ def _euler(model: SGVLA, slots: int, language: dict[str, EngineSpec], samples: i
         "mask": Tensor(shape=((len(c.pictures) + 1) * slots,)),
         "cos": rotary,
         "sin": rotary,
-        "step": Tensor(shape=(1, c.head.hidden_size)),
+        "step": Tensor(shape=(1, sizes.hidden_size)),
         "coefficients": Tensor(shape=(COEFFICIENT_ROW,)),
         "leftover": chunk,
         "weights": Tensor(shape=(steps, 1)),
         **{port: part.inputs["past"] for port, part in zip(past, parts, strict=True)},
         **{port: part.outputs["kv"] for port, part in zip(new, parts, strict=True)},
     }
-    return EngineSpec(EulerEngine(model, len(parts)), ports, {"x_next": x}, ("own",))
+    return EngineSpec(EulerEngine(head, len(parts)), ports, {"x_next": x}, ("own",))
 
 
 def _leaves(model: SGVLA, slots: int) -> dict[str, EngineSpec]:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from models.chat import INSTRUCTION
+from models.networks.token_head import TokenHead
 from models.prismatic_chat import PUBLISHED_TAIL, prismatic_parts
 from models.prompt_parts import PromptParts, encoded
 from models.sgvla.checkpoint import check_writable, open_weights, write, written
@@ -45,12 +46,16 @@ def published_prompt(config: SGVLAConfig) -> tuple[PromptParts, int]:
 
 
 def predictor(model: SGVLA) -> nn.Module:
-    """The velocity of a step."""
+    """The velocity of a step, or the scores of a token."""
+    if isinstance(model.action_head, TokenHead):
+        return model.action_head
     return model.action_head.action_out_proj
 
 
 def reference(model: SGVLA, tokenizer: Tokenizer, image: ImageConfig) -> Any:
     """From transformers, which is imported for it."""
     from models.sgvla.reference import Composition
+    from models.sgvla.token_reference import TokenComposition
 
-    return Composition(model, tokenizer, image)
+    kind = TokenComposition if isinstance(model.action_head, TokenHead) else Composition
+    return kind(model, tokenizer, image)

@@ -2,8 +2,9 @@
 five heads say what they know of the scene.
 
 `forward` is the float32 reference: one plain pass with no cache, no split and no trick. The expert
-reads keys and values of every layer of the decoder. The heads read its final hidden states where
-pictures stand, which come before the text and never see it.
+reads keys and values of every layer of the decoder; or the decoder itself goes on, with tokens that
+stand for numbers. The heads read its final hidden states where pictures stand, which come before
+the text and never see it.
 
 Axes: T = action in the chunk, A = action dimension, N = patches of a picture, P = picture, L =
 layer, S = token of the prompt, D = width of the decoder, J = joints, H, W = sides of the mask.
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from models.networks.auxiliary_heads import JointTransformer, MaskDecoder, RowsMLP
 from models.networks.flow_expert import FlowExpert
-from models.networks.language import LanguageModel, SharingLayer
+from models.networks.language import DecoderLayer, LanguageModel, SharingLayer
 from models.networks.prismatic import PrismaticVision, Projector
+from models.networks.token_head import TokenHead
+from models.networks.token_head_config import TokenHeadConfig
 from models.networks.vision_language import patches_of, rotary, rotary_settings
 from models.prompt_parts import PromptParts
 from models.sgvla.config import SGVLAConfig
@@ -64,10 +67,13 @@ class SGVLA(nn.Module):
         c, width = config.leaves, config.language.hidden_size
         self.vision_backbone = PrismaticVision(config.vision)
         self.projector = Projector(config.vision)
-        self.language_model = nn.ModuleDict(
-            {"model": LanguageModel(config.language, layer=SharingLayer)}
-        )
-        self.action_head = FlowExpert(config.head)
+        layer = DecoderLayer if isinstance(config.head, TokenHeadConfig) else SharingLayer
+        self.language_model = nn.ModuleDict({"model": LanguageModel(config.language, layer=layer)})
+        self.action_head: FlowExpert | TokenHead
+        if isinstance(config.head, TokenHeadConfig):
+            self.action_head = TokenHead(config.head)
+        else:
+            self.action_head = FlowExpert(config.head)
         self.position_head = RowsMLP(width, c.hidden_size, c.position_dim)
         self.grasp_head = RowsMLP(width, c.hidden_size, 1)
         self.pose_head = RowsMLP(width, c.hidden_size, POSE_DIM)
@@ -93,7 +99,7 @@ class SGVLA(nn.Module):
         patches: Sequence[Tensor],
         parts: PromptParts,
         tail_ids: tuple[int, ...],
-        noise_TA: Tensor,
+        noise_TA: Tensor | None = None,
         leftover_TA: Tensor | None = None,
         weights_T1: Tensor | None = None,
     ) -> Predicted:
@@ -103,7 +109,8 @@ class SGVLA(nn.Module):
             patches: [N, patch_dim] of each picture, normalised, in raster order.
             parts: fixed tokens of the prompt.
             tail_ids: tokens behind the last picture.
-            noise_TA: [T, A] standard normal, or [K, T, A] of K samples.
+            noise_TA: [T, A] standard normal, or [K, T, A] of K samples; none where tokens are
+                decoded.
             leftover_TA: [T, A] of the last chunk in policy units; none by default.
             weights_T1: [T, 1] how much of it counts, see `flow_dit.euler_step`.
         """
@@ -115,7 +122,11 @@ class SGVLA(nn.Module):
         mask = torch.from_numpy(attention_mask(0, 0, length, length))
         cos, sin = rotary(decoder.config, [length])
         kv, hidden_SD = decoder(embeddings_SD, decoder.empty_past(0), mask, cos, sin)
-        actions = self.action_head(kv, *self._behind(length), noise_TA, leftover_TA, weights_T1)
+        if isinstance(self.action_head, TokenHead):
+            actions = self.action_head.decode(self._decoded(kv, hidden_SD[-1:]))
+        else:
+            places = self._behind(length, self.config.chunk[0])
+            actions = self.action_head(kv, *places, noise_TA, leftover_TA, weights_T1)
         count = len(patches) * self.config.vision.num_patches
         rows_PND = hidden_SD[len(first) : len(first) + count].unflatten(0, (len(patches), -1))
         return Predicted(actions, self.leaves(rows_PND))
@@ -131,9 +142,28 @@ class SGVLA(nn.Module):
             segmentation=self.segmentation_head(rows_PND[c.pictures.index(c.leaves.mask_view)]),
         )
 
-    def _behind(self, length: int) -> tuple[Tensor, Tensor]:
-        """Rotary tables of the actions, which stand behind a prompt of so many tokens."""
-        positions, _ = mrope_positions([self.config.head.action_horizon], length)
+    def _decoded(self, kv: Tensor, hidden_1D: Tensor) -> Tensor:
+        """Behind a prompt: the scores of each token of the chunk, [tokens, bins].
+
+        Args:
+            kv: of the prompt.
+            hidden_1D: its last row.
+        """
+        head, decoder = self.action_head, self.decoder
+        assert isinstance(head, TokenHead)
+        rows_BD = head.rows(decoder)
+        logits = [head(hidden_1D, rows_BD)]
+        while len(logits) < head.config.num_tokens:
+            x_1D = rows_BD[logits[-1].argmax(-1)]
+            no_mask = torch.zeros(1, len(kv) + 1)
+            new, hidden_1D = decoder(x_1D, kv, no_mask, *self._behind(len(kv), 1))
+            kv = torch.cat([kv, new])
+            logits.append(head(hidden_1D, rows_BD))
+        return torch.cat(logits)
+
+    def _behind(self, length: int, count: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of so many rows, which stand behind as many tokens."""
+        positions, _ = mrope_positions([count], length)
         cos, sin = mrope_tables(positions, **rotary_settings(self.config.language))
         return torch.from_numpy(cos), torch.from_numpy(sin)
 
@@ -149,8 +179,8 @@ def actions(
     """The chunk; see `models.family.Family.actions`.
 
     Args:
-        observed: every view, uint8 [H, W, 3] RGB, and depth map, float32 [H, W] metres; `noise`,
-            and perhaps `leftover` with its `weights`.
+        observed: every view, uint8 [H, W, 3] RGB, and depth map, float32 [H, W] metres; and
+            where something is drawn `noise`, and perhaps `leftover` with its `weights`.
     """
     made: NDArray[np.float32] = predict(model, parts, image, tail_ids, observed).actions_TA.numpy()
     return made
@@ -166,15 +196,16 @@ def predict(
 ) -> Predicted:
     """`SGVLA.forward` from what cameras show; see `actions`."""
     c = model.config
-    patches, grid = patches_of([observed[name] for name in c.views], image)
+    shown, grid = patches_of([observed[name] for name in c.views], image)
+    patches = dict(zip(c.views, shown, strict=True))
     make = DepthPatchMaker(image, grid, scale_m=c.depth.scale_m, missing=c.depth.missing)
     for name in c.depth_views:
         made = np.empty((grid[0] * grid[1], image.patch_dim), np.float32)
         make(observed[name], made)
-        patches.append(torch.from_numpy(made))
+        patches[name] = torch.from_numpy(made)
     given = [
         torch.from_numpy(observed[name]) if name in observed else None
         for name in ("noise", "leftover", "weights")
     ]
-    predicted: Predicted = model(patches, parts, tail_ids, *given)
+    predicted: Predicted = model([patches[name] for name in c.pictures], parts, tail_ids, *given)
     return predicted

@@ -8,6 +8,7 @@ from models.networks.config import LanguageConfig
 from models.networks.flow_expert_config import FlowExpertConfig
 from models.networks.prismatic_config import PrismaticVisionConfig
 from models.networks.published import dinosiglip_224, qwen2_5_0_5b
+from models.networks.token_head_config import TokenHeadConfig
 from models.policy_config import NormalizationConfig
 from models.sgvla.config import LeavesConfig, SGVLAConfig
 
@@ -44,6 +45,7 @@ def fetch() -> SGVLAConfig:
 def thin() -> SGVLAConfig:
     """The published widths with few layers and a small vocabulary."""
     base = fetch()
+    assert isinstance(base.head, FlowExpertConfig)
     return dataclasses.replace(
         base,
         vision=dataclasses.replace(
@@ -113,4 +115,20 @@ def tiny() -> SGVLAConfig:
     )
 
 
-CONFIGS = {"fetch": fetch, "thin": thin, "tiny": tiny}
+def fetch_tokens() -> SGVLAConfig:
+    """The same as `fetch` with its other head: one action a tick, 13 tokens."""
+    base = fetch()
+    return dataclasses.replace(base, head=TokenHeadConfig(action_dim=base.head.action_dim))
+
+
+def tiny_tokens() -> SGVLAConfig:
+    """The same as `tiny` with its other head: chunks of two actions."""
+    base = tiny()
+    head = TokenHeadConfig(action_dim=base.head.action_dim, action_horizon=2)
+    return dataclasses.replace(base, head=head)
+
+
+CONFIGS = {
+    "fetch": fetch, "fetch-tokens": fetch_tokens, "thin": thin, "tiny": tiny,
+    "tiny-tokens": tiny_tokens,
+}  # fmt: skip

@@ -64,7 +64,6 @@ class Composition(nn.Module):
         self.first = dinov2(c.vision.featurizer, c.vision)
         self.second = siglip(c.vision.fused_featurizer, c.vision)
         self.language = _qwen2(c.language, c.language, c.language.vocab_size)
-        self.expert = _without_tokens(_qwen2(c.head, c.language, 1))
         width, seen = c.language.hidden_size, c.vision.embed_dim
         with torch.device("meta"):
             self.projector = nn.ModuleDict(
@@ -74,15 +73,6 @@ class Composition(nn.Module):
                     "fc3": nn.Linear(c.vision.out_hidden_size, c.vision.out_hidden_size),
                 }
             )
-            inside = c.head.hidden_size
-            self.encode = nn.ModuleList(
-                [
-                    nn.Linear(c.head.action_dim, inside),
-                    nn.Linear(2 * inside, inside),
-                    nn.Linear(inside, inside),
-                ]
-            )
-            self.decode = nn.Linear(inside, c.head.action_dim)
             sizes = {"position": c.leaves.position_dim, "grasp": 1, "object_pose": 7}
             self.vectors = nn.ModuleDict(
                 {
@@ -96,20 +86,41 @@ class Composition(nn.Module):
             )
             self.joints = Joints(c.leaves, width)
             self.mask = _mask(c.leaves.mask_widths, width)
+        self.add_head()
         self.published = share_weights(self, model, composed_name)
+
+    def add_head(self) -> None:
+        """What acts, without weights."""
+        head = self._flow
+        self.expert = _without_tokens(_qwen2(head, self.config.language, 1))
+        inside = head.hidden_size
+        with torch.device("meta"):
+            self.encode = nn.ModuleList(
+                [
+                    nn.Linear(head.action_dim, inside),
+                    nn.Linear(2 * inside, inside),
+                    nn.Linear(inside, inside),
+                ]
+            )
+            self.decode = nn.Linear(inside, head.action_dim)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, noise: Tensor) -> Tensor:
         """One observation, see `Inputs` -> [T, A] float32 in policy units."""
         prompt = self.read(pixel_values, input_ids)
-        count = self.config.head.num_inference_timesteps
+        count = self._flow.num_inference_timesteps
         x_TA = noise
         for k in range(count):
-            bucket = int(k / float(count) * self.config.head.num_timestep_buckets)
+            bucket = int(k / float(count) * self._flow.num_timestep_buckets)
             x_TA = x_TA + self.velocity(x_TA, bucket, prompt.past_key_values) / count
         return x_TA
 
     def read(self, pixel_values: Tensor, input_ids: Tensor) -> Any:
-        """Pictures behind the first token, and the text: what the language model makes of them."""
+        """Pictures and text: what the language model makes of them."""
+        rows_1LD = self.rows(pixel_values, input_ids)
+        return self.language(inputs_embeds=rows_1LD, use_cache=True)
+
+    def rows(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
+        """Pictures behind the first token, and the text, as the language model is given them."""
         first, second = pixel_values.chunk(2, dim=1)
         prefix = self.first.config.num_register_tokens + 1
         towers = (
@@ -121,11 +132,11 @@ class Composition(nn.Module):
         patches_1ND = fc3(functional.gelu(fc2(functional.gelu(fc1(x)))))
         text_1LD = self.language.embed_tokens(input_ids)
         rows = [text_1LD[:, :1], patches_1ND, text_1LD[:, 1:]]
-        return self.language(inputs_embeds=torch.cat(rows, dim=1), use_cache=True)
+        return torch.cat(rows, dim=1)
 
     def velocity(self, x_TA: Tensor, bucket: int, past: Any) -> Tensor:
         """Of the actions at a time, [T, A]."""
-        half = self.config.head.hidden_size // 2
+        half = self._flow.hidden_size // 2
         angles = bucket * torch.exp(-math.log(10000.0) * torch.arange(half) / half)
         time = torch.cat([angles.sin(), angles.cos()]).expand(len(x_TA), -1)
         first, second, third = self.encode
@@ -155,6 +166,11 @@ class Composition(nn.Module):
             seen: by the names of the configuration: pictures uint8 [H, W, 3] RGB, and depth maps
                 float32 [H, W] in metres.
         """
+        pixel_values, input_ids = self.observed(instruction, seen)
+        return Inputs(pixel_values, input_ids, torch.from_numpy(noise).float())
+
+    def observed(self, instruction: str, seen: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
+        """Pictures and prompt of `Inputs`."""
         c = self.config
         side = c.vision.image_size // c.vision.patch_size
         fit = PatchMaker(self.image, (side, side)).fitted
@@ -172,7 +188,7 @@ class Composition(nn.Module):
                 )
                 shown.append((pixels - mean) / std)
         pixel_values = torch.stack(shown).unflatten(0, (len(c.pictures), 2)).flatten(1, 2)
-        return Inputs(pixel_values, torch.tensor([ids]), torch.from_numpy(noise).float())
+        return pixel_values, torch.tensor([ids])
 
     def _nearness(self, depth_m: Tensor) -> Tensor:
         """A depth map as a picture from 0 to 1, of the size that the towers see."""
@@ -202,9 +218,13 @@ class Composition(nn.Module):
             listener.keep_input("language", layer, lambda given: given[0])
         listener.keep("hidden", self.language, lambda out: out.last_hidden_state)
         listener.keep("kv", self.language, lambda out: stacked(out.past_key_values))
+        self.hear_head(listener)
+        return heard
+
+    def hear_head(self, listener: Listener) -> None:
+        """What acts."""
         listener.keep_input("x", self.encode[0], lambda given: given[0])
         listener.keep("velocity", self.decode)
-        return heard
 
     def placed(
         self,
@@ -229,8 +249,17 @@ class Composition(nn.Module):
                     x_ND = blocks[part.stop - 1][number]
                     found[part_name(f"{picture}_{name}_x", i, len(parts))] = x_ND
         found |= self._decoder(kept, layers, fixed) | self._leaves(kept["hidden"][0])
-        found |= {f"x_{k}": x for k, x in enumerate(kept["x"])}
+        return found | self.placed_head(kept)
+
+    def placed_head(self, kept: Heard) -> dict[str, Tensor]:
+        """Of what acts."""
+        found = {f"x_{k}": x for k, x in enumerate(kept["x"])}
         return found | {f"predicted_{k}": v[0] for k, v in enumerate(kept["velocity"])}
+
+    @property
+    def _flow(self) -> FlowExpertConfig:
+        assert isinstance(self.config.head, FlowExpertConfig)
+        return self.config.head
 
     def _leaves(self, hidden_1LD: Tensor) -> dict[str, Tensor]:
         c, count = self.config, self.config.vision.num_patches

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from models.decoded_tokens import token_work
+from models.networks.flow_expert_config import FlowExpertConfig
 from models.networks.parts import WHOLE, LayersPerPart
 from models.networks.prismatic_work import prismatic_depths, prismatic_work, tower_work
+from models.networks.token_head_config import TokenHeadConfig
 from models.networks.work import (
     Layer,
     Tokens,
@@ -23,6 +26,7 @@ from models.sgvla.model import POSE_DIM
 
 HEAD = "action_head"
 ENCODER = f"{HEAD}.action_encoder"
+DECODER = "language_model.model"
 
 
 def depths(config: SGVLAConfig) -> dict[str, int]:
@@ -47,7 +51,11 @@ def engines_work(
     found = prismatic_work(config.vision, layers)
     decoder = partial(trunk_work, config, "language", grid=grid, tokens=tokens)
     found |= parts_work("language", config.language.num_hidden_layers, layers, decoder)
-    return found | {"euler": _euler(config, tokens, samples), **_leaves(config)}
+    if isinstance(config.head, TokenHeadConfig):
+        found |= token_work(config.head, config.language, DECODER, tokens)
+    else:
+        found["euler"] = _euler(config.head, tokens, samples)
+    return found | _leaves(config)
 
 
 def trunk_work(
@@ -55,20 +63,21 @@ def trunk_work(
 ) -> Work:
     """Some layers of a trunk in an engine of their own."""
     if trunk == "language":
-        return language_work("language_model.model", config.language, layers, tokens)
+        return language_work(DECODER, config.language, layers, tokens)
     return tower_work(trunk, config.vision, layers)
 
 
 def folded_layers(config: SGVLAConfig) -> tuple[Layer, ...]:
     """Of the action encoder's second layer one half is a table, and the other a matrix of its
     own."""
+    if isinstance(config.head, TokenHeadConfig):
+        return ()
     width = config.head.hidden_size
     shapes = {f"{ENCODER}.layer2": (2 * width, width)}
     return layers_of(shapes, config.head.num_inference_timesteps)
 
 
-def _euler(config: SGVLAConfig, tokens: Tokens, samples: int) -> Work:
-    c = config.head
+def _euler(c: FlowExpertConfig, tokens: Tokens, samples: int) -> Work:
     width, rows = c.hidden_size, samples * c.action_horizon
     q_width, kv_width = (n * c.head_dim for n in (c.num_attention_heads, c.num_key_value_heads))
     layers = [

@@ -31,7 +31,7 @@ from tests.warm_and_cold import Expectation, Pair, drive
 NAMES = [
     "qwengr00t-tiny", "qwengr00t-tiny3", "qwenoft-tiny", "eventvla-tiny", "vlaadapter-tiny",
     "three-anchors", "smolvla-tiny", "upvla-tiny", "sgvla-tiny",
-    pytest.param("readouts", marks=pytest.mark.full),
+    *(pytest.param(n, marks=pytest.mark.full) for n in ("readouts", "sgvla-tiny-tokens")),
 ]  # fmt: skip
 SIZE = (112, 112)
 

@@ -1,4 +1,4 @@
-"""The six commands of docs/starvla.md, vlaadapter.md and upvla.md, each on a synthesized folder."""
+"""The six commands that a family's page in docs/ begins with, each on a synthesized folder."""
 
 import re
 import shlex
@@ -46,6 +46,8 @@ def meant(line: str, given: dict[str, object]) -> list[str]:
         ("starvla.md", "qwenoft", "tiny3", "framework: Qwen"),
         ("vlaadapter.md", "vlaadapter", "tiny", "policy: VLA-Adapter, Pro"),
         ("upvla.md", "upvla", "tiny", "policy: UP-VLA, on Show-o"),
+        ("smolvla.md", "smolvla", "tiny", "policy: LeRobot's SmolVLA"),
+        ("sgvla.md", "sgvla", "tiny", "nobody published a sgvla"),
     ],
 )
 def test_six_commands_lead_from_a_folder_to_a_robot(

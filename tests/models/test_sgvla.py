@@ -22,7 +22,6 @@ from models.sgvla.family import prompt, published_prompt
 from models.sgvla.model import SGVLA, predict
 from models.sgvla.reference import Composition
 from models.sgvla.split import declare_leaves
-from models.verbs import Synthesize
 from quant.sites import find_sites
 from runtime.errors import ObservationError
 from tests.export.conftest import cut_config
@@ -34,6 +33,7 @@ TINY, THIN = CONFIGS["sgvla-tiny"](), CONFIGS["sgvla-thin"]()
 LEAVES = ("position", "grasp", "object_pose", "joints", "segmentation")
 POLICIES = {
     "two cameras": TINY,
+    "each depth map behind its picture": dataclasses.replace(TINY, depth_order="beside"),
     "one camera": dataclasses.replace(TINY, views=("head",), depth_views=("head_depth",)),
     "other leaves, towers and depth": dataclasses.replace(
         TINY,
@@ -371,6 +371,26 @@ def test_the_bundle_says_what_its_leaves_are(bundle):
     assert found["joints"].means is None and len(found["joints"].units) == 3
 
 
+def test_what_is_open_is_said_in_the_graph(policies, tokenizer):
+    """Order of the prompt, of the quaternion, and how actions are normalized."""
+    ours, _ = policies("each depth map behind its picture")
+    c = dataclasses.replace(
+        ours.config,
+        leaves=dataclasses.replace(TINY.leaves, quaternion="xyzw"),
+        normalization=dataclasses.replace(TINY.normalization, action=("min_max",) * 5),
+    )
+    assert c.pictures == ("head", "head_depth", "hand", "hand_depth")
+    changed = SGVLA(c)
+    changed.load_state_dict(ours.state_dict(), assign=True)
+    parts = family_of(c).split(changed, prompt(c, tokenizer), image_of(c), (112, 112), 100)
+    assert list(parts.fixed) == [*(f"read_{name}" for name in c.pictures), "suffix"]
+    assert parts.graph.outputs["object_pose"].units[3:] == ("qx", "qy", "qz", "qw")
+    (stage,) = (s for s in parts.graph.stages if s.function == "unnormalize")
+    assert stage.params["modes"] == ["min_max"] * 5
+    with pytest.raises(ValueError, match="there are 1 depth_views for 2 views"):
+        dataclasses.replace(c, depth_views=("hand_depth",))
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -436,9 +456,3 @@ def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         for path, value in changes.items():
             changed(TINY, path, value)
-
-
-def test_no_layout_is_written_that_nobody_published(tmp_path):
-    arguments = Synthesize(family="sgvla", config="tiny", out=tmp_path / "out")
-    with pytest.raises(ValueError, match="no published layout to write"):
-        family_of(TINY).check_writable(TINY, arguments)

@@ -14,8 +14,6 @@ from models.smolvla.family import prompt, published_prompt
 from models.smolvla.model import SmolVLA, actions
 from models.smolvla.split import split
 from models.stored import plain
-from models.synthesize import synthesize
-from models.verbs import Synthesize
 from quant.apply import linear_layers
 from quant.fold import fold
 from quant.sites import find_sites
@@ -239,11 +237,6 @@ def test_several_chunks_at_once_are_each_its_own(policies, tokenizer):
         alone = torch.stack([spec.module(x, *given[1:]) for x in given[0]])
     assert whole.shape == (3, 6, 8)
     assert relative_error(whole, alone) <= MODULE
-
-
-def test_nothing_of_others_is_written_yet(tmp_path):
-    with pytest.raises(ValueError, match="a smolvla is not written in a layout of others yet"):
-        synthesize(Synthesize(config="tiny", family="smolvla", out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

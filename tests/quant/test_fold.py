@@ -40,7 +40,7 @@ def test_every_linear_layer_reads_at_one_site(name):
 
 def tiny_policies():
     """Of every family the smallest."""
-    return [name for name in ALL if name.rpartition("-")[2] in ("tiny", "tiny3")]
+    return [name for name in ALL if name.endswith(("tiny", "tiny3", "tiny-tokens"))]
 
 
 @pytest.mark.parametrize("name", tiny_policies())
@@ -61,7 +61,7 @@ def test_folding_changes_no_action_of_any_family(name):
         if i.dtype == "uint8"
         else random.uniform(-1, 1, i.shape).astype(np.float32)
         for given, i in inputs.items()
-        if i.kind in ("image", "vector", "noise") and i.source != "memory"
+        if i.kind in ("image", "depth", "vector", "noise") and i.source != "memory"
     }
     ids = parts.tail_ids(tokenizer, "reach")
     want, got = (family.actions(m, parts, image, ids, seen) for m in (model, folded))
