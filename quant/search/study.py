@@ -184,7 +184,11 @@ def _report(
         purpose="time" if config.unit == "ms" else "memory",
     )
     fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    rules = [[rule.pattern, rule.format, rule.method] for rule in recipe.rules]
+    # Whole: what not every policy of the family has may be missing from the next one.
+    rules = [
+        dataclasses.astuple(rule) if rule.where_there else dataclasses.astuple(rule)[:3]
+        for rule in recipe.rules
+    ]
     return {
         "recipe": fields | {"rules": rules},
         "measured": steps[study.chosen],

@@ -56,6 +56,7 @@ action_head.blocks.*.mlp.fc2         smooth   float    float    tokens   gptq   
 action_head.blocks.*.adaLN_mod*.1    float32  float    float    float    tokens   float    float
 action_head.final_layer.adaLN_mod*.1 float32  float    float    float    tokens   float    float
 action_head.final_layer.linear       float32  float32  float32  float32  float32  float32  float32
+readouts.*                           float32  float32  float32  float32  float32  float32  float32
 
 base                                 float32  bfloat16 float16  bfloat16 bfloat16 bfloat16 bfloat16
 target                               cpu      orin     orin     orin     orin     orin     thor
@@ -88,6 +89,8 @@ def kind(layer):
     """A layer's name as the table has it."""
     layer = re.sub(r"\.(blocks|layers|self_attention_blocks)\.\d+\.", r".\1.*.", layer)
     layer = layer.replace("info_sharing.info_sharing.", "info_sharing.*.")
+    if layer.startswith("readouts."):
+        return "readouts.*"
     return layer.replace(".self_attention_", ".").replace("adaLN_modulation", "adaLN_mod*")
 
 
@@ -97,9 +100,9 @@ def test_every_layer_has_the_format_that_the_table_says(recipe):
     for line in _LAYERS[1:]:
         layer, *cells = line.split()
         want[layer] = cells[COLUMNS.index(recipe)]
-    assert len(want) == 36
-    for config in CONFIGS:
-        found = {}
+    assert len(want) == 37 and any(make().readouts for make in CONFIGS.values())
+    for config, make in CONFIGS.items():
+        found = {} if make().readouts else {"readouts.*": {want["readouts.*"]}}
         for layer, rule in decide(RECIPES[recipe](), empty_policy(config)).items():
             found.setdefault(kind(layer), set()).add(SHORT[rule.format, rule.method])
         assert found == {layer: {form} for layer, form in want.items()}

@@ -7,6 +7,8 @@ import pytest
 
 from models.checkpoint import load_checkpoint
 from models.demo import CHECKPOINT, EPISODES
+from models.families import CONFIGS
+from models.family import layer_names
 from quant.data.observations import read_observations
 from quant.recipes import read_recipe
 from quant.search.sensitivity import CANDIDATES, Trial, group_layers
@@ -46,6 +48,8 @@ def test_the_written_recipe_is_the_one_that_was_measured(study, cut_checkpoint):
     report = json.loads((study / "recipe.json").read_text())
     assert (recipe.name, recipe.target, recipe.base) == ("orin-mixed", "orin", "bfloat16")
     assert recipe.purpose == "time"
+    assert {rule.pattern for rule in recipe.rules if rule.where_there} >= {"readouts.*"}
+    recipe.decide(layer_names(CONFIGS["full"]()))  # which has no readouts
     few = list(read_observations(EPISODES, stride=8, limit=2))
     error = Trial(load_checkpoint(cut_checkpoint), few).error(recipe)
     assert report["measured"]["measured"] == pytest.approx(error, rel=1e-3)
