@@ -231,11 +231,12 @@ class GraphBuilder:
             self.call("patches", {"image": name}, {"patches": patches}, self.patches)
         return patches
 
-    def cut_depth(self, name: str, *, scale_m: float, missing: float) -> str:
-        """Patches of a depth map, `{name}_patches`; see `runtime.depth`."""
-        patches, settings = f"{name}_patches", {"scale_m": scale_m, "missing": missing}
+    def cut_depth(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Patches of a depth map, `{name}_patches`; settings as `runtime.depth` has them."""
+        patches = f"{name}_patches"
         self.tensor(patches, self.patches_shape)
-        self.call("depth_patches", {"depth": name}, {"patches": patches}, self.patches | settings)
+        given = {**self.patches, **settings}
+        self.call("depth_patches", {"depth": name}, {"patches": patches}, given)
         return patches
 
     def image(self, name: str) -> None:

@@ -22,7 +22,13 @@ class DepthPatchMaker:
     """Turns depth maps into patches for one exported grid. Threads may share one."""
 
     def __init__(
-        self, config: ImageConfig, grid: tuple[int, int], *, scale_m: float, missing: float
+        self,
+        config: ImageConfig,
+        grid: tuple[int, int],
+        *,
+        scale_m: float,
+        missing: float,
+        range_m: tuple[float, float] | None = None,
     ) -> None:
         """
         Args:
@@ -31,8 +37,10 @@ class DepthPatchMaker:
             grid: rows and columns of patches.
             scale_m: depth whose nearness is 1 - tanh(1), in metres.
             missing: nearness of a pixel of which nothing was measured, 0 to 1.
+            range_m: the nearest and the farthest depth that the camera measures well: beyond them
+                nothing was measured. All depths if it is left out.
         """
-        self.config, self.grid = config, grid
+        self.config, self.grid, self.range_m = config, grid, range_m
         self.scale_m, self.missing = np.float32(scale_m), np.float32(missing)
         self._mean, self._std = (
             np.array(values, np.float32)[:, None, None, None]
@@ -58,6 +66,9 @@ class DepthPatchMaker:
         picked = depth_m[nearest(height, rows, area)[:, None], nearest(width, columns, area)]
         near: NDArray[np.float32] = 1 - np.tanh(picked / self.scale_m)
         near[picked == 0] = self.missing
+        if self.range_m is not None:
+            lowest, highest = self.range_m
+            near[(picked < np.float32(lowest)) | (picked > np.float32(highest))] = self.missing
         return near
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from models.chat import check_views
 from models.fields import check_divides
@@ -30,12 +30,28 @@ class DepthConfig:
     """The authors' 1000, taken as millimetres."""
     missing: float = 0.0
     """Open: nearness of a pixel of which nothing was measured. 0 is far away, 1 at the camera."""
+    range_m: tuple[float, float] | None = None
+    """Open: the nearest and the farthest depth that count as measured, as the camera's data sheet
+    has them; all do if it is null."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_m < float("inf"):
             raise ValueError(f"depth.scale_m must be a finite number above 0, got {self.scale_m}")
         if not 0 <= self.missing <= 1:
             raise ValueError(f"depth.missing must be from 0 to 1, got {self.missing}")
+        if self.range_m is not None and not (
+            len(self.range_m) == 2 and 0 <= self.range_m[0] < self.range_m[1] < float("inf")
+        ):
+            raise ValueError(
+                f"depth.range_m must be a nearest and a farther depth in metres, or null, got "
+                f"{self.range_m}"
+            )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """Settings of `runtime.depth.DepthPatchMaker`."""
+        found: dict[str, Any] = {"scale_m": self.scale_m, "missing": self.missing}
+        return found if self.range_m is None else found | {"range_m": list(self.range_m)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -198,7 +198,7 @@ def predict(
     c = model.config
     shown, grid = patches_of([observed[name] for name in c.views], image)
     patches = dict(zip(c.views, shown, strict=True))
-    make = DepthPatchMaker(image, grid, scale_m=c.depth.scale_m, missing=c.depth.missing)
+    make = DepthPatchMaker(image, grid, **c.depth.stated)
     for name in c.depth_views:
         made = np.empty((grid[0] * grid[1], image.patch_dim), np.float32)
         make(observed[name], made)

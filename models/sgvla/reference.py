@@ -200,7 +200,9 @@ class Composition(nn.Module):
         at = depth_m.double()[None, None]
         shown = functional.grid_sample(at, grid, mode="nearest", align_corners=False)[0, 0]
         near = 1 - torch.tanh(shown / c.scale_m)
-        return torch.where(shown > 0, near, torch.tensor(c.missing).double()).float()
+        lowest, highest = c.range_m or (0, math.inf)
+        is_measured = (shown > 0) & (lowest <= shown) & (shown <= highest)
+        return torch.where(is_measured, near, torch.tensor(c.missing).double()).float()
 
     def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""

@@ -69,7 +69,7 @@ def split(
     def patches(name: str) -> str:
         if name in c.views:
             return build.cut(name)
-        return build.cut_depth(name, scale_m=c.depth.scale_m, missing=c.depth.missing)
+        return build.cut_depth(name, c.depth.stated)
 
     past = read_prismatic(build, c.vision, c.language, c.pictures, parts, slots, patches)
     prompt = _prompt(build, past, fixed, slots)

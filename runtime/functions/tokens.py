@@ -33,6 +33,8 @@ class DepthPatches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Above zero."""
     missing: float
     """What a pixel of which nothing was measured becomes, 0 (far) to 1 (near)."""
+    range_m: tuple[float, float] | None = None
+    """The nearest and the farthest depth that count as measured; all if it is left out."""
 
 
 class Embed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +121,11 @@ def _check_patches(params: Patches, ports: Ports) -> str:
 
 def _depth_patches(params: DepthPatches, resources: Resources) -> HostFunction:
     make = DepthPatchMaker(
-        params.image, params.grid, scale_m=params.scale_m, missing=params.missing
+        params.image,
+        params.grid,
+        scale_m=params.scale_m,
+        missing=params.missing,
+        range_m=params.range_m,
     )
 
     def run(values: Values, out: Arrays) -> None:
@@ -133,6 +139,8 @@ def _check_depth_patches(params: DepthPatches, ports: Ports) -> str:
         return f"scale_m is {params.scale_m}, a finite number above 0 is wanted"
     if not 0 <= params.missing <= 1:
         return f"missing is {params.missing}, 0 (far) to 1 (near) is wanted"
+    if params.range_m is not None and not 0 <= params.range_m[0] < params.range_m[1] < float("inf"):
+        return f"range_m is {list(params.range_m)}, a nearest and a farther depth are wanted"
     return _check_grid(params.grid, params.image, 1, ports)
 
 

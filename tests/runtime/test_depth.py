@@ -108,6 +108,16 @@ def test_what_was_not_measured_is_far_or_near_as_is_said_and_nothing_else_is():
     assert (far != near).sum() == 3
 
 
+def test_what_is_nearer_or_farther_than_is_measured_well_was_not_measured():
+    depth_m = np.full((8, 12), 1, np.float32)
+    depth_m[0, :4] = 0.3, 0.29999, 4.0, 4.00001
+    given = depth_m.copy()
+    got = patches(depth_m, missing=1.0, range_m=[0.3, 4.0])
+    depth_m[0, [1, 3]] = 0
+    assert np.array_equal(got, patches(depth_m, missing=1.0))
+    assert not np.array_equal(got, patches(given, missing=1.0))
+
+
 def check(params, kind, shape, outputs):
     more = {
         "depth": {"source": "robot", "dtype": "float32", "pace": "tick"},
@@ -135,6 +145,8 @@ def check(params, kind, shape, outputs):
         ({"scale_m": float("nan")}, "depth", (8, 12), (6, 48), "scale_m is nan"),
         ({"missing": 1.5}, "depth", (8, 12), (6, 48), r"missing is 1.5, 0 \(far\) to 1 \(near\)"),
         ({"missing": -1.0}, "depth", (8, 12), (6, 48), "missing is -1.0"),
+        ({"range_m": [2.0, 1.0]}, "depth", (8, 12), (6, 48), r"range_m is \[2.0, 1.0\], a nearest"),
+        ({"range_m": [-0.1, 1.0]}, "depth", (8, 12), (6, 48), "range_m is "),
         ({}, "depth", (8, 12), (5, 48), r"'patches' is \[5, 48\], \[6, 48\] is wanted"),
         ({"grid": [0, 3]}, "depth", (8, 12), (6, 48), "a grid of 0x3 patches does not merge"),
         ({}, "image", (8, 12, 3), (6, 48), "port 'depth' takes depth, 'seen' is a image"),
