@@ -228,8 +228,12 @@ class LeRobotEpisode:
                 f"{self.entry.table}: {self.name} has a {column} that is no vector of numbers, or "
                 f"of another length than the rest ({error}); convert the dataset again"
             ) from error
-        for place, *rest in np.argwhere(~np.isfinite(stacked))[:1].tolist():
-            dimension = rest[-1] if rest else 0
+        if stacked.ndim != 2:
+            raise self._unusable(
+                f"makes no recording: values of {column} are {list(stacked.shape[1:])} in a frame, "
+                "and a vector is wanted"
+            )
+        for place, dimension in np.argwhere(~np.isfinite(stacked))[:1].tolist():
             raise RecordingError(
                 f"{self.entry.table}: {rows[place].name}, dimension {dimension} of {column} is "
                 f"NaN or infinite; mend it, or {self._leave_out}"

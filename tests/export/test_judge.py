@@ -156,6 +156,7 @@ def ratios(subject):
         with rounding(subject.checkpoint.model, "bfloat16", exact):
             floors = stage_errors(subject.exact, seen.tensors)
         errors = stage_errors(subject.parts, seen.tensors)
+        assert floors.pop("goal_readout") == errors.pop("goal_readout") == 0, "it stays float32"
         found.append({stage: errors[stage] / floors[stage] for stage in errors})
     return found
 
@@ -175,6 +176,7 @@ def test_the_worst_stage_on_any_observation_decides(subject, ratios):
 
 def test_every_stage_shows_its_worst_observation(subject, ratios):
     found = worst_stages(subject)
+    assert (readout := found.pop("goal_readout")).error == readout.allowed == 0
     for stage, figures in found.items():
         index = max(range(len(ratios)), key=lambda i: ratios[i][stage])
         assert figures.where == subject.judged[index].where

@@ -18,7 +18,7 @@ from models.demo import CHECKPOINT
 from models.demo.config import DEMO_TASKS
 from runtime.policy import Policy
 
-EPISODES = 3
+EPISODES = 4
 
 
 @pytest.fixture(scope="module")
