@@ -168,8 +168,8 @@ class Pair:
         self.has_memory = any("memory" in given for given in self.declared.values())
         self.num_kept = 0
         """Keyframes shown, summed over the acts."""
-        self.stale = set().union(*expectation.leaves.values())
-        """Stages of leaves that have not run since what they read changed."""
+        self.stale = expectation.reached(self.changed) - expectation.needed
+        """Stages of leaves that did not run since what they read changed. Constants ran at load."""
         self.num_asked = 0
 
     def of_source(self, *sources):
