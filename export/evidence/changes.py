@@ -226,7 +226,7 @@ def leaf_figures(asking: Asking, timed: Timed) -> Figures:
         "ms": round(mine.p50, 3),
         "p99_ms": round(mine.p99, 3),
         "of_a_tick": round(mine.p50 / tick.p50, 4),
-        "gflops": {network: round(n / 1e9, 3) for network, n in flops.items()},
+        "gflops": {network: round(n / 1e9, 6) for network, n in flops.items()},
     }
 
 
