@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -126,7 +127,7 @@ def browser(folder: Path) -> Iterator[Callable[[], Tab]]:
             "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--ignore-certificate-errors", f"--user-data-dir={folder}", "about:blank",
         ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     with contextlib.ExitStack() as sockets:
         try:
@@ -141,7 +142,9 @@ def browser(folder: Path) -> Iterator[Callable[[], Tab]]:
             yield tab
         finally:
             sockets.close()
-            process.kill()  # its profile goes too
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # some start it by a script; its profile goes too
             process.wait(MAX_WAIT_S)
 
 
