@@ -19,6 +19,7 @@ from .markup import Markup, element
 from .page import Column, chart, sentence, table
 from .svg import lines, plane
 
+MOST_LINES = 16
 LEAST_SIDE = 0.1
 """Side of a plane at least, as a part of how far the truth is from the origin: what hardly differs
 is not blown up to the height of a chart."""
@@ -160,7 +161,8 @@ def _row(name: str, leaf: Leaf, outputs: Mapping[str, Output]) -> tuple[str, ...
 
 
 def _charts(name: str, history: Sequence[Reading], output: Output, *, known: bool) -> list[Markup]:
-    """Beside the truth where it is known; else what was said, over the episode."""
+    """Beside the truth where it is known; else what was said, over the episode: nothing where that
+    is one point, or more lines than can be told apart."""
     start = history[0].looked_at
     errors = [(r.looked_at - start, r.error) for r in history if r.error is not None]
     unit = unit_of(output)
@@ -173,6 +175,8 @@ def _charts(name: str, history: Sequence[Reading], output: Output, *, known: boo
         if history[0].value.size < 2:
             return [off]
         return [_plane(name, history, output, width=420, height=270), off]
+    if len(history) < 2 or history[0].value.size > MOST_LINES:
+        return []
     series: dict[str, list[tuple[float, float]]] = {}
     for reading in history:
         for index, number in enumerate(reading.value.ravel()):

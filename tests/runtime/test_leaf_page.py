@@ -133,3 +133,10 @@ def test_ticks_of_a_plane_stand_where_their_numbers_are():
     for node in upward:
         wanted = float(ring.get("cy")) - scale * float(node.text)
         assert float(node.get("y")) - 4 == pytest.approx(wanted, abs=0.3)
+
+
+@pytest.mark.parametrize(("count", "width", "is_drawn"), [(2, 16, 1), (2, 17, 0), (1, 3, 0)])
+def test_what_nobody_could_tell_apart_is_not_drawn(count, width, is_drawn):
+    made = leaf(np.random.default_rng(0).normal(size=(count, width)), [None] * count)
+    page = page_of(*show_leaves(trace_of(made), {"goal": Output()}))
+    assert page.tags.count("svg") == is_drawn
