@@ -1,9 +1,8 @@
 """The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
 
-DINOv2, SigLIP and Qwen2 come from `transformers`, and the expert is a second `Qwen2Model` behind
-the cache of the first; the auxiliary heads are `torch.nn` alone. None of our modules runs here. One
-thing is the runtime's: how a colour picture is brought to size, for it is TensorFlow's way, to the
-bit, and no other library has it. The weights are those of a given `SGVLA`, shared and not copied.
+What reads pictures and text is `models.prismatic_reference`'s. The expert is a second `Qwen2Model`
+behind the cache of the first; depth and the auxiliary heads are `torch.nn` alone. The weights are
+those of a given `SGVLA`, shared and not copied.
 
 Axes: N = patches of one picture, P = picture, L = token, T = action in the chunk, A = action
 dimension, D = width. The libraries want a batch axis; it is 1.
@@ -23,25 +22,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.qwen2 import Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from models.networks.config import LanguageConfig
 from models.networks.flow_expert_config import FlowExpertConfig
 from models.networks.heard import Heard, Listener, stacked
 from models.networks.parts import LayersPerPart, cut
-from models.networks.transformers_prismatic import (
-    DINO,
-    SIGLIP,
-    composed_tower_name,
-    dinov2,
-    siglip,
-)
 from models.networks.transformers_qwen import share_weights
+from models.prismatic_reference import PrismaticComposition, composed_trunk_name, qwen2
 from models.sgvla.config import LeavesConfig
 from models.sgvla.model import SGVLA
 from runtime.graph import part_name
-from runtime.image import ImageConfig, PatchMaker
+from runtime.image import ImageConfig
 
 
 class Inputs(NamedTuple):
@@ -55,24 +45,13 @@ class Inputs(NamedTuple):
     """[T, A] float32 standard normal."""
 
 
-class Composition(nn.Module):
+class Composition(PrismaticComposition):
     def __init__(self, model: SGVLA, tokenizer: Tokenizer, image: ImageConfig) -> None:
         """Share the weights of `model`."""
-        super().__init__()
         c = model.config
-        self.config, self.tokenizer, self.image = c, tokenizer, image
-        self.first = dinov2(c.vision.featurizer, c.vision)
-        self.second = siglip(c.vision.fused_featurizer, c.vision)
-        self.language = _qwen2(c.language, c.language, c.language.vocab_size)
-        width, seen = c.language.hidden_size, c.vision.embed_dim
+        super().__init__(c, tokenizer, image)
+        self.config, width = c, c.language.hidden_size
         with torch.device("meta"):
-            self.projector = nn.ModuleDict(
-                {
-                    "fc1": nn.Linear(seen, 4 * seen),
-                    "fc2": nn.Linear(4 * seen, c.vision.out_hidden_size),
-                    "fc3": nn.Linear(c.vision.out_hidden_size, c.vision.out_hidden_size),
-                }
-            )
             sizes = {"position": c.leaves.position_dim, "grasp": 1, "object_pose": 7}
             self.vectors = nn.ModuleDict(
                 {
@@ -92,7 +71,7 @@ class Composition(nn.Module):
     def add_head(self) -> None:
         """What acts, without weights."""
         head = self._flow
-        self.expert = _without_tokens(_qwen2(head, self.config.language, 1))
+        self.expert = _without_tokens(qwen2(head, self.config.language, 1))
         inside = head.hidden_size
         with torch.device("meta"):
             self.encode = nn.ModuleList(
@@ -121,17 +100,8 @@ class Composition(nn.Module):
 
     def rows(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
         """Pictures behind the first token, and the text, as the language model is given them."""
-        first, second = pixel_values.chunk(2, dim=1)
-        prefix = self.first.config.num_register_tokens + 1
-        towers = (
-            self.first(first).last_hidden_state[:, prefix:],
-            self.second(second).last_hidden_state,
-        )
-        x = torch.cat(towers, dim=-1).flatten(0, 1)[None]
-        fc1, fc2, fc3 = (self.projector[name] for name in ("fc1", "fc2", "fc3"))
-        patches_1ND = fc3(functional.gelu(fc2(functional.gelu(fc1(x)))))
         text_1LD = self.language.embed_tokens(input_ids)
-        rows = [text_1LD[:, :1], patches_1ND, text_1LD[:, 1:]]
+        rows = [text_1LD[:, :1], self.patches(pixel_values), text_1LD[:, 1:]]
         return torch.cat(rows, dim=1)
 
     def velocity(self, x_TA: Tensor, bucket: int, past: Any) -> Tensor:
@@ -171,24 +141,13 @@ class Composition(nn.Module):
 
     def observed(self, instruction: str, seen: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
         """Pictures and prompt of `Inputs`."""
-        c = self.config
-        side = c.vision.image_size // c.vision.patch_size
-        fit = PatchMaker(self.image, (side, side)).fitted
-        text = c.prompt.before + c.prompt.text.replace("{instruction}", instruction.lower())
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        shown = []
-        for name in c.pictures:
-            if name in c.views:
-                pixels = torch.from_numpy(fit(seen[name]).copy()).permute(2, 0, 1) / 255
-            else:
-                pixels = self._nearness(torch.from_numpy(seen[name])).expand(3, -1, -1)
-            for tower in (c.vision.featurizer, c.vision.fused_featurizer):
-                mean, std = (
-                    torch.tensor(v)[:, None, None] for v in (tower.image_mean, tower.image_std)
-                )
-                shown.append((pixels - mean) / std)
-        pixel_values = torch.stack(shown).unflatten(0, (len(c.pictures), 2)).flatten(1, 2)
-        return pixel_values, torch.tensor([ids])
+        shown = (
+            self.colour(seen[name])
+            if name in self.config.views
+            else self._nearness(torch.from_numpy(seen[name])).expand(3, -1, -1)
+            for name in self.config.pictures
+        )
+        return self.pixel_values(shown), self.input_ids(instruction)
 
     def _nearness(self, depth_m: Tensor) -> Tensor:
         """A depth map as a picture from 0 to 1, of the size that the towers see."""
@@ -208,17 +167,7 @@ class Composition(nn.Module):
         """Hooks that keep what the modules of a tick put out."""
         heard: dict[str, list[Tensor]] = {}
         listener = Listener(heard)
-        first: Any = self.first
-        for name, blocks in (
-            ("featurizer", first.encoder.layer),
-            ("fused_featurizer", self.second.encoder.layers),
-        ):
-            for block in blocks:
-                listener.keep(name, block)
-        listener.keep("tokens", self.projector["fc3"])
-        for layer in self.language.layers[1:]:
-            listener.keep_input("language", layer, lambda given: given[0])
-        listener.keep("hidden", self.language, lambda out: out.last_hidden_state)
+        self.hear(listener)
         listener.keep("kv", self.language, lambda out: stacked(out.past_key_values))
         self.hear_head(listener)
         return heard
@@ -236,20 +185,7 @@ class Composition(nn.Module):
         fixed: Mapping[str, int],
     ) -> dict[str, Tensor]:
         """What was kept, under the names of our graph and in its layout, without padded rows."""
-        c = self.config
-        found: dict[str, Tensor] = {}
-        towers = {"featurizer": c.vision.featurizer, "fused_featurizer": c.vision.fused_featurizer}
-        for number, picture in enumerate(c.pictures):
-            count = c.vision.num_patches
-            rows = slice(number * count, (number + 1) * count)
-            found[f"{picture}_tokens"] = kept["tokens"][0][0, rows]
-            for name, tower in towers.items():
-                parts = cut(tower.num_blocks, layers.get(name))
-                blocks = kept[name]
-                found[f"{picture}_{name}"] = blocks[-1][number, tower.num_prefix_tokens :]
-                for i, part in enumerate(parts[:-1]):
-                    x_ND = blocks[part.stop - 1][number]
-                    found[part_name(f"{picture}_{name}_x", i, len(parts))] = x_ND
+        found = self.placed_pictures(kept, self.config.pictures, layers)
         found |= self._decoder(kept, layers, fixed) | self._leaves(kept["hidden"][0])
         return found | self.placed_head(kept)
 
@@ -326,32 +262,6 @@ def _mask(widths: tuple[int, ...], width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _qwen2(
-    c: LanguageConfig | FlowExpertConfig, language: LanguageConfig, vocab_size: int
-) -> Qwen2Model:
-    """
-    Args:
-        language: whose positions these are.
-    """
-    more: Any = {"head_dim": c.head_dim}  # which its annotations leave out
-    settings = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_hidden_layers,
-        num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads,
-        rms_norm_eps=c.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
-        **more,
-    )
-    with torch.device("meta"):
-        model = Qwen2Model(settings)
-    # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
-    model.rotary_emb = Qwen2RotaryEmbedding(settings)
-    return model
-
-
 def _without_tokens(model: Any) -> Any:
     """It is given rows."""
     model.embed_tokens = nn.Identity()
@@ -359,14 +269,12 @@ def _without_tokens(model: Any) -> Any:
 
 
 PARTS: Mapping[str, str] = {
-    "language_model.model.": "language.",
     "action_head.layers.": "expert.layers.",
     "action_head.norm.": "expert.norm.",
     "action_head.action_encoder.layer1.": "encode.0.",
     "action_head.action_encoder.layer2.": "encode.1.",
     "action_head.action_encoder.layer3.": "encode.2.",
     "action_head.action_out_proj.": "decode.",
-    "projector.": "projector.",
     "position_head.fc1.": "vectors.position.0.",
     "position_head.fc2.": "vectors.position.2.",
     "grasp_head.fc1.": "vectors.grasp.0.",
@@ -392,12 +300,8 @@ JOINTS = {
 
 def composed_name(name: str) -> str:
     """What the tensor of our policy called `name` is called in a `Composition`."""
-    for begin, other, pieces in (
-        ("vision_backbone.featurizer.", "first.", DINO),
-        ("vision_backbone.fused_featurizer.", "second.", SIGLIP),
-    ):
-        if name.startswith(begin):
-            return other + composed_tower_name(name.removeprefix(begin), pieces)
+    if trunk := composed_trunk_name(name):
+        return trunk
     if name.startswith("segmentation_head.doublings."):
         _, _, number, which = name.split(".")
         return f"mask.{2 * int(number) + 2}.{which}"

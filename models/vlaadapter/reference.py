@@ -1,10 +1,8 @@
 """The whole policy composed from public libraries: the oracle, and the benchmark's baseline.
 
-DINOv2, SigLIP and Qwen2 come from `transformers`; projector and head are `torch.nn` alone. None of
-our modules runs here and nothing is cached. One thing is the runtime's: how a picture is brought to
-size, for it is TensorFlow's way, to the bit, and no other library has it. The weights are those of
-a given `VLAAdapter`, shared and not copied. What the authors feed and never read is fed here too:
-the last query, and the stop token behind it.
+All that reads is `models.prismatic_reference`'s; the head is `torch.nn` alone, and nothing is
+cached. The weights are those of a given `VLAAdapter`, shared and not copied. What the authors feed
+and never read is fed here too: the last query, and the stop token behind it.
 
 Axes: N = patches of one view, L = token, T = action in the chunk, A = action dimension, D = width.
 The libraries want a batch axis; it is 1.
@@ -22,23 +20,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.qwen2 import Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from models.networks.config import BridgeConfig, LanguageConfig
+from models.networks.config import BridgeConfig
 from models.networks.heard import Heard, Listener, stacked
 from models.networks.parts import LayersPerPart, cut
-from models.networks.transformers_prismatic import (
-    DINO,
-    SIGLIP,
-    composed_tower_name,
-    dinov2,
-    siglip,
-)
 from models.networks.transformers_qwen import share_weights
+from models.prismatic_reference import PrismaticComposition, composed_trunk_name
 from models.vlaadapter.model import VLAAdapter
 from runtime.graph import part_name
-from runtime.image import ImageConfig, PatchMaker
+from runtime.image import ImageConfig
 
 STOP = 2
 """Id behind the queries."""
@@ -55,24 +45,13 @@ class Inputs(NamedTuple):
     """[S] in policy units."""
 
 
-class Composition(nn.Module):
+class Composition(PrismaticComposition):
     def __init__(self, model: VLAAdapter, tokenizer: Tokenizer, image: ImageConfig) -> None:
         """Share the weights of `model`."""
-        super().__init__()
         c = model.config
-        self.config, self.tokenizer, self.image = c, tokenizer, image
-        self.first = dinov2(c.vision.featurizer, c.vision)
-        self.second = siglip(c.vision.fused_featurizer, c.vision)
-        self.language = _qwen2(c.language)
-        width, seen = c.language.hidden_size, c.vision.embed_dim
+        super().__init__(c, tokenizer, image)
+        self.config, width = c, c.language.hidden_size
         with torch.device("meta"):
-            self.projector = nn.ModuleDict(
-                {
-                    "fc1": nn.Linear(seen, 4 * seen),
-                    "fc2": nn.Linear(4 * seen, c.vision.out_hidden_size),
-                    "fc3": nn.Linear(c.vision.out_hidden_size, c.vision.out_hidden_size),
-                }
-            )
             self.queries = nn.Embedding(c.head.num_queries, width)
             self.proprio = nn.ModuleDict(
                 {"fc1": nn.Linear(c.head.state_dim, width), "fc2": nn.Linear(width, width)}
@@ -82,15 +61,7 @@ class Composition(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, state: Tensor) -> Tensor:
         """One observation, see `Inputs` -> [T, A] float32 in policy units."""
-        first, second = pixel_values.chunk(2, dim=1)
-        prefix = self.first.config.num_register_tokens + 1
-        towers = (
-            self.first(first).last_hidden_state[:, prefix:],
-            self.second(second).last_hidden_state,
-        )
-        x = torch.cat(towers, dim=-1).flatten(0, 1)[None]
-        fc1, fc2, fc3 = (self.projector[name] for name in ("fc1", "fc2", "fc3"))
-        patches_1ND = fc3(functional.gelu(fc2(functional.gelu(fc1(x)))))
+        patches_1ND = self.patches(pixel_values)
         table = self.language.embed_tokens
         text_1LD, stop = table(input_ids), table(torch.tensor([[STOP]]))
         rows = [text_1LD[:, :1], patches_1ND, text_1LD[:, 1:], self.queries.weight[None], stop]
@@ -115,37 +86,14 @@ class Composition(nn.Module):
             state: [S] in policy units.
             views: uint8 [H, W, 3] RGB, by the names of the configuration.
         """
-        c = self.config
-        side = c.vision.image_size // c.vision.patch_size
-        fit = PatchMaker(self.image, (side, side)).fitted
-        text = c.prompt.before + c.prompt.text.replace("{instruction}", instruction.lower())
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        shown = []
-        for name in c.views:
-            pixels = torch.from_numpy(fit(views[name]).copy()).permute(2, 0, 1) / 255
-            for tower in (c.vision.featurizer, c.vision.fused_featurizer):
-                mean, std = (
-                    torch.tensor(v)[:, None, None] for v in (tower.image_mean, tower.image_std)
-                )
-                shown.append((pixels - mean) / std)
-        pixel_values = torch.stack(shown).unflatten(0, (len(c.views), 2)).flatten(1, 2)
-        return Inputs(pixel_values, torch.tensor([ids]), torch.from_numpy(state).float())
+        pixel_values = self.pixel_values(self.colour(views[name]) for name in self.config.views)
+        return Inputs(pixel_values, self.input_ids(instruction), torch.from_numpy(state).float())
 
     def listen(self) -> dict[str, list[Tensor]]:
         """Hooks that keep what the modules of a tick put out."""
         heard: dict[str, list[Tensor]] = {}
         listener = Listener(heard)
-        first: Any = self.first
-        for name, blocks in (
-            ("featurizer", first.encoder.layer),
-            ("fused_featurizer", self.second.encoder.layers),
-        ):
-            for block in blocks:
-                listener.keep(name, block)
-        listener.keep("tokens", self.projector["fc3"])
-        for layer in self.language.layers[1:]:
-            listener.keep_input("language", layer, lambda given: given[0])
-        listener.keep("hidden", self.language, lambda out: out.last_hidden_state)
+        self.hear(listener)
         self.language.register_forward_pre_hook(
             lambda _m, args, named: (args, named | {"use_cache": True}), with_kwargs=True
         )
@@ -162,19 +110,7 @@ class Composition(nn.Module):
         fixed: Mapping[str, int],
     ) -> dict[str, Tensor]:
         """What was kept, under the names of our graph and in its layout, without padded rows."""
-        c = self.config
-        found: dict[str, Tensor] = {}
-        towers = {"featurizer": c.vision.featurizer, "fused_featurizer": c.vision.fused_featurizer}
-        for number, view in enumerate(c.views):
-            count = c.vision.num_patches
-            found[f"{view}_tokens"] = kept["tokens"][0][0, number * count : (number + 1) * count]
-            for name, tower in towers.items():
-                parts = cut(tower.num_blocks, layers.get(name))
-                blocks = kept[name]
-                found[f"{view}_{name}"] = blocks[-1][number, tower.num_prefix_tokens :]
-                for i, part in enumerate(parts[:-1]):
-                    x_ND = blocks[part.stop - 1][number]
-                    found[part_name(f"{view}_{name}_x", i, len(parts))] = x_ND
+        found = self.placed_pictures(kept, self.config.views, layers)
         found |= {f"{view}_task_kv": kv for view, kv in self._task(kept, fixed).items()}
         actions = kept["actions"][0][0]
         found |= self._decoder(kept, layers, fixed)
@@ -283,24 +219,6 @@ class HeadBlock(nn.Module):
         return x * angles.cos().to(x.dtype) + (x @ crossed) * angles.sin().to(x.dtype)
 
 
-def _qwen2(lm: LanguageConfig) -> Qwen2Model:
-    settings = Qwen2Config(
-        vocab_size=lm.vocab_size,
-        hidden_size=lm.hidden_size,
-        intermediate_size=lm.intermediate_size,
-        num_hidden_layers=lm.num_hidden_layers,
-        num_attention_heads=lm.num_attention_heads,
-        num_key_value_heads=lm.num_key_value_heads,
-        rms_norm_eps=lm.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": lm.rope_theta},
-    )
-    with torch.device("meta"):
-        model = Qwen2Model(settings)
-    # The rotary frequencies are no weights: no state_dict would bring them off the meta device.
-    model.rotary_emb = Qwen2RotaryEmbedding(settings)
-    return model
-
-
 _HEAD: Mapping[str, str] = {
     "layer_norm1": "norms.0", "layer_norm2": "norms.1", "fc1": "first", "fc2": "last",
 }  # fmt: skip
@@ -308,17 +226,11 @@ _HEAD: Mapping[str, str] = {
 
 def composed_name(name: str) -> str:
     """What the tensor of our policy called `name` is called in a `Composition`."""
-    for begin, other, pieces in (
-        ("vision_backbone.featurizer.", "first.", DINO),
-        ("vision_backbone.fused_featurizer.", "second.", SIGLIP),
-        ("language_model.model.", "language.", {}),
-        ("action_queries.", "queries.", {}),
-        ("proprio_projector.", "proprio.", {}),
-    ):
+    if trunk := composed_trunk_name(name):
+        return trunk
+    for begin, other in (("action_queries.", "queries."), ("proprio_projector.", "proprio.")):
         if name.startswith(begin):
-            return other + composed_tower_name(name.removeprefix(begin), pieces)
-    if name.startswith("projector."):
-        return name
+            return other + name.removeprefix(begin)
     _, _, place, *rest = name.split(".")
     if place != "mlp_resnet_blocks":
         return f"head.{_HEAD[place]}.{rest[0]}"
