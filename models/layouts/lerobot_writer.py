@@ -48,7 +48,7 @@ from models.layouts.lerobot_settings import (
     TOKENIZER,
     TYPE,
 )
-from models.layouts.writers import Say, write_safetensors
+from models.layouts.writers import Say, check_asked, check_said, write_safetensors
 from models.networks.config import LlamaConfig
 from models.random_weights import random_tensor
 from models.smolvla.config import PromptConfig, SmolVLAConfig
@@ -82,22 +82,17 @@ def check_writable(config: SmolVLAConfig, arguments: Synthesize) -> None:
     Raises:
         ValueError: it is to be written otherwise, or is what no such folder can say.
     """
-    if arguments.layout not in (None, LAYOUT):
-        raise ValueError(f"a {config.model_type} is written as --layout {LAYOUT} only")
-    if (arguments.names, arguments.weights, arguments.settings) != ("published", "pt", "current"):
-        raise ValueError(f"--names, --weights and --settings belong to no --layout {LAYOUT}")
+    check_asked(arguments, config.model_type, LAYOUT)
     head, n = config.head, config.normalization
-    for what, ours, theirs in (
-        ("prompt.text", config.prompt.text, PromptConfig().text),
-        ("head.intermediate_size", head.intermediate_size, mlp_width(head.hidden_size)),
-        ("normalization.state", n.state, n.state[:1] * len(n.state)),
-        ("normalization.action", n.action, n.action[:1] * len(n.action)),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{what}={ours!r} cannot be said in a folder of --layout {LAYOUT}, whose readers "
-                f"take {theirs!r}"
-            )
+    check_said(
+        LAYOUT,
+        [
+            ("prompt.text", config.prompt.text, PromptConfig().text),
+            ("head.intermediate_size", head.intermediate_size, mlp_width(head.hidden_size)),
+            ("normalization.state", n.state, n.state[:1] * len(n.state)),
+            ("normalization.action", n.action, n.action[:1] * len(n.action)),
+        ],
+    )
     if unknown := sorted({*n.state, *n.action} - set(MODES.values())):
         raise ValueError(f"LeRobot knows {sorted(MODES.values())}, and no normalization {unknown}")
     if unseen := [v for v in config.views if v.startswith(EMPTY) or "." in v]:

@@ -15,7 +15,7 @@ from models.families import read_config, to_json
 from models.init import image_of, statistics_of
 from models.json_file import read_object
 from models.layouts.hugging_face import INDEX
-from models.layouts.writers import Say, write_sharded
+from models.layouts.writers import Say, check_asked, write_sharded
 from models.policy_config import PolicyConfig
 from models.sources import Weights
 from models.verbs import Synthesize
@@ -34,12 +34,7 @@ def check_writable(config: PolicyConfig, arguments: Synthesize) -> None:
     Raises:
         ValueError: it is to be written otherwise.
     """
-    if arguments.layout not in (None, LAYOUT):
-        raise ValueError(
-            f"a {config.model_type} is written as --layout {LAYOUT} only: nobody published another"
-        )
-    if (arguments.names, arguments.weights, arguments.settings) != ("published", "pt", "current"):
-        raise ValueError(f"--names, --weights and --settings belong to no --layout {LAYOUT}")
+    check_asked(arguments, config.model_type, LAYOUT, why=": nobody published another")
 
 
 def write(

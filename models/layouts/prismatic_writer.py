@@ -38,7 +38,14 @@ from models.layouts.prismatic_settings import (
     TOWERS,
     image_settings,
 )
-from models.layouts.writers import Say, write_safetensors, write_sharded, write_torch
+from models.layouts.writers import (
+    Say,
+    check_asked,
+    check_said,
+    write_safetensors,
+    write_sharded,
+    write_torch,
+)
 from models.networks.config import BridgeConfig
 from models.prismatic_chat import PromptConfig
 from models.random_weights import random_tensor
@@ -63,28 +70,23 @@ def check_writable(config: VLAAdapterConfig, arguments: Synthesize) -> None:
     Raises:
         ValueError: it is to be written otherwise, or is what no such folder can say.
     """
-    if arguments.layout not in (None, LAYOUT):
-        raise ValueError(f"a {config.model_type} is written as --layout {LAYOUT} only")
-    if (arguments.names, arguments.weights, arguments.settings) != ("published", "pt", "current"):
-        raise ValueError(f"--names, --weights and --settings belong to no --layout {LAYOUT}")
+    check_asked(arguments, config.model_type, LAYOUT)
     head, text = config.head, config.language
     plain = BridgeConfig(action_dim=1, action_horizon=1, state_dim=1)
-    for what, ours, theirs in (
-        ("prompt", config.prompt, PromptConfig()),
-        ("head.num_heads", head.num_heads, plain.num_heads),
-        ("head.rope_theta", head.rope_theta, plain.rope_theta),
-        ("language.mrope_section", text.mrope_section, (text.head_dim // 2, 0, 0)),
-        *(
-            (f"{of} of {name}", getattr(tower, of), getattr(known, of))
-            for name, known, tower in _towers(config)
-            for of in ("image_mean", "image_std")
-        ),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{what}={ours!r} cannot be said in a folder of --layout {LAYOUT}, whose readers "
-                f"take {theirs!r}"
-            )
+    check_said(
+        LAYOUT,
+        [
+            ("prompt", config.prompt, PromptConfig()),
+            ("head.num_heads", head.num_heads, plain.num_heads),
+            ("head.rope_theta", head.rope_theta, plain.rope_theta),
+            ("language.mrope_section", text.mrope_section, (text.head_dim // 2, 0, 0)),
+            *(
+                (f"{of} of {name}", getattr(tower, of), getattr(known, of))
+                for name, known, tower in _towers(config)
+                for of in ("image_mean", "image_std")
+            ),
+        ],
+    )
 
 
 def write(

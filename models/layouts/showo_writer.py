@@ -42,7 +42,7 @@ from models.layouts.showo_settings import (
     VQ_CLASS,
     VQ_FROM,
 )
-from models.layouts.writers import Say, write_torch
+from models.layouts.writers import Say, check_asked, check_said, write_torch
 from models.networks.vq import bit_table
 from models.random_weights import random_tensor
 from models.sources import Source, Weights
@@ -71,10 +71,7 @@ def check_writable(config: UPVLAConfig, arguments: Synthesize) -> None:
     Raises:
         ValueError: it is to be written otherwise, or is what no such folder can say.
     """
-    if arguments.layout not in (None, LAYOUT):
-        raise ValueError(f"a {config.model_type} is written as --layout {LAYOUT} only")
-    if (arguments.names, arguments.weights, arguments.settings) != ("published", "pt", "current"):
-        raise ValueError(f"--names, --weights and --settings belong to no --layout {LAYOUT}")
+    check_asked(arguments, config.model_type, LAYOUT)
     p, text = config.prompt, config.language
     tokens = Tokenizer.from_file(str(arguments.tokenizer))
     found = tokens.get_vocab_size(with_added_tokens=True)
@@ -86,19 +83,21 @@ def check_writable(config: UPVLAConfig, arguments: Synthesize) -> None:
         )
     plain = prompt_behind(p.pad, bos=p.bos, max_text=p.max_text, num_rows=config.num_rows)
     heads = MAPConfig(action_dim=1, action_horizon=1).num_heads
-    for what, ours, theirs in (
-        ("prompt", p, plain),
-        ("language.vocab_size", text.vocab_size, p.first_code + config.vision.codebook_size + 1),
-        ("head.num_heads", config.head.num_heads, heads),
-        ("head.action_dim", config.head.action_dim, ACTION_DIM),
-        ("normalization", config.normalization, raw_actions(ACTION_DIM)),
-        ("views", config.views, VIEWS.get(len(config.views))),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{what}={ours!r} cannot be said in a folder of --layout {LAYOUT}, whose readers "
-                f"take {theirs!r}"
-            )
+    check_said(
+        LAYOUT,
+        [
+            ("prompt", p, plain),
+            (
+                "language.vocab_size",
+                text.vocab_size,
+                p.first_code + config.vision.codebook_size + 1,
+            ),
+            ("head.num_heads", config.head.num_heads, heads),
+            ("head.action_dim", config.head.action_dim, ACTION_DIM),
+            ("normalization", config.normalization, raw_actions(ACTION_DIM)),
+            ("views", config.views, VIEWS.get(len(config.views))),
+        ],
+    )
 
 
 def write(

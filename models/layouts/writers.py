@@ -9,7 +9,7 @@ the checksums in its zip archive stay those of empty space. torch does not look 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -22,11 +22,43 @@ from models.errors import CheckpointError
 from models.layouts.hugging_face import INDEX
 from models.layouts.stored import load_fake
 from models.sources import FLAG, FLOATS, Source, is_finite
+from models.verbs import Synthesize
 
 SHARD_BYTES = 1 << 30
 ALIGNMENT = 8
 """Of a safetensors header, so that the numbers behind it are aligned."""
 Say = Callable[[str], None]
+
+
+def check_asked(arguments: Synthesize, model_type: str, layout: str, *, why: str = "") -> None:
+    """
+    Args:
+        layout: the only one that there is for such a policy.
+        why: behind that.
+
+    Raises:
+        ValueError: another one is asked for, or what belongs to another one.
+    """
+    if arguments.layout not in (None, layout):
+        raise ValueError(f"a {model_type} is written as --layout {layout} only{why}")
+    if (arguments.names, arguments.weights, arguments.settings) != ("published", "pt", "current"):
+        raise ValueError(f"--names, --weights and --settings belong to no --layout {layout}")
+
+
+def check_said(layout: str, said: Iterable[tuple[str, object, object]]) -> None:
+    """
+    Args:
+        said: what it is, what the policy has, and what readers of such a folder take it for.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    for what, ours, theirs in said:
+        if ours != theirs:
+            raise ValueError(
+                f"{what}={ours!r} cannot be said in a folder of --layout {layout}, whose readers "
+                f"take {theirs!r}"
+            )
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Source]) -> None:
