@@ -12,7 +12,7 @@ from models.networks.config import (
     Qwen3VisionConfig,
     VisionConfig,
 )
-from models.networks.prismatic_config import PrismaticVisionConfig, ViTConfig
+from models.networks.prismatic_config import TOWERS, PrismaticVisionConfig, ViTConfig
 from models.networks.siglip_config import SiglipVisionConfig
 
 
@@ -152,6 +152,40 @@ def thin_qwen2_5_vl_3b() -> tuple[VisionConfig, LanguageConfig]:
         dataclasses.replace(vision, depth=2, fullatt_block_indexes=(1,)),
         dataclasses.replace(language, num_hidden_layers=2, vocab_size=512),
     )
+
+
+def thin_prismatic() -> tuple[PrismaticVisionConfig, LanguageConfig]:
+    """The published widths with few layers and a small vocabulary."""
+    language = dataclasses.replace(qwen2_5_0_5b(), num_hidden_layers=3, vocab_size=512)
+    vision = dinosiglip_224(language.hidden_size)
+    towers = {name: dataclasses.replace(getattr(vision, name), depth=3) for name in TOWERS}
+    return dataclasses.replace(vision, **towers), language
+
+
+def tiny_prismatic() -> tuple[PrismaticVisionConfig, LanguageConfig]:
+    """Every structure of it at widths of 64 to 128, for pictures of 56 x 56."""
+    published = dinosiglip_224(128)
+    vision = PrismaticVisionConfig(
+        featurizer=dataclasses.replace(
+            published.featurizer, depth=3, hidden_size=64, intermediate_size=128, num_heads=4
+        ),
+        fused_featurizer=dataclasses.replace(
+            published.fused_featurizer, depth=3, hidden_size=96, intermediate_size=160, num_heads=4
+        ),
+        out_hidden_size=128,
+        image_size=56,
+    )
+    language = LanguageConfig(
+        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        rope_theta=100.0,
+        mrope_section=(16, 0, 0),
+    )
+    return vision, language
 
 
 def tiny_qwen3() -> tuple[Qwen3VisionConfig, Qwen3LanguageConfig]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.networks.config import LanguageConfig
 from models.networks.flow_expert_config import FlowExpertConfig
-from models.networks.prismatic_config import PrismaticVisionConfig
-from models.networks.published import dinosiglip_224, qwen2_5_0_5b
+from models.networks.published import dinosiglip_224, qwen2_5_0_5b, thin_prismatic, tiny_prismatic
 from models.networks.token_head_config import TokenHeadConfig
 from models.policy_config import NormalizationConfig
 from models.sgvla.config import LeavesConfig, SGVLAConfig
@@ -46,14 +44,11 @@ def thin() -> SGVLAConfig:
     """The published widths with few layers and a small vocabulary."""
     base = fetch()
     assert isinstance(base.head, FlowExpertConfig)
+    vision, language = thin_prismatic()
     return dataclasses.replace(
         base,
-        vision=dataclasses.replace(
-            base.vision,
-            featurizer=dataclasses.replace(base.vision.featurizer, depth=3),
-            fused_featurizer=dataclasses.replace(base.vision.fused_featurizer, depth=3),
-        ),
-        language=dataclasses.replace(base.language, num_hidden_layers=3, vocab_size=512),
+        vision=vision,
+        language=language,
         head=dataclasses.replace(base.head, num_hidden_layers=3, num_inference_timesteps=3),
         license="none (random weights)",
     )
@@ -62,27 +57,7 @@ def thin() -> SGVLAConfig:
 def tiny() -> SGVLAConfig:
     """Every structure of it at widths of 32 to 128, for pictures of 56 x 56: two cameras with
     depth."""
-    published = dinosiglip_224(128)
-    vision = PrismaticVisionConfig(
-        featurizer=dataclasses.replace(
-            published.featurizer, depth=3, hidden_size=64, intermediate_size=128, num_heads=4
-        ),
-        fused_featurizer=dataclasses.replace(
-            published.fused_featurizer, depth=3, hidden_size=96, intermediate_size=160, num_heads=4
-        ),
-        out_hidden_size=128,
-        image_size=56,
-    )
-    language = LanguageConfig(
-        num_hidden_layers=3,
-        hidden_size=128,
-        intermediate_size=256,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-        rope_theta=100.0,
-        mrope_section=(16, 0, 0),
-    )
+    vision, language = tiny_prismatic()
     return SGVLAConfig(
         vision=vision,
         language=language,
