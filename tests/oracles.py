@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,16 @@ def beside_libraries(
         return ours, family_of(ours.config).reference(ours, tokenizer, image(name))
 
     return of
+
+
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The same with other fields, which are named by their path, `vision.image_size`; each is
+    checked when it is set."""
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        inside = with_fields(getattr(config, name), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{name: inside})
+    return config
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,24 +9,20 @@ import torch
 from torch.nn import functional
 
 import runtime
-from export.build import build
 from export.measure import Modules, golden_of, made_up
-from models.checkpoint import load_checkpoint, write_random_checkpoint
-from models.demo import CHECKPOINT
+from models.checkpoint import load_checkpoint
 from models.families import CONFIGS, family_of
-from models.init import image_of, statistics_of
+from models.init import image_of
 from models.networks.auxiliary_heads import Doubling, JointTransformer
 from models.random_weights import random_tensors
 from models.sgvla.config import DepthConfig, LeavesConfig
 from models.sgvla.family import prompt, published_prompt
 from models.sgvla.model import SGVLA, predict
-from models.sgvla.reference import Composition
 from models.sgvla.split import declare_leaves
 from quant.sites import find_sites
 from runtime.errors import ObservationError
-from tests.export.conftest import cut_config
-from tests.once import once
-from tests.oracles import END_TO_END, MODULE, relative_error
+from tests.export.conftest import random_bundle, random_checkpoint
+from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error, with_fields
 from tests.warm_and_cold import Expectation
 
 TINY, THIN = CONFIGS["sgvla-tiny"](), CONFIGS["sgvla-thin"]()
@@ -58,18 +54,7 @@ INSTRUCTIONS = ("reach", "Push the PUCK", " ".join(6 * ["open the drawer, then c
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = SGVLA(POLICIES[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, image_of(ours.config))
-        return made[name]
-
-    return of
+    return beside_libraries(POLICIES, tokenizer, lambda name: image_of(POLICIES[name]))
 
 
 def observed(config, seed=0, size=(120, 160)):
@@ -207,23 +192,12 @@ def test_nothing_is_folded_into_values_that_two_networks_read():
 
 @pytest.fixture(scope="module")
 def folder(shared_folder):
-    return once(
-        shared_folder / "sgvla-tiny-checkpoint",
-        lambda out: write_random_checkpoint(
-            out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
-            statistics=statistics_of(TINY), seed=0,
-        ),
-    )  # fmt: skip
+    return random_checkpoint(shared_folder, "sgvla-tiny")
 
 
 @pytest.fixture(scope="module")
-def bundle(folder, shared_folder):
-    return once(
-        shared_folder / "sgvla-tiny",
-        lambda out: build(
-            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
-        ),
-    )
+def bundle(shared_folder):
+    return random_bundle(shared_folder, "sgvla-tiny")
 
 
 @pytest.fixture(scope="module")
@@ -452,11 +426,5 @@ def test_several_samples_are_cut_into_the_same_engines(folder):
     ],
 )
 def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
-    def changed(config, path, value):
-        name, _, rest = path.partition(".")
-        inside = changed(getattr(config, name), rest, value) if rest else value
-        return dataclasses.replace(config, **{name: inside})
-
     with pytest.raises(ValueError, match=said):
-        for path, value in changes.items():
-            changed(TINY, path, value)
+        with_fields(TINY, changes)

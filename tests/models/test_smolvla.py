@@ -19,7 +19,7 @@ from quant.fold import fold
 from quant.sites import find_sites
 from runtime.errors import ObservationError
 from tests.export.conftest import random_bundle
-from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error
+from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error, with_fields
 from tests.quant.test_fold import made_up_statistics, rules_of
 from tests.warm_and_cold import redone
 
@@ -259,11 +259,5 @@ def test_several_chunks_at_once_are_each_its_own(policies, tokenizer):
     ],
 )
 def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
-    def changed(config, path, value):
-        name, _, rest = path.partition(".")
-        inside = changed(getattr(config, name), rest, value) if rest else value
-        return dataclasses.replace(config, **{name: inside})
-
     with pytest.raises(ValueError, match=said):
-        for path, value in changes.items():
-            changed(TINY, path, value)
+        with_fields(TINY, changes)

@@ -7,22 +7,24 @@ import pytest
 import torch
 
 import runtime
-from export.build import build
-from models.checkpoint import write_random_checkpoint
-from models.demo import CHECKPOINT
 from models.families import CONFIGS
-from models.init import image_of, statistics_of
+from models.init import image_of
 from models.networks.vision_language import patches_of
 from models.networks.work import Tokens
-from models.random_weights import random_tensors
 from models.upvla.family import prompt, published_prompt
 from models.upvla.model import UPVLA, actions
-from models.upvla.reference import Composition
 from models.upvla.work import engines_work
 from runtime.prompt import attention_mask, mrope_tables
-from tests.export.conftest import cut_config
-from tests.once import once
-from tests.oracles import END_TO_END, FAINT, MODULE, normal, relative_error
+from tests.export.conftest import random_bundle
+from tests.oracles import (
+    END_TO_END,
+    FAINT,
+    MODULE,
+    beside_libraries,
+    normal,
+    relative_error,
+    with_fields,
+)
 
 TINY, THIN = CONFIGS["upvla-tiny"](), CONFIGS["upvla-thin"]()
 POLICIES = {
@@ -53,18 +55,7 @@ tests that is none, so that a single one is looked at."""
 
 @pytest.fixture(scope="module")
 def policies(tokenizer):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            with torch.device("meta"):
-                model = UPVLA(POLICIES[name])
-            model.load_state_dict(dict(random_tensors(model, 0)), assign=True)
-            ours = model.eval().requires_grad_(False)
-            made[name] = ours, Composition(ours, tokenizer, image_of(ours.config))
-        return made[name]
-
-    return of
+    return beside_libraries(POLICIES, tokenizer, lambda name: image_of(POLICIES[name]))
 
 
 def observed(config, seed=0, size=(120, 160)):
@@ -216,19 +207,7 @@ def test_published_sizes_are_those_that_were_counted():
 
 @pytest.fixture(scope="module")
 def bundle(shared_folder):
-    folder = once(
-        shared_folder / "upvla-tiny-checkpoint",
-        lambda out: write_random_checkpoint(
-            out, TINY, tokenizer=CHECKPOINT / "tokenizer.json", image=image_of(TINY),
-            statistics=statistics_of(TINY), seed=0,
-        ),
-    )  # fmt: skip
-    return once(
-        shared_folder / "upvla-tiny",
-        lambda out: build(
-            cut_config(folder, out, "float32", calibration=None, held_out=None, tokens=None)
-        ),
-    )
+    return random_bundle(shared_folder, "upvla-tiny")
 
 
 END = ("suffix", "act", "denoised_actions", "actions")
@@ -306,11 +285,5 @@ def test_an_instruction_that_has_no_room_is_refused(bundle):
     ],
 )
 def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
-    def changed(config, path, value):
-        name, _, rest = path.partition(".")
-        inside = changed(getattr(config, name), rest, value) if rest else value
-        return dataclasses.replace(config, **{name: inside})
-
     with pytest.raises(ValueError, match=said):
-        for path, value in changes.items():
-            changed(TINY, path, value)
+        with_fields(TINY, changes)

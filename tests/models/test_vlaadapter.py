@@ -18,7 +18,7 @@ from models.vlaadapter.family import prompt, published_prompt
 from models.vlaadapter.model import actions
 from models.vlaadapter.split import split
 from tests.export.conftest import random_bundle, random_checkpoint
-from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error
+from tests.oracles import END_TO_END, MODULE, beside_libraries, relative_error, with_fields
 from tests.warm_and_cold import redone
 
 TINY, THIN = CONFIGS["vlaadapter-tiny"](), CONFIGS["vlaadapter-thin"]()
@@ -252,11 +252,5 @@ def test_the_bundle_says_nothing_of_what_its_prompt_does_not_do(bundle):
     ],
 )
 def test_a_configuration_that_does_not_fit_together_is_refused(changes, said):
-    def changed(config, path, value):
-        name, _, rest = path.partition(".")
-        inside = changed(getattr(config, name), rest, value) if rest else value
-        return dataclasses.replace(config, **{name: inside})
-
     with pytest.raises(ValueError, match=said):
-        for path, value in changes.items():
-            changed(TINY, path, value)
+        with_fields(TINY, changes)
